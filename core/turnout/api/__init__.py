@@ -1,0 +1,53 @@
+"""The resources of turnout.dev/v1alpha1 as pydantic models, from which crds/ is generated."""
+
+from turnout.api.budget import ApiKey, TokenBudget, TokenBudgetSpec
+from turnout.api.deployment import (
+    Accelerator,
+    Engine,
+    LastScaling,
+    LLMDeployment,
+    LLMDeploymentSpec,
+    LLMDeploymentStatus,
+    ModelSource,
+    Objectives,
+    Pool,
+    PoolStatus,
+    RatioBounds,
+    ReplicaBounds,
+    Role,
+    Routing,
+    ScaleDown,
+    Scaling,
+    SimulatedEngine,
+)
+from turnout.api.meta import Condition, ObjectMeta
+from turnout.api.route import LLMRoute, LLMRouteSpec, LLMRouteStatus, RouteTarget
+
+__all__ = [
+    "Accelerator",
+    "ApiKey",
+    "Condition",
+    "Engine",
+    "LLMDeployment",
+    "LLMDeploymentSpec",
+    "LLMDeploymentStatus",
+    "LLMRoute",
+    "LLMRouteSpec",
+    "LLMRouteStatus",
+    "LastScaling",
+    "ModelSource",
+    "ObjectMeta",
+    "Objectives",
+    "Pool",
+    "PoolStatus",
+    "RatioBounds",
+    "ReplicaBounds",
+    "Role",
+    "RouteTarget",
+    "Routing",
+    "ScaleDown",
+    "Scaling",
+    "SimulatedEngine",
+    "TokenBudget",
+    "TokenBudgetSpec",
+]

@@ -1,0 +1,319 @@
+"""LLMDeployment: a model served by a pool of prefill and a pool of decode workers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from turnout.api.meta import Condition, Model, ObjectMeta, rule, rules
+from turnout.api.quantities import Duration, Ratio
+
+Role = Literal["prefill", "decode", "aggregated"]
+AcceleratorType = Literal["H100-SXM", "H200-SXM", "A100-SXM-80GB", "L40S"]
+"""Keep in step with turnout.sizing.accelerators, whose test compares the two."""
+
+
+class ModelSource(Model):
+    """Which model, and under which names clients call it."""
+
+    source: str = Field(
+        pattern=r"^hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=256,
+        description="Where the model comes from: hf://ORGANISATION/NAME on the Hugging Face hub.",
+    )
+    revision: str = Field(
+        default="main",
+        min_length=1,
+        max_length=128,
+        description="Branch, tag or commit of the source. A change rolls prefill and decode out together.",
+    )
+    served_names: list[str] = Field(
+        default_factory=list,
+        max_length=16,
+        description="Names that clients put into the field `model`. Empty: the name of this LLMDeployment.",
+        json_schema_extra={
+            "x-kubernetes-list-type": "set",
+            **rules(
+                rule(
+                    "self.all(n, n.matches('^[A-Za-z0-9]([A-Za-z0-9._:-]{0,94}[A-Za-z0-9])?$'))",
+                    "a served name has 1 to 96 letters, digits, '.', '_', ':' or '-', such as llama-3.1-8b",
+                )
+            ),
+        },
+    )
+    max_length: int = Field(
+        default=32768,
+        ge=256,
+        le=1_048_576,
+        description="Longest prompt plus output, in tokens. Longer requests are refused with 400.",
+    )
+
+
+class SimulatedEngine(Model):
+    """Settings of the simulated engine."""
+
+    time_scale: int = Field(
+        default=1,
+        ge=1,
+        le=100,
+        description="How many seconds of the engine's life pass in one second. Everything measured on this "
+        "deployment (latencies, goodput, stabilisation windows) is told in the engine's seconds.",
+    )
+    seed: int = Field(
+        default=0, ge=0, le=2**31 - 1, description="The same seed and prompt give the same text."
+    )
+    startup_time: Duration = Field(
+        default="0s",
+        description="How long a worker takes to load the model, in the engine's time, before it is ready.",
+    )
+
+
+class Engine(Model):
+    """What runs the model."""
+
+    type: Literal["simulated"] = Field(
+        description="`simulated`: vLLM's likeness over HTTP with the latencies of the accelerator, for clusters without one."
+    )
+    simulated: SimulatedEngine = Field(
+        default_factory=SimulatedEngine, description="Settings of the simulated engine."
+    )
+
+
+class ReplicaBounds(Model):
+    """How few and how many replicas a pool may have."""
+
+    min: int = Field(default=1, ge=1, le=1000, description="Fewest replicas.")
+    max: int = Field(default=1, ge=1, le=1000, description="Most replicas.")
+
+
+class Accelerator(Model):
+    """What one replica runs on."""
+
+    type: AcceleratorType = Field(description="Which accelerator: nodes are chosen by its product label.")
+    count: int = Field(
+        default=1,
+        ge=1,
+        le=16,
+        description="Accelerators of one replica; the model is split over them (tensor parallelism).",
+    )
+
+
+class Pool(Model):
+    """One pool of like workers."""
+
+    replicas: ReplicaBounds = Field(
+        default_factory=ReplicaBounds,
+        description="Bounds of the replica count.",
+        json_schema_extra=rules(
+            rule(
+                "self.min <= self.max",
+                "replicas.min is greater than replicas.max: raise max or lower min",
+                fieldPath=".min",
+            )
+        ),
+    )
+    accelerator: Accelerator = Field(description="What one replica runs on.")
+
+
+class Objectives(Model):
+    """What a request must meet to count as good."""
+
+    time_to_first_token: Duration = Field(
+        default="2s",
+        description="Longest time from the request to the first token.",
+        json_schema_extra=rules(
+            rule(
+                "!self.matches('^([0]+(h|m|s|ms))+$')",
+                "an objective of zero can never be met: write a duration such as 500ms",
+            )
+        ),
+    )
+    inter_token_latency: Duration = Field(
+        default="50ms",
+        description="Longest mean time between the tokens of a request.",
+        json_schema_extra=rules(
+            rule(
+                "!self.matches('^([0]+(h|m|s|ms))+$')",
+                "an objective of zero can never be met: write a duration such as 40ms",
+            )
+        ),
+    )
+    goodput_percent: int = Field(
+        default=99, ge=1, le=100, description="Share of requests that shall meet both objectives, in percent."
+    )
+
+
+class RatioBounds(Model):
+    """Bounds of prefill replicas divided by decode replicas."""
+
+    min: Ratio = "1:100"
+    max: Ratio = "100:1"
+
+
+class ScaleDown(Model):
+    """How carefully replicas are taken away."""
+
+    stabilization: Duration = Field(
+        default="5m", description="Replicas leave only after this long without a need for them."
+    )
+
+
+class Scaling(Model):
+    """When and how far the pools grow and shrink."""
+
+    mode: Literal["Automatic", "Advisory", "Paused"] = Field(
+        default="Automatic",
+        description="Automatic: decide and apply. Advisory: decide and report in status, change nothing. Paused: do not decide.",
+    )
+    kv_cache_utilization_percent: int = Field(
+        default=80, ge=10, le=95, description="Share of KV cache in use above which a pool grows, in percent."
+    )
+    max_accelerators: int | None = Field(
+        default=None,
+        ge=1,
+        le=100_000,
+        description="Most accelerators both pools may hold together. Unset: no such bound.",
+    )
+    prefill_to_decode: RatioBounds = Field(
+        default_factory=RatioBounds,
+        description="Bounds of prefill replicas to decode replicas.",
+        json_schema_extra=rules(
+            rule(
+                "int(self.min.split(':')[0]) * int(self.max.split(':')[1]) <= int(self.max.split(':')[0]) * int(self.min.split(':')[1])",
+                "prefillToDecode.min is a greater ratio than prefillToDecode.max: swap them, as in min 1:4, max 2:1",
+            )
+        ),
+    )
+    scale_down: ScaleDown = Field(
+        default_factory=ScaleDown, description="How carefully replicas are taken away."
+    )
+
+
+class Routing(Model):
+    """How the router treats requests to this deployment."""
+
+    local_prefill_below_tokens: int = Field(
+        default=256,
+        ge=0,
+        le=1_048_576,
+        description="Prompts with fewer (estimated) tokens are prefilled by the decode worker itself: moving the cache costs more.",
+    )
+
+
+_ACCELERATORS_AT_LEAST = (
+    "(has(self.prefill) ? self.prefill.replicas.min * self.prefill.accelerator.count : 0)"
+    " + self.decode.replicas.min * self.decode.accelerator.count"
+)
+
+
+class LLMDeploymentSpec(Model):
+    """What the user wants."""
+
+    model: ModelSource = Field(description="Which model, and under which names clients call it.")
+    engine: Engine = Field(description="What runs the model.")
+    prefill: Pool | None = Field(
+        default=None,
+        description="Workers that compute prompts. Absent: one aggregated pool, described by `decode`, does both halves.",
+    )
+    decode: Pool = Field(description="Workers that generate tokens (both halves where `prefill` is absent).")
+    slo: Objectives = Field(
+        default_factory=Objectives, description="What a request must meet to count as good."
+    )
+    scaling: Scaling = Field(
+        default_factory=Scaling, description="When and how far the pools grow and shrink."
+    )
+    routing: Routing = Field(
+        default_factory=Routing, description="How the router treats requests to this deployment."
+    )
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """Roles of the pools, prefill first."""
+        return ("aggregated",) if self.prefill is None else ("prefill", "decode")
+
+    def pool(self, role: Role) -> Pool:
+        """Return the pool that plays *role*. Raise KeyError where this deployment has none."""
+        if role not in self.roles:
+            raise KeyError(role)
+        return self.prefill if role == "prefill" and self.prefill is not None else self.decode
+
+
+SPEC_RULES = rules(
+    rule(
+        f"!has(self.scaling.maxAccelerators) || {_ACCELERATORS_AT_LEAST} <= self.scaling.maxAccelerators",
+        "scaling.maxAccelerators is below what the minimum replicas need: raise it or lower replicas.min",
+    )
+)
+"""Rules over the whole spec. They hold where defaults have been filled in, as the API server does."""
+
+
+class PoolStatus(Model):
+    """What one pool is at."""
+
+    desired: int = Field(default=0, ge=0, description="Replicas that scaling asks for.")
+    replicas: int = Field(default=0, ge=0, description="Pods that exist, those on their way out included.")
+    ready: int = Field(default=0, ge=0, description="Pods that serve.")
+
+
+class LastScaling(Model):
+    """The last change of replicas, and why."""
+
+    time: str = Field(description="When, RFC 3339, UTC.")
+    from_: str = Field(alias="from", description="Replicas before, such as `prefill 1, decode 2`.")
+    to: str = Field(description="Replicas after.")
+    reason: str = Field(max_length=1024, description="Why, in one sentence.")
+
+
+class LLMDeploymentStatus(Model):
+    """What is. Written by the operator alone."""
+
+    observed_generation: int = Field(
+        default=0, ge=0, description="The generation of the spec that this is about."
+    )
+    conditions: list[Condition] = Field(
+        default_factory=list,
+        max_length=16,
+        description="Ready, PrefillReady, DecodeReady, ModelFits, SLOMet, ScalingLimited.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )
+    prefill: PoolStatus | None = Field(default=None, description="The prefill pool.")
+    decode: PoolStatus | None = Field(
+        default=None, description="The decode pool (the aggregated one where there is no prefill)."
+    )
+    revision: str = Field(
+        default="", description="The model revision that serves; the newest one once a rollout is over."
+    )
+    served_names: list[str] = Field(
+        default_factory=list, description="Names that clients call it by, conflicts left out."
+    )
+    goodput_percent: int | None = Field(
+        default=None,
+        ge=0,
+        le=100,
+        description="Share of recent requests that met the objectives, in percent. Absent: no requests.",
+    )
+    endpoint: str = Field(default="", description="Base URL of the OpenAI API inside the cluster.")
+    last_scaling: LastScaling | None = Field(
+        default=None, description="The last change of replicas, and why."
+    )
+
+
+class LLMDeployment(Model):
+    """A model served by a pool of prefill and a pool of decode workers."""
+
+    api_version: Literal["turnout.dev/v1alpha1"] = "turnout.dev/v1alpha1"
+    kind: Literal["LLMDeployment"] = "LLMDeployment"
+    metadata: ObjectMeta
+    spec: LLMDeploymentSpec
+    status: LLMDeploymentStatus = Field(default_factory=LLMDeploymentStatus)
+
+    @property
+    def key(self) -> str:
+        """``namespace/name``: what it is called in metrics, logs and between components."""
+        return f"{self.metadata.namespace}/{self.metadata.name}"
+
+    @property
+    def served_names(self) -> tuple[str, ...]:
+        """Names that clients may call it by, before conflicts are settled."""
+        return tuple(self.spec.model.served_names) or (self.metadata.name,)

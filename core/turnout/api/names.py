@@ -1,0 +1,75 @@
+"""Names that several components must spell alike: API group, labels, annotations, ports, variables."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+GROUP: Final = "turnout.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+
+FIELD_MANAGER: Final = "turnout-operator"
+"""The one field manager under which the operator applies children and status."""
+
+LABEL_DEPLOYMENT: Final = f"{GROUP}/deployment"
+"""On every child of an LLMDeployment: the name of that LLMDeployment."""
+LABEL_ROLE: Final = f"{GROUP}/role"
+"""On pools and their pods: ``prefill``, ``decode`` or ``aggregated``."""
+LABEL_REVISION: Final = f"{GROUP}/revision"
+"""On pools and their pods: which model revision they serve. Prefill and decode workers are
+paired only within one revision, for a KV cache means nothing to another model."""
+LABEL_DRAINING: Final = f"{GROUP}/draining"
+"""``"true"`` on a worker pod that is about to leave: it finishes what it has and gets nothing new."""
+
+ANNOTATION_DELETION_COST: Final = "controller.kubernetes.io/pod-deletion-cost"
+"""Kubernetes' own annotation: of a ReplicaSet's ready pods the one with the lowest cost goes first."""
+ANNOTATION_DRAINING_SINCE: Final = f"{GROUP}/draining-since"
+"""When draining began (RFC 3339, UTC), so that a restarted operator keeps the deadline."""
+
+LABEL_COMPONENT: Final = "app.kubernetes.io/component"
+LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+LABEL_NAME: Final = "app.kubernetes.io/name"
+COMPONENT_OPERATOR: Final = "operator"
+COMPONENT_ROUTER: Final = "router"
+COMPONENT_WORKER: Final = "worker"
+
+WORKER_PORT: Final = 8000
+"""Where a worker serves the OpenAI API, /health and /metrics. Reached by the router and the operator only."""
+WORKER_PORT_NAME: Final = "http"
+KV_SIDE_CHANNEL_PORT: Final = 5600
+"""Where a prefill worker hands out KV blocks (vLLM's VLLM_NIXL_SIDE_CHANNEL_PORT)."""
+ROUTER_PORT: Final = 8080
+"""The router's public port."""
+ROUTER_ADMIN_PORT: Final = 9090
+"""The router's second port: /metrics, /healthz, /readyz, /admin."""
+OPERATOR_ADMIN_PORT: Final = 9091
+"""The operator's port: /metrics, /healthz, /readyz."""
+
+ENV_BIND_ADDRESS: Final = "TURNOUT_BIND_ADDRESS"
+"""The address a service listens on. Unset: all of them, which is right in a real pod. The dev
+cluster sets it to the pod's own loopback address, for there all pods share one network."""
+ENV_POD_NAME: Final = "POD_NAME"
+ENV_POD_NAMESPACE: Final = "POD_NAMESPACE"
+
+MAX_NAME_LENGTH: Final = 36
+"""Longest name of an LLMDeployment. The longest name derived from it is a pod's,
+``NAME-prefill-REVISION-REPLICASET-POD`` with 7 + 8 + 10 + 5 characters and four dashes, and must
+be a DNS label of at most 63 characters to serve as a host name."""
+
+REVISION_LENGTH: Final = 8
+
+
+def pool_name(deployment: str, role: str, revision: str) -> str:
+    """Name of the Deployment that runs the *role* pool of *deployment* at *revision*."""
+    return f"{deployment}-{role}-{revision}"
+
+
+def service_name(deployment: str, role: str) -> str:
+    """Name of the headless Service in front of the *role* pool, whatever its revision."""
+    return f"{deployment}-{role}"
+
+
+def revision_of(canonical: str) -> str:
+    """Eight lower-case hex digits of *canonical*: the text of all that makes workers incompatible."""
+    return hashlib.sha256(canonical.encode()).hexdigest()[:REVISION_LENGTH]

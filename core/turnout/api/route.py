@@ -1,0 +1,83 @@
+"""LLMRoute: a name that clients call, sent to one deployment or shared out between several by weight."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from turnout.api.meta import Condition, Model, ObjectMeta, rule, rules
+
+
+class RouteTarget(Model):
+    """One deployment that a route leads to."""
+
+    deployment: str = Field(
+        min_length=1, max_length=63, description="Name of an LLMDeployment in the route's namespace."
+    )
+    weight: int = Field(
+        default=1, ge=0, le=1000, description="Share of the requests, relative to the other targets' weights."
+    )
+
+
+class LLMRouteSpec(Model):
+    """What the user wants."""
+
+    names: list[str] = Field(
+        min_length=1,
+        max_length=16,
+        description="Names that clients put into the field `model`.",
+        json_schema_extra={
+            "x-kubernetes-list-type": "set",
+            **rules(
+                rule(
+                    "self.all(n, n.matches('^[A-Za-z0-9]([A-Za-z0-9._:-]{0,94}[A-Za-z0-9])?$'))",
+                    "a name has 1 to 96 letters, digits, '.', '_', ':' or '-', such as chat",
+                )
+            ),
+        },
+    )
+    targets: list[RouteTarget] = Field(
+        min_length=1,
+        max_length=16,
+        description="Where the requests go.",
+        json_schema_extra={
+            "x-kubernetes-list-type": "map",
+            "x-kubernetes-list-map-keys": ["deployment"],
+            **rules(
+                rule(
+                    "self.exists(t, t.weight > 0)",
+                    "all weights are 0, so no target would get a request: give one a weight of 1",
+                )
+            ),
+        },
+    )
+
+
+class LLMRouteStatus(Model):
+    """What is. Written by the operator alone."""
+
+    observed_generation: int = Field(
+        default=0, ge=0, description="The generation of the spec that this is about."
+    )
+    conditions: list[Condition] = Field(
+        default_factory=list,
+        max_length=16,
+        description="Ready.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )
+
+
+class LLMRoute(Model):
+    """A name that clients call, sent to one deployment or shared out between several by weight."""
+
+    api_version: Literal["turnout.dev/v1alpha1"] = "turnout.dev/v1alpha1"
+    kind: Literal["LLMRoute"] = "LLMRoute"
+    metadata: ObjectMeta
+    spec: LLMRouteSpec
+    status: LLMRouteStatus = Field(default_factory=LLMRouteStatus)
+
+    @property
+    def key(self) -> str:
+        """``namespace/name``."""
+        return f"{self.metadata.namespace}/{self.metadata.name}"
