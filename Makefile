@@ -1,0 +1,68 @@
+# Turnout's two commands are `make demo` and `make test`; `make help` lists the rest.
+# Everything is installed into .venv from requirements.lock; built binaries are cached outside
+# the checkout (TURNOUT_CACHE, default ~/.cache/turnout).
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+KEEP   ?=
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+.PHONY: help
+help: ## Show this list.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Turnout needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Say which to use: make PYTHON=python3.12 ..."; exit 1; }
+	@echo "[setup] creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv --clear $(VENV) || { \
+	  echo "[setup] python cannot make virtual environments: install its venv module (on Debian: apt install python3-venv)"; exit 1; }
+	@echo "[setup] installing $$(grep -c '==' requirements.lock) locked packages (about half a minute the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+	@echo "[setup] done"
+
+.PHONY: setup
+setup: $(READY) ## Make the virtual environment .venv from the lock.
+
+.PHONY: demo
+demo: $(READY) ## Run Turnout on a cluster of its own under real traffic (KEEP=1 leaves it running).
+	@$(BIN)/turnout demo run $(if $(KEEP),--keep) $(ARGS)
+
+.PHONY: demo-down
+demo-down: $(READY) ## End a demo that was left running.
+	@$(BIN)/turnout demo down
+
+.PHONY: test
+test: $(READY) check ## Check and test everything (ARGS="-k name" for a part of it).
+	@echo "[test] unit, property, contract and cluster tests"
+	@$(BIN)/pytest $(ARGS)
+
+.PHONY: check
+check: $(READY) ## Formatting, lint, types, import contracts, generated files.
+	@echo "[check] ruff, mypy, import-linter, crds"
+	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@mkdir -p build && { $(BIN)/lint-imports > build/lint-imports.log || { cat build/lint-imports.log; exit 1; }; }
+	@$(BIN)/turnout crds --check
+
+.PHONY: format
+format: $(READY) ## Put the code into shape.
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+.PHONY: lock
+lock: ## Resolve the dependencies anew into requirements.lock (hashes, no addresses).
+	@$(PYTHON) -m venv build/lock && build/lock/bin/pip install --quiet uv
+	@build/lock/bin/uv pip compile --upgrade --generate-hashes --universal --no-header --no-emit-index-url \
+	  --extra dev --quiet --output-file requirements.lock pyproject.toml
+	@rm -rf build/lock
+
+.PHONY: clean
+clean: ## Remove what was built inside the checkout.
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
