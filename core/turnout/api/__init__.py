@@ -20,6 +20,7 @@ from turnout.api.deployment import (
     Scaling,
     SimulatedEngine,
 )
+from turnout.api.loading import InvalidResource, load_budget, load_deployment, load_route
 from turnout.api.meta import Condition, ObjectMeta
 from turnout.api.route import LLMRoute, LLMRouteSpec, LLMRouteStatus, RouteTarget
 
@@ -28,6 +29,7 @@ __all__ = [
     "ApiKey",
     "Condition",
     "Engine",
+    "InvalidResource",
     "LLMDeployment",
     "LLMDeploymentSpec",
     "LLMDeploymentStatus",
@@ -50,4 +52,7 @@ __all__ = [
     "SimulatedEngine",
     "TokenBudget",
     "TokenBudgetSpec",
+    "load_budget",
+    "load_deployment",
+    "load_route",
 ]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from turnout.api.meta import Model, ObjectMeta
+from turnout.api.rules import Rule, Unique
+from turnout.api.served import CallableName
 
 
 class ApiKey(Model):
@@ -15,8 +18,15 @@ class ApiKey(Model):
     name: str = Field(
         min_length=1, max_length=63, description="What people call the key, so that it can be withdrawn."
     )
-    sha256: str = Field(
-        pattern=r"^[0-9a-f]{64}$",
+    sha256: Annotated[
+        str,
+        Rule(
+            "self.matches('^[0-9a-f]{64}$')",
+            "not a SHA-256 digest: write its 64 lower-case hex digits as `turnout key create` prints them, never the key itself",
+            lambda text: re.fullmatch("[0-9a-f]{64}", text) is not None,
+        ),
+    ] = Field(
+        max_length=128,
         description="SHA-256 of the key in lower-case hex, as `turnout key create` prints it beside the key.",
     )
 
@@ -24,17 +34,21 @@ class ApiKey(Model):
 class TokenBudgetSpec(Model):
     """What the user wants."""
 
-    keys: list[ApiKey] = Field(
+    keys: Annotated[
+        list[ApiKey],
+        Unique("name"),
+        Rule(
+            "self.all(k, self.exists_one(o, o.sha256 == k.sha256))",
+            "two entries hold the digest of the same key: remove one, or it could not be withdrawn by its name",
+            lambda keys: len({key.sha256 for key in keys}) == len(keys),
+        ),
+    ] = Field(
         min_length=1,
         max_length=64,
         description="Keys whose holders this budget is for. A client sends one as `Authorization: Bearer KEY`.",
-        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
-    models: list[str] = Field(
-        default_factory=list,
-        max_length=64,
-        description="Names that these keys may call. Empty: every name.",
-        json_schema_extra={"x-kubernetes-list-type": "set"},
+    models: Annotated[list[CallableName], Unique()] = Field(
+        default_factory=list, max_length=64, description="Names that these keys may call. Empty: every name."
     )
 
 

@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
-from turnout.api.meta import Condition, Model, ObjectMeta, rule, rules
-from turnout.api.quantities import Duration, Ratio
+from turnout.api.meta import Condition, Model, ObjectMeta
+from turnout.api.names import MAX_NAME_LENGTH
+from turnout.api.quantities import RATIO_PATTERN, Duration, Ratio, fraction
+from turnout.api.rules import Rule, Unique
+from turnout.api.served import SERVED_NAMES, ServedName
 
 Role = Literal["prefill", "decode", "aggregated"]
 AcceleratorType = Literal["H100-SXM", "H200-SXM", "A100-SXM-80GB", "L40S"]
 """Keep in step with turnout.sizing.accelerators, whose test compares the two."""
 
+_SOURCE_PATTERN: Final = "^hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$"
+_SOURCE = re.compile(_SOURCE_PATTERN)
+_ANY_RATIO: Final = ("1:100", "100:1")
+_LOCAL_PREFILL_BELOW_TOKENS: Final = 256
+# Defaults that rules compare with, to tell what a user wrote from what the API server filled in.
+
+_RATIO_OF: Final = "self.scaling.prefillToDecode."
+_NAME = re.compile("[a-z]([-a-z0-9]*[a-z0-9])?")
+
 
 class ModelSource(Model):
     """Which model, and under which names clients call it."""
 
-    source: str = Field(
-        pattern=r"^hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$",
+    source: Annotated[
+        str,
+        Rule(
+            f"self.matches('{_SOURCE_PATTERN}')",
+            "not a model source: write hf://ORGANISATION/NAME, such as hf://meta-llama/Llama-3.1-8B-Instruct",
+            lambda text: _SOURCE.fullmatch(text) is not None,
+        ),
+    ] = Field(
         max_length=256,
         description="Where the model comes from: hf://ORGANISATION/NAME on the Hugging Face hub.",
     )
@@ -28,19 +47,10 @@ class ModelSource(Model):
         max_length=128,
         description="Branch, tag or commit of the source. A change rolls prefill and decode out together.",
     )
-    served_names: list[str] = Field(
+    served_names: Annotated[list[ServedName], Unique(), SERVED_NAMES] = Field(
         default_factory=list,
         max_length=16,
         description="Names that clients put into the field `model`. Empty: the name of this LLMDeployment.",
-        json_schema_extra={
-            "x-kubernetes-list-type": "set",
-            **rules(
-                rule(
-                    "self.all(n, n.matches('^[A-Za-z0-9]([A-Za-z0-9._:-]{0,94}[A-Za-z0-9])?$'))",
-                    "a served name has 1 to 96 letters, digits, '.', '_', ':' or '-', such as llama-3.1-8b",
-                )
-            ),
-        },
     )
     max_length: int = Field(
         default=32768,
@@ -86,6 +96,15 @@ class ReplicaBounds(Model):
     min: int = Field(default=1, ge=1, le=1000, description="Fewest replicas.")
     max: int = Field(default=1, ge=1, le=1000, description="Most replicas.")
 
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "self.min <= self.max",
+            "replicas.min is greater than replicas.max: raise max or lower min",
+            lambda bounds: bounds.min <= bounds.max,
+            field_path=".min",
+        ),
+    )
+
 
 class Accelerator(Model):
     """What one replica runs on."""
@@ -102,42 +121,25 @@ class Accelerator(Model):
 class Pool(Model):
     """One pool of like workers."""
 
-    replicas: ReplicaBounds = Field(
-        default_factory=ReplicaBounds,
-        description="Bounds of the replica count.",
-        json_schema_extra=rules(
-            rule(
-                "self.min <= self.max",
-                "replicas.min is greater than replicas.max: raise max or lower min",
-                fieldPath=".min",
-            )
-        ),
-    )
+    replicas: ReplicaBounds = Field(default_factory=ReplicaBounds, description="Bounds of the replica count.")
     accelerator: Accelerator = Field(description="What one replica runs on.")
+
+
+_NOT_ZERO = Rule(
+    "!self.matches('^(0+(h|m|s|ms))+$')",
+    "an objective of zero can never be met: write a duration such as 500ms",
+    lambda text: re.fullmatch("(0+(h|m|s|ms))+", text) is None,
+)
 
 
 class Objectives(Model):
     """What a request must meet to count as good."""
 
-    time_to_first_token: Duration = Field(
-        default="2s",
-        description="Longest time from the request to the first token.",
-        json_schema_extra=rules(
-            rule(
-                "!self.matches('^([0]+(h|m|s|ms))+$')",
-                "an objective of zero can never be met: write a duration such as 500ms",
-            )
-        ),
+    time_to_first_token: Annotated[Duration, _NOT_ZERO] = Field(
+        default="2s", description="Longest time from the request to the first token, such as 500ms or 2s."
     )
-    inter_token_latency: Duration = Field(
-        default="50ms",
-        description="Longest mean time between the tokens of a request.",
-        json_schema_extra=rules(
-            rule(
-                "!self.matches('^([0]+(h|m|s|ms))+$')",
-                "an objective of zero can never be met: write a duration such as 40ms",
-            )
-        ),
+    inter_token_latency: Annotated[Duration, _NOT_ZERO] = Field(
+        default="50ms", description="Longest mean time between the tokens of a request, such as 50ms."
     )
     goodput_percent: int = Field(
         default=99, ge=1, le=100, description="Share of requests that shall meet both objectives, in percent."
@@ -147,8 +149,18 @@ class Objectives(Model):
 class RatioBounds(Model):
     """Bounds of prefill replicas divided by decode replicas."""
 
-    min: Ratio = "1:100"
-    max: Ratio = "100:1"
+    min: Ratio = Field(default=_ANY_RATIO[0], description="Fewest prefill to decode replicas, such as 1:4.")
+    max: Ratio = Field(default=_ANY_RATIO[1], description="Most prefill to decode replicas, such as 2:1.")
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            f"!self.min.matches('{RATIO_PATTERN}') || !self.max.matches('{RATIO_PATTERN}')"
+            " || int(self.min.split(':')[0]) * int(self.max.split(':')[1])"
+            " <= int(self.max.split(':')[0]) * int(self.min.split(':')[1])",
+            "prefillToDecode.min is a greater ratio than prefillToDecode.max: swap them, as in min 1:4 and max 2:1",
+            lambda bounds: fraction(bounds.min) <= fraction(bounds.max),
+        ),
+    )
 
 
 class ScaleDown(Model):
@@ -178,12 +190,6 @@ class Scaling(Model):
     prefill_to_decode: RatioBounds = Field(
         default_factory=RatioBounds,
         description="Bounds of prefill replicas to decode replicas.",
-        json_schema_extra=rules(
-            rule(
-                "int(self.min.split(':')[0]) * int(self.max.split(':')[1]) <= int(self.max.split(':')[0]) * int(self.min.split(':')[1])",
-                "prefillToDecode.min is a greater ratio than prefillToDecode.max: swap them, as in min 1:4, max 2:1",
-            )
-        ),
     )
     scale_down: ScaleDown = Field(
         default_factory=ScaleDown, description="How carefully replicas are taken away."
@@ -194,17 +200,11 @@ class Routing(Model):
     """How the router treats requests to this deployment."""
 
     local_prefill_below_tokens: int = Field(
-        default=256,
+        default=_LOCAL_PREFILL_BELOW_TOKENS,
         ge=0,
         le=1_048_576,
         description="Prompts with fewer (estimated) tokens are prefilled by the decode worker itself: moving the cache costs more.",
     )
-
-
-_ACCELERATORS_AT_LEAST = (
-    "(has(self.prefill) ? self.prefill.replicas.min * self.prefill.accelerator.count : 0)"
-    " + self.decode.replicas.min * self.decode.accelerator.count"
-)
 
 
 class LLMDeploymentSpec(Model):
@@ -227,6 +227,60 @@ class LLMDeploymentSpec(Model):
         default_factory=Routing, description="How the router treats requests to this deployment."
     )
 
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(self.scaling.maxAccelerators) || (has(self.prefill) ? self.prefill.replicas.min"
+            " * self.prefill.accelerator.count : 0) + self.decode.replicas.min * self.decode.accelerator.count"
+            " <= self.scaling.maxAccelerators",
+            "scaling.maxAccelerators is below what the minimum replicas need: raise it or lower replicas.min",
+            lambda spec: (
+                spec.scaling.max_accelerators is None
+                or sum(
+                    spec.pool(role).replicas.min * spec.pool(role).accelerator.count for role in spec.roles
+                )
+                <= spec.scaling.max_accelerators
+            ),
+        ),
+        Rule(
+            f"has(self.prefill) || (self.scaling.prefillToDecode.min == '{_ANY_RATIO[0]}'"
+            f" && self.scaling.prefillToDecode.max == '{_ANY_RATIO[1]}')",
+            "scaling.prefillToDecode has no effect without a prefill pool: remove it or add spec.prefill",
+            lambda spec: spec.prefill is not None or spec.scaling.prefill_to_decode == RatioBounds(),
+        ),
+        Rule(
+            f"has(self.prefill) || self.routing.localPrefillBelowTokens == {_LOCAL_PREFILL_BELOW_TOKENS}",
+            "routing.localPrefillBelowTokens has no effect without a prefill pool: remove it or add spec.prefill",
+            lambda spec: (
+                spec.prefill is not None
+                or spec.routing.local_prefill_below_tokens == _LOCAL_PREFILL_BELOW_TOKENS
+            ),
+        ),
+        Rule(
+            f"!has(self.prefill) || !{_RATIO_OF}min.matches('{RATIO_PATTERN}')"
+            f" || int({_RATIO_OF}min.split(':')[0]) * self.decode.replicas.min"
+            f" <= int({_RATIO_OF}min.split(':')[1]) * self.prefill.replicas.max",
+            "scaling.prefillToDecode.min asks for more prefill replicas than prefill.replicas.max at the least decode replicas:"
+            " raise prefill.replicas.max, or lower decode.replicas.min or the ratio",
+            lambda spec: (
+                spec.prefill is None
+                or fraction(spec.scaling.prefill_to_decode.min) * spec.decode.replicas.min
+                <= spec.prefill.replicas.max
+            ),
+        ),
+        Rule(
+            f"!has(self.prefill) || !{_RATIO_OF}max.matches('{RATIO_PATTERN}')"
+            f" || int({_RATIO_OF}max.split(':')[1]) * self.prefill.replicas.min"
+            f" <= int({_RATIO_OF}max.split(':')[0]) * self.decode.replicas.max",
+            "scaling.prefillToDecode.max asks for more decode replicas than decode.replicas.max at the least prefill replicas:"
+            " raise decode.replicas.max, or lower prefill.replicas.min or raise the ratio",
+            lambda spec: (
+                spec.prefill is None
+                or fraction(spec.scaling.prefill_to_decode.max) * spec.decode.replicas.max
+                >= spec.prefill.replicas.min
+            ),
+        ),
+    )
+
     @property
     def roles(self) -> tuple[Role, ...]:
         """Roles of the pools, prefill first."""
@@ -239,27 +293,22 @@ class LLMDeploymentSpec(Model):
         return self.prefill if role == "prefill" and self.prefill is not None else self.decode
 
 
-SPEC_RULES = rules(
-    rule(
-        f"!has(self.scaling.maxAccelerators) || {_ACCELERATORS_AT_LEAST} <= self.scaling.maxAccelerators",
-        "scaling.maxAccelerators is below what the minimum replicas need: raise it or lower replicas.min",
-    )
-)
-"""Rules over the whole spec. They hold where defaults have been filled in, as the API server does."""
-
-
 class PoolStatus(Model):
     """What one pool is at."""
 
     desired: int = Field(default=0, ge=0, description="Replicas that scaling asks for.")
     replicas: int = Field(default=0, ge=0, description="Pods that exist, those on their way out included.")
     ready: int = Field(default=0, ge=0, description="Pods that serve.")
+    summary: str = Field(
+        default_factory=lambda pool: f"{pool['ready']}/{pool['desired']}",
+        description="Ready and desired replicas at a glance, such as 2/3.",
+    )
 
 
 class LastScaling(Model):
     """The last change of replicas, and why."""
 
-    time: str = Field(description="When, RFC 3339, UTC.")
+    time: str = Field(description="When, RFC 3339, UTC.", json_schema_extra={"format": "date-time"})
     from_: str = Field(alias="from", description="Replicas before, such as `prefill 1, decode 2`.")
     to: str = Field(description="Replicas after.")
     reason: str = Field(max_length=1024, description="Why, in one sentence.")
@@ -271,11 +320,10 @@ class LLMDeploymentStatus(Model):
     observed_generation: int = Field(
         default=0, ge=0, description="The generation of the spec that this is about."
     )
-    conditions: list[Condition] = Field(
+    conditions: Annotated[list[Condition], Unique("type")] = Field(
         default_factory=list,
         max_length=16,
         description="Ready, PrefillReady, DecodeReady, ModelFits, SLOMet, ScalingLimited.",
-        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     prefill: PoolStatus | None = Field(default=None, description="The prefill pool.")
     decode: PoolStatus | None = Field(
@@ -307,6 +355,21 @@ class LLMDeployment(Model):
     metadata: ObjectMeta
     spec: LLMDeploymentSpec
     status: LLMDeploymentStatus = Field(default_factory=LLMDeploymentStatus)
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            f"self.metadata.name.size() <= {MAX_NAME_LENGTH}",
+            f"metadata.name is longer than {MAX_NAME_LENGTH} characters: shorten it, for the names of pods are made"
+            " from it and end at 63; what clients call goes into spec.model.servedNames",
+            lambda resource: len(resource.metadata.name) <= MAX_NAME_LENGTH,
+        ),
+        Rule(
+            f"self.metadata.name.matches('^{_NAME.pattern}$')",
+            "metadata.name has to begin with a letter and hold only a-z, 0-9 and '-', such as llama-3-1-8b, for Services"
+            " are named after it; what clients call goes into spec.model.servedNames",
+            lambda resource: _NAME.fullmatch(resource.metadata.name) is not None,
+        ),
+    )
 
     @property
     def key(self) -> str:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
 from pydantic.alias_generators import to_camel
+
+from turnout.api.rules import VALIDATIONS, Rule
+
+if TYPE_CHECKING:
+    from pydantic_core import CoreSchema
 
 
 class Model(BaseModel):
@@ -13,15 +18,24 @@ class Model(BaseModel):
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True, extra="forbid")
 
+    rules: ClassVar[tuple[Rule, ...]] = ()
+    """Constraints between this model's fields."""
 
-def rule(expression: str, message: str, **more: Any) -> dict[str, Any]:
-    """Return a CEL validation rule for the CRD: *message* tells the user what to write instead."""
-    return {"rule": expression, "message": message, **more}
+    @model_validator(mode="after")
+    def _keep_rules(self) -> Self:
+        broken = [rule.message for rule in self.rules if not rule.holds(self)]
+        if broken:
+            raise ValueError("; ".join(broken))
+        return self
 
-
-def rules(*cel: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema extension that carries *cel* rules in a CRD."""
-    return {"x-kubernetes-validations": list(cel)}
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        result = handler(schema)
+        if cls.rules:
+            handler.resolve_ref_schema(result)[VALIDATIONS] = [rule.validation() for rule in cls.rules]
+        return result
 
 
 class ObjectMeta(BaseModel):
@@ -47,7 +61,10 @@ class Condition(Model):
     status: Literal["True", "False", "Unknown"] = Field(description="Whether it holds.")
     reason: str = Field(max_length=128, description="Why, in one CamelCase word.")
     message: str = Field(max_length=4096, description="Why, in a sentence that says what to do.")
-    last_transition_time: str = Field(description="When the status last changed, RFC 3339, UTC.")
+    last_transition_time: str = Field(
+        description="When the status last changed, RFC 3339, UTC.",
+        json_schema_extra={"format": "date-time"},
+    )
     observed_generation: int = Field(
         default=0, ge=0, description="The generation of the spec that this is about."
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from turnout.api.meta import Condition, Model, ObjectMeta, rule, rules
+from turnout.api.meta import Condition, Model, ObjectMeta
+from turnout.api.rules import Rule, Unique
+from turnout.api.served import SERVED_NAMES, ServedName
 
 
 class RouteTarget(Model):
@@ -23,35 +25,18 @@ class RouteTarget(Model):
 class LLMRouteSpec(Model):
     """What the user wants."""
 
-    names: list[str] = Field(
-        min_length=1,
-        max_length=16,
-        description="Names that clients put into the field `model`.",
-        json_schema_extra={
-            "x-kubernetes-list-type": "set",
-            **rules(
-                rule(
-                    "self.all(n, n.matches('^[A-Za-z0-9]([A-Za-z0-9._:-]{0,94}[A-Za-z0-9])?$'))",
-                    "a name has 1 to 96 letters, digits, '.', '_', ':' or '-', such as chat",
-                )
-            ),
-        },
+    names: Annotated[list[ServedName], Unique(), SERVED_NAMES] = Field(
+        min_length=1, max_length=16, description="Names that clients put into the field `model`."
     )
-    targets: list[RouteTarget] = Field(
-        min_length=1,
-        max_length=16,
-        description="Where the requests go.",
-        json_schema_extra={
-            "x-kubernetes-list-type": "map",
-            "x-kubernetes-list-map-keys": ["deployment"],
-            **rules(
-                rule(
-                    "self.exists(t, t.weight > 0)",
-                    "all weights are 0, so no target would get a request: give one a weight of 1",
-                )
-            ),
-        },
-    )
+    targets: Annotated[
+        list[RouteTarget],
+        Unique("deployment"),
+        Rule(
+            "self.exists(t, t.weight > 0)",
+            "all weights are 0, so no target would get a request: give one a weight of 1",
+            lambda targets: any(target.weight > 0 for target in targets),
+        ),
+    ] = Field(min_length=1, max_length=16, description="Where the requests go.")
 
 
 class LLMRouteStatus(Model):
@@ -60,11 +45,8 @@ class LLMRouteStatus(Model):
     observed_generation: int = Field(
         default=0, ge=0, description="The generation of the spec that this is about."
     )
-    conditions: list[Condition] = Field(
-        default_factory=list,
-        max_length=16,
-        description="Ready.",
-        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    conditions: Annotated[list[Condition], Unique("type")] = Field(
+        default_factory=list, max_length=16, description="Ready."
     )
 
 
