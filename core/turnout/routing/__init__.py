@@ -1,0 +1,59 @@
+"""Where a request goes, and why: names, pairs of backends, health, retries, objectives. All pure."""
+
+from turnout.routing.fleet import (
+    Backend,
+    DeploymentRoute,
+    Fleet,
+    Grant,
+    NamedRoute,
+    Served,
+    build_fleet,
+    choose_target,
+    resolve,
+)
+from turnout.routing.health import (
+    HEALTHY,
+    Health,
+    HealthPolicy,
+    after_failure,
+    after_success,
+    may_use,
+    on_pick,
+    usable,
+)
+from turnout.routing.objectives import Timing, is_good, mean_inter_token_seconds
+from turnout.routing.pick import Choice, Load, pick_pair
+from turnout.routing.prompt import estimate_prompt_tokens, needs_local_prefill
+from turnout.routing.retries import RetryBudget, after_request, after_retry, may_retry
+
+__all__ = [
+    "HEALTHY",
+    "Backend",
+    "Choice",
+    "DeploymentRoute",
+    "Fleet",
+    "Grant",
+    "Health",
+    "HealthPolicy",
+    "Load",
+    "NamedRoute",
+    "RetryBudget",
+    "Served",
+    "Timing",
+    "after_failure",
+    "after_request",
+    "after_retry",
+    "after_success",
+    "build_fleet",
+    "choose_target",
+    "estimate_prompt_tokens",
+    "is_good",
+    "may_retry",
+    "may_use",
+    "mean_inter_token_seconds",
+    "needs_local_prefill",
+    "on_pick",
+    "pick_pair",
+    "resolve",
+    "usable",
+]

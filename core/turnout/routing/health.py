@@ -1,0 +1,107 @@
+"""When a backend is left alone after failures, and how it comes back.
+
+States of one backend::
+
+    healthy --failures in a row reach the threshold--> ejected for a growing time
+    ejected --time over--> half open: one request at a time probes it
+    half open --success--> healthy          half open --failure--> ejected, for twice as long
+
+Ejection is the router's own and only about requests: a pod that Kubernetes calls unready is no backend at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from turnout.routing.fleet import Backend
+
+
+@dataclass(frozen=True, slots=True)
+class HealthPolicy:
+    """When to eject and for how long.
+
+    `failures` in a row eject a backend, for `first_seconds` the first time and twice as long each further time
+    without a success between, at most `longest_seconds`. A probe that has not come to an end after
+    `probe_seconds` lets another one try.
+    """
+
+    failures: int = 3
+    first_seconds: float = 1.0
+    longest_seconds: float = 30.0
+    probe_seconds: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What is known of one backend: failures in a row, ejections since the last success, times on the caller's clock."""
+
+    failures: int = 0
+    ejections: int = 0
+    ejected_until: float | None = None
+    probing_until: float | None = None
+
+    @property
+    def ejected(self) -> bool:
+        """Whether it has been ejected and has not yet come back."""
+        return self.ejected_until is not None
+
+
+HEALTHY: Final = Health()
+
+
+def after_success(_health: Health) -> Health:
+    """Return the state after an answer: one success is enough to trust a backend again."""
+    return HEALTHY
+
+
+def after_failure(health: Health, now: float, policy: HealthPolicy) -> Health:
+    """Return the state after a failure that was the backend's own (connection, time-out, 5xx).
+
+    Failures of requests that were under way when it was ejected do not prolong the ejection.
+    """
+    if health.ejected_until is not None and now < health.ejected_until:
+        return health
+    failures = health.failures + 1
+    if health.ejected_until is None and failures < policy.failures:
+        return replace(health, failures=failures)
+    duration = min(policy.first_seconds * 2.0 ** min(health.ejections, 32), policy.longest_seconds)
+    return Health(failures=failures, ejections=health.ejections + 1, ejected_until=now + duration)
+
+
+def may_use(health: Health, now: float) -> bool:
+    """Say whether a request may be sent now: healthy, or half open with no probe under way."""
+    if health.ejected_until is None:
+        return True
+    if now < health.ejected_until:
+        return False
+    return health.probing_until is None or now >= health.probing_until
+
+
+def on_pick(health: Health, now: float, policy: HealthPolicy) -> Health:
+    """Return the state once a request is on its way: the first one to a half-open backend is its probe."""
+    if health.ejected_until is None or now < health.ejected_until:
+        return health
+    return replace(health, probing_until=now + policy.probe_seconds)
+
+
+def usable(backends: Sequence[Backend], states: Mapping[str, Health], now: float) -> Sequence[Backend]:
+    """Return the backends that may be used now. *states* holds those that are not plainly healthy.
+
+    Never empties a role: where every backend of a half (prefill, or decoding) is ejected, all of that half are
+    used, for then the fault is likelier to lie elsewhere, and trying costs less than refusing everybody.
+    """
+    if not states:
+        return backends
+    good = [b for b in backends if may_use(states.get(b.id, HEALTHY), now)]
+    if len(good) == len(backends):
+        return backends
+    prefill = any(b.role == "prefill" for b in good)
+    decode = any(b.role != "prefill" for b in good)
+    if prefill and decode:
+        return good
+    good_ids = {b.id for b in good}
+    return [b for b in backends if b.id in good_ids or not (prefill if b.role == "prefill" else decode)]

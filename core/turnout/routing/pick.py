@@ -1,0 +1,92 @@
+"""Which worker decodes a request, and which one computes its prompt first.
+
+Formula: the backend with the least (in-flight tokens, in-flight requests, last pick) wins. In-flight tokens come
+from the router's own accounting, so that they are never stale; the last pick makes equals take turns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from turnout.routing.fleet import Backend
+
+LocalReason = Literal["aggregated", "short_prompt", "no_prefill", "prefill_failed", "request_form"]
+"""Why no prefill worker takes part: the pool does both halves; moving the cache costs more than computing it;
+no prefill worker of the decode worker's revision can be used; those tried have failed; the request asks for
+something that only the worker that decodes can give (several choices or prompts, log probabilities of the prompt)."""
+
+
+class Load(Protocol):
+    """What a backend has in flight, as this router counts it.
+
+    `tokens` are prompt and expected output tokens, `requests` their number, `last_pick` grows with each pick.
+    """
+
+    @property
+    def tokens(self) -> int: ...  # noqa: D102 - said above
+    @property
+    def requests(self) -> int: ...  # noqa: D102 - said above
+    @property
+    def last_pick(self) -> int: ...  # noqa: D102 - said above
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Who serves a request. Either `prefill` is there, or `local_reason` says why not."""
+
+    decode: Backend
+    prefill: Backend | None
+    local_reason: LocalReason | None
+
+
+def pick_pair(
+    backends: Sequence[Backend],
+    loads: Mapping[str, Load],
+    prompt_tokens: int,
+    local_prefill_below_tokens: int,
+    *,
+    excluded: frozenset[str] = frozenset(),
+    avoided: frozenset[str] = frozenset(),
+    local: LocalReason | None = None,
+) -> Choice | None:
+    """Return who serves a prompt of (about) *prompt_tokens* tokens, None where nobody can decode.
+
+    - Prefill and decode are of one model revision: a KV cache means nothing to another one.
+    - A revision that can do both halves is preferred for prompts that are worth moving, so that in a rollout no
+      request computes its prompt on a decode worker without need. Among such revisions the least loaded decode
+      worker wins, which spreads load by ready decode capacity.
+    - *excluded* backends are never chosen, *avoided* ones only where nobody else can decode.
+    - *local* given: no prefill worker takes part, for that reason.
+    - A backend without an entry in *loads* has nothing in flight.
+    """
+    decoders = [b for b in backends if b.role != "prefill" and b.id not in excluded]
+    if avoided:
+        decoders = [b for b in decoders if b.id not in avoided] or decoders
+    if not decoders:
+        return None
+    if local is None and prompt_tokens < local_prefill_below_tokens:
+        local = "short_prompt"
+    prefillers: list[Backend] = []
+    if local is None:
+        prefillers = [b for b in backends if b.role == "prefill" and b.id not in excluded]
+        complete = {b.revision for b in prefillers}
+        decoders = [b for b in decoders if b.role == "aggregated" or b.revision in complete] or decoders
+    decode = _least_loaded(decoders, loads)
+    if decode.role == "aggregated":
+        return Choice(decode, None, "aggregated")
+    prefillers = [b for b in prefillers if b.revision == decode.revision]
+    if prefillers:
+        return Choice(decode, _least_loaded(prefillers, loads), None)
+    return Choice(decode, None, local or "no_prefill")
+
+
+def _least_loaded(backends: Iterable[Backend], loads: Mapping[str, Load]) -> Backend:
+    def cost(backend: Backend) -> tuple[int, int, int]:
+        load = loads.get(backend.id)
+        return (0, 0, -1) if load is None else (load.tokens, load.requests, load.last_pick)
+
+    return min(backends, key=cost)

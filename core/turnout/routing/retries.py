@@ -1,0 +1,38 @@
+"""How many retries the fleet can bear: a share of the requests, so that retries never multiply an outage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+_ONE = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class RetryBudget:
+    """A bucket of retries: every request pays `ratio` in, every retry takes 1 out, `burst` is the most it holds.
+
+    It starts full, so that a router with little traffic can retry at all.
+    """
+
+    ratio: float = 0.2
+    burst: float = 20.0
+    tokens: float = 20.0
+
+
+def after_request(budget: RetryBudget) -> RetryBudget:
+    """Return the budget after a request has arrived."""
+    if budget.tokens >= budget.burst:
+        return budget
+    return replace(budget, tokens=min(budget.burst, budget.tokens + budget.ratio))
+
+
+def may_retry(budget: RetryBudget) -> bool:
+    """Say whether one more retry is paid for."""
+    return budget.tokens >= _ONE
+
+
+def after_retry(budget: RetryBudget) -> RetryBudget:
+    """Return the budget after a retry. Raise ValueError where `may_retry` says no."""
+    if not may_retry(budget):
+        raise ValueError("the retry budget is used up: ask may_retry first")
+    return replace(budget, tokens=budget.tokens - _ONE)
