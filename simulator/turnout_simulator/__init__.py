@@ -1,0 +1,1 @@
+"""Traffic traces, read or generated, and the prompts they stand for."""
