@@ -83,9 +83,8 @@ def fits(source: str, accelerator: str, count: int, max_length: int = 0) -> Fit 
             f"{architecture.kv_heads} KV heads of {architecture.name} evenly: write one of {allowed}",
         )
     tokens = kv_cache_tokens(architecture, spec, count)
-    needed = max(MIN_KV_TOKENS, max_length)
-    if tokens < needed:
-        return Misfit("TooLittleMemory", _too_little(architecture, spec, count, tokens, needed, max_length))
+    if tokens < max(MIN_KV_TOKENS, max_length):
+        return Misfit("TooLittleMemory", _too_little(architecture, spec, count, max_length))
     return Fit(tokens, architecture.weight_bytes() // count)
 
 
@@ -102,10 +101,9 @@ def _too_little(
     architecture: ModelArchitecture,
     spec: AcceleratorSpec,
     count: int,
-    tokens: int,
-    needed: int,
     max_length: int,
 ) -> str:
+    tokens, needed = kv_cache_tokens(architecture, spec, count), max(MIN_KV_TOKENS, max_length)
     weights = architecture.weight_bytes() / GIB
     usable = count * (MEMORY_UTILISATION * spec.memory_gib - RESERVE_BYTES / GIB)
     enough = next(

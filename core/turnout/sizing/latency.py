@@ -102,14 +102,18 @@ class _Fit:
     model: LatencyModel
 
 
-def _milliseconds(p0: float, p1: float, p2: float, d0: float, d1: float, d2: float) -> LatencyModel:
-    return LatencyModel(p0 / 1e3, p1 / 1e3, p2 / 1e3, d0 / 1e3, d1 / 1e3, d2 / 1e3)
+def _milliseconds(prefill: tuple[float, float, float], decode: tuple[float, float, float]) -> LatencyModel:
+    return LatencyModel(*(value / 1e3 for value in (*prefill, *decode)))
 
 
 FITS: Final = MappingProxyType(
     {
-        "llama-3.1-8b": _Fit("H100-SXM", 1, _milliseconds(4.51, 0.01749, 5.20e-7, 6.42, 0.0107, 4.166e-5)),
-        "llama-3.1-70b": _Fit("H100-SXM", 4, _milliseconds(10.93, 0.0567, 6.92e-7, 15.18, 0.0328, 2.643e-5)),
+        "llama-3.1-8b": _Fit(
+            "H100-SXM", 1, _milliseconds((4.51, 0.01749, 5.20e-7), (6.42, 0.0107, 4.166e-5))
+        ),
+        "llama-3.1-70b": _Fit(
+            "H100-SXM", 4, _milliseconds((10.93, 0.0567, 6.92e-7), (15.18, 0.0328, 2.643e-5))
+        ),
     }
 )
 """The measured fits, by the name of the architecture."""
