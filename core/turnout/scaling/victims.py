@@ -56,11 +56,14 @@ class DrainPlan:
     """One sentence, empty where there is nothing to say."""
 
 
-def _order(pod: PodFacts) -> tuple[bool, bool, int, float, float, str]:
-    # A silent but ready pod may carry streams: it comes after all whose load is known.
+def _order(pod: PodFacts) -> tuple[bool, bool, bool, int, float, float, str]:
     return (
+        # Kubernetes removes pods that are not ready before any other, draining or not.
         pod.ready,
-        pod.ready and pod.requests is None,
+        # Pods that drain already stay the victims, whatever others do meanwhile.
+        pod.draining_since_seconds is None,
+        # A silent but ready pod may carry streams: it comes after all whose load is known.
+        pod.requests is None,
         pod.requests or 0,
         pod.kv_utilization or 0.0,
         -pod.created_seconds,
@@ -71,8 +74,9 @@ def _order(pod: PodFacts) -> tuple[bool, bool, int, float, float, str]:
 def choose_victims(pods: Iterable[PodFacts], count: int) -> tuple[str, ...]:
     """Return the names of the *count* pods that lose least by leaving, best victim first.
 
-    Pods that are not ready come first (Kubernetes removes them first whatever their cost), then those with the fewest
-    requests, then the least KV cache in use (the cheapest cache to lose), then the newest; names break ties.
+    Pods that are not ready come first (Kubernetes removes them first whatever their cost), then those that drain
+    already, then those with the fewest requests, then the least KV cache in use (the cheapest cache to lose), then
+    the newest; names break ties. Pods that are being deleted must not be among *pods*: they have gone.
     """
     return tuple(pod.name for pod in sorted(pods, key=_order)[: max(0, count)])
 
@@ -91,14 +95,11 @@ def drain_progress(
     when it is not ready (it serves nobody), when it is known to be idle and was labelled *settle_seconds* ago, or when
     *deadline_seconds* have passed since.
     """
-    everyone = sorted(pods, key=_order)
-    draining = [pod for pod in everyone if pod.draining_since_seconds is not None]
-    leaving = min(max(0, leaving), len(everyone))
-    victims = draining[:leaving]
-    undrain = tuple(pod.name for pod in draining[leaving:])
-    fresh = choose_victims(
-        (pod for pod in everyone if pod.draining_since_seconds is None), leaving - len(victims)
-    )
+    ranked = sorted(pods, key=_order)
+    chosen, staying = ranked[: max(0, leaving)], ranked[max(0, leaving) :]
+    victims = [pod for pod in chosen if pod.draining_since_seconds is not None]
+    fresh = tuple(pod.name for pod in chosen if pod.draining_since_seconds is None)
+    undrain = tuple(pod.name for pod in staying if pod.draining_since_seconds is not None)
     leave = tuple(
         pod.name for pod in victims if _may_leave(pod, now_seconds, deadline_seconds, settle_seconds)
     )
