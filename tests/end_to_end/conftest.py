@@ -1,0 +1,37 @@
+"""Turnout installed through its chart on a cluster that no other suite uses: it acts on every namespace."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from support.installation import Installation
+from turnout_devcluster.cluster import Cluster
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session")
+def turnout(request: pytest.FixtureRequest) -> Iterator[Installation]:
+    """Return an installation with two operators and two routers."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        cluster = Cluster.up(
+            f"e2e-{os.getpid()}", nodes=2, accelerators={"H100-SXM": 64}, owner_pid=os.getpid()
+        )
+    with cluster:
+        installation = Installation(cluster)
+        installation.install("router.replicas=2")
+        yield installation
+
+
+@pytest.fixture
+def space(turnout: Installation, request: pytest.FixtureRequest) -> Iterator[str]:
+    """Name of a new namespace; what is in it is gone before the next test begins."""
+    name = "e2e-" + request.node.name.removeprefix("test_").replace("_", "-")[:50].rstrip("-")
+    turnout.cluster.kubectl("create", "namespace", name)
+    yield name
+    turnout.cluster.kubectl("delete", "namespace", name, "--timeout=120s", timeout=130)
