@@ -1,0 +1,51 @@
+"""Fixtures that every suite shares: the dev cluster, and a namespace of its own in it."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from typing import TYPE_CHECKING
+
+import pytest
+
+from turnout_devcluster.binaries import find_binaries
+from turnout_devcluster.cluster import Cluster
+from turnout_devcluster.progress import Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Build the control plane before the first test, where the minutes that it takes count as no test's time."""
+    needed = any("cluster" in getattr(item, "fixturenames", ()) for item in session.items)
+    if needed and not session.config.option.collectonly:
+        find_binaries(Progress())
+
+
+@pytest.fixture(scope="session")
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """One dev cluster for the whole run; it ends with the run, also with a killed one.
+
+    Two nodes of each kind, with accelerators enough that only a test that wants to can run out of them.
+    """
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    # The person who waits shall see for what.
+    with capture.global_and_fixture_disabled():
+        started = Cluster.up(
+            f"test-{os.getpid()}",
+            nodes=2,
+            accelerators={"H100-SXM": 64, "H200-SXM": 8},
+            owner_pid=os.getpid(),
+        )
+    with started:
+        yield started
+
+
+@pytest.fixture
+def namespace(cluster: Cluster) -> Iterator[str]:
+    """Name of a new namespace; it is deleted afterwards with all that is in it."""
+    name = f"test-{uuid.uuid4().hex[:10]}"
+    cluster.kubectl("create", "namespace", name)
+    yield name
+    cluster.kubectl("delete", "namespace", name, "--wait=false")
