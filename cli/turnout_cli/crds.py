@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path  # noqa: TC003 - typer reads the annotations
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -13,6 +13,8 @@ from turnout.api.crds import custom_resource_definitions
 
 app = typer.Typer()
 
+_OF_A_CHECKOUT: Final = (Path("crds"), Path("charts/turnout/files/crds"))
+"""Where a checkout keeps the CRDs: for kubectl, and for the chart."""
 _HEADER: Final = "# Generated from core/turnout/api by `turnout crds`: change the models, not this file.\n"
 
 
@@ -50,11 +52,14 @@ def differences(folder: Path) -> list[str]:
 def crds(
     output: Annotated[
         list[Path] | None,
-        typer.Option("--output", "-o", help="Folder to write to, or to check. Repeat it for several."),
+        typer.Option("--output", "-o", help="Folder to write to or to check. Repeat it for several."),
     ] = None,
     check: Annotated[  # noqa: FBT002 - a flag of the command line
         bool,
-        typer.Option("--check", help="Write nothing; exit with 1 where a folder differs from the models."),
+        typer.Option(
+            "--check",
+            help="Write nothing; exit with 1 where a folder (by default those of a checkout) differs.",
+        ),
     ] = False,
 ) -> None:
     """Print the CustomResourceDefinitions of this version, ready for `kubectl apply -f -`.
@@ -64,9 +69,8 @@ def crds(
     turnout crds -o crds -o charts/turnout/files/crds
     """
     folders = output or []
-    if check and not folders:
-        raise typer.BadParameter("say what to check, as in --check --output crds")
     if check:
+        folders = folders or list(_OF_A_CHECKOUT)
         faults = [line for folder in folders for line in differences(folder)]
         if faults:
             print("\n".join(faults), file=sys.stderr)
