@@ -107,11 +107,9 @@ def test_pods_on_their_way_out_delay_growth() -> None:
 
 def test_a_raised_pool_says_why() -> None:
     """A pool that is larger than its load asks for carries the rule that made it so."""
-    assert (
-        fit(pair(1, 6), policy_of(ratio=("1:2", "2:1"))).note
-        == "prefillToDecode 1:2 to 2:1 asks for 3 prefill"
-    )
-    assert fit(pair(1, 1), policy_of(decode=(3, 6))).note == "decode replicas.min is 3"
+    asked = {"prefill": "prefillToDecode 1:2 to 2:1 asks for 3"}
+    assert fit(pair(1, 6), policy_of(ratio=("1:2", "2:1"))).raised == asked
+    assert fit(pair(1, 1), policy_of(decode=(3, 6))).raised == {"decode": "replicas.min is 3"}
 
 
 def test_an_aggregated_pool_has_bounds_and_budget_only() -> None:

@@ -15,13 +15,11 @@ if TYPE_CHECKING:
 
     from turnout.api.deployment import Role
 
-LimitReason = Literal[
-    "MaxReplicas", "MaxAccelerators", "PrefillToDecode", "Unschedulable", "Infeasible", "Unanswered", "Paused"
-]
+LimitReason = Literal["MaxReplicas", "MaxAccelerators", "PrefillToDecode", "Unschedulable", "Infeasible"]
 """Reason of the condition ScalingLimited, in Kubernetes' CamelCase."""
 
 MAX_BUCKETS: Final = 32
-"""The stabilisation window is remembered in at most about so many buckets, whatever its length."""
+"""The stabilisation window is remembered in at most so many buckets, whatever its length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +44,8 @@ class Bucket:
 class Strain:
     """The load of one replica at which the goodput fell below its target."""
 
-    requests_per_replica: float
+    load_per_replica: float
+    """In the unit of ``need.Need.load``."""
     at_seconds: float
 
 
@@ -59,6 +58,9 @@ class PoolMemory:
     """Smoothed mean number of requests in the pool (running or waiting)."""
     changed_seconds: float | None = None
     """When its replicas were last changed by a decision."""
+    unsettled_seconds: float | None = None
+    """When replicas were last changed, or seen on their way in or out: what clients experienced before that says
+    nothing about the replicas of now."""
     strain: Strain | None = None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from turnout.scaling.decision import ScalingLimit, frozen
@@ -21,8 +22,8 @@ class Fit:
     replicas: Mapping[Role, int]
     limit: ScalingLimit | None
     """Set where a pool got fewer than wished for, or where nothing meets all rules."""
-    note: str = ""
-    """Why a pool got more than wished for, such as a ratio that asks for it. Empty where none did."""
+    raised: Mapping[Role, str]
+    """Pools that got more than wished for, each with the rule that asks for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,11 @@ def fit(
     budget = policy.max_accelerators
     least = {pool.role: pool.minimum for pool in policy.pools}
     if budget is not None and accelerators(least, policy) > budget:
-        return Fit(frozen(least), _budget_below_minimum(accelerators(least, policy), budget))
+        return Fit(
+            frozen(least),
+            _budget_below_minimum(accelerators(least, policy), budget),
+            _raised(desired, least, policy),
+        )
     wanted = {pool.role: min(max(desired[pool.role], pool.minimum), pool.maximum) for pool in policy.pools}
     floors = {pool.role: min((floor or {}).get(pool.role, 0), wanted[pool.role]) for pool in policy.pools}
     # What is on its way out may delay growth, but never makes others leave.
@@ -75,7 +80,7 @@ def fit(
     for floors_tried, rules in attempts:
         found = _closest(wanted, policy, rules, floors_tried)
         if found is not None:
-            return Fit(frozen(found), _limit(desired, found, policy, rules), _note(desired, found, policy))
+            return Fit(frozen(found), _limit(desired, found, policy, rules), _raised(desired, found, policy))
     raise AssertionError("the minimum replicas are within the budget")
 
 
@@ -174,14 +179,16 @@ def _budget_below_minimum(least_accelerators: int, budget: int) -> ScalingLimit:
     )
 
 
-def _note(desired: Mapping[Role, int], found: Mapping[Role, int], policy: Policy) -> str:
-    raised = [pool for pool in policy.pools if found[pool.role] > desired[pool.role]]
-    if not raised:
-        return ""
-    pool = raised[0]
-    if found[pool.role] == pool.minimum:
-        return f"{pool.role} replicas.min is {pool.minimum}"
-    return f"prefillToDecode {_ratio(policy)} asks for {found[pool.role]} {pool.role}"
+def _raised(desired: Mapping[Role, int], found: Mapping[Role, int], policy: Policy) -> Mapping[Role, str]:
+    return MappingProxyType(
+        {
+            pool.role: f"replicas.min is {pool.minimum}"
+            if found[pool.role] == pool.minimum
+            else f"prefillToDecode {_ratio(policy)} asks for {found[pool.role]}"
+            for pool in policy.pools
+            if found[pool.role] > desired[pool.role]
+        }
+    )
 
 
 def _within(budget: int | None) -> str:
