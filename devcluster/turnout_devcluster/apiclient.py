@@ -60,9 +60,10 @@ def node_readiness(config: ClusterConfig, files: ClusterFiles) -> dict[str, bool
     if status != http.client.OK:
         return {}
     nodes: list[dict[str, Any]] = json.loads(body)["items"]
-    return {node["metadata"]["name"]: _is_ready_node(node) for node in nodes}
+    return {node["metadata"]["name"]: is_ready_node(node) for node in nodes}
 
 
-def _is_ready_node(node: dict[str, Any]) -> bool:
+def is_ready_node(node: dict[str, Any]) -> bool:
+    """Whether the Ready condition of a Node object is True."""
     conditions = node.get("status", {}).get("conditions", [])
     return any(entry["type"] == "Ready" and entry["status"] == "True" for entry in conditions)

@@ -11,85 +11,79 @@ owner: then it ends when that process does, whatever way.
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
-import subprocess
-import sys
-import time
 from typing import TYPE_CHECKING, Final, Self
 
-from turnout_devcluster import apiclient, logfiles
 from turnout_devcluster.binaries import find_binaries
-from turnout_devcluster.client import Client
-from turnout_devcluster.components import API_SERVER, ETCD, NODE, has_node_agent
+from turnout_devcluster.client import ClusterClient
 from turnout_devcluster.config import ClusterConfig, load_config
 from turnout_devcluster.errors import StartError, StopError, UnknownClusterError
 from turnout_devcluster.files import exclusive
 from turnout_devcluster.layout import ClusterFiles, existing_clusters
+from turnout_devcluster.lifecycle import (
+    STOP_SECONDS,
+    clear_remains,
+    start_supervisor,
+    take_down,
+    wait_usable,
+)
 from turnout_devcluster.network import choose_ports, claim_network
 from turnout_devcluster.prepare import prepare
-from turnout_devcluster.processes import MARKER, ProcessId, end_marked, identify, send_signal, wait_gone
+from turnout_devcluster.processes import ProcessId, identify, send_signal, wait_gone
 from turnout_devcluster.progress import Progress
-from turnout_devcluster.record import load_records, log_tail, running_supervisor
+from turnout_devcluster.record import ComponentRecord, load_records, running_supervisor
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
     from types import TracebackType
 
 DEFAULT_NAME: Final = "turnout"
+DEFAULT_NODES: Final = 2
 DEFAULT_ACCELERATORS: Final = {"H100-SXM": 16}
 
-_LOCK_SECONDS: Final = 1800.0
-"""Longer than a cold build takes."""
-_START_SECONDS: Final = 120.0
-_STOP_SECONDS: Final = 30.0
-_POLL_SECONDS: Final = 0.1
+_LOCK_SECONDS: Final = 300.0
 
 
-class Cluster:
-    """A dev cluster that runs. Make one with ``up`` or ``attach``; as a context manager it is taken down."""
+class Cluster(ClusterClient):
+    """A dev cluster. Make one with ``up`` or ``attach``; as a context manager it is taken down."""
 
     def __init__(self, files: ClusterFiles, config: ClusterConfig) -> None:
-        self._files = files
+        super().__init__(config.name, files.kubeconfig, files.bin)
+        self.files = files
+        """Where everything of it lies."""
         self.config = config
-        self._client = Client(files.kubeconfig, files.bin)
+        """What it was started with."""
 
     @classmethod
     def up(
         cls,
         name: str = DEFAULT_NAME,
         *,
-        nodes: int = 2,
+        nodes: int = DEFAULT_NODES,
         accelerators: Mapping[str, int] | None = None,
         owner_pid: int | None = None,
         progress: Progress | None = None,
     ) -> Self:
         """Start the cluster *name* and return when it can be used; one that runs already is returned as it is.
 
-        *nodes* is the number of nodes per accelerator type, *accelerators* how many each of those pretends to
-        have. With *owner_pid* the cluster ends with that process. Usable means: /readyz is 200, the default
-        service account exists, the nodes are Ready.
+        *nodes* is the number of nodes per accelerator type (0: none), *accelerators* how many each of those
+        pretends to have. With *owner_pid* the cluster ends with that process. Usable means: /readyz is ok, the
+        default service account exists, the nodes are Ready.
 
         :raises DevClusterError: with the reason, and the log of the component that is to blame.
         """
         say = progress or Progress()
         files = ClusterFiles.of(name)
         binaries = find_binaries(say)
-        lock = exclusive(
-            files.lock,
-            deadline_seconds=_LOCK_SECONDS,
-            waiting=lambda: say.line(f"waiting: the cluster {name} is being started or stopped elsewhere"),
-        )
-        with lock:
+        with _locked(files, say):
             if running_supervisor(files) is not None:
                 cluster = cls(files, load_config(files))
-                say.line(f"the cluster {name} runs already")
-                cluster._wait_usable(say)
+                say.line(f"the cluster {name} runs already: it is left as it is")
+                wait_usable(files, cluster.config, say)
                 return cluster
-            _clear_remains(files)
+            clear_remains(files)
             addresses, claim = claim_network(name)
             with claim:
                 config = ClusterConfig(
@@ -100,16 +94,15 @@ class Cluster:
                     accelerators=dict(DEFAULT_ACCELERATORS if accelerators is None else accelerators),
                     owner=None if owner_pid is None else _owner(owner_pid),
                 )
-                prepare(files, config, binaries)
-                say.line(f"starting the cluster {name} at {config.server}")
-                _start_supervisor(files, claim)
-            cluster = cls(files, config)
-            try:
-                cluster._wait_usable(say)
-            except BaseException:
-                _take_down(files)
-                raise
-            return cluster
+                try:
+                    prepare(files, config, binaries)
+                    say.line(f"starting the cluster {name} at {config.server}")
+                    start_supervisor(files, claim)
+                    wait_usable(files, config, say)
+                except BaseException:
+                    take_down(files)
+                    raise
+            return cls(files, config)
 
     @classmethod
     def attach(cls, name: str = DEFAULT_NAME) -> Self:
@@ -121,84 +114,47 @@ class Cluster:
         if not files.config.is_file():
             there = ", ".join(existing_clusters()) or "none"
             raise UnknownClusterError(
-                f"There is no dev cluster {name!r}; there are: {there}. Start it with 'turnout dev up --name {name}'."
+                f"There is no dev cluster called {name}; there are: {there}. "
+                f"Start it with 'turnout dev up --name {name}'."
             )
         return cls(files, load_config(files))
 
     @property
-    def name(self) -> str:
-        """The cluster's name."""
-        return self.config.name
-
-    @property
-    def files(self) -> ClusterFiles:
-        """Where everything of it lies."""
-        return self._files
-
-    @property
     def state_dir(self) -> Path:
         """Its folder."""
-        return self._files.directory
+        return self.files.directory
 
-    @property
-    def kubeconfig(self) -> Path:
-        """The administrator's kubeconfig."""
-        return self._files.kubeconfig
-
-    def binary(self, tool: str) -> Path:
-        """Return the path of *tool*, such as kubectl or helm."""
-        return self._client.binary(tool)
-
-    def env(self, base: Mapping[str, str] | None = None) -> dict[str, str]:
-        """Return an environment in which kubectl and helm mean this cluster."""
-        return self._client.env(base)
-
-    def kubectl(self, *args: str, stdin: str | None = None, timeout: float = 60) -> str:
-        """Run kubectl and return its stdout.
-
-        :raises CommandError: when it fails, with its stderr in the message.
-        """
-        return self._client.run("kubectl", *args, stdin=stdin, timeout=timeout)
-
-    def helm(self, *args: str, stdin: str | None = None, timeout: float = 300) -> str:
-        """Run helm and return its stdout.
-
-        :raises CommandError: when it fails, with its stderr in the message.
-        """
-        return self._client.run("helm", *args, stdin=stdin, timeout=timeout)
+    def components(self) -> tuple[ComponentRecord, ...]:
+        """Return its processes as the supervisor last saw them."""
+        return load_records(self.files)
 
     def pid(self, component: str) -> int | None:
         """Return the pid of *component* (``etcd``, ``kube-apiserver``, ..., ``node``), None while it is down."""
-        for record in load_records(self._files):
-            if record.name == component and record.process is not None:
-                return record.process.pid
-        return None
+        process = self._process(component)
+        return None if process is None else process.pid
 
     def kill(self, component: str, number: signal.Signals = signal.SIGKILL) -> None:
         """Kill *component* and return when that process is gone. The supervisor starts it again.
 
         :raises StopError: when it does not run, or does not end.
         """
-        for record in load_records(self._files):
-            if record.name == component and record.process is not None:
-                send_signal(record.process, number)
-                if wait_gone(record.process, _STOP_SECONDS):
-                    return
-        raise StopError(
-            f"The component {component!r} of the cluster {self.name} does not run or does not end."
-        )
+        process = self._process(component)
+        if process is None or not send_signal(process, number):
+            raise StopError(f"The component {component} of the cluster {self.name} does not run.")
+        if not wait_gone(process, STOP_SECONDS):
+            raise StopError(f"{component} (process {process.pid}) did not end on {number.name}.")
 
-    def is_running(self) -> bool:
-        """Whether its supervisor is alive."""
-        return running_supervisor(self._files) is not None
+    def supervisor(self) -> ProcessId | None:
+        """Return the process that runs the cluster, None when it does not run."""
+        return running_supervisor(self.files)
 
     def down(self) -> None:
-        """End every process of the cluster and remove its files. One that is down already stays so.
+        """End every process of the cluster and remove its files. It may be down already.
 
         :raises StopError: when a process cannot be ended.
         """
-        with exclusive(self._files.lock, deadline_seconds=_LOCK_SECONDS, waiting=lambda: None):
-            _take_down(self._files)
+        with _locked(self.files, Progress()):
+            take_down(self.files)
 
     def __enter__(self) -> Self:
         return self
@@ -211,49 +167,18 @@ class Cluster:
     ) -> None:
         self.down()
 
-    def _wait_usable(self, say: Progress) -> None:
-        started = time.monotonic()
-        self._wait(API_SERVER, "the API server is ready", apiclient.is_ready)
-        say.line(f"the API server is ready after {time.monotonic() - started:.1f} s")
-        self._wait(
-            "kube-controller-manager", "the default service account is there", apiclient.has_default_account
-        )
-        if self.config.nodes and has_node_agent():
-            expected = self.config.nodes * max(1, len(self.config.accelerators))
-            self._wait(NODE, f"{expected} nodes are Ready", _nodes_ready(expected))
-        say.line(f"usable after {time.monotonic() - started:.1f} s")
-
-    def _wait(self, blamed: str, what: str, condition: Callable[[ClusterConfig, ClusterFiles], bool]) -> None:
-        deadline = time.monotonic() + _START_SECONDS
-        while not condition(self.config, self._files):
-            if running_supervisor(self._files) is None and not self._files.components.exists():
-                if time.monotonic() < deadline - _START_SECONDS + 10:
-                    time.sleep(_POLL_SECONDS)
-                    continue
-                blamed = "supervisor"
-            elif running_supervisor(self._files) is not None and time.monotonic() < deadline:
-                time.sleep(_POLL_SECONDS)
-                continue
-            raise StartError(self._failure(blamed, what))
-
-    def _failure(self, blamed: str, what: str) -> str:
-        records = {record.name: record for record in load_records(self._files)}
-        if ETCD in records and records[ETCD].restarts:
-            blamed = ETCD
-        record = records.get(blamed)
-        ended = f" It {record.last_exit}." if record is not None and record.last_exit else ""
-        return (
-            f"The cluster {self.name} did not come up: waited in vain until {what}.{ended} "
-            f"Last lines of {blamed}'s log:\n{log_tail(self._files.log(blamed))}"
-        )
+    def _process(self, component: str) -> ProcessId | None:
+        return next((record.process for record in self.components() if record.name == component), None)
 
 
-def _nodes_ready(expected: int) -> Callable[[ClusterConfig, ClusterFiles], bool]:
-    def ready(config: ClusterConfig, files: ClusterFiles) -> bool:
-        nodes = apiclient.node_readiness(config, files)
-        return len(nodes) >= expected and all(nodes.values())
-
-    return ready
+def _locked(files: ClusterFiles, say: Progress) -> AbstractContextManager[None]:
+    return exclusive(
+        files.lock,
+        deadline_seconds=_LOCK_SECONDS,
+        waiting=lambda: say.line(
+            f"waiting: the cluster {files.directory.name} is being started or stopped by another process"
+        ),
+    )
 
 
 def _owner(pid: int) -> ProcessId:
@@ -261,43 +186,3 @@ def _owner(pid: int) -> ProcessId:
     if owner is None:
         raise StartError(f"The process {pid} that was to own the cluster does not run.")
     return owner
-
-
-def _start_supervisor(files: ClusterFiles, claim: socket.socket) -> None:
-    with logfiles.open_append(files.log("supervisor")) as log:
-        child = subprocess.Popen(
-            [
-                *(sys.executable, "-P", "-m", "turnout_devcluster.supervisor"),
-                *("--state-dir", str(files.directory), "--claim-fd", str(claim.fileno())),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd="/",
-            env={**os.environ, MARKER: str(files.directory)},
-            start_new_session=True,
-            pass_fds=(claim.fileno(),),
-        )
-    child.returncode = 0  # it is meant to outlive this process; nobody waits for it here
-
-
-def _take_down(files: ClusterFiles) -> None:
-    supervisor = running_supervisor(files)
-    if supervisor is not None:
-        send_signal(supervisor, signal.SIGTERM)
-        wait_gone(supervisor, _STOP_SECONDS)
-    _clear_remains(files)
-
-
-def _clear_remains(files: ClusterFiles) -> None:
-    """End what still runs of the cluster, without ceremony, and remove its files."""
-    rest = end_marked(
-        files.directory, exempt=frozenset({os.getpid()}), term_seconds=0.0, kill_seconds=_STOP_SECONDS
-    )
-    if rest:
-        raise StopError(
-            f"Processes of the cluster {files.directory.name} cannot be killed: "
-            f"{', '.join(str(process.pid) for process in rest)}. End them and try again."
-        )
-    if files.directory.exists():
-        shutil.rmtree(files.directory)

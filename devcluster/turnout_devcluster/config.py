@@ -72,6 +72,11 @@ class ClusterConfig:
     """The process whose end ends the cluster; None: the cluster lives until it is taken down."""
 
     @property
+    def expected_nodes(self) -> int:
+        """Number of Node objects: *nodes* of each accelerator type, or of one without accelerators."""
+        return self.nodes * max(1, len(self.accelerators))
+
+    @property
     def server(self) -> str:
         """URL of the API server."""
         return f"https://{self.addresses.control_plane}:{self.ports.api}"
