@@ -1,0 +1,47 @@
+"""KV-cache utilisation of the pools, as the workers tell it in their metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING, Final
+
+import httpx
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+_USAGE: Final = re.compile(r"^vllm:kv_cache_usage_perc(?:\{[^}\n]*\})? (\S+)", re.MULTILINE)
+_TIMEOUT_SECONDS: Final = 2.0
+
+
+def utilization(metrics: str) -> float | None:
+    """Return the share of the KV cache in use, 0 to 1, from a worker's metrics; None where they lack it."""
+    found = _USAGE.search(metrics)
+    try:
+        return float(found[1]) if found else None
+    except ValueError:
+        return None
+
+
+async def pool_utilization(http: httpx.AsyncClient, workers: Mapping[str, Iterable[str]]) -> dict[str, float]:
+    """Return the mean share in use by role, over the workers that answer. Roles without an answer are absent."""
+    roles = {role: list(urls) for role, urls in workers.items()}
+    answers = await asyncio.gather(
+        *(asyncio.gather(*(_read(http, url) for url in urls)) for urls in roles.values())
+    )
+    means = {}
+    for role, told in zip(roles, answers, strict=True):
+        values = [value for value in told if value is not None]
+        if values:
+            means[role] = sum(values) / len(values)
+    return means
+
+
+async def _read(http: httpx.AsyncClient, url: str) -> float | None:
+    """Return one worker's utilisation; None where it does not answer, as one that leaves does not."""
+    try:
+        answer = await http.get(f"{url}/metrics", timeout=_TIMEOUT_SECONDS)
+    except httpx.HTTPError:
+        return None
+    return utilization(answer.text) if answer.is_success else None
