@@ -42,7 +42,7 @@ def _assets(folder: Path, tools: tuple[str, ...]) -> dict[str, Path]:
     missing = [tool for tool in _ASSETS if not os.access(folder / tool, os.X_OK)]
     if missing:
         raise ToolchainError(
-            f"{ASSETS_VARIABLE} is {folder}, but there is no executable {' and no '.join(missing)} in it. "
+            f"{ASSETS_VARIABLE} is {folder}, but these are missing there: {', '.join(missing)}. "
             f"Point it to a folder that has {', '.join(_ASSETS)}, or unset it to use Turnout's own build."
         )
     return {tool: folder / tool for tool in tools if os.access(folder / tool, os.X_OK)}
