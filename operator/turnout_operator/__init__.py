@@ -1,0 +1,1 @@
+"""The operator: turns LLMDeployments into pools of workers, scales them, and tells the truth in their status."""

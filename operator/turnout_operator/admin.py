@@ -1,0 +1,50 @@
+"""The operator's own port: /healthz, /readyz, /metrics."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from turnout_operator.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from turnout_operator.metrics import Metrics
+
+
+@asynccontextmanager
+async def serving(
+    host: str, port: int, metrics: Metrics, not_ready: Callable[[], str]
+) -> AsyncIterator[None]:
+    """Serve the admin port while the context lasts. *not_ready* returns why this operator is not ready, or ``""``."""
+
+    async def healthz(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def readyz(_: web.Request) -> web.Response:
+        reason = not_ready()
+        return web.Response(status=503 if reason else 200, text=(reason or "ok") + "\n")
+
+    async def page(_: web.Request) -> web.Response:
+        return web.Response(
+            body=generate_latest(metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
+        )
+
+    app = web.Application()
+    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", page)])
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, host or None, port).start()
+        except OSError as error:
+            raise ConfigurationError(
+                f"the admin port cannot listen on {host or '*'}:{port}: {error.strerror or error}; choose another --admin-port"
+            ) from error
+        yield
+    finally:
+        await runner.cleanup()

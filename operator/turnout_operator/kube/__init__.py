@@ -1,0 +1,1 @@
+"""The API server as the operator sees it: credentials, kinds, requests."""

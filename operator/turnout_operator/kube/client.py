@@ -1,0 +1,197 @@
+"""Requests to the API server: a few verbs over raw JSON, counted, with deadlines and one error tree."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import aiohttp
+
+from turnout.api.names import FIELD_MANAGER
+from turnout_operator.errors import ApiError, Conflict, Forbidden, NotFound, Rejected, Unreachable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import kopf
+
+    from turnout_operator.kube.kinds import Kind
+
+Raw = dict[str, Any]
+"""An object of the API as JSON has it."""
+
+PAGE: Final = 500
+"""Objects per page of a list."""
+MAX_PAGES: Final = 200
+
+_UNAUTHORIZED: Final = 401
+_OK: Final = range(200, 300)
+_ERRORS: Final[dict[int, type[ApiError]]] = {
+    401: Forbidden,
+    403: Forbidden,
+    404: NotFound,
+    409: Conflict,
+    429: Unreachable,
+}
+_CONTENT_TYPES: Final = {
+    "apply": "application/apply-patch+yaml",  # JSON is YAML
+    "patch": "application/merge-patch+json",
+}
+
+
+def error_of(status: int, body: str, request: str) -> ApiError:
+    """Map an answer that is no success to an error whose message tells what was asked and why it failed."""
+    try:
+        message = str(json.loads(body)["message"])
+    except (ValueError, KeyError, TypeError):
+        message = body[:300] or "no explanation"
+    kind = _ERRORS.get(status, Unreachable if status >= 500 else Rejected)  # noqa: PLR2004 - 5xx
+    return kind(f"{request}: {status}: {message}", status=status)
+
+
+class KubeClient:
+    """One session with the API server. Use it as an async context manager."""
+
+    def __init__(
+        self,
+        connect: Callable[[], kopf.ConnectionInfo],
+        *,
+        count: Callable[[str, str, int], None] = lambda _verb, _plural, _status: None,
+        fence: Callable[[], None] = lambda: None,
+        timeout_seconds: float = 10.0,
+    ) -> None:
+        self._connect = connect
+        self._count = count
+        """Called with verb, resource and HTTP status (0: no answer) of every request."""
+        self.fence = fence
+        """Called before every write; raises where this operator must not act (any more)."""
+        self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
+        self._session: aiohttp.ClientSession | None = None
+        self._server = ""
+
+    async def __aenter__(self) -> Self:
+        self._open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    def _open(self) -> aiohttp.ClientSession:
+        info = self._connect()
+        self._server = info.server.rstrip("/")
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=info.as_ssl_context(), limit=32),
+            headers={**info.as_http_headers(), "User-Agent": FIELD_MANAGER, "Accept": "application/json"},
+            timeout=self._timeout,
+        )
+        return self._session
+
+    async def _request(
+        self,
+        verb: str,
+        method: str,
+        kind: Kind,
+        path: str,
+        *,
+        params: dict[str, str] | None = None,
+        body: Raw | None = None,
+    ) -> Raw:
+        data = None if body is None else json.dumps(body).encode()
+        headers = {} if body is None else {"Content-Type": _CONTENT_TYPES.get(verb, "application/json")}
+        for renewed in (False, True):
+            session = self._session
+            if session is None or session.closed:
+                session = self._open()
+            try:
+                async with session.request(
+                    method, self._server + path, params=params, data=data, headers=headers
+                ) as response:
+                    text = await response.text()
+                    status = response.status
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                self._count(verb, kind.plural, 0)
+                raise Unreachable(f"{verb} {path}: {str(error) or 'timed out'}") from error
+            self._count(verb, kind.plural, status)
+            if status == _UNAUTHORIZED and not renewed:
+                if session is self._session:  # the first to notice reads the rotated token
+                    self._open()
+                    asyncio.get_running_loop().create_task(session.close())
+                continue
+            if status not in _OK:
+                raise error_of(status, text, f"{verb} {path}")
+            answer: Raw = json.loads(text)
+            return answer
+        raise AssertionError("unreachable: the second attempt returns or raises")
+
+    async def get(self, kind: Kind, namespace: str, name: str) -> Raw:
+        """Read one object."""
+        return await self._request("get", "GET", kind, kind.path(namespace, name))
+
+    async def list(self, kind: Kind, namespace: str | None = None, selector: str = "") -> list[Raw]:
+        """Read all objects of *kind*, page by page; ``apiVersion`` and ``kind`` are filled in."""
+        found: list[Raw] = []
+        params = {"limit": str(PAGE)}
+        if selector:
+            params["labelSelector"] = selector
+        for _ in range(MAX_PAGES):
+            page = await self._request("list", "GET", kind, kind.path(namespace), params=params)
+            found += ({**item, "apiVersion": kind.api_version, "kind": kind.name} for item in page["items"])
+            token = page["metadata"].get("continue")
+            if not token:
+                break
+            params["continue"] = token
+        return found
+
+    async def apply(self, kind: Kind, manifest: Raw, subresource: str | None = None) -> Raw:
+        """Apply *manifest* on the server; fields it names become ours, also against who holds them now."""
+        self.fence()
+        meta = manifest["metadata"]
+        return await self._request(
+            "apply",
+            "PATCH",
+            kind,
+            kind.path(meta["namespace"], meta["name"], subresource),
+            params={"fieldManager": FIELD_MANAGER, "force": "true"},
+            body=manifest,
+        )
+
+    async def patch(self, kind: Kind, namespace: str, name: str, body: Raw) -> Raw:
+        """Merge *body* into an object."""
+        self.fence()
+        params = {"fieldManager": FIELD_MANAGER}
+        return await self._request(
+            "patch", "PATCH", kind, kind.path(namespace, name), params=params, body=body
+        )
+
+    async def create(self, kind: Kind, manifest: Raw, *, fenced: bool = True) -> Raw:
+        """Create an object; Conflict where it exists. The lease alone is written without the fence."""
+        if fenced:
+            self.fence()
+        path = kind.path(manifest["metadata"]["namespace"])
+        return await self._request(
+            "create", "POST", kind, path, params={"fieldManager": FIELD_MANAGER}, body=manifest
+        )
+
+    async def replace(self, kind: Kind, manifest: Raw) -> Raw:
+        """Replace an object that has not changed since it was read; Conflict where it has. Not fenced: the lease."""
+        meta = manifest["metadata"]
+        path = kind.path(meta["namespace"], meta["name"])
+        return await self._request(
+            "replace", "PUT", kind, path, params={"fieldManager": FIELD_MANAGER}, body=manifest
+        )
+
+    async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> None:
+        """Delete exactly the object that was seen (*uid*); one that is gone already is as good."""
+        self.fence()
+        body = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "propagationPolicy": "Background",
+            "preconditions": {"uid": uid},
+        }
+        try:
+            await self._request("delete", "DELETE", kind, kind.path(namespace, name), body=body)
+        except NotFound:
+            return

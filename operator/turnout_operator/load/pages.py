@@ -1,0 +1,84 @@
+"""What the operator reads from a worker's and from a router's metrics page."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from turnout_operator.load.exposition import samples
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_RUNNING: Final = "vllm:num_requests_running"
+_WAITING: Final = "vllm:num_requests_waiting"
+_KV: Final = "vllm:kv_cache_usage_perc"
+_PREFILL_TIME: Final = ("vllm:request_queue_time_seconds_sum", "vllm:request_prefill_time_seconds_sum")
+_WORKER: Final = frozenset({_RUNNING, _WAITING, _KV, *_PREFILL_TIME})
+
+FINISHED: Final = "turnout_router_finished_total"
+GOOD: Final = "turnout_router_good_total"
+ARRIVALS: Final = "turnout_router_arrivals_total"
+PROMPT_TOKENS: Final = "turnout_router_prompt_tokens_total"
+OUTPUT_TOKENS: Final = "turnout_router_output_tokens_total"
+REQUESTS: Final = "turnout_router_requests_total"
+REFUSED: Final = "refused"
+"""Requests answered with 503, derived from REQUESTS."""
+TTFT: Final = "turnout_router_time_to_first_token_seconds"
+ITL: Final = "turnout_router_inter_token_latency_seconds"
+_COUNTERS: Final = frozenset({FINISHED, GOOD, ARRIVALS, PROMPT_TOKENS, OUTPUT_TOKENS})
+_BUCKETS: Final = frozenset({f"{TTFT}_bucket", f"{ITL}_bucket"})
+_ROUTER: Final = _COUNTERS | _BUCKETS | {REQUESTS}
+
+Counters = dict[str, float]
+"""Counters of one deployment on one router by name; buckets of histograms as ``NAME<=BOUND``."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPage:
+    """What a worker said."""
+
+    running: int
+    waiting: int
+    kv_utilization: float
+    """0 to 1; the fullest of its engines."""
+    prefill_seconds: float | None
+    """Time that requests have spent waiting for or in prefill so far, summed, in the engine's seconds. None: not told."""
+
+
+def worker_page(text: str) -> WorkerPage | None:
+    """Read a worker's page; None where the figures that matter are not on it."""
+    sums: dict[str, float] = {}
+    kv: float | None = None
+    for name, _, value in samples(text, _WORKER):
+        if name == _KV:
+            kv = max(kv or 0.0, value)
+        else:
+            sums[name] = sums.get(name, 0.0) + value
+    if kv is None or _RUNNING not in sums or _WAITING not in sums:
+        return None
+    spent = sum(sums[name] for name in _PREFILL_TIME) if all(name in sums for name in _PREFILL_TIME) else None
+    return WorkerPage(int(sums[_RUNNING]), int(sums[_WAITING]), kv, spent)
+
+
+def router_page(text: str) -> Mapping[str, Counters]:
+    """Read a router's page: the counters of each deployment."""
+    found: dict[str, Counters] = defaultdict(lambda: defaultdict(float))
+    for name, labels, value in samples(text, _ROUTER):
+        deployment = labels.get("deployment")
+        if deployment is None:
+            continue
+        if name in _COUNTERS:
+            found[deployment][name] += value
+        elif name == REQUESTS:
+            if labels.get("code") == "503":
+                found[deployment][REFUSED] += value
+        else:
+            found[deployment][bucket(name.removesuffix("_bucket"), float(labels.get("le", "nan")))] += value
+    return {deployment: dict(counters) for deployment, counters in found.items()}
+
+
+def bucket(histogram: str, bound: float) -> str:
+    """Name of the counter that holds a histogram's bucket."""
+    return f"{histogram}<={bound:g}"

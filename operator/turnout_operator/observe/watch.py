@@ -1,0 +1,88 @@
+"""The watches, run by an embedded kopf operator that does nothing but report what it sees.
+
+Only ``on.event`` handlers are registered: they need no finalizer and write nothing onto anybody's objects.
+What has to be done is decided elsewhere, by level; an event only says where to look.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import kopf
+
+from turnout_operator.kube.kinds import SELECTORS, WATCHED, Kind
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Sequence
+
+    from turnout_operator.kube.client import Raw
+
+LOG: Final = logging.getLogger(__name__)
+
+Report = Callable[[Kind, str | None, dict[str, Any]], None]
+"""Takes the kind, the event's type (None: from a list) and the object."""
+
+
+def registry(report: Report, connect: Callable[[], kopf.ConnectionInfo]) -> kopf.OperatorRegistry:
+    """Return kopf's handlers: one per watched kind, and the login."""
+    handlers = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=handlers)
+    def login(**_: object) -> kopf.ConnectionInfo:
+        return connect()
+
+    def handle(kind: Kind) -> None:
+        async def seen(*, type: str | None, event: Any, **_: object) -> None:  # noqa: A002 - kopf's names
+            raw: Raw = dict(event["object"])
+            report(kind, type, raw)
+
+        kopf.on.event(kind.group, kind.version, kind.plural, id=kind.plural, registry=handlers)(seen)
+
+    for kind in WATCHED:
+        handle(kind)
+    return handlers
+
+
+def settings() -> kopf.OperatorSettings:
+    """Return kopf's settings: quiet, selective, and with every wait bounded."""
+    chosen = kopf.OperatorSettings()
+    chosen.posting.enabled = False
+    chosen.scanning.disabled = True
+    chosen.peering.standalone = True
+    chosen.persistence.finalizer = "turnout.dev/kopf"
+    chosen.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix="turnout.dev")
+    chosen.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix="turnout.dev")
+    chosen.watching.server_timeout = 300
+    chosen.watching.client_timeout = 330
+    chosen.watching.connect_timeout = 10
+    chosen.watching.reconnect_backoff = 0.5
+    chosen.watching.chunk_size = 500
+    chosen.networking.request_timeout = 30
+    chosen.networking.connect_timeout = 10
+    chosen.networking.error_backoffs = (0.5, 1, 2, 4)
+    for kind, selector in SELECTORS.items():
+        chosen.watching.label_selectors[kind.group, kind.version, kind.plural] = selector
+    return chosen
+
+
+async def watch(
+    report: Report,
+    connect: Callable[[], kopf.ConnectionInfo],
+    *,
+    namespaces: Sequence[str],
+    stop: asyncio.Event,
+    ready: asyncio.Event,
+) -> None:
+    """Report everything that happens to the watched kinds until *stop* is set. No *namespaces*: in all of them."""
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    await kopf.operator(
+        registry=registry(report, connect),
+        settings=settings(),
+        clusterwide=not namespaces,
+        namespaces=tuple(namespaces),
+        stop_flag=stop,
+        ready_flag=ready,
+    )

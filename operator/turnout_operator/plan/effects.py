@@ -1,0 +1,53 @@
+"""What a plan asks for: values that the reconciler turns into requests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from turnout_operator.plan.manifests import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """An object to delete, exactly the one that was seen."""
+
+    kind: str
+    namespace: str
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class PodPatch:
+    """A merge patch of a worker pod's metadata: draining or back in service."""
+
+    namespace: str
+    name: str
+    body: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """An Event about the resource."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything to do about one resource now, in this order."""
+
+    patches: tuple[PodPatch, ...] = ()
+    apply: tuple[Manifest, ...] = ()
+    delete: tuple[Removal, ...] = ()
+    status: dict[str, Any] = field(default_factory=dict)
+    """The whole status as it should read."""
+    notices: tuple[Notice, ...] = ()
+    requeue_seconds: float | None = None
+    """When to look again though nothing happened. None: not before something does."""
+    summary: str = ""
+    """One sentence on what was found and done."""

@@ -1,0 +1,230 @@
+"""The children of an LLMDeployment as manifests: workloads, services, disruption budgets, identity."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from turnout.api import names
+from turnout.api.quantities import seconds
+from turnout.sizing.accelerators import ACCELERATORS, PRODUCT_LABEL
+
+if TYPE_CHECKING:
+    from turnout.api import LLMDeployment, Role
+
+Manifest = dict[str, Any]
+
+ANNOTATION_APPLIED: Final = f"{names.GROUP}/applied"
+"""On every child: digest of the manifest that was applied last, so that a field we no longer set is noticed."""
+GRACE_PERIOD_SECONDS: Final = 120
+"""How long a worker may finish its streams after SIGTERM."""
+STARTUP_ATTEMPTS: Final = 3600
+"""Start-up probes, one a second, before a worker that never answers is restarted: loading may take an hour."""
+
+
+def worker_labels(deployment: str, role: Role, revision: str | None = None) -> dict[str, str]:
+    """Labels that select the workers of a role, at one revision or at all of them."""
+    labels = {names.LABEL_DEPLOYMENT: deployment, names.LABEL_ROLE: role}
+    return labels if revision is None else {**labels, names.LABEL_REVISION: revision}
+
+
+def pool(deployment: LLMDeployment, role: Role, revision: str, replicas: int, image: str) -> Manifest:
+    """Return the Deployment of one role at one revision, made from the spec as it is now."""
+    labels = worker_labels(deployment.metadata.name, role, revision)
+    spec = {
+        "replicas": replicas,
+        "revisionHistoryLimit": 2,
+        # Changes of the pods that leave the model alone (a newer operator, say) roll out by themselves:
+        # never a worker less, and old ones drain through their preStop hook.
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": "25%"}},
+        "selector": {"matchLabels": labels},
+        "template": _template(deployment, role, labels, image),
+    }
+    name = names.pool_name(deployment.metadata.name, role, revision)
+    return _child(deployment, "apps/v1", "Deployment", name, labels, spec=spec)
+
+
+def constants(deployment: LLMDeployment) -> tuple[Manifest, ...]:
+    """Return the children that do not depend on the revision, in the order in which to apply them."""
+    made = [_service_account(deployment)]
+    for role in deployment.spec.roles:
+        made += [_service(deployment, role), _disruption_budget(deployment, role)]
+    return tuple(made)
+
+
+def with_replicas(live: Manifest, replicas: int) -> Manifest:
+    """Return what to apply to an older revision's Deployment: the same, at other *replicas*.
+
+    Its template can no longer be made from the spec, so what stands there stays.
+    """
+    meta, spec = live["metadata"], live["spec"]
+    manifest = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {
+            key: meta[key] for key in ("name", "namespace", "labels", "ownerReferences") if key in meta
+        },
+        "spec": {
+            **{
+                key: spec[key]
+                for key in ("revisionHistoryLimit", "strategy", "selector", "template")
+                if key in spec
+            },
+            "replicas": replicas,
+        },
+    }
+    return _sealed(manifest)
+
+
+def service_account_name(deployment: str) -> str:
+    """Name of the account that the workers run under. It has no rights and no token."""
+    return f"{deployment}-worker"
+
+
+def arguments(deployment: LLMDeployment, role: Role) -> list[str]:
+    """Command line of a worker."""
+    spec = deployment.spec
+    simulated = spec.engine.simulated
+    named = [part for name in deployment.served_names for part in ("--served-name", name)]
+    accelerator = spec.pool(role).accelerator
+    values: tuple[tuple[str, object], ...] = (
+        ("--role", role),
+        ("--accelerator", accelerator.type),
+        ("--tensor-parallel", accelerator.count),
+        ("--max-length", spec.model.max_length),
+        ("--seed", simulated.seed),
+        ("--time-scale", simulated.time_scale),
+        ("--startup-seconds", f"{seconds(simulated.startup_time):g}"),
+        ("--port", names.WORKER_PORT),
+        ("--side-channel-port", names.KV_SIDE_CHANNEL_PORT),
+    )
+    flat = [str(part) for pair in values for part in pair]
+    return ["simulate", "--model", spec.model.source, *named, *flat]
+
+
+def _template(deployment: LLMDeployment, role: Role, labels: dict[str, str], image: str) -> Manifest:
+    accelerator = deployment.spec.pool(role).accelerator
+    known = ACCELERATORS[accelerator.type]
+    ports = [{"name": names.WORKER_PORT_NAME, "containerPort": names.WORKER_PORT, "protocol": "TCP"}]
+    if role == "prefill":
+        ports.append({"name": "kv", "containerPort": names.KV_SIDE_CHANNEL_PORT, "protocol": "TCP"})
+    health = {"httpGet": {"path": "/health", "port": names.WORKER_PORT_NAME}}
+    container = {
+        "name": "worker",
+        "image": image,
+        "command": ["turnout-worker"],
+        "args": arguments(deployment, role),
+        "env": [{"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
+        "ports": ports,
+        "resources": {"limits": {known.resource: str(accelerator.count)}},
+        "startupProbe": {
+            **health,
+            "periodSeconds": 1,
+            "timeoutSeconds": 2,
+            "failureThreshold": STARTUP_ATTEMPTS,
+        },
+        "readinessProbe": {**health, "periodSeconds": 1, "timeoutSeconds": 2, "failureThreshold": 2},
+        "livenessProbe": {**health, "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 6},
+        "lifecycle": {
+            "preStop": {"exec": {"command": ["turnout-worker", "drain", "--port", str(names.WORKER_PORT)]}}
+        },
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }
+    spread = {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": labels},
+    }
+    return {
+        "metadata": {"labels": {**labels, **_common_labels()}},
+        "spec": {
+            "serviceAccountName": service_account_name(deployment.metadata.name),
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "terminationGracePeriodSeconds": GRACE_PERIOD_SECONDS,
+            "nodeSelector": {PRODUCT_LABEL: known.product},
+            "tolerations": [{"key": known.resource, "operator": "Exists", "effect": "NoSchedule"}],
+            "topologySpreadConstraints": [spread],
+            "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [container],
+        },
+    }
+
+
+def _service(deployment: LLMDeployment, role: Role) -> Manifest:
+    ports = [
+        {
+            "name": names.WORKER_PORT_NAME,
+            "port": names.WORKER_PORT,
+            "targetPort": names.WORKER_PORT_NAME,
+            "protocol": "TCP",
+        }
+    ]
+    if role == "prefill":
+        ports.append(
+            {"name": "kv", "port": names.KV_SIDE_CHANNEL_PORT, "targetPort": "kv", "protocol": "TCP"}
+        )
+    labels = worker_labels(deployment.metadata.name, role)
+    spec = {"clusterIP": "None", "publishNotReadyAddresses": False, "selector": labels, "ports": ports}
+    name = names.service_name(deployment.metadata.name, role)
+    return _child(deployment, "v1", "Service", name, labels, spec=spec)
+
+
+def _disruption_budget(deployment: LLMDeployment, role: Role) -> Manifest:
+    labels = worker_labels(deployment.metadata.name, role)
+    # A worker that is not ready serves nobody: it never stands in the way of a node's drain.
+    spec = {
+        "maxUnavailable": 1,
+        "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        "selector": {"matchLabels": labels},
+    }
+    name = names.service_name(deployment.metadata.name, role)
+    return _child(deployment, "policy/v1", "PodDisruptionBudget", name, labels, spec=spec)
+
+
+def _service_account(deployment: LLMDeployment) -> Manifest:
+    labels = {names.LABEL_DEPLOYMENT: deployment.metadata.name}
+    name = service_account_name(deployment.metadata.name)
+    return _child(deployment, "v1", "ServiceAccount", name, labels, automountServiceAccountToken=False)
+
+
+def _common_labels() -> dict[str, str]:
+    return {
+        names.LABEL_NAME: "turnout",
+        names.LABEL_COMPONENT: names.COMPONENT_WORKER,
+        names.LABEL_MANAGED_BY: names.FIELD_MANAGER,
+    }
+
+
+def _child(
+    deployment: LLMDeployment, api_version: str, kind: str, name: str, labels: dict[str, str], **content: Any
+) -> Manifest:
+    owner = {
+        "apiVersion": names.API_VERSION,
+        "kind": "LLMDeployment",
+        "name": deployment.metadata.name,
+        "uid": deployment.metadata.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+    meta = {
+        "name": name,
+        "namespace": deployment.metadata.namespace,
+        "labels": {**labels, **_common_labels()},
+        "ownerReferences": [owner],
+    }
+    return _sealed({"apiVersion": api_version, "kind": kind, "metadata": meta, **content})
+
+
+def _sealed(manifest: Manifest) -> Manifest:
+    """Return *manifest* with its digest as annotation."""
+    canonical = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    meta = {**manifest["metadata"], "annotations": {ANNOTATION_APPLIED: digest}}
+    return {**manifest, "metadata": meta}

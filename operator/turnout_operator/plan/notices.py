@@ -1,0 +1,65 @@
+"""Events: what has changed since the last status, told once.
+
+They follow from the difference of two statuses, so a restart neither loses nor repeats one (but for the instant
+between writing the status and posting the Event).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from turnout_operator.plan.effects import Notice
+from turnout_operator.plan.status import condition
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from turnout_operator.plan.claims import Settlement
+
+
+def notices(
+    before: Mapping[str, Any], after: Mapping[str, Any], names: Settlement, scaled: Mapping[str, str] | None
+) -> tuple[Notice, ...]:
+    """Return the Events that the change from status *before* to *after* is worth."""
+    told: list[Notice] = []
+    if scaled is not None:
+        told.append(_scaling(scaled))
+    told += _advice(condition(before, "ScalingLimited"), condition(after, "ScalingLimited"))
+    told += _readiness(condition(before, "Ready"), condition(after, "Ready"))
+    fits = condition(after, "ModelFits")
+    if fits.get("status") == "False" and condition(before, "ModelFits").get("message") != fits["message"]:
+        told.append(Notice("Warning", fits["reason"], fits["message"]))
+    if names.refused and before.get("servedNames") != after["servedNames"]:
+        taken = ", ".join(f"{name} (served by {holder})" for name, holder in names.refused)
+        told.append(Notice("Warning", "NameConflict", f"names that an older deployment serves: {taken}"))
+    return tuple(told)
+
+
+def _scaling(scaled: Mapping[str, str]) -> Notice:
+    before, after = (_total(scaled[side]) for side in ("from", "to"))
+    reason = "ScaledUp" if after > before else "ScaledDown" if after < before else "Rebalanced"
+    return Notice("Normal", reason, f"{scaled['from']} -> {scaled['to']}: {scaled['reason']}")
+
+
+def _total(text: str) -> int:
+    return sum(int(part.rsplit(" ", 1)[1]) for part in text.split(", "))
+
+
+def _advice(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Notice]:
+    """Tell advice once per change that is advised, whatever the figures in its reason."""
+    if after.get("reason") != "Advisory":
+        return []
+    change = after["message"].split(":", 1)[0]
+    if before.get("reason") == "Advisory" and str(before.get("message", "")).startswith(change + ":"):
+        return []
+    return [Notice("Normal", "ScalingAdvised", after["message"])]
+
+
+def _readiness(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Notice]:
+    if before.get("status") == after.get("status"):
+        return []
+    if after["status"] == "True":
+        return [Notice("Normal", "Ready", after["message"])]
+    if before.get("status") == "True":
+        return [Notice("Warning", "NotReady", f"{after['reason']}: {after['message']}")]
+    return []

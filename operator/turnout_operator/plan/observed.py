@@ -1,0 +1,159 @@
+"""What is: pools and pods as plain values, read from raw objects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast, get_args
+
+from turnout.api import names
+from turnout.api.deployment import Role
+from turnout_operator.plan.conditions import seconds_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+_ROLES = frozenset(get_args(Role))
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLoad:
+    """What a worker pod said of itself at its last scrape."""
+
+    scraped_at: float
+    """When it answered, in seconds since the epoch."""
+    running: int
+    """Requests it works on."""
+    waiting: int
+    """Requests that wait in it."""
+    kv_utilization: float
+    """KV cache in use, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedPod:
+    """One worker pod."""
+
+    name: str
+    role: Role
+    revision: str
+    created_at: float
+    """Seconds since the epoch."""
+    ready: bool
+    """Ready and not on its way out by deletion."""
+    scheduled: bool
+    terminating: bool
+    """Being deleted: it no longer counts for anything but the accelerators it holds."""
+    draining_since: float | None
+    """When it was labelled draining, in seconds since the epoch. None: it is in service."""
+    deletion_cost: int
+    unschedulable_since: float | None = None
+    """Since when the scheduler finds no node. None: it has one, or was not looked at yet."""
+    unschedulable_reason: str = ""
+    """The scheduler's words."""
+    trouble: str = ""
+    """Why its container does not run, in the node's words; empty where nothing is wrong."""
+    load: WorkerLoad | None = None
+
+    @property
+    def draining(self) -> bool:
+        """Whether it is on its way out, by label."""
+        return self.draining_since is not None
+
+    @property
+    def serving(self) -> bool:
+        """Whether it takes new requests."""
+        return self.ready and not self.draining
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedPool:
+    """The Deployment of one role at one revision, and its pods."""
+
+    role: Role
+    revision: str
+    replicas: int
+    """``spec.replicas``."""
+    created_at: float
+    live: dict[str, Any]
+    """The object."""
+    pods: tuple[ObservedPod, ...]
+
+    @property
+    def alive(self) -> tuple[ObservedPod, ...]:
+        """Pods that are not being deleted."""
+        return tuple(pod for pod in self.pods if not pod.terminating)
+
+
+def observed_pod(raw: Mapping[str, Any], load: WorkerLoad | None = None) -> ObservedPod | None:
+    """Read a worker pod; None where its labels do not say what it is, or where it has run to its end."""
+    meta, status = raw["metadata"], raw.get("status", {})
+    labels, annotations = meta.get("labels", {}), meta.get("annotations", {})
+    role, revision = labels.get(names.LABEL_ROLE), labels.get(names.LABEL_REVISION)
+    if role not in _ROLES or not revision or status.get("phase") in {"Succeeded", "Failed"}:
+        return None
+    conditions = {item["type"]: item for item in status.get("conditions", [])}
+    scheduling = conditions.get("PodScheduled", {})
+    unschedulable = scheduling.get("status") == "False" and scheduling.get("reason") == "Unschedulable"
+    created = seconds_of(meta.get("creationTimestamp") or "") or 0.0
+    since = seconds_of(annotations.get(names.ANNOTATION_DRAINING_SINCE, ""))
+    terminating = bool(meta.get("deletionTimestamp"))
+    return ObservedPod(
+        name=meta["name"],
+        role=cast("Role", role),
+        revision=revision,
+        created_at=created,
+        ready=conditions.get("Ready", {}).get("status") == "True" and not terminating,
+        scheduled=bool(raw.get("spec", {}).get("nodeName")) or scheduling.get("status") == "True",
+        terminating=terminating,
+        # A label without a readable time counts as old: such a pod goes first, it does not stay for good.
+        draining_since=(since or 0.0) if labels.get(names.LABEL_DRAINING) == "true" else None,
+        deletion_cost=_integer(annotations.get(names.ANNOTATION_DELETION_COST, "0")),
+        unschedulable_since=(seconds_of(scheduling.get("lastTransitionTime") or "") or created)
+        if unschedulable
+        else None,
+        unschedulable_reason=scheduling.get("message", "") if unschedulable else "",
+        trouble=_trouble(status),
+        load=load,
+    )
+
+
+def observed_pools(
+    deployments: Iterable[dict[str, Any]], pods: Iterable[ObservedPod]
+) -> tuple[ObservedPool, ...]:
+    """Read the pools among *deployments*, oldest first, each with its pods."""
+    by_pool: dict[tuple[str, str], list[ObservedPod]] = {}
+    for pod in pods:
+        by_pool.setdefault((pod.role, pod.revision), []).append(pod)
+    found = []
+    for raw in deployments:
+        meta = raw["metadata"]
+        labels = meta.get("labels", {})
+        role, revision = labels.get(names.LABEL_ROLE), labels.get(names.LABEL_REVISION)
+        if role not in _ROLES or not revision or meta.get("deletionTimestamp"):
+            continue
+        found.append(
+            ObservedPool(
+                role=cast("Role", role),
+                revision=revision,
+                replicas=int(raw.get("spec", {}).get("replicas", 1)),
+                created_at=seconds_of(meta.get("creationTimestamp") or "") or 0.0,
+                live=raw,
+                pods=tuple(by_pool.get((role, revision), ())),
+            )
+        )
+    return tuple(sorted(found, key=lambda pool: (pool.created_at, pool.revision, pool.role)))
+
+
+def _trouble(status: Mapping[str, Any]) -> str:
+    for container in status.get("containerStatuses", []):
+        waiting = container.get("state", {}).get("waiting") or {}
+        if waiting.get("reason") not in {None, "ContainerCreating", "PodInitializing"}:
+            return f"{waiting['reason']}: {waiting.get('message', '')}".rstrip(": ")
+    return ""
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        return 0

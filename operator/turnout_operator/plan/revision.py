@@ -1,0 +1,32 @@
+"""The model revision: a short name for everything that makes two workers incompatible."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from turnout.api.names import revision_of
+
+if TYPE_CHECKING:
+    from turnout.api import LLMDeployment
+
+
+def model_revision(deployment: LLMDeployment, worker_image: str) -> str:
+    """Return the revision that *deployment* asks for, run from *worker_image*.
+
+    It covers what changes a worker's answers or the form of its KV cache. Bounds, objectives, scaling and
+    routing are no part of it: to change them replaces no pod.
+    """
+    spec = deployment.spec
+    canonical = {
+        "source": spec.model.source,
+        "sourceRevision": spec.model.revision,
+        "servedNames": sorted(deployment.served_names),
+        "maxLength": spec.model.max_length,
+        "engine": spec.engine.model_dump(mode="json", by_alias=True),
+        "accelerators": {
+            role: spec.pool(role).accelerator.model_dump(mode="json", by_alias=True) for role in spec.roles
+        },
+        "image": worker_image,
+    }
+    return revision_of(json.dumps(canonical, sort_keys=True, separators=(",", ":")))

@@ -1,0 +1,194 @@
+"""The status of an LLMDeployment: what is, told so that a person knows what to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from turnout_operator.plan.conditions import Finding, conditions, rfc3339
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from turnout.api import LLMDeployment, Role
+    from turnout.scaling.decision import Decision, ScalingLimit
+    from turnout.sizing.capacity import Misfit
+    from turnout_operator.plan.claims import Settlement
+    from turnout_operator.plan.observed import ObservedPod
+
+MAX_REASON: Final = 1024
+"""Longest reason that ``status.lastScaling`` takes."""
+
+CONDITION_OF: Final[Mapping[str, str]] = {
+    "prefill": "PrefillReady",
+    "decode": "DecodeReady",
+    "aggregated": "DecodeReady",
+}
+"""Condition of each role: an aggregated pool is the one that ``spec.decode`` describes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """All that status tells about one deployment at one moment."""
+
+    deployment: LLMDeployment
+    pods: Sequence[ObservedPod]
+    desired: Mapping[Role, int]
+    serving: str | None
+    """Revision that serves, None where nothing does."""
+    target: str
+    """Revision that the spec asks for."""
+    rollout: str
+    """The rollout's sentence; empty where none is going on."""
+    misfit: Misfit | None
+    names: Settlement
+    goodput_percent: float | None
+    decision: Decision | None
+    limit: ScalingLimit | None
+    endpoint: str
+
+
+def tally(replicas: Mapping[Role, int]) -> str:
+    """Return replicas as people read them: ``prefill 1, decode 2``."""
+    return ", ".join(f"{role} {count}" for role, count in replicas.items())
+
+
+def status(
+    picture: Picture, previous: Mapping[str, Any], scaled: Mapping[str, str] | None, now: float
+) -> dict[str, Any]:
+    """Return the whole status. *scaled* is the change of replicas that is being made now, if one is."""
+    deployment = picture.deployment
+    generation = deployment.metadata.generation
+    made: dict[str, Any] = {
+        "observedGeneration": generation,
+        "conditions": conditions(_findings(picture), previous.get("conditions", []), generation, now),
+        "revision": picture.serving or previous.get("revision", ""),
+        "servedNames": list(picture.names.served),
+        "endpoint": picture.endpoint,
+    }
+    for role in deployment.spec.roles:
+        made["prefill" if role == "prefill" else "decode"] = _pool(picture, role)
+    if picture.goodput_percent is not None:
+        made["goodputPercent"] = int(picture.goodput_percent)
+    if scaled is not None:
+        made["lastScaling"] = {"time": rfc3339(now), **scaled, "reason": scaled["reason"][:MAX_REASON]}
+    elif previous.get("lastScaling"):
+        made["lastScaling"] = previous["lastScaling"]
+    return made
+
+
+def invalid(raw: Mapping[str, Any], message: str, now: float) -> dict[str, Any]:
+    """Return the status of an object that cannot be used: everything stays as it is, and why is said."""
+    previous = raw.get("status") or {}
+    generation = raw["metadata"].get("generation", 0)
+    finding = Finding(
+        "Ready", "False", "InvalidSpec", f"the spec cannot be used, what runs is left alone: {message}"
+    )
+    kept = [item for item in previous.get("conditions", []) if item.get("type") != "Ready"]
+    ready = conditions([finding], previous.get("conditions", []), generation, now)
+    return {**previous, "observedGeneration": generation, "conditions": ready + kept}
+
+
+def condition(status_: Mapping[str, Any], type_: str) -> Mapping[str, Any]:
+    """Return one condition of a raw status; empty where it is not there."""
+    return next((item for item in status_.get("conditions", []) if item.get("type") == type_), {})
+
+
+def _pool(picture: Picture, role: Role) -> dict[str, int]:
+    pods = [pod for pod in picture.pods if pod.role == role]
+    return {
+        "desired": picture.desired.get(role, 0),
+        "replicas": len(pods),
+        "ready": sum(pod.serving for pod in pods),
+    }
+
+
+def _findings(picture: Picture) -> Iterable[Finding]:
+    yield _ready(picture)
+    for role in picture.deployment.spec.roles:
+        yield _role_ready(picture, role)
+    yield _fits(picture.misfit)
+    yield _objectives(picture)
+    yield _limited(picture)
+
+
+def _ready(picture: Picture) -> Finding:
+    refused = ", ".join(f"{name} (served by {holder})" for name, holder in picture.names.refused)
+    if not picture.names.served:
+        return Finding(
+            "Ready",
+            "False",
+            "ServedNameConflict",
+            f"every served name is taken by an older deployment: {refused}; "
+            "choose other model.servedNames or delete the older deployment",
+        )
+    tail = f"; rollout: {picture.rollout}" if picture.rollout else ""
+    if picture.serving is None:
+        if picture.misfit is not None:
+            return Finding("Ready", "False", "ModelDoesNotFit", picture.misfit.message)
+        return Finding("Ready", "False", "NoReadyWorkers", f"{_waiting_for(picture)}{tail}")
+    called = ", ".join(picture.names.served)
+    if refused:
+        message = (
+            f"serves {called}; not {refused}: choose other model.servedNames or delete the older deployment"
+        )
+        return Finding("Ready", "True", "NameConflict", message + tail)
+    return Finding("Ready", "True", "Serves", f"serves {called}{tail}")
+
+
+def _waiting_for(picture: Picture) -> str:
+    parts = []
+    for role in picture.deployment.spec.roles:
+        ready = sum(
+            pod.serving for pod in picture.pods if pod.role == role and pod.revision == picture.target
+        )
+        parts.append(f"{role} {ready} of {picture.desired.get(role, 0)} ready")
+    return f"waiting for workers: {', '.join(parts)}{_obstacle(picture.pods)}"
+
+
+def _obstacle(pods: Iterable[ObservedPod]) -> str:
+    """Return what stands in the way, in the scheduler's or the node's words."""
+    for pod in pods:
+        if pod.unschedulable_since is not None:
+            return f"; {pod.name} finds no node: {pod.unschedulable_reason}"
+        if pod.trouble and not pod.ready:
+            return f"; {pod.name} does not run: {pod.trouble} (see kubectl logs {pod.name})"
+    return ""
+
+
+def _role_ready(picture: Picture, role: Role) -> Finding:
+    pods = [pod for pod in picture.pods if pod.role == role]
+    ready, desired = sum(pod.serving for pod in pods), picture.desired.get(role, 0)
+    message = f"{ready} of {desired} {role} workers ready"
+    if ready >= desired > 0:
+        return Finding(CONDITION_OF[role], "True", "AllReady", message)
+    if ready:
+        return Finding(CONDITION_OF[role], "True", "SomeReady", message + _obstacle(pods))
+    return Finding(CONDITION_OF[role], "False", "NoneReady", message + _obstacle(pods))
+
+
+def _fits(misfit: Misfit | None) -> Finding:
+    if misfit is None:
+        return Finding("ModelFits", "True", "Fits", "weights and KV cache fit on the accelerators")
+    return Finding("ModelFits", "False", misfit.reason, misfit.message)
+
+
+def _objectives(picture: Picture) -> Finding:
+    target = picture.deployment.spec.slo.goodput_percent
+    goodput = picture.goodput_percent
+    if goodput is None:
+        return Finding("SLOMet", "Unknown", "NoTraffic", "no request has ended lately")
+    message = f"{int(goodput)} % of recent requests met both objectives, {target} % shall"
+    if goodput >= target:
+        return Finding("SLOMet", "True", "ObjectivesMet", message)
+    return Finding("SLOMet", "False", "ObjectivesMissed", message)
+
+
+def _limited(picture: Picture) -> Finding:
+    decision, limit = picture.decision, picture.limit
+    if decision is not None and decision.changed and not decision.apply:
+        message = f"would change {tally(decision.current)} to {tally(decision.desired)}: {decision.reason}"
+        return Finding("ScalingLimited", "True", picture.deployment.spec.scaling.mode, message)
+    if limit is not None:
+        return Finding("ScalingLimited", "True", limit.reason, limit.message)
+    return Finding("ScalingLimited", "False", "NotLimited", "replicas follow the load")

@@ -1,0 +1,138 @@
+"""One pass over one resource: observe, plan, carry out, tell. What to do is decided in ``plan``."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from turnout.api import load_deployment, load_route
+from turnout.api.loading import InvalidResource
+from turnout_operator.effects import transient
+from turnout_operator.kube.kinds import LLM_DEPLOYMENT, LLM_ROUTE
+from turnout_operator.plan.claims import Settlement, claim_of, settle
+from turnout_operator.plan.plan import Observed, plan
+from turnout_operator.plan.route import invalid_route, route_status
+from turnout_operator.plan.status import condition, invalid
+
+if TYPE_CHECKING:
+    from turnout_operator.effects import Executor
+    from turnout_operator.errors import ApiError
+    from turnout_operator.kube.client import Raw
+    from turnout_operator.load.collector import Collector
+    from turnout_operator.metrics import Metrics
+    from turnout_operator.observe.store import Key, Store
+    from turnout_operator.plan.config import PlanConfig
+    from turnout_operator.plan.effects import Plan
+    from turnout_operator.scaler import Scaler
+
+LOG: Final = logging.getLogger(__name__)
+
+
+class Reconciler:
+    """Brings resources to what they should be, one pass at a time."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        executor: Executor,
+        scaler: Scaler,
+        collector: Collector,
+        metrics: Metrics,
+        config: PlanConfig,
+    ) -> None:
+        self._store = store
+        self._executor = executor
+        self._scaler = scaler
+        self._collector = collector
+        self._metrics = metrics
+        self._config = config
+
+    async def deployment(self, key: Key) -> float | None:
+        """Bring an LLMDeployment to what it should be; return when to look again, in seconds. Raise ApiError."""
+        raw = self._store.get(LLM_DEPLOYMENT, key)
+        if raw is None:
+            self._metrics.forget(str(key))
+            return None
+        if raw["metadata"].get("deletionTimestamp"):
+            return None  # the garbage collector takes what it owns
+        now = time.time()
+        try:
+            deployment = load_deployment(raw)
+            planned = plan(self._observed(key, deployment, raw), self._config, now)
+        except (InvalidResource, ValueError) as error:
+            LOG.warning("%s cannot be used: %s", key, error)
+            await self._executor.write_status(raw, invalid(raw, str(error), now))
+            return None
+        failed = await self._executor.change(planned)
+        status = planned.status if failed is None else _with_failure(planned.status, failed)
+        written = await self._executor.write_status(raw, status)
+        await self._executor.post(raw, planned.notices)
+        self._tell(key, planned, changed=written)
+        if failed is not None:
+            raise failed
+        return planned.requeue_seconds
+
+    async def route(self, key: Key) -> None:
+        """Bring the status of an LLMRoute up to date. Raise ApiError."""
+        raw = self._store.get(LLM_ROUTE, key)
+        if raw is None or raw["metadata"].get("deletionTimestamp"):
+            return
+        now = time.time()
+        names = {other.name for other in self._store.keys(LLM_DEPLOYMENT) if other.namespace == key.namespace}
+        try:
+            status = route_status(load_route(raw), names, raw.get("status") or {}, now)
+        except InvalidResource as error:
+            status = invalid_route(raw, str(error), now)
+        await self._executor.write_status(raw, status)
+
+    def _observed(self, key: Key, deployment: Any, raw: Raw) -> Observed:
+        rivals = self._store.all(LLM_DEPLOYMENT, key.namespace)
+        claims = [claim_of(rival) for rival in rivals if not rival["metadata"].get("deletionTimestamp")]
+        return Observed(
+            deployment=deployment,
+            status=raw.get("status") or {},
+            children=self._store.children(key),
+            pods=self._scaler.pods(key),
+            names=settle(claims).get(key.name, Settlement((), ())),
+            decision=self._scaler.decision(key),
+            goodput_percent=self._collector.traffic(key).goodput_percent,
+        )
+
+    def _tell(self, key: Key, planned: Plan, *, changed: bool) -> None:
+        for half in ("prefill", "decode"):
+            pool = planned.status.get(half)
+            if pool is not None:
+                self._metrics.desired.labels(str(key), half).set(pool["desired"])
+                self._metrics.ready.labels(str(key), half).set(pool["ready"])
+        goodput = planned.status.get("goodputPercent")
+        if goodput is not None:
+            self._metrics.goodput.labels(str(key)).set(goodput)
+        done = [
+            *(f"applied {manifest['kind']} {manifest['metadata']['name']}" for manifest in planned.apply),
+            *(f"patched {patch.name}" for patch in planned.patches),
+            *(f"deleted {removal.kind} {removal.name}" for removal in planned.delete),
+        ]
+        if done:
+            LOG.info("%s: %s; %s", key, planned.summary or "brought up to date", ", ".join(done))
+        elif changed:
+            ready = condition(planned.status, "Ready")
+            LOG.info("%s: %s", key, ready.get("message", planned.summary))
+
+
+def _with_failure(status: dict[str, Any], error: ApiError) -> dict[str, Any]:
+    """Say in the condition Ready that changes do not get through, unless that is only a matter of the moment."""
+    if transient(error):
+        return status
+    told = []
+    for item in status["conditions"]:
+        if item["type"] != "Ready":
+            told.append(item)
+        elif item["status"] == "True":
+            told.append({**item, "message": f"{item['message']}; changes are refused: {error}"[:4096]})
+        else:
+            told.append(
+                {**item, "reason": "ApplyFailed", "message": f"the API server refuses: {error}"[:4096]}
+            )
+    return {**status, "conditions": told}

@@ -1,0 +1,153 @@
+"""Scaling at the edge: reads the load of the deployments that are due, decides, keeps memory and last decision."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from turnout.api import load_deployment
+from turnout.api.loading import InvalidResource
+from turnout.scaling.decide import decide
+from turnout.scaling.decision import Decision, Memory
+from turnout.scaling.policy import Policy
+from turnout_operator.kube.kinds import LLM_DEPLOYMENT
+from turnout_operator.load.collector import Target
+from turnout_operator.load.facts import load_facts
+from turnout_operator.plan.claims import Settlement
+from turnout_operator.plan.observed import observed_pod
+from turnout_operator.plan.plan import Observed, current_desired
+
+if TYPE_CHECKING:
+    from turnout.api import LLMDeployment
+    from turnout_operator.kube.client import Raw
+    from turnout_operator.load.collector import Collector
+    from turnout_operator.metrics import Metrics
+    from turnout_operator.observe.store import Key, Store
+    from turnout_operator.plan.observed import ObservedPod
+
+LOG: Final = logging.getLogger(__name__)
+
+INTERVAL_SECONDS: Final = 5.0
+"""Time between two decisions, in the deployment's seconds."""
+MIN_INTERVAL_SECONDS: Final = 1.0
+"""The same in real seconds: no deployment is read more often."""
+
+
+@dataclass(slots=True)
+class _State:
+    due_at: float = 0.0
+    """Monotonic time of the next decision."""
+    memory: Memory = field(default_factory=Memory)
+    decision: Decision | None = None
+
+
+class Scaler:
+    """Decides for every deployment, each at its own pace."""
+
+    def __init__(self, store: Store, collector: Collector, metrics: Metrics, router_namespace: str) -> None:
+        self._store = store
+        self._collector = collector
+        self._metrics = metrics
+        self._router_namespace = router_namespace
+        self._states: dict[Key, _State] = {}
+
+    def decision(self, key: Key) -> Decision | None:
+        """Return the last decision about a deployment. None: none was made since this operator began to act."""
+        state = self._states.get(key)
+        return None if state is None else state.decision
+
+    def pods(self, key: Key) -> list[ObservedPod]:
+        """Return the worker pods of a deployment with the load they told last."""
+        found = (
+            observed_pod(raw, self._collector.load(key, raw["metadata"].get("uid", "")))
+            for raw in self._store.pods(key)
+        )
+        return [pod for pod in found if pod is not None]
+
+    async def tick(self) -> list[Key]:
+        """Read and decide what is due; return the deployments to look at."""
+        now = time.monotonic()
+        due: dict[Key, LLMDeployment] = {}
+        present = frozenset(self._store.keys(LLM_DEPLOYMENT))
+        for key in present:
+            state = self._states.setdefault(key, _State())
+            raw = self._store.get(LLM_DEPLOYMENT, key)
+            if raw is None or now < state.due_at:
+                continue
+            try:
+                due[key] = load_deployment(raw)
+            except InvalidResource:
+                state.decision = None  # its condition says why
+                state.due_at = now + INTERVAL_SECONDS
+        self._states = {key: state for key, state in self._states.items() if key in present}
+        self._collector.forget(present)
+        if not due:
+            return []
+        scales = {key: _scale(deployment) for key, deployment in due.items()}
+        workers = {key: _targets(self._store.pods(key)) for key in due}
+        routers = _targets(self._store.routers(self._router_namespace))
+        await self._collector.read(workers, scales, routers)
+        for key, deployment in due.items():
+            interval = max(MIN_INTERVAL_SECONDS, INTERVAL_SECONDS / scales[key])
+            self._states[key].due_at = now + interval
+            self._decide(key, deployment, interval, scales[key])
+        return list(due)
+
+    def _decide(self, key: Key, deployment: LLMDeployment, interval: float, scale: int) -> None:
+        state, raw = self._states[key], self._store.get(LLM_DEPLOYMENT, key)
+        if raw is None:
+            return
+        try:
+            policy = Policy.of(deployment.spec, interval * scale)
+        except ValueError:
+            state.decision = None  # its condition says why
+            return
+        pods = self.pods(key)
+        observed = Observed(
+            deployment, raw.get("status") or {}, self._store.children(key), pods, Settlement((), ())
+        )
+        facts = load_facts(
+            policy,
+            current_desired(observed),
+            pods,
+            self._collector.traffic(key),
+            self._collector.occupancy(key),
+            now=time.time(),
+            scale=scale,
+        )
+        decision = decide(facts, policy, state.memory, time.monotonic() * scale)
+        state.memory, state.decision = decision.memory, decision
+        action = _action(decision)
+        self._metrics.decisions.labels(
+            str(key), action, decision.limit.reason if decision.limit else ""
+        ).inc()
+        if decision.changed:
+            LOG.info("%s: %s%s", key, decision.reason, "" if decision.apply else " (not applied)")
+
+
+def _action(decision: Decision) -> str:
+    before, after = sum(decision.current.values()), sum(decision.desired.values())
+    if not decision.changed:
+        return "keep"
+    return "up" if after > before else "down" if after < before else "rebalance"
+
+
+def _scale(deployment: LLMDeployment) -> int:
+    engine = deployment.spec.engine
+    return engine.simulated.time_scale
+
+
+def _targets(pods: tuple[Raw, ...]) -> list[Target]:
+    """Return the pods that can be read: ready, with an address."""
+    found = []
+    for raw in pods:
+        status, meta = raw.get("status", {}), raw["metadata"]
+        ready = any(
+            item["type"] == "Ready" and item["status"] == "True" for item in status.get("conditions", [])
+        )
+        if ready and status.get("podIP") and not meta.get("deletionTimestamp"):
+            worker = observed_pod(raw)
+            found.append(Target(meta["uid"], status["podIP"], None if worker is None else worker.role))
+    return found
