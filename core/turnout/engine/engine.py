@@ -265,7 +265,8 @@ class Engine:
             if sequence.first_token_at is None:
                 sequence.first_token_at = at
                 self._count_prompt(sequence)
-                self._events.append(FirstToken(at, sequence.request.id, sequence.cached + sequence.external))
+                cached = sequence.cached + sequence.external
+                self._events.append(FirstToken(at, sequence.request.id, cached, sequence.arrived_at))
             if sequence.generated >= sequence.request.output_tokens:
                 self._running.remove(sequence)
                 self._end(sequence, at, sequence.request.finish_reason)

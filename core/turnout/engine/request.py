@@ -81,6 +81,7 @@ class FirstToken:
     id: str
     cached_tokens: int
     """Prompt tokens that were not computed: prefix-cache hits and KV from a prefill worker, as in vLLM's usage."""
+    arrived_at: float
 
 
 @dataclass(frozen=True, slots=True)

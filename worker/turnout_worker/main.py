@@ -1,0 +1,181 @@
+"""The command line of the worker: `turnout-worker simulate` and `turnout-worker drain`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from turnout_worker.errors import ConfigurationError
+from turnout_worker.settings import (
+    DEFAULT_PORT,
+    DEFAULT_SIDE_CHANNEL_PORT,
+    ENV_BIND_ADDRESS,
+    ENV_POD_IP,
+    WorkerSettings,
+    engine_settings,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command. Returns the exit status: 2 for flags that cannot work."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    try:
+        status: int = options.run(options)
+    except ConfigurationError as error:
+        sys.stderr.write(f"turnout-worker: {error}\n")
+        return 2
+    return status
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    from turnout_worker.serve import run  # noqa: PLC0415 - `drain` starts without uvloop and asyncio
+
+    return run(settings_of(options))
+
+
+def _drain(options: argparse.Namespace) -> int:
+    from turnout_worker.drain import drain  # noqa: PLC0415 - `simulate` starts without an HTTP client
+
+    host = options.host or os.environ.get(ENV_BIND_ADDRESS) or "127.0.0.1"
+    return drain(host, options.port, idle_seconds=options.idle_seconds, deadline_seconds=options.deadline)
+
+
+def settings_of(options: argparse.Namespace) -> WorkerSettings:
+    """Complete and check what was parsed. Raise ConfigurationError, saying what to write instead."""
+    engine, latency = engine_settings(
+        model=options.model,
+        accelerator=options.accelerator,
+        tensor_parallel=options.tensor_parallel,
+        max_length=options.max_length,
+        kv_cache_tokens=options.kv_cache_tokens,
+        block_size=options.block_size,
+        max_num_seqs=options.max_num_seqs,
+        max_num_batched_tokens=options.max_num_batched_tokens,
+        max_num_queued=options.max_num_queued_reqs,
+        kv_lease_seconds=options.kv_lease_seconds,
+    )
+    host = options.host or os.environ.get(ENV_BIND_ADDRESS) or "0.0.0.0"  # noqa: S104 - a pod listens on all
+    advertised = os.environ.get(ENV_POD_IP) or host
+    if options.role == "prefill" and advertised == "0.0.0.0":  # noqa: S104 - compared, not bound
+        raise ConfigurationError(
+            f"a prefill worker must know the address that decode workers reach it at: set {ENV_POD_IP} "
+            "(status.podIP) or --host"
+        )
+    return WorkerSettings(
+        model=options.model,
+        served_names=tuple(options.served_name or [options.model.removeprefix("hf://")]),
+        role=options.role,
+        accelerator=options.accelerator,
+        tensor_parallel=options.tensor_parallel,
+        max_length=options.max_length,
+        seed=options.seed,
+        time_scale=options.time_scale,
+        startup_seconds=options.startup_seconds,
+        host=host,
+        port=options.port,
+        advertised_host=advertised,
+        side_channel_port=options.side_channel_port,
+        shutdown_timeout=options.shutdown_timeout,
+        prompt_tokens_details=options.enable_prompt_tokens_details,
+        engine=engine,
+        latency=latency,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="turnout-worker", description="What runs in a pool's pod.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_simulate(commands.add_parser("simulate", help="serve a simulated engine in vLLM's likeness"))
+    drain = commands.add_parser("drain", help="return when the worker is idle: for a preStop hook")
+    drain.set_defaults(run=_drain)
+    drain.add_argument("--host", help=f"where the worker listens (default: ${ENV_BIND_ADDRESS} or 127.0.0.1)")
+    drain.add_argument("--port", type=_port, default=DEFAULT_PORT)
+    drain.add_argument(
+        "--idle-seconds", type=_seconds, default=2.0, help="how long it must be idle (default 2)"
+    )
+    drain.add_argument("--deadline", type=_seconds, default=110.0, help="give up after (default 110 s)")
+    return parser
+
+
+def _add_simulate(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_simulate)
+    add = parser.add_argument
+    add("--model", required=True, help="such as hf://meta-llama/Llama-3.1-8B-Instruct")
+    add("--served-name", action="append", help="a name that clients call it by; may be repeated")
+    add("--role", choices=("prefill", "decode", "aggregated"), default="aggregated")
+    add("--accelerator", default="H100-SXM")
+    add("--tensor-parallel", type=_positive, default=1)
+    add("--max-length", type=_positive, default=32768, help="longest prompt plus output, in tokens")
+    add("--seed", type=int, default=0, help="the same seed and prompt give the same text")
+    add("--time-scale", type=_factor, default=1.0, help="engine seconds in one real second")
+    add("--startup-seconds", type=_seconds, default=0.0, help="engine seconds until the port opens")
+    add("--host", help=f"address to listen on (default: ${ENV_BIND_ADDRESS} or all)")
+    add("--port", type=_port, default=DEFAULT_PORT)
+    add(
+        "--side-channel-port",
+        type=_port,
+        default=DEFAULT_SIDE_CHANNEL_PORT,
+        help="where prefill hands out KV",
+    )
+    add("--kv-cache-tokens", type=_positive, help="default: what the accelerator's memory leaves")
+    add("--block-size", type=_positive, default=16, help="tokens of a KV block")
+    add("--max-num-seqs", type=_positive, default=1024)
+    add("--max-num-batched-tokens", type=_positive, default=8192)
+    add("--max-num-queued-reqs", type=_positive, help="more waiting requests get 503 (default: no bound)")
+    add(
+        "--kv-lease-seconds",
+        type=_seconds,
+        default=30.0,
+        help="engine seconds that a prefilled prompt is kept",
+    )
+    add(
+        "--shutdown-timeout",
+        type=_seconds,
+        default=100.0,
+        help="real seconds that streams have after SIGTERM",
+    )
+    add(
+        "--enable-prompt-tokens-details",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="tell cached_tokens in usage",
+    )
+
+
+def _positive(value: str) -> int:
+    number = int(value)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{value} must be at least 1")
+    return number
+
+
+def _port(value: str) -> int:
+    number = int(value)
+    if not 0 <= number <= 65535:  # noqa: PLR2004 - what a port is
+        raise argparse.ArgumentTypeError(f"{value} is no port: 0 to 65535")
+    return number
+
+
+def _seconds(value: str) -> float:
+    number = float(value)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value} must be 0 or more seconds")
+    return number
+
+
+def _factor(value: str) -> float:
+    number = float(value)
+    if not 0 < number <= 1000:  # noqa: PLR2004 - beyond it the event loop could not follow
+        raise argparse.ArgumentTypeError(f"{value} must be above 0 and at most 1000")
+    return number
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,286 @@
+"""The OpenAI API as vLLM speaks it: what a completion request asks for, checked, and the shapes of answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import orjson
+
+from turnout_worker import text
+from turnout_worker.errors import AnswerError, BadRequestError, UnknownModelError
+
+Kind = Literal["chat", "text"]
+
+_UNSUPPORTED: Final = {"n": 1, "best_of": 1, "echo": False, "logprobs": None, "top_logprobs": None}
+"""Fields that change an answer in a way the simulated engine does not know, with the values that ask for nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemotePrefill:
+    """Where a prompt's KV lies: what a prefill worker's answer said."""
+
+    host: str
+    port: int
+    engine_id: str
+    request_id: str
+    tokens: int | None
+    """Prompt tokens held there; None: all of them."""
+
+
+class FatalTransferError(Exception):
+    """kv_transfer_params that kill vLLM's engine core: ``do_remote_prefill`` without saying where."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionRequest:
+    """A completion request, understood and checked."""
+
+    kind: Kind
+    model: str
+    prompt: bytes
+    """Rendered to the bytes of its tokens."""
+    prompt_tokens: int
+    output: bytes
+    """What the model will say."""
+    output_tokens: int
+    finish_reason: Literal["stop", "length"]
+    stop_reason: str | None
+    """The stop string that was met."""
+    stream: bool
+    include_usage: bool
+    continuous_usage: bool
+    pin: bool
+    """``do_remote_decode``: keep the KV for a decode worker."""
+    remote: RemotePrefill | None
+    """``do_remote_prefill``: fetch the KV from there."""
+
+
+def parse(
+    body: bytes, kind: Kind, *, served_names: tuple[str, ...], max_length: int, seed: int, transfers: bool
+) -> CompletionRequest:
+    """Understand *body*. Raise an AnswerError, or FatalTransferError as its docstring says.
+
+    *transfers*: whether this worker has a KV connector; without one kv_transfer_params mean nothing, as in vLLM.
+    """
+    fields = _object(body)
+    model = fields.get("model") or served_names[0]
+    if not isinstance(model, str):
+        raise BadRequestError("model must be a string", "model")
+    if model not in served_names:
+        raise UnknownModelError(f"The model `{model}` does not exist.", "model")
+    for name, neutral in _UNSUPPORTED.items():
+        value = fields.get(name)
+        if value is not None and value != neutral:
+            raise BadRequestError(
+                f"{name}={value!r} is not supported by the simulated engine: leave it out", name
+            )
+    prompt = text.render_chat(_messages(fields)) if kind == "chat" else _prompt(fields)
+    prompt_tokens = text.token_count(prompt)
+    limit = _output_limit(fields, kind, prompt_tokens, max_length)
+    said, reason, stop_reason = _answer(fields, prompt, limit, max_length - prompt_tokens, seed)
+    stream = _flag(fields, "stream")
+    options = fields.get("stream_options") or {}
+    if not isinstance(options, dict):
+        raise BadRequestError("stream_options must be an object", "stream_options")
+    if options and not stream:
+        raise BadRequestError("Stream options can only be defined when `stream=True`.", "stream_options")
+    pin, remote = _transfer(fields) if transfers else (False, None)
+    return CompletionRequest(
+        kind=kind,
+        model=model,
+        prompt=prompt,
+        prompt_tokens=prompt_tokens,
+        output=said,
+        output_tokens=max(1, text.token_count(said)),
+        finish_reason=reason,
+        stop_reason=stop_reason,
+        stream=stream,
+        include_usage=_flag(options, "include_usage"),
+        continuous_usage=_flag(options, "continuous_usage_stats"),
+        pin=pin,
+        remote=remote,
+    )
+
+
+def prompt_of(body: bytes) -> bytes:
+    """Return the rendered prompt of a body with `messages` or `prompt`. Raise BadRequestError."""
+    fields = _object(body)
+    return text.render_chat(_messages(fields)) if "messages" in fields else _prompt(fields)
+
+
+def tokens_of(body: bytes) -> bytes:
+    """Return the bytes of a body's `tokens`. Raise BadRequestError."""
+    return _prompt({"prompt": _object(body).get("tokens")})
+
+
+def error_body(error: AnswerError) -> bytes:
+    """Return *error* as vLLM's error object."""
+    return orjson.dumps(
+        {
+            "error": {
+                "message": error.message,
+                "type": error.type,
+                "param": error.param,
+                "code": error.status.value,
+            }
+        }
+    )
+
+
+def usage(prompt_tokens: int, output_tokens: int, cached_tokens: int | None) -> dict[str, Any]:
+    """Return the usage object; *cached_tokens* None leaves its details out."""
+    details = None if cached_tokens is None else {"cached_tokens": cached_tokens}
+    return {
+        "prompt_tokens": prompt_tokens,
+        "total_tokens": prompt_tokens + output_tokens,
+        "completion_tokens": output_tokens,
+        "prompt_tokens_details": details,
+    }
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise BadRequestError(f"the body is not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise BadRequestError("the body must be a JSON object")
+    return fields
+
+
+def _messages(fields: dict[str, Any]) -> list[tuple[str, str]]:
+    messages = fields.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise BadRequestError("messages must be a list of at least one message", "messages")
+    return [_message(index, message) for index, message in enumerate(messages)]
+
+
+def _message(index: int, message: object) -> tuple[str, str]:
+    where = f"messages[{index}]"
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise BadRequestError(f"{where} must be an object with a role and content", "messages")
+    content = message.get("content")
+    if content is None:
+        content = ""
+    elif isinstance(content, list):
+        content = "".join(_part(where, part) for part in content)
+    if not isinstance(content, str):
+        raise BadRequestError(f"{where}.content must be a string or a list of parts", "messages")
+    return message["role"], content
+
+
+def _part(where: str, part: object) -> str:
+    if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        raise BadRequestError(
+            f"{where}.content holds a part that is not text: the model reads text only", "messages"
+        )
+    return str(part["text"])
+
+
+def _prompt(fields: dict[str, Any]) -> bytes:
+    prompt = fields.get("prompt")
+    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
+        prompt = prompt[0]  # a batch of one
+    if isinstance(prompt, str) and prompt:
+        return prompt.encode()
+    if isinstance(prompt, list) and prompt and all(type(t) is int and 0 <= t < 2**32 for t in prompt):
+        return b"".join(token.to_bytes(text.TOKEN_BYTES, "big") for token in prompt)
+    raise BadRequestError("prompt must be one non-empty string or list of token ids", "prompt")
+
+
+def _output_limit(fields: dict[str, Any], kind: Kind, prompt_tokens: int, max_length: int) -> int | None:
+    """Tokens asked for at most; None where the request does not say. In vLLM's words where it is too much."""
+    asked = _count(fields, "max_completion_tokens") if kind == "chat" else None
+    if asked is None:
+        asked = _count(fields, "max_tokens")
+    if asked is None and kind == "text":
+        asked = 16  # OpenAI's default for text completions
+    if prompt_tokens >= max_length:
+        raise BadRequestError(
+            f"This model's maximum context length is {max_length} tokens. However, your request has {prompt_tokens} "
+            "input tokens. Please reduce the length of the input messages.",
+            "messages" if kind == "chat" else "prompt",
+        )
+    if asked is not None and asked > max_length - prompt_tokens:
+        raise BadRequestError(
+            f"'max_tokens' or 'max_completion_tokens' is too large: {asked}. This model's maximum context length is "
+            f"{max_length} tokens and your request has {prompt_tokens} input tokens "
+            f"({asked} > {max_length} - {prompt_tokens}).",
+            "max_tokens",
+        )
+    return asked
+
+
+def _answer(
+    fields: dict[str, Any], prompt: bytes, limit: int | None, room: int, seed: int
+) -> tuple[bytes, Literal["stop", "length"], str | None]:
+    """Return what the model says, why it stops, and the stop string that made it."""
+    most = room if limit is None else limit
+    least = _count(fields, "min_tokens", at_least=0) or 0
+    if least > most:
+        raise BadRequestError(f"min_tokens {least} is greater than max_tokens {most}", "min_tokens")
+    own_seed = _count(fields, "seed", at_least=None)
+    seed = seed if own_seed is None else seed ^ (own_seed & 0xFFFFFFFF)
+    natural = most + 1 if _flag(fields, "ignore_eos") else max(least, text.natural_length(seed, prompt))
+    reason: Literal["stop", "length"] = "stop" if natural <= most else "length"
+    said = text.output(seed, prompt, min(natural, most))
+    found = [
+        (at, stop)
+        for stop in _stops(fields)
+        if (at := said.find(stop.encode(), least * text.TOKEN_BYTES)) >= 0
+    ]
+    if found:
+        at, stop = min(found)
+        return said[:at], "stop", stop
+    return said, reason, None
+
+
+def _stops(fields: dict[str, Any]) -> list[str]:
+    stops = fields.get("stop")
+    if stops is None:
+        return []
+    stops = [stops] if isinstance(stops, str) else stops
+    if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops):
+        raise BadRequestError("stop must be a non-empty string or a list of them", "stop")
+    return stops
+
+
+def _count(fields: dict[str, Any], name: str, at_least: int | None = 1) -> int | None:
+    value = fields.get(name)
+    if value is None:
+        return None
+    if type(value) is not int or (at_least is not None and value < at_least):
+        bound = "" if at_least is None else f" of at least {at_least}"
+        raise BadRequestError(f"{name} must be a whole number{bound}, got {value!r}", name)
+    return value
+
+
+def _flag(fields: dict[str, Any], name: str) -> bool:
+    value = fields.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise BadRequestError(f"{name} must be true or false, got {value!r}", name)
+    return bool(value)
+
+
+def _transfer(fields: dict[str, Any]) -> tuple[bool, RemotePrefill | None]:
+    params = fields.get("kv_transfer_params")
+    if params is None:
+        return False, None
+    if not isinstance(params, dict):
+        raise BadRequestError("kv_transfer_params must be an object", "kv_transfer_params")
+    if not params.get("do_remote_prefill"):
+        return bool(params.get("do_remote_decode")), None
+    host, port = params.get("remote_host"), params.get("remote_port")
+    engine_id, request_id = params.get("remote_engine_id"), params.get("remote_request_id")
+    tokens = params.get("remote_num_tokens")
+    if (
+        not isinstance(host, str)
+        or type(port) is not int
+        or not isinstance(engine_id, str)
+        or not isinstance(request_id, str)
+        or not isinstance(params.get("remote_block_ids"), list)
+        or not isinstance(tokens, int | None)
+    ):
+        raise FatalTransferError
+    return False, RemotePrefill(host, port, engine_id, request_id, tokens)

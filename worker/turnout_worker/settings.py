@@ -1,0 +1,98 @@
+"""What the simulated worker is told on its command line, checked and completed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from turnout.engine import EngineSettings, SettingsError
+from turnout.sizing.capacity import Misfit, fits
+from turnout.sizing.latency import LatencyModel, UnknownLatency, latency_model
+from turnout.sizing.models import MODELS
+from turnout_worker.errors import ConfigurationError
+
+Role = Literal["prefill", "decode", "aggregated"]
+
+DEFAULT_PORT: Final = 8000
+DEFAULT_SIDE_CHANNEL_PORT: Final = 5600
+ENV_BIND_ADDRESS: Final = "TURNOUT_BIND_ADDRESS"
+"""The three are spelled as in turnout.api.names, whose package needs pydantic: 30 MB that a worker does without.
+A test compares them."""
+
+ENV_POD_IP: Final = "POD_IP"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """The simulated worker's settings. Seconds are the engine's unless said otherwise."""
+
+    model: str
+    served_names: tuple[str, ...]
+    role: Role
+    accelerator: str
+    tensor_parallel: int
+    max_length: int
+    """Longest prompt plus output, in tokens."""
+    seed: int
+    time_scale: float
+    """Engine seconds that pass in one real second."""
+    startup_seconds: float
+    host: str
+    port: int
+    advertised_host: str
+    """Where decode workers reach the side channel."""
+    side_channel_port: int
+    shutdown_timeout: float
+    """Real seconds after SIGTERM in which running streams may end and pinned blocks may be fetched."""
+    prompt_tokens_details: bool
+    """Whether usage tells cached_tokens (vLLM's --enable-prompt-tokens-details)."""
+    engine: EngineSettings
+    latency: LatencyModel
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of KV cache that a token takes, for the transfer metrics."""
+        return MODELS[self.model].kv_bytes_per_token()
+
+
+def engine_settings(
+    *,
+    model: str,
+    accelerator: str,
+    tensor_parallel: int,
+    max_length: int,
+    kv_cache_tokens: int | None,
+    block_size: int,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    max_num_queued: int | None,
+    kv_lease_seconds: float,
+) -> tuple[EngineSettings, LatencyModel]:
+    """Return what the engine needs for *model*. Raise ConfigurationError, saying what to write instead."""
+    latency = latency_model(model, accelerator, tensor_parallel)
+    if isinstance(latency, UnknownLatency):
+        raise ConfigurationError(latency.message)
+    if kv_cache_tokens is None:
+        fit = fits(model, accelerator, tensor_parallel, max_length)
+        if isinstance(fit, Misfit):
+            raise ConfigurationError(fit.message)
+        kv_cache_tokens = fit.kv_cache_tokens
+    if kv_cache_tokens < max_length:
+        raise ConfigurationError(
+            f"--kv-cache-tokens {kv_cache_tokens} cannot hold one request of --max-length {max_length}: "
+            "raise the first or lower the second"
+        )
+    if block_size < 1:
+        raise ConfigurationError(f"--block-size {block_size}: it must be at least 1")
+    try:
+        engine = EngineSettings(
+            kv_blocks=-(-kv_cache_tokens // block_size),
+            block_size=block_size,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_num_queued=max_num_queued,
+            kv_lease_seconds=kv_lease_seconds,
+        )
+    except SettingsError as error:
+        raise ConfigurationError(str(error)) from error
+    return engine, latency

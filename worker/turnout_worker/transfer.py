@@ -1,0 +1,146 @@
+"""The side channel between a prefill and a decode worker, standing in for NIXL.
+
+One TCP connection per pair, kept; JSON lines. The prefill worker greets with ``{"engine_id": E}``: the handshake.
+The decode worker asks ``{"fetch": REQUEST}`` and hears ``{"held": true}`` and the blocks are released, or
+``{"held": false}``: they had been fetched before or their lease has expired. No KV travels, for there is none; how
+long it would take is the engine's business.
+
+Failures are vLLM's: a worker that cannot be reached is tried for 5 seconds; one that answered before and is gone
+fails at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+import orjson
+
+from turnout_worker.errors import EngineFailedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from turnout_worker.openai import RemotePrefill
+
+REACH_SECONDS: Final = 5.0
+"""How long an unreachable prefill worker is tried, in real time."""
+ANSWER_SECONDS: Final = 5.0
+MAX_PEERS: Final = 256
+_RETRY_SECONDS: Final = 0.1
+
+
+class SideChannel:
+    """The prefill worker's end."""
+
+    def __init__(self, engine_id: str, release: Callable[[str], bool]) -> None:
+        self.engine_id = engine_id
+        self._release = release
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen. Returns the port, which the system has chosen where *port* is 0."""
+        self._server = await asyncio.start_server(self._serve, host, port)
+        return int(self._server.sockets[0].getsockname()[1])
+
+    def stop(self) -> None:
+        """Stop listening and close all connections."""
+        if self._server is not None:
+            self._server.close()
+        for writer in self._writers:
+            writer.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        try:
+            writer.write(orjson.dumps({"engine_id": self.engine_id}) + b"\n")
+            while line := await reader.readline():
+                request_id = orjson.loads(line).get("fetch")
+                writer.write(orjson.dumps({"held": self._release(str(request_id))}) + b"\n")
+                await writer.drain()
+        except (OSError, ValueError, AttributeError):
+            return  # the other side is gone or speaks something else: closing is all there is to say
+        finally:
+            self._writers.discard(writer)
+            writer.close()
+
+
+class _Peer:
+    """A prefill worker that greeted."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.lock = asyncio.Lock()
+
+
+class Fetcher:
+    """The decode worker's end."""
+
+    def __init__(self) -> None:
+        self._peers: dict[tuple[str, int, str], _Peer] = {}  # least recently used first
+        self._connecting: dict[tuple[str, int, str], asyncio.Task[_Peer]] = {}
+
+    async def fetch(self, remote: RemotePrefill) -> bool:
+        """Fetch the KV of a prompt. Returns False where it is there no more; raises EngineFailedError."""
+        key = (remote.host, remote.port, remote.engine_id)
+        peer = self._peers.pop(key, None)
+        if peer is None:
+            peer = await self._reach(key)
+        self._peers[key] = peer
+        self._bound()
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS), peer.lock:
+                peer.writer.write(orjson.dumps({"fetch": remote.request_id}) + b"\n")
+                answer = orjson.loads(await peer.reader.readline())
+        except (OSError, ValueError, TimeoutError) as error:
+            # It stays among the peers: whoever asks next fails at once too, as in vLLM.
+            peer.writer.close()
+            raise EngineFailedError("KV transfer failed: the prefill worker is gone") from error
+        return bool(answer["held"])
+
+    def stop(self) -> None:
+        """Close all connections."""
+        for task in self._connecting.values():
+            task.cancel()
+        for peer in self._peers.values():
+            peer.writer.close()
+
+    async def _reach(self, key: tuple[str, int, str]) -> _Peer:
+        """Connect, together with whoever else wants the same worker."""
+        task = self._connecting.get(key)
+        if task is None:
+            task = asyncio.create_task(_connect(*key))
+            self._connecting[key] = task
+            task.add_done_callback(lambda _: self._connecting.pop(key, None))
+        try:
+            peer = await asyncio.shield(task)
+        except (OSError, ValueError) as error:  # TimeoutError is an OSError
+            raise EngineFailedError(
+                f"KV transfer failed: handshake with {key[0]}:{key[1]}: {error}"
+            ) from error
+        return self._peers.pop(key, peer)
+
+    def _bound(self) -> None:
+        while len(self._peers) > MAX_PEERS:
+            oldest = next(iter(self._peers))
+            self._peers.pop(oldest).writer.close()
+
+
+async def _connect(host: str, port: int, engine_id: str) -> _Peer:
+    """Connect and shake hands. Raises OSError after REACH_SECONDS, ValueError where another engine answers."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + REACH_SECONDS
+    async with asyncio.timeout_at(deadline):
+        while True:
+            try:
+                reader, writer = await asyncio.open_connection(host, port)
+                greeting = orjson.loads(await reader.readline())
+            except (OSError, ValueError):  # refused, or it went away in mid-greeting
+                await asyncio.sleep(_RETRY_SECONDS)
+                continue
+            if greeting != {"engine_id": engine_id}:
+                writer.close()
+                raise ValueError(f"another engine than {engine_id} answers there")
+            return _Peer(reader, writer)
