@@ -1,0 +1,432 @@
+"""One container of a pod: starting it, watching it, probing it, stopping it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import signal
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
+
+from turnout_devcluster.node import attempts, checks
+from turnout_devcluster.node.api import pause
+from turnout_devcluster.node.attempts import Beginning, PodDisk, PodRecord, RunFile
+from turnout_devcluster.node.errors import NodeError
+from turnout_devcluster.node.model import ContainerState, Json, Refusal, Run, container_of
+from turnout_devcluster.node.mounts import make_mounts
+from turnout_devcluster.node.plan import ContainerPlan, PodFolder
+from turnout_devcluster.node.probes import Execute, Probe, ProbeKind, action_of, initial, observe, probes_of
+from turnout_devcluster.node.processes import Process, run, spawn_shim
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from turnout_devcluster.node.backoff import BackOff
+    from turnout_devcluster.node.events import EventRecorder
+
+SPAWN_SECONDS: Final = 20.0
+"""How long a start may take until its shim has told how it went."""
+SETTLE_SECONDS: Final = 2.0
+"""How long a probed container that has started may keep its slot among the concurrent starts."""
+REFUSAL_RETRY_SECONDS: Final = 3.0
+MIN_GRACE_SECONDS: Final = 2.0
+"""What remains between the end of preStop and SIGKILL at least, as in the kubelet."""
+REAP_SECONDS: Final = 15.0
+"""How long after SIGKILL the shim may take to record the end."""
+
+_log = logging.getLogger(__name__)
+
+
+class PodView(Protocol):
+    """What a container needs of its pod."""
+
+    @property
+    def pod(self) -> Json:
+        """The pod as last heard of."""
+
+    @property
+    def record(self) -> PodRecord:
+        """What is stored of it."""
+
+    @property
+    def disk(self) -> PodDisk:
+        """Where that is stored."""
+
+    @property
+    def deleting(self) -> bool:
+        """Whether nothing may be started any more."""
+
+    async def plan(self, name: str) -> ContainerPlan | Refusal:
+        """How to run a container. Raise NodeError where the API server cannot be asked."""
+
+    def wake(self) -> None:
+        """Tell the pod that a container's state has changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What containers are run with."""
+
+    events: EventRecorder
+    starts: asyncio.Semaphore
+    """Bounds how many containers start at once."""
+    back_off: BackOff
+    supervisor_file: Path
+
+
+def _now() -> float:
+    return time.time()
+
+
+def _kill_at(deadline: float, least: float) -> float:
+    """Return when SIGKILL is due. A deadline of 0 is a deletion by force: at once."""
+    return deadline if deadline <= 0 else max(deadline, least)
+
+
+class Container:
+    """One container. Its `state` is what decisions see."""
+
+    def __init__(self, name: str, pod: PodView, means: Means) -> None:
+        self.name = name
+        self.state = ContainerState()
+        self._pod = pod
+        self._means = means
+        self._plan: ContainerPlan | None = None
+        self._process: Process | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Task[None] | None = None
+        self._probing: list[asyncio.Task[None]] = []
+        self._nudge = asyncio.Event()
+        self._settled = asyncio.Event()
+
+    @property
+    def spec(self) -> Json:
+        """Its specification."""
+        return container_of(self._pod.pod, self.name)
+
+    # Starting
+
+    def start(self) -> None:
+        """Begin a run, unless one goes on."""
+        if self._starting is None and not self.state.running:
+            self._set(starting=True, refusal=None)
+            self._starting = asyncio.create_task(self._start())
+            self._starting.add_done_callback(self._start_ended)
+
+    def _start_ended(self, task: asyncio.Task[None]) -> None:
+        self._starting = None
+        self._set(starting=False)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("%s/%s: start failed", self._pod.record.name, self.name, exc_info=task.exception())
+            self._set(
+                refusal=Refusal("CreateContainerError", str(task.exception())),
+                retry_at=_now() + REFUSAL_RETRY_SECONDS,
+            )
+        self._pod.wake()
+
+    async def _start(self) -> None:
+        async with self._means.starts:
+            if self._pod.deleting:
+                return
+            try:
+                plan = await self._pod.plan(self.name)
+            except NodeError as error:
+                plan = Refusal("CreateContainerConfigError", str(error))
+            if isinstance(plan, Refusal):
+                self._event("Warning", "Failed", plan.message)
+                self._set(refusal=plan, retry_at=_now() + REFUSAL_RETRY_SECONDS)
+                return
+            self._plan = plan
+            self._settled.clear()
+            await self._begin(plan)
+            if self.state.running and self._probing:
+                await pause(self._settled, SETTLE_SECONDS)
+
+    async def _begin(self, plan: ContainerPlan) -> None:
+        """Note the run, start its shim, and take up the result."""
+        folder = PodFolder(str(self._pod.disk.path))
+        make_mounts(Path(folder.root(self.name)), plan.mounts)
+        record, disk = self._pod.record, self._pod.disk
+        last = self.state.run
+        kept = record.runs.setdefault(self.name, [])
+        beginning = Beginning(
+            attempt=0 if last is None else last.attempt + 1,
+            token=secrets.token_hex(4),
+            streak=0 if last is None else self._means.back_off.next_streak(last, self.state.streak),
+        )
+        record.runs[self.name] = [*kept, beginning][-attempts.KEPT_RUNS :]
+        disk.container(self.name).mkdir(parents=True, exist_ok=True, mode=0o700)
+        disk.save(record)
+        disk.forget_old_runs(record, self.name)
+        await spawn_shim(
+            {
+                "argv": list(plan.argv),
+                "env": dict(plan.env),
+                "cwd": plan.cwd,
+                "log": str(disk.log_path(self.name, beginning.attempt)),
+                "state": str(disk.state_path(self.name, beginning)),
+                "supervisor_file": str(self._means.supervisor_file),
+            },
+            SPAWN_SECONDS,
+        )
+        file = disk.read_run(self.name, beginning)
+        if file is None and disk.give_up(self.name, beginning):
+            raise NodeError(f"container {self.name} could not be started within {SPAWN_SECONDS:g} s")
+        file = file or disk.read_run(self.name, beginning)
+        if file is None:
+            raise NodeError(f"container {self.name}: its state file cannot be read")
+        self._take_up(file, beginning.streak, adopted=None)
+
+    def adopt(self, status: Json) -> None:
+        """Find the newest run of an earlier agent again. *status* is what that one said last."""
+        runs = self._pod.record.runs.get(self.name) or []
+        known = [
+            (b, f) for b in runs if not self._is_void(b) and (f := self._pod.disk.read_run(self.name, b))
+        ]
+        if not known:
+            return
+        if len(known) > 1:
+            self._set(previous=self._settle(known[-2][1]))
+        beginning, file = known[-1]
+        same = status.get("restartCount") == beginning.attempt
+        self._take_up(file, beginning.streak, adopted=status if same else {})
+
+    def _is_void(self, beginning: Beginning) -> bool:
+        return self._pod.disk.give_up(self.name, beginning)
+
+    def _settle(self, file: RunFile) -> Run:
+        return attempts.lost(file.run, _now()) if file.run.running and not file.shim.alive else file.run
+
+    def _take_up(self, file: RunFile, streak: int, adopted: Json | None) -> None:
+        """Make *file* the newest run: watch it and probe it, where it goes on."""
+        now_is = self._settle(file)
+        previous = self.state.run if adopted is None else self.state.previous
+        self._set(run=now_is, previous=previous, streak=streak, refusal=None, retry_at=0.0)
+        self._process = file.process
+        if not now_is.running:
+            self._set(started=False, ready=False)
+            if now_is.reason == "StartError":
+                self._event("Warning", "Failed", f"Error: {now_is.message}")
+            self._pod.wake()
+            return
+        if adopted is None:
+            self._event("Normal", "Started", f"Started container {self.name}")
+        self._watching = asyncio.create_task(self._watch(file))
+        self._begin_probing(adopted)
+        self._pod.wake()
+
+    # Watching
+
+    async def _watch(self, file: RunFile) -> None:
+        """Wait for the end of a run and record it."""
+        await file.shim.ended()
+        self._stop_probing()
+        beginning = self._pod.record.runs[self.name][-1]
+        last = self._pod.disk.read_run(self.name, beginning)
+        ended = self._settle(last) if last is not None else attempts.lost(file.run, _now())
+        self._set(run=ended, started=False, ready=False)
+        self._settled.set()
+        self._nudge.set()
+        self._pod.wake()
+
+    # Probing
+
+    def _begin_probing(self, adopted: Json | None) -> None:
+        spec = self.spec
+        try:
+            probes = probes_of(spec, self._pod.record.ip)
+            post_start = ((spec.get("lifecycle") or {}).get("postStart")) if adopted is None else None
+        except KeyError as error:
+            self._event("Warning", "Unhealthy", str(error.args[0]))
+            self._set(started=False, ready=False)
+            return
+        was = adopted or {}
+        started = bool(was.get("started")) or ("startup" not in probes and post_start is None)
+        self._set(started=started, ready=started and (bool(was.get("ready")) or "readiness" not in probes))
+        if probes or post_start is not None:
+            self._probing = [asyncio.create_task(self._probe_all(probes, post_start, was))]
+
+    async def _probe_all(self, probes: dict[ProbeKind, Probe], post_start: Json | None, was: Json) -> None:
+        """postStart, then the startup probe until it passes, then readiness and liveness side by side."""
+        if post_start is not None and not await self._post_start(post_start):
+            return
+        if "startup" in probes and not self.state.started:
+            await self._probe(probes["startup"], passing=None)
+        if not self.state.started:
+            self._set(started=True, ready="readiness" not in probes)
+            self._settled.set()
+            self._pod.wake()
+        for kind in ("readiness", "liveness"):
+            if kind in probes:
+                known = bool(was["ready"]) if kind == "readiness" and "ready" in was else None
+                self._probing.append(asyncio.create_task(self._probe(probes[kind], passing=known)))
+
+    async def _probe(self, probe: Probe, *, passing: bool | None) -> None:
+        """Ask in the probe's period; act on every change of the verdict. A startup probe ends by passing."""
+        state = initial(probe.kind, passing=passing)
+        run_began = self.state.run.started_at if self.state.run else 0.0
+        await asyncio.sleep(max(0.0, run_began + probe.initial_delay - _now()))
+        while True:
+            began = time.monotonic()
+            answer = await checks.ask(probe.action, self._execute, probe.timeout)
+            if not answer.success:
+                self._event("Warning", "Unhealthy", f"{probe.kind} probe failed: {answer.message}")
+            state = observe(probe, state, success=answer.success)
+            failed_for_good = (
+                not state.passing and state.run >= probe.failure_threshold and not answer.success
+            )
+            match probe.kind:
+                case "startup" if state.passing:
+                    return
+                case "readiness" if state.passing != self.state.ready:
+                    self._set(ready=state.passing)
+                    self._settled.set()
+                    self._pod.wake()
+                case "startup" | "liveness" if failed_for_good:
+                    self._fail(probe)
+                    return
+                case _:
+                    pass
+            await asyncio.sleep(max(0.0, probe.period - (time.monotonic() - began)))
+
+    def _fail(self, probe: Probe) -> None:
+        if self._pod.deleting:
+            return
+        self._event(
+            "Normal", "Killing", f"container {self.name} failed its {probe.kind} probe, will be restarted"
+        )
+        grace = self._grace() if probe.grace is None else probe.grace
+        self.stop_within(grace)
+
+    def _grace(self) -> float:
+        grace = self._pod.pod["spec"].get("terminationGracePeriodSeconds")
+        return 30.0 if grace is None else float(grace)
+
+    def _stop_probing(self) -> None:
+        for task in self._probing:
+            task.cancel()
+        self._probing = []
+
+    # Hooks
+
+    async def _execute(self, action: Execute, timeout_seconds: float) -> tuple[int, str]:
+        """Run a probe's or hook's command with the container's environment, paths and folder."""
+        if self._plan is None:
+            try:
+                plan = await self._pod.plan(self.name)
+            except NodeError as error:
+                return 127, str(error)
+            if isinstance(plan, Refusal):
+                return 127, plan.message
+            self._plan = plan
+        if not action.command:
+            return 127, "exec names no command"
+        argv = tuple(self._plan.rewrite(word) for word in action.command)
+        return await run(argv, self._plan.env, self._plan.cwd, timeout_seconds)
+
+    async def _post_start(self, hook: Json) -> bool:
+        action = action_of(hook, self.spec, self._pod.record.ip)
+        if action is None:
+            return True
+        answer = await checks.ask(action, self._execute, self._grace() or MIN_GRACE_SECONDS)
+        if not answer.success:
+            self._event("Warning", "FailedPostStartHook", answer.message)
+            self.stop_within(self._grace())
+        return answer.success
+
+    async def _pre_stop(self, hook: Json, deadline: Callable[[], float]) -> None:
+        """Run the hook until it ends, the container does, or *deadline* (Unix seconds) has passed."""
+        try:
+            action = action_of(hook, self.spec, self._pod.record.ip)
+        except KeyError as error:
+            self._event("Warning", "FailedPreStopHook", str(error.args[0]))
+            return
+        if action is None:
+            return
+        asking = asyncio.create_task(checks.ask(action, self._execute, max(0.1, deadline() - _now())))
+        asking.add_done_callback(lambda _: self._nudge.set())
+        try:
+            while not asking.done() and self.state.running and (left := deadline() - _now()) > 0:
+                self._nudge.clear()
+                await pause(self._nudge, left)
+        finally:
+            asking.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                answer = await asking
+                if not answer.success:
+                    self._event("Warning", "FailedPreStopHook", answer.message)
+
+    # Stopping
+
+    def stop_within(self, grace_seconds: float) -> None:
+        """Begin to stop this run, as a failed probe does."""
+        until = _now() + grace_seconds
+        self.stop(lambda: until)
+
+    def stop(self, deadline: Callable[[], float]) -> asyncio.Task[None]:
+        """Stop the container: preStop, SIGTERM, and SIGKILL at *deadline* (Unix seconds, may move up)."""
+        if self._stopping is None or self._stopping.done():
+            self._stopping = asyncio.create_task(self._stop(deadline))
+        return self._stopping
+
+    def hurry(self) -> None:
+        """Look at the deadline again."""
+        self._settled.set()
+        self._nudge.set()
+
+    async def _stop(self, deadline: Callable[[], float]) -> None:
+        self._settled.set()
+        if self._starting is not None:
+            await asyncio.wait([self._starting], timeout=SPAWN_SECONDS)
+        process, task = self._find_process(), self._watching
+        if not self.state.running or process is None:
+            return
+        self._event("Normal", "Killing", f"Stopping container {self.name}")
+        hook = (self.spec.get("lifecycle") or {}).get("preStop")
+        if hook and deadline() > _now():
+            await self._pre_stop(hook, deadline)
+        process.signal_group(signal.SIGTERM)
+        least = _now() + MIN_GRACE_SECONDS
+        while self._is(process) and (left := _kill_at(deadline(), least) - _now()) > 0:
+            self._nudge.clear()
+            await pause(self._nudge, left)
+        process.signal_group(signal.SIGKILL)
+        if task is not None:
+            await asyncio.wait([task], timeout=REAP_SECONDS)
+
+    def _find_process(self) -> Process | None:
+        """Return the container's first process, from the state file where its start was still on the way."""
+        if self._process is None and self.state.running:
+            file = self._pod.disk.read_run(self.name, self._pod.record.runs[self.name][-1])
+            self._process = file.process if file is not None else None
+        return self._process
+
+    def _is(self, process: Process) -> bool:
+        return self.state.running and self._process == process
+
+    def kill(self) -> None:
+        """Kill the container at once."""
+        process = self._find_process()
+        if process is not None and self.state.running:
+            process.signal_group(signal.SIGKILL)
+        self.hurry()
+
+    async def detach(self) -> None:
+        """Let go of the container and leave it running."""
+        tasks = [t for t in (self._starting, self._watching, self._stopping, *self._probing) if t is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _set(self, **changes: object) -> None:
+        self.state = replace(self.state, **changes)  # type: ignore[arg-type]  # fields of ContainerState
+
+    def _event(self, kind: str, reason: str, note: str) -> None:
+        self._means.events.record(
+            self._pod.pod, "Warning" if kind == "Warning" else "Normal", reason, note, self.name
+        )

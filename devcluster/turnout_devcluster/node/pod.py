@@ -1,0 +1,460 @@
+"""One pod: its address, volumes and containers, its status in the API server, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from turnout_devcluster.node import decide
+from turnout_devcluster.node.api import STRATEGIC, Api, pause
+from turnout_devcluster.node.attempts import PodDisk, PodRecord, write_atomically
+from turnout_devcluster.node.container import Container, Means
+from turnout_devcluster.node.errors import ApiError, ConflictError, NodeError, NotFoundError, UnreachableError
+from turnout_devcluster.node.fields import PodFacts
+from turnout_devcluster.node.model import Json, Refusal, container_of, shape_of
+from turnout_devcluster.node.mounts import write_volume
+from turnout_devcluster.node.plan import ContainerPlan, PodFolder, plan_container, refused
+from turnout_devcluster.node.status import Placement, differs, pod_status
+from turnout_devcluster.node.volumes import Tree, volume_files
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from turnout_devcluster.node.addresses import AddressPool
+    from turnout_devcluster.node.nodes import NodePlan
+    from turnout_devcluster.node.supplies import Supplies
+
+REFRESH_SECONDS: Final = 5.0
+"""How often a pod's volumes are compared with what they come from."""
+RETRY_SECONDS: Final = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Waits between attempts to set a pod up; the last one repeats."""
+PUBLISH_RETRY_SECONDS: Final = 1.0
+SERVICE_ACCOUNT_PATH: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
+ENDED: Final = frozenset({"Succeeded", "Failed"})
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What pods share on this node."""
+
+    api: Api
+    supplies: Supplies
+    addresses: AddressPool
+    node: NodePlan
+    means: Means
+    state_dir: Path
+
+
+def deletion_deadline(pod: Json) -> float | None:
+    """Return when the grace period of a pod that is being deleted ends (Unix seconds), else None.
+
+    The API server cuts times to whole seconds; the second is given back.
+    """
+    stamp = pod["metadata"].get("deletionTimestamp")
+    return None if stamp is None else datetime.fromisoformat(stamp).timestamp() + 1.0
+
+
+class Pod:
+    """Runs one pod until it is gone from the API server or this agent ends."""
+
+    def __init__(self, pod: Json, disk: PodDisk, around: Surroundings) -> None:
+        self.pod = pod
+        self.disk = disk
+        self._around = around
+        self._shape = shape_of(pod)
+        self._containers = {c.name: Container(c.name, self, around.means) for c in self._shape.containers}
+        self._record: PodRecord | None = None
+        self._prepared = False
+        self._written: dict[str, Tree] = {}
+        self._refresh_at = 0.0
+        self._removed = False
+        self._failed: Refusal | None = None
+        self._final = False
+        self._wake = asyncio.Event()
+        self._dirty = asyncio.Event()
+        self._attempts = 0
+        self._failed_deadline = 0.0
+
+    # What others tell it
+
+    @property
+    def record(self) -> PodRecord:
+        """What is stored of it. Raise NodeError before it has an address."""
+        if self._record is None:
+            raise NodeError(f"pod {self.pod['metadata']['name']} has no address yet")
+        return self._record
+
+    @property
+    def deleting(self) -> bool:
+        """Whether nothing may be started any more."""
+        return (
+            self._removed or self._failed is not None or bool(self.pod["metadata"].get("deletionTimestamp"))
+        )
+
+    @property
+    def address(self) -> str:
+        """The pod's address, empty where it has none yet."""
+        return self._record.ip if self._record else ""
+
+    def wake(self) -> None:
+        """Look at everything again."""
+        self._wake.set()
+        self._dirty.set()
+
+    def changed(self, pod: Json) -> None:
+        """Hear of a new version of the pod."""
+        if int(pod["metadata"]["resourceVersion"]) >= int(self.pod["metadata"]["resourceVersion"]):
+            old, self.pod = self.pod, pod
+            moved = old["metadata"].get("deletionTimestamp") != pod["metadata"].get("deletionTimestamp")
+            if moved:
+                self._hurry()
+            if old["metadata"].get("labels") != pod["metadata"].get("labels") or old["metadata"].get(
+                "annotations"
+            ) != pod["metadata"].get("annotations"):
+                self._refresh_at = 0.0
+            self.wake()
+
+    def removed(self) -> None:
+        """Hear that the pod is gone from the API server: by force, or in the end."""
+        self._removed = True
+        self._hurry()
+        self.wake()
+
+    def _hurry(self) -> None:
+        for container in self._containers.values():
+            container.hurry()
+
+    # Life
+
+    async def run(self) -> None:
+        """Do what the pod needs until it is gone. Cancelled, it leaves its processes running."""
+        publisher = asyncio.create_task(self._publish_until_gone())
+        try:
+            self._adopt()
+            while not self.deleting and self._failed is None:
+                self._wake.clear()
+                await pause(self._wake, max(0.0, await self._advance() - time.time()))
+            await self._terminate()
+            self._final = True
+            self._dirty.set()
+            await publisher
+            self._clean_up()
+        finally:
+            publisher.cancel()
+            await asyncio.gather(publisher, return_exceptions=True)
+            await asyncio.gather(*(c.detach() for c in self._containers.values()))
+
+    def _adopt(self) -> None:
+        """Find what an earlier agent left of this pod."""
+        record = self.disk.load()
+        if record is None:
+            return
+        self._record = record
+        self._around.addresses.keep(record.ip)
+        statuses = self._statuses()
+        for name, container in self._containers.items():
+            container.adopt(statuses.get(name, {}))
+
+    def _statuses(self) -> dict[str, Json]:
+        status = self.pod.get("status") or {}
+        lists = (status.get("initContainerStatuses") or ()), (status.get("containerStatuses") or ())
+        return {s["name"]: s for statuses in lists for s in statuses}
+
+    async def _advance(self) -> float:
+        """Take one step. Return when to look again (Unix seconds)."""
+        now = time.time()
+        if self._record is None and (self.pod.get("status") or {}).get("phase") in ENDED:
+            return now + 3600.0
+        if not self._prepared or now >= self._refresh_at:
+            retry_at = await self._prepare()
+            if not self._prepared:
+                return retry_at
+        states = {name: c.state for name, c in self._containers.items()}
+        step = decide.decide(self._shape, states, self._around.means.back_off, now)
+        for name in step.start:
+            self._containers[name].start()
+        for name in step.stop:
+            self._containers[name].stop_within(self._grace())
+        self._dirty.set()
+        return min(self._refresh_at, step.wake_at or self._refresh_at, self._check_deadline(now))
+
+    def _grace(self) -> float:
+        grace = self.pod["spec"].get("terminationGracePeriodSeconds")
+        return 30.0 if grace is None else float(grace)
+
+    def _check_deadline(self, now: float) -> float:
+        """Fail the pod where its activeDeadlineSeconds have passed. Return when they will have."""
+        limit = self.pod["spec"].get("activeDeadlineSeconds")
+        if limit is None:
+            return now + 3600.0
+        ends = self.record.start_time + float(limit)
+        running = any(c.state.running or c.state.starting for c in self._containers.values())
+        if now >= ends and running:
+            self._failed = Refusal(
+                "DeadlineExceeded", "Pod was active on the node longer than the specified deadline"
+            )
+            self._around.means.events.record(self.pod, "Normal", "DeadlineExceeded", self._failed.message)
+            self.wake()
+        return ends if now < ends else now + 3600.0
+
+    # Setting up
+
+    async def _prepare(self) -> float:
+        """Give the pod its address and volumes, or bring these up to date. Return when to try again."""
+        problems: list[Refusal] = []
+        if not self._prepared:
+            problems = list(refused(self.pod))
+        if not problems:
+            if self._record is None:
+                self._settle_down()
+            try:
+                problems = await self._fill_volumes()
+            except (ApiError, UnreachableError) as error:
+                problems = [Refusal("FailedMount", str(error))]
+        for problem in problems:
+            self._around.means.events.record(self.pod, "Warning", problem.reason, problem.message)
+        now = time.time()
+        if not problems:
+            self._prepared = True
+        wait = RETRY_SECONDS[min(self._attempts, len(RETRY_SECONDS) - 1)]
+        self._attempts += 1
+        has_sources = bool(self.pod["spec"].get("volumes"))
+        self._refresh_at = now + (REFRESH_SECONDS if has_sources else 3600.0)
+        return now + wait
+
+    def _settle_down(self) -> None:
+        metadata = self.pod["metadata"]
+        self._record = PodRecord(
+            namespace=metadata["namespace"],
+            name=metadata["name"],
+            uid=metadata["uid"],
+            node=self._around.node.name,
+            ip=self._around.addresses.take(),
+            start_time=time.time(),
+        )
+        self.disk.save(self._record)
+        Path(self._folder.home).mkdir(exist_ok=True, mode=0o700)
+
+    @property
+    def _folder(self) -> PodFolder:
+        return PodFolder(str(self.disk.path))
+
+    def _facts(self) -> PodFacts:
+        node = self._around.node
+        return PodFacts(self.pod, self.record.ip, node.address, node.capacity)
+
+    async def _fill_volumes(self) -> list[Refusal]:
+        volumes = self.pod["spec"].get("volumes") or ()
+        if not volumes:
+            return []
+        objects = await self._around.supplies.objects(self.pod)
+        tokens = await self._around.supplies.tokens(self.pod)
+        problems = []
+        for volume in volumes:
+            files = volume_files(volume, self._facts(), objects, tokens)
+            if isinstance(files, Refusal):
+                problems.append(files)
+            else:
+                self._fill(volume["name"], files)
+        return problems
+
+    def _fill(self, volume: str, files: Tree | None) -> None:
+        """Make a volume hold *files*; None is an emptyDir."""
+        folder = Path(self._folder.volume(volume))
+        if files is None:
+            folder.mkdir(parents=True, exist_ok=True)
+        elif self._written.get(volume) != files:
+            write_volume(folder, files)
+            self._written[volume] = files
+            if volume == self._account_volume():
+                self._write_kubeconfig(files)
+
+    def _account_volume(self) -> str | None:
+        """Return the name of the volume that is mounted where a service account's token belongs."""
+        for name in self._containers:
+            for mount in container_of(self.pod, name).get("volumeMounts") or ():
+                if mount["mountPath"].rstrip("/") == SERVICE_ACCOUNT_PATH:
+                    return str(mount["name"])
+        return None
+
+    def _write_kubeconfig(self, files: Tree) -> None:
+        """Write what KUBECONFIG names: the pod's own token, and the API server's real address."""
+        token = files.get("token")
+        if token is None:
+            return
+        endpoint, volume = self._around.api.endpoint, self._account_volume()
+        ca = files["ca.crt"].data.decode() if "ca.crt" in files else endpoint.ca_pem
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "cluster", "cluster": {"server": endpoint.server, **_ca(ca)}}],
+            "users": [
+                {
+                    "name": "pod",
+                    "user": {
+                        "tokenFile": f"{self._folder.volume(str(volume))}/token",
+                        "token": token.data.decode(),
+                    },
+                }
+            ],
+            "contexts": [
+                {
+                    "name": "pod",
+                    "context": {"cluster": "cluster", "user": "pod", "namespace": self.record.namespace},
+                }
+            ],
+            "current-context": "pod",
+        }
+        write_atomically(Path(self._folder.kubeconfig), json.dumps(config).encode())
+
+    def _base(self, name: str) -> dict[str, str]:
+        """Return the variables that the node gives a container. Its own win over them."""
+        endpoint = self._around.api.endpoint
+        base = {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+            "HOME": self._folder.home,
+            "HOSTNAME": self.record.name,
+            "LANG": "C.UTF-8",
+            "TURNOUT_BIND_ADDRESS": self.record.ip,
+            "TURNOUT_DEV_CLUSTER": str(self._around.state_dir),
+            "KUBERNETES_SERVICE_HOST": endpoint.host,
+            "KUBERNETES_SERVICE_PORT": str(endpoint.port),
+            "KUBERNETES_SERVICE_PORT_HTTPS": str(endpoint.port),
+        }
+        mounts = container_of(self.pod, name).get("volumeMounts") or ()
+        if any(m["mountPath"].rstrip("/") == SERVICE_ACCOUNT_PATH for m in mounts):
+            base["KUBECONFIG"] = self._folder.kubeconfig
+        return base
+
+    async def plan(self, name: str) -> ContainerPlan | Refusal:
+        """Return how to run the container *name*. Raise NodeError where the API server cannot be asked."""
+        objects = await self._around.supplies.objects(self.pod)
+        return plan_container(
+            container_of(self.pod, name), self._facts(), objects, self._base(name), self._folder
+        )
+
+    # Status
+
+    def status(self) -> dict[str, Any]:
+        """Return the status as of now."""
+        placement = None
+        if self._record is not None and (self._prepared or self._record.runs):
+            placement = Placement(self._record.ip, self._around.node.address, self._record.start_time)
+        states = {name: c.state for name, c in self._containers.items()}
+        return pod_status(
+            self.pod,
+            self._shape,
+            states,
+            placement,
+            back_off=self._around.means.back_off,
+            now=time.time(),
+            failed=self._failed,
+        )
+
+    async def _publish_until_gone(self) -> None:
+        """Keep the API server's status right; at the end delete the object there."""
+        while not self._removed:
+            self._dirty.clear()
+            final = self._final
+            try:
+                await self._publish()
+                if final and self.pod["metadata"].get("deletionTimestamp"):
+                    await self._delete()
+                    return
+            except (NotFoundError, ConflictError):
+                self.removed()  # gone, or another pod has its name
+            except (ApiError, UnreachableError) as error:
+                _log.warning("status of pod %s: %s", self.pod["metadata"]["name"], error)
+                await asyncio.sleep(PUBLISH_RETRY_SECONDS)
+                continue
+            await self._dirty.wait()
+
+    async def _publish(self) -> None:
+        if self._record is None and (self.pod.get("status") or {}).get("phase") in ENDED:
+            return
+        desired = self.status()
+        if not differs(desired, self.pod.get("status") or {}):
+            return
+        uid = self.pod["metadata"]["uid"]
+        answer = await self._around.api.patch(
+            f"{self._path}/status", {"metadata": {"uid": uid}, "status": desired}, STRATEGIC
+        )
+        if int(answer["metadata"]["resourceVersion"]) > int(self.pod["metadata"]["resourceVersion"]):
+            self.changed(answer)
+
+    @property
+    def _path(self) -> str:
+        metadata = self.pod["metadata"]
+        return f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}"
+
+    async def _delete(self) -> None:
+        uid = self.pod["metadata"]["uid"]
+        options: Mapping[str, Any] = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "gracePeriodSeconds": 0,
+            "preconditions": {"uid": uid},
+        }
+        with contextlib.suppress(NotFoundError, ConflictError):
+            await self._around.api.delete(self._path, options)
+
+    # Logs
+
+    def log_of(self, container: str, *, previous: bool) -> tuple[Path, int] | None:
+        """Return the log and the number of the newest run, or of the one before; None where there is none."""
+        if container not in self._containers:
+            return None
+        state = self._containers[container].state
+        run = state.previous if previous else state.run
+        if run is None or not (path := self.disk.log_path(container, run.attempt)).exists():
+            return None
+        return path, run.attempt
+
+    def is_over(self, container: str, attempt: int) -> bool:
+        """Return whether a run has ended."""
+        run = self._containers[container].state.run
+        return run is None or run.attempt != attempt or not run.running
+
+    # The end
+
+    def _deadline(self) -> float:
+        if self._removed:
+            return 0.0
+        return deletion_deadline(self.pod) or self._failed_deadline
+
+    async def _terminate(self) -> None:
+        """Stop what runs: main containers together, then the sidecars in reverse order."""
+        self._failed_deadline = time.time() + self._grace()
+        mains = [self._containers[c.name] for c in self._shape.of_kind("init", "main")]
+        await asyncio.gather(*(c.stop(self._deadline) for c in mains))
+        for shape in reversed(self._shape.of_kind("sidecar")):
+            await self._containers[shape.name].stop(self._deadline)
+        if self._failed is not None:
+            self._dirty.set()
+            while not self._removed and not self.pod["metadata"].get("deletionTimestamp"):
+                self._wake.clear()
+                await self._wake.wait()
+
+    def _clean_up(self) -> None:
+        """Delete the folder and free the address."""
+        if self._record is not None:
+            self._around.addresses.free(self._record.ip)
+        self._around.supplies.forget(self.pod["metadata"]["uid"])
+        shutil.rmtree(self.disk.path, ignore_errors=True)
+
+
+def _ca(pem: str) -> dict[str, str]:
+    return {"certificate-authority-data": base64.b64encode(pem.encode()).decode()} if pem else {}
