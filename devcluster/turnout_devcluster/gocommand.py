@@ -50,7 +50,7 @@ class GoCommand:
             source,
             scratch,
             on_line,
-            lambda: progress.passing(f"fetching modules: {fetched} fetched, the others were here"),
+            lambda: progress.passing(f"fetching modules: {fetched} so far"),
         )
         progress.line(f"modules are here ({fetched} fetched); {packages} packages to compile")
         return packages

