@@ -1,0 +1,111 @@
+"""The second port: /healthz, /readyz, /metrics, /admin/fleet. Never to be exposed beyond the cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+from typing import TYPE_CHECKING, Protocol
+
+import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from starlette.requests import Request
+
+    from turnout_router.backends import Backends
+    from turnout_router.metrics import Metrics
+
+
+class Readiness(Protocol):
+    """Says whether clients may be sent here."""
+
+    @property
+    def not_ready_because(self) -> str:
+        """Why not, in words; empty where they may."""
+
+
+class AdminServer:
+    """Serves the admin application on the loop that everything else runs on."""
+
+    def __init__(self, app: Starlette) -> None:
+        config = uvicorn.Config(
+            app,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=2,
+            limit_concurrency=256,
+        )
+        self._server = _Server(config)
+        self._task: asyncio.Task[None] | None = None
+        self._socket: socket.socket | None = None
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen and return the port. Raise OSError where it is taken."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._socket = socket.create_server((host, port), family=family, backlog=128)
+        self._socket.setblocking(False)
+        self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]), name="admin")
+        while not self._server.started and not self._task.done():  # noqa: ASYNC110 - uvicorn offers no event
+            await asyncio.sleep(0.005)
+        return int(self._socket.getsockname()[1])
+
+    async def stop(self) -> None:
+        """Stop serving."""
+        self._server.should_exit = True
+        if self._task is not None:
+            await self._task
+        if self._socket is not None:
+            self._socket.close()
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to the composition root."""
+        yield
+
+
+def admin_app(readiness: Readiness, metrics: Metrics, backends: Backends) -> Starlette:
+    """Return the application behind the admin port."""
+
+    async def healthz(_: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def readyz(_: Request) -> Response:
+        reason = readiness.not_ready_because
+        return PlainTextResponse(f"{reason or 'ok'}\n", status_code=503 if reason else 200)
+
+    async def metrics_page(_: Request) -> Response:
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def fleet(request: Request) -> Response:
+        if request.client is None or not _is_near(request.client.host):
+            return PlainTextResponse("only from inside the cluster\n", status_code=403)
+        return JSONResponse(backends.describe())
+
+    return Starlette(
+        routes=[
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+            Route("/metrics", metrics_page),
+            Route("/admin/fleet", fleet),
+        ]
+    )
+
+
+def _is_near(host: str) -> bool:
+    """Say whether *host* is of the machine or of a private network, such as pods have."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_private

@@ -1,0 +1,164 @@
+"""The fleet in use: who may be chosen now, what each worker has in flight, and how it has fared."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from turnout.routing import (
+    HEALTHY,
+    Backend,
+    Choice,
+    Fleet,
+    Health,
+    RetryBudget,
+    after_failure,
+    after_request,
+    after_retry,
+    after_success,
+    may_retry,
+    on_pick,
+    pick_pair,
+    usable,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from turnout.routing import DeploymentRoute, HealthPolicy
+    from turnout.routing.pick import LocalReason
+    from turnout_router.errors import UpstreamError
+    from turnout_router.metrics import Metrics
+    from turnout_router.upstream import Pools
+
+
+@dataclass(slots=True)
+class InFlight:
+    """What one worker has in flight from this router: expected tokens, requests, and when it was last picked."""
+
+    tokens: int = 0
+    requests: int = 0
+    last_pick: int = 0
+
+
+class Backends:
+    """Keeps the pure decisions' state: the fleet, in-flight accounting, health, the retry budget."""
+
+    def __init__(
+        self, pools: Pools, metrics: Metrics, policy: HealthPolicy, clock: Callable[[], float]
+    ) -> None:
+        self.fleet = Fleet()
+        self.pools = pools
+        self._metrics = metrics
+        self._policy = policy
+        self._clock = clock
+        self._loads: dict[str, InFlight] = {}
+        self._health: dict[str, Health] = {}
+        self._budget = RetryBudget()
+        self._picks = 0
+
+    def update(self, fleet: Fleet) -> None:
+        """Use *fleet* from now on. What runs on workers that left goes on; what is known of them is forgotten."""
+        self.fleet = fleet
+        present = {b.id: b for group in fleet.backends.values() for b in group}
+        self._health = {id_: state for id_, state in self._health.items() if id_ in present}
+        self._loads = {id_: load for id_, load in self._loads.items() if id_ in present or load.requests}
+        self.pools.retain((b.host, b.port) for b in present.values())
+        self._metrics.retain(fleet.deployments)
+        self._metrics.fleet_updates.inc()
+
+    def arrived(self) -> None:
+        """Pay a request into the retry budget."""
+        self._budget = after_request(self._budget)
+
+    def take_retry(self) -> bool:
+        """Take one retry out of the budget, or say that there is none."""
+        if not may_retry(self._budget):
+            return False
+        self._budget = after_retry(self._budget)
+        return True
+
+    def pick(
+        self,
+        route: DeploymentRoute,
+        prompt_tokens: int,
+        *,
+        excluded: frozenset[str],
+        avoided: frozenset[str],
+        local: LocalReason | None,
+    ) -> Choice | None:
+        """Choose who serves a request now, see `turnout.routing.pick_pair`."""
+        now = self._clock()
+        candidates = usable(self.fleet.backends.get(route.key, ()), self._health, now)
+        choice = pick_pair(
+            candidates,
+            self._loads,
+            prompt_tokens,
+            route.local_prefill_below_tokens,
+            excluded=excluded,
+            avoided=avoided,
+            local=local,
+        )
+        if choice is not None and self._health:
+            for backend in (choice.decode, choice.prefill):
+                if backend is not None and backend.id in self._health:
+                    self._health[backend.id] = on_pick(self._health[backend.id], now, self._policy)
+        return choice
+
+    @contextmanager
+    def holding(self, backend: Backend, tokens: int) -> Iterator[None]:
+        """Count *tokens* and one request as in flight on *backend*."""
+        load = self._loads.get(backend.id)
+        if load is None:
+            load = self._loads[backend.id] = InFlight()
+        self._picks += 1
+        load.last_pick = self._picks
+        load.tokens += tokens
+        load.requests += 1
+        try:
+            yield
+        finally:
+            load.tokens -= tokens
+            load.requests -= 1
+
+    def succeeded(self, backend: Backend) -> None:
+        """Note an answer of *backend*."""
+        if backend.id in self._health:
+            state = after_success(self._health[backend.id])
+            if state == HEALTHY:
+                del self._health[backend.id]
+
+    def failed(self, backend: Backend, error: UpstreamError) -> None:
+        """Note a failure of *backend*, where it speaks against its health."""
+        if error.is_ill:
+            state = self._health.get(backend.id, HEALTHY)
+            self._health[backend.id] = after_failure(state, self._clock(), self._policy)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the fleet with loads and health, for people."""
+        now = self._clock()
+        return {
+            "deployments": {
+                key: [self._describe(backend, now) for backend in group]
+                for key, group in self.fleet.backends.items()
+            },
+            "names": {name: dict(served.targets) for name, served in self.fleet.names.items()},
+            "retryBudget": self._budget.tokens,
+        }
+
+    def _describe(self, backend: Backend, now: float) -> dict[str, Any]:
+        load = self._loads.get(backend.id, InFlight())
+        health = self._health.get(backend.id, HEALTHY)
+        ejected = 0.0 if health.ejected_until is None else max(0.0, health.ejected_until - now)
+        return {
+            "id": backend.id,
+            "address": f"{backend.host}:{backend.port}",
+            "role": backend.role,
+            "revision": backend.revision,
+            "inFlightTokens": load.tokens,
+            "inFlightRequests": load.requests,
+            "failuresInARow": health.failures,
+            "ejected": health.ejected,
+            "ejectedForSeconds": round(ejected, 3),
+        }

@@ -1,0 +1,238 @@
+"""The fleet from a YAML file, for running without Kubernetes. Read again when it changes, and on SIGHUP.
+
+Example::
+
+    deployments:
+      - name: default/llama-8b
+        servedNames: [llama-3.1-8b]
+        slo: {timeToFirstToken: 500ms, interTokenLatency: 40ms}
+        timeScale: 1
+        localPrefillBelowTokens: 256
+        backends:
+          - {url: "http://127.0.0.1:8001", role: prefill, revision: a}
+          - {url: "http://127.0.0.1:8002", role: decode, revision: a}
+    routes:
+      - names: [chat]
+        targets: [{deployment: default/llama-8b, weight: 1}]
+    budgets:
+      - name: default/team
+        keys: [{name: alice, sha256: ...}]      # as `turnout key create` prints it
+        models: [chat]
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import AfterValidator, Field, ValidationError
+
+from turnout.api import ApiKey, Objectives
+from turnout.api.loading import faults
+from turnout.api.meta import Model
+from turnout.api.quantities import seconds
+from turnout.routing import Backend, DeploymentRoute, Fleet, Grant, NamedRoute, build_fleet
+from turnout_router.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from turnout_router.discovery.port import FleetObserver
+
+_POLL_SECONDS: Final = 1.0
+_MAX_BYTES: Final = 8 * 1024 * 1024
+
+_Name = Annotated[str, Field(min_length=1, max_length=96)]
+_Key = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
+
+
+def _check_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme != "http" or not parts.hostname or parts.path.strip("/") or parts.query:
+        raise ValueError(f"{url!r} is no worker's address: write http://HOST:PORT")
+    if parts.port is None:
+        raise ValueError(f"{url!r} names no port: write http://HOST:PORT")
+    return url
+
+
+class FileBackend(Model):
+    """One worker."""
+
+    url: Annotated[str, AfterValidator(_check_url)]
+    role: Literal["prefill", "decode", "aggregated"]
+    revision: _Name = "a"
+
+
+class FileDeployment(Model):
+    """One deployment. `name` is ``NAMESPACE/NAME``."""
+
+    name: _Key
+    served_names: list[_Name] = Field(min_length=1, max_length=16)
+    slo: Objectives = Field(default_factory=Objectives)
+    time_scale: int = Field(default=1, ge=1, le=100)
+    local_prefill_below_tokens: int = Field(default=256, ge=0, le=1_048_576)
+    backends: list[FileBackend] = Field(default_factory=list, max_length=10_000)
+
+
+class FileTarget(Model):
+    """One target of a route."""
+
+    deployment: _Key
+    weight: int = Field(default=1, ge=0, le=1000)
+
+
+class FileRoute(Model):
+    """Names shared out over deployments."""
+
+    names: list[_Name] = Field(min_length=1, max_length=16)
+    targets: list[FileTarget] = Field(min_length=1, max_length=16)
+
+
+class FileBudget(Model):
+    """Keys and the names that they may call; none means all."""
+
+    name: _Key
+    keys: list[ApiKey] = Field(min_length=1, max_length=64)
+    models: list[str] = Field(default_factory=list, max_length=64)
+
+
+class FileConfig(Model):
+    """The whole file."""
+
+    deployments: list[FileDeployment] = Field(default_factory=list)
+    routes: list[FileRoute] = Field(default_factory=list)
+    budgets: list[FileBudget] = Field(default_factory=list)
+
+
+def read_config(path: Path) -> Fleet:
+    """Return the fleet that *path* describes. Raise ConfigError, with what is wrong where."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    if len(text) > _MAX_BYTES:
+        raise ConfigError(f"{path} has more than {_MAX_BYTES} bytes")
+    try:
+        raw = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    try:
+        config = FileConfig.model_validate({} if raw is None else raw)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {faults(error)}") from error
+    _check_references(path, config)
+    return _fleet_of(config)
+
+
+def _check_references(path: Path, config: FileConfig) -> None:
+    keys = [d.name for d in config.deployments]
+    twice = {key for key in keys if keys.count(key) > 1}
+    if twice:
+        raise ConfigError(
+            f"{path}: two deployments are called {', '.join(sorted(twice))}; give each its own name"
+        )
+    claimed: dict[str, str] = {}
+    for owner, names in (
+        *((d.name, d.served_names) for d in config.deployments),
+        *((f"routes[{i}]", r.names) for i, r in enumerate(config.routes)),
+    ):
+        for name in names:
+            if claimed.setdefault(name, owner) != owner:
+                raise ConfigError(f"{path}: {owner} and {claimed[name]} both claim the name {name!r}")
+    for index, route in enumerate(config.routes):
+        for target in route.targets:
+            if target.deployment not in keys:
+                raise ConfigError(
+                    f"{path}: routes[{index}] leads to {target.deployment}, which is none of the deployments"
+                )
+
+
+def _fleet_of(config: FileConfig) -> Fleet:
+    return build_fleet(
+        deployments=[
+            DeploymentRoute(
+                key=d.name,
+                claimed_names=tuple(d.served_names),
+                settled_names=tuple(d.served_names),
+                time_to_first_token_seconds=seconds(d.slo.time_to_first_token),
+                inter_token_seconds=seconds(d.slo.inter_token_latency),
+                time_scale=d.time_scale,
+                local_prefill_below_tokens=d.local_prefill_below_tokens,
+            )
+            for d in config.deployments
+        ],
+        routes=[
+            NamedRoute(
+                key=f"routes[{index}]",
+                names=tuple(route.names),
+                targets=tuple((t.deployment, t.weight) for t in route.targets),
+            )
+            for index, route in enumerate(config.routes)
+        ],
+        grants=[
+            Grant(budget=b.name, name=k.name, sha256=k.sha256, models=frozenset(b.models))
+            for b in config.budgets
+            for k in b.keys
+        ],
+        backends=[_backend(d, b) for d in config.deployments for b in d.backends],
+    )
+
+
+def _backend(deployment: FileDeployment, backend: FileBackend) -> Backend:
+    parts = urlsplit(backend.url)
+    return Backend(
+        id=parts.netloc,
+        deployment=deployment.name,
+        host=parts.hostname or "",
+        port=parts.port or 80,
+        role=backend.role,
+        revision=backend.revision,
+        names=tuple(deployment.served_names),
+    )
+
+
+class FileSource:
+    """Tells of the fleet in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._wake = asyncio.Event()
+
+    async def run(self, observer: FleetObserver) -> None:
+        """Read the file, then again whenever it changes. Raise ConfigError where the first reading fails."""
+        seen = self._stamp()
+        observer.changed(await asyncio.to_thread(read_config, self._path))
+        while True:
+            try:
+                async with asyncio.timeout(_POLL_SECONDS):
+                    await self._wake.wait()
+                asked = True
+            except TimeoutError:
+                asked = False
+            self._wake.clear()
+            stamp = self._stamp()
+            if stamp == seen and not asked:
+                continue
+            seen = stamp
+            try:
+                fleet = await asyncio.to_thread(read_config, self._path)
+            except ConfigError as error:
+                observer.rejected(str(error))
+                observer.stale(str(error))
+                continue
+            observer.changed(fleet)
+            observer.stale("")
+
+    def reload(self) -> None:
+        """Read the file again now."""
+        self._wake.set()
+
+    def _stamp(self) -> tuple[int, int, int] | None:
+        try:
+            stat = self._path.stat()
+        except OSError:
+            return None
+        return stat.st_mtime_ns, stat.st_size, stat.st_ino

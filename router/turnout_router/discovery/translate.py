@@ -1,0 +1,113 @@
+"""Kubernetes' objects, as the API server hands them out, into the values that routing decides on."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from itertools import pairwise
+from typing import Any, Final, cast
+
+from turnout.api import Role, names
+from turnout.api.loading import load_budget, load_deployment, load_route
+from turnout.api.quantities import seconds
+from turnout.routing import Backend, DeploymentRoute, Grant, NamedRoute
+
+_ROLES: Final = ("prefill", "decode", "aggregated")
+_SERVED_NAME: Final = "--served-name"
+
+
+def deployment_of(raw: dict[str, Any]) -> DeploymentRoute:
+    """Return what routing needs of an LLMDeployment. Raise InvalidResource."""
+    resource = load_deployment(raw)
+    spec, status = resource.spec, resource.status
+    return DeploymentRoute(
+        key=resource.key,
+        claimed_names=resource.served_names,
+        settled_names=tuple(status.served_names) if status.observed_generation else None,
+        created=_unix(resource.metadata.creation_timestamp),
+        time_to_first_token_seconds=seconds(spec.slo.time_to_first_token),
+        inter_token_seconds=seconds(spec.slo.inter_token_latency),
+        time_scale=spec.engine.simulated.time_scale,
+        local_prefill_below_tokens=spec.routing.local_prefill_below_tokens,
+    )
+
+
+def route_of(raw: dict[str, Any]) -> NamedRoute:
+    """Return what routing needs of an LLMRoute. Raise InvalidResource."""
+    resource = load_route(raw)
+    namespace = resource.metadata.namespace
+    return NamedRoute(
+        key=resource.key,
+        names=tuple(resource.spec.names),
+        targets=tuple((f"{namespace}/{t.deployment}", t.weight) for t in resource.spec.targets),
+        created=_unix(resource.metadata.creation_timestamp),
+    )
+
+
+def grants_of(raw: dict[str, Any]) -> tuple[Grant, ...]:
+    """Return the keys of a TokenBudget. Raise InvalidResource."""
+    resource = load_budget(raw)
+    models = frozenset(resource.spec.models)
+    return tuple(
+        Grant(budget=resource.key, name=key.name, sha256=key.sha256, models=models)
+        for key in resource.spec.keys
+    )
+
+
+def backend_of(raw: dict[str, Any]) -> Backend | None:
+    """Return the worker in a Pod, None where it may not be sent anything.
+
+    It may while it is Ready, has an address, is not being deleted and is not draining.
+    """
+    metadata, status = raw["metadata"], raw.get("status") or {}
+    labels = metadata.get("labels") or {}
+    role = labels.get(names.LABEL_ROLE)
+    address = status.get("podIP")
+    if (
+        role not in _ROLES
+        or not address
+        or metadata.get("deletionTimestamp")
+        or labels.get(names.LABEL_DRAINING) == "true"
+        or not _is_ready(status)
+    ):
+        return None
+    namespace, name = metadata.get("namespace", "default"), metadata["name"]
+    container = _worker_container(raw)
+    return Backend(
+        id=f"{namespace}/{name}",
+        deployment=f"{namespace}/{labels.get(names.LABEL_DEPLOYMENT, '')}",
+        host=address,
+        port=_port(container),
+        role=cast("Role", role),
+        revision=labels.get(names.LABEL_REVISION, ""),
+        names=_served_names(container),
+    )
+
+
+def _is_ready(status: dict[str, Any]) -> bool:
+    return any(c.get("type") == "Ready" and c.get("status") == "True" for c in status.get("conditions") or ())
+
+
+def _worker_container(raw: dict[str, Any]) -> dict[str, Any]:
+    containers: list[dict[str, Any]] = (raw.get("spec") or {}).get("containers") or [{}]
+    return next((c for c in containers if c.get("name") == names.COMPONENT_WORKER), containers[0])
+
+
+def _port(container: dict[str, Any]) -> int:
+    for port in container.get("ports") or ():
+        if port.get("name") == names.WORKER_PORT_NAME:
+            return int(port["containerPort"])
+    return names.WORKER_PORT
+
+
+def _served_names(container: dict[str, Any]) -> tuple[str, ...]:
+    """Return the names that this very worker answers to.
+
+    In a rollout that changes served names, workers of both revisions serve, each under its own; the pod's arguments
+    are the only place that says which.
+    """
+    args = container.get("args") or []
+    return tuple(value for flag, value in pairwise(args) if flag == _SERVED_NAME)
+
+
+def _unix(timestamp: str) -> float:
+    return datetime.fromisoformat(timestamp).timestamp() if timestamp else 0.0

@@ -1,0 +1,163 @@
+"""What a client is told when a request cannot be served, and the exceptions behind it.
+
+The tree::
+
+    RouterError
+    ├── ApiError            an answer to the client: status, OpenAI error object, headers
+    ├── UpstreamError       one worker failed one request; says whether its health suffers
+    └── DiscoveryError      the fleet cannot be read from where it should be
+        └── ConfigError     ... because the configuration is wrong; the text says what to change
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import orjson
+
+RETRY_AFTER_SECONDS: Final = 5
+"""What a client is told to wait when nobody can serve it: about how long ejected workers are left alone, or a pod
+needs to be replaced by one that is already loading."""
+
+UpstreamFault = Literal["connect", "reset", "timeout", "status", "protocol", "overloaded"]
+
+
+class RouterError(Exception):
+    """Base of everything that the router raises."""
+
+
+class ApiError(RouterError):
+    """An answer to the client instead of a model's."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = "invalid_request_error",  # noqa: A002 - OpenAI's own name of the field
+        code: str | None = None,
+        param: str | None = None,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+        close: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.type = type
+        self.code = code
+        self.param = param
+        self.headers = headers
+        self.close = close
+
+    def body(self) -> bytes:
+        """Return OpenAI's error object as JSON."""
+        error = {"message": str(self), "type": self.type, "param": self.param, "code": self.code}
+        return orjson.dumps({"error": error})
+
+    def event(self) -> bytes:
+        """Return the same as one server-sent event, for a stream that breaks."""
+        return b"data: " + self.body() + b"\n\n"
+
+
+class UpstreamError(RouterError):
+    """One worker failed one request. *status* is its HTTP status where it gave one."""
+
+    def __init__(self, fault: UpstreamFault, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.fault: UpstreamFault = fault
+        self.status = status
+
+    @property
+    def is_ill(self) -> bool:
+        """Whether this speaks against the worker's health; being full does not."""
+        return self.fault != "overloaded"
+
+
+class DiscoveryError(RouterError):
+    """The fleet cannot be read from where it should be."""
+
+
+class ConfigError(DiscoveryError):
+    """The configuration is wrong; the text says where, and what to write instead."""
+
+
+def malformed(message: str, param: str | None = None) -> ApiError:
+    """Return 400: the request cannot be understood."""
+    return ApiError(400, message, param=param)
+
+
+def not_http(message: str) -> ApiError:
+    """Return 400 after which the connection is closed, for what follows cannot be told apart."""
+    return ApiError(400, message, close=True)
+
+
+def key_missing() -> ApiError:
+    """Return 401 to a client without a key."""
+    return ApiError(
+        401,
+        "You did not provide an API key: send it in the header `Authorization: Bearer KEY`.",
+        headers=((b"www-authenticate", b"Bearer"),),
+    )
+
+
+def key_wrong() -> ApiError:
+    """Return 401 to a client with a key that nobody granted."""
+    return ApiError(
+        401,
+        "Incorrect API key provided.",
+        code="invalid_api_key",
+        headers=((b"www-authenticate", b"Bearer"),),
+    )
+
+
+def model_not_found(model: str) -> ApiError:
+    """Return 404, the same for a name that does not exist and for one that the key may not call."""
+    return ApiError(
+        404,
+        f"The model `{model}` does not exist or you do not have access to it.",
+        code="model_not_found",
+        param="model",
+    )
+
+
+def url_not_found(method: str, path: str) -> ApiError:
+    """Return 404 for a path that is none of the API's."""
+    return ApiError(404, f"Invalid URL ({method} {path[:200]})", code="unknown_url")
+
+
+def method_not_allowed(method: str, path: str, allowed: bytes) -> ApiError:
+    """Return 405 with the methods that *path* knows."""
+    return ApiError(
+        405,
+        f"Not allowed to {method} on {path[:200]} (HINT: use {allowed.decode()})",
+        code="method_not_supported",
+        headers=((b"allow", allowed),),
+    )
+
+
+def unavailable(message: str) -> ApiError:
+    """Return 503: nobody can serve this now, the client may come back."""
+    return ApiError(
+        503,
+        message,
+        type="server_error",
+        code="service_unavailable",
+        headers=((b"retry-after", b"%d" % RETRY_AFTER_SECONDS),),
+    )
+
+
+def from_upstream(failure: UpstreamError) -> ApiError:
+    """Return what the client is told when *failure* was the last of its tries."""
+    if failure.fault == "timeout":
+        return ApiError(
+            504, f"The model did not answer in time: {failure}.", type="server_error", code="timeout"
+        )
+    if failure.fault in {"connect", "overloaded"}:
+        return unavailable(f"No worker can take this request now: {failure}.")
+    return ApiError(502, f"The model's worker failed: {failure}.", type="server_error", code="bad_gateway")
+
+
+def stream_broken(reason: str) -> ApiError:
+    """Return the error that ends a stream whose worker was lost; sent as an event."""
+    return ApiError(
+        502, f"The stream broke: {reason}. Send the request again.", type="server_error", code="stream_broken"
+    )

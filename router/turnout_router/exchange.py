@@ -1,0 +1,292 @@
+"""One request's life once it is known whom it is for: pick -> prefill -> decode -> pass on -> account.
+
+Failures before the client has seen a byte are repaired: a prefill worker that fails is replaced by another one, then
+by local prefill on the decode worker; a decode worker that fails is replaced together with a new prefill, for what
+a prefill worker hands out can be used once. Retries are bounded per request and, over all, by the retry budget.
+After the first byte nothing is repeated: the stream ends with an error event and a closed connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from turnout.routing import Timing, is_good, mean_inter_token_seconds
+from turnout_router.errors import (
+    ApiError,
+    UpstreamError,
+    UpstreamFault,
+    from_upstream,
+    stream_broken,
+    unavailable,
+)
+from turnout_router.http import post
+from turnout_router.openai import decode_body, prefill_body
+from turnout_router.relay import Collected, Relay
+from turnout_router.usage import StreamTap, usage_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from turnout.routing import Backend, Choice, DeploymentRoute
+    from turnout.routing.pick import LocalReason
+    from turnout_router.backends import Backends
+    from turnout_router.http import Fields
+    from turnout_router.metrics import DeploymentMetrics
+    from turnout_router.openai import Completion
+    from turnout_router.server import ClientConnection
+    from turnout_router.settings import UpstreamLimits
+    from turnout_router.upstream import UpstreamConnection
+
+_CLIENT_LEFT: Final = 499
+_BAD_GATEWAY: Final = 502
+_UNAVAILABLE: Final = 503
+_OK: Final = 200
+_CLIENT_ERROR: Final = 400
+_SERVER_ERROR: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """How a request is called: `shown` to the client, `sent` to workers (unique, so that no client can clash)."""
+
+    shown: bytes
+    sent: bytes
+    trace: Fields = ()
+
+
+class Exchange:
+    """Serves one completion. `run` always ends with an answer, unless the client has left."""
+
+    def __init__(
+        self,
+        *,
+        client: ClientConnection,
+        request: Completion,
+        route: DeploymentRoute,
+        identity: Identity,
+        backends: Backends,
+        metrics: DeploymentMetrics,
+        limits: UpstreamLimits,
+        clock: Callable[[], float],
+    ) -> None:
+        self._client = client
+        self._request = request
+        self._route = route
+        self._identity = identity
+        self._backends = backends
+        self._metrics = metrics
+        self._limits = limits
+        self._clock = clock
+        self._began = clock()
+        self._retries = 0
+        self._excluded: frozenset[str] = frozenset()
+        self._avoided: frozenset[str] = frozenset()
+        self._local: LocalReason | None = "request_form" if request.local_prefill else None
+        self._failure: UpstreamError | None = None
+        self._prefill_failed = False
+
+    async def run(self) -> None:
+        """Serve it, and account for how it ended."""
+        metrics = self._metrics
+        metrics.arrivals.inc()
+        metrics.in_flight.inc()
+        self._backends.arrived()
+        status = _BAD_GATEWAY
+        try:
+            status = await self._serve()
+        except ApiError as error:
+            status = error.status
+            self._tell(error)
+        except asyncio.CancelledError:
+            if self._client.gone:
+                status = _CLIENT_LEFT
+                raise
+            status = _UNAVAILABLE  # the router is going down and its grace period is over
+            self._tell(unavailable("The router is shutting down."))
+        finally:
+            metrics.in_flight.dec()
+            metrics.answered(status)
+            if status >= _SERVER_ERROR:
+                metrics.finished.inc()
+
+    async def _serve(self) -> int:
+        while True:
+            choice = self._pick()
+            tokens = self._request.prompt_tokens + self._request.expected_output_tokens
+            with self._backends.holding(choice.decode, tokens):
+                params = None
+                if choice.prefill is not None:
+                    try:
+                        answer, params = await self._prefill(choice.prefill)
+                    except UpstreamError as error:
+                        self._note_prefill_failure(choice.prefill, error)
+                        continue
+                    if params is None:
+                        self._client.respond(answer.status, self._fields(choice.prefill, answer), answer.body)
+                        return answer.status
+                elif choice.local_reason is not None:
+                    self._metrics.prefilled_locally(choice.local_reason)
+                try:
+                    return await self._decode(choice.decode, params)
+                except UpstreamError as error:
+                    self._note_decode_failure(choice, error)
+
+    def _pick(self) -> Choice:
+        """Return who serves next. Raise ApiError where nobody can."""
+        choice = self._choose()
+        if (
+            choice is not None
+            and choice.prefill is not None
+            and self._prefill_failed
+            and not self._take_retry()
+        ):
+            self._local = "prefill_failed"
+            choice = self._choose()
+        if choice is None:
+            if self._failure is not None:
+                raise from_upstream(self._failure)
+            raise unavailable(f"No worker of {self._route.key} is ready.")
+        if choice.local_reason == "no_prefill" and self._prefill_failed:
+            self._local = "prefill_failed"
+            choice = self._choose() or choice
+        return choice
+
+    def _choose(self) -> Choice | None:
+        return self._backends.pick(
+            self._route,
+            self._request.prompt_tokens,
+            excluded=self._excluded,
+            avoided=self._avoided,
+            local=self._local,
+        )
+
+    def _take_retry(self) -> bool:
+        if self._retries >= self._limits.retries or not self._backends.take_retry():
+            return False
+        self._retries += 1
+        if self._failure is not None:
+            self._metrics.retried(self._failure.fault)
+        return True
+
+    async def _prefill(self, backend: Backend) -> tuple[Collected, dict[str, Any] | None]:
+        """Return the answer of *backend* and what it hands out; None where it refused the request (4xx)."""
+        answer = Collected(self._limits.prefill_answer_bytes)
+        with self._backends.holding(backend, self._request.prompt_tokens):
+            await self._backends.pools.of((backend.host, backend.port)).exchange(
+                self._post(backend, prefill_body(self._request, backend)),
+                answer,
+                seconds=self._limits.prefill_seconds,
+                idle_seconds=None,
+                what="the prefill",
+            )
+        if answer.status >= _SERVER_ERROR:
+            fault: UpstreamFault = "overloaded" if answer.status == _UNAVAILABLE else "status"
+            raise UpstreamError(fault, f"the prefill worker answered {answer.status}", answer.status)
+        self._backends.succeeded(backend)
+        if answer.status >= _CLIENT_ERROR:
+            return answer, None
+        try:
+            params = orjson.loads(answer.body).get("kv_transfer_params")
+        except (orjson.JSONDecodeError, AttributeError) as error:
+            raise UpstreamError("protocol", "the prefill worker's answer is no JSON object") from error
+        if not isinstance(params, dict) or not params:
+            raise UpstreamError("protocol", "the prefill worker handed out no cache")
+        return answer, params
+
+    async def _decode(self, backend: Backend, params: dict[str, Any] | None) -> int:
+        """Have *backend* answer the client, and return the status that it saw."""
+        request = self._request
+        tap = None
+        if request.stream:
+            tap = StreamTap(drop_usage=not request.wants_usage, max_event_bytes=self._limits.event_bytes)
+        relay = Relay(self._client, self._limits, tap, self._own_fields(backend), self._clock)
+        await self._backends.pools.of((backend.host, backend.port)).exchange(
+            self._post(backend, decode_body(request, backend, params)),
+            relay,
+            seconds=self._limits.first_byte_seconds if request.stream else self._limits.answer_seconds,
+            idle_seconds=self._limits.stream_idle_seconds if request.stream else None,
+            what="the answer",
+            on_start=self._hold_back,
+        )
+        body = relay.finish()
+        self._backends.succeeded(backend)
+        if relay.status < _CLIENT_ERROR:
+            self._account(tap, body)
+        return relay.status
+
+    def _hold_back(self, connection: UpstreamConnection) -> None:
+        self._client.source = connection
+
+    def _note_prefill_failure(self, backend: Backend, error: UpstreamError) -> None:
+        self._failure = error
+        self._prefill_failed = True
+        self._backends.failed(backend, error)
+        self._excluded |= {backend.id}
+
+    def _note_decode_failure(self, choice: Choice, error: UpstreamError) -> None:
+        """Learn from the failure. Raise ApiError where it is the last one."""
+        self._failure = error
+        decode = choice.decode
+        if self._client.started:
+            self._backends.failed(decode, error)
+            raise stream_broken(str(error)) from error
+        if choice.prefill is not None and error.fault == "status":
+            # Likely the cache could not be fetched: the prefill worker is as suspect as this one. Neither is
+            # blamed, the former is not used again, the latter only where there is no other.
+            self._excluded |= {choice.prefill.id}
+            self._avoided |= {decode.id}
+        else:
+            self._backends.failed(decode, error)
+            if error.fault == "connect":
+                self._excluded |= {decode.id}
+            else:
+                self._avoided |= {decode.id}
+        if error.fault == "timeout" or not self._take_retry():
+            raise from_upstream(error) from error
+
+    def _tell(self, error: ApiError) -> None:
+        """Tell the client, in whatever form is still possible."""
+        if self._client.gone:
+            return
+        if self._client.started:
+            streamed_error = self._request.stream and error.status >= _SERVER_ERROR
+            self._client.break_off(error.event() if streamed_error else b"")
+        else:
+            self._client.respond_error(error, ((b"x-request-id", self._identity.shown),))
+
+    def _account(self, tap: StreamTap | None, body: bytes) -> None:
+        metrics, scale = self._metrics, self._route.time_scale
+        duration = (self._clock() - self._began) * scale
+        first = inter = None
+        if tap is not None and tap.first_token_at is not None:
+            prompt_tokens, output_tokens = tap.prompt_tokens, tap.output_tokens
+            first = (tap.first_token_at - self._began) * scale
+            inter = mean_inter_token_seconds(
+                tap.first_token_at * scale, tap.last_token_at * scale, output_tokens
+            )
+            metrics.first_token.observe(first)
+            if inter is not None:
+                metrics.inter_token.observe(inter)
+        else:
+            prompt_tokens, output_tokens = usage_of(body)
+        metrics.duration.observe(duration)
+        metrics.prompt_tokens.inc(prompt_tokens)
+        metrics.output_tokens.inc(output_tokens)
+        metrics.finished.inc()
+        if is_good(Timing(duration, output_tokens, first, inter), self._route):
+            metrics.good.inc()
+
+    def _own_fields(self, backend: Backend) -> Fields:
+        return ((b"x-request-id", self._identity.shown), (b"x-turnout-backend", backend.id.encode()))
+
+    def _fields(self, backend: Backend, answer: Collected) -> Fields:
+        return ((b"content-type", answer.content_type), *self._own_fields(backend))
+
+    def _post(self, backend: Backend, body: bytes) -> bytes:
+        suffix = b"-%d" % self._retries if self._retries else b""
+        fields = ((b"x-request-id", self._identity.sent + suffix), *self._identity.trace)
+        return post(self._request.path, f"{backend.host}:{backend.port}".encode(), body, fields)

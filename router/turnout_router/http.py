@@ -1,0 +1,69 @@
+"""HTTP/1.1 as bytes: heads of answers to clients and of requests to workers, and what a parsed request is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+
+Fields = tuple[tuple[bytes, bytes], ...]
+
+_STATUS_LINES: Final = {s.value: b"HTTP/1.1 %d %s\r\n" % (s.value, s.phrase.encode()) for s in HTTPStatus}
+JSON: Final = (b"content-type", b"application/json")
+LAST_CHUNK: Final = b"0\r\n\r\n"
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request of a client, complete. Field names are in lower case; `target` is as it was sent."""
+
+    method: str
+    target: bytes
+    fields: Fields
+    body: bytes
+    keep_alive: bool
+    may_chunk: bool
+    has_body: bool
+
+    @property
+    def path(self) -> bytes:
+        """The target without its query."""
+        return self.target.partition(b"?")[0]
+
+    def field(self, name: bytes) -> bytes | None:
+        """Return the value of the first field called *name* (lower case)."""
+        for key, value in self.fields:
+            if key == name:
+                return value
+        return None
+
+
+def answer_head(
+    status: int, fields: Fields, *, length: int | None, close: bool, chunked: bool = False
+) -> bytes:
+    """Return the head of an answer. Neither *length* nor *chunked*: the end of the connection ends the body."""
+    parts = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
+    parts += [b"%s: %s\r\n" % field for field in fields]
+    if length is not None:
+        parts.append(b"content-length: %d\r\n" % length)
+    elif chunked:
+        parts.append(b"transfer-encoding: chunked\r\n")
+    if close:
+        parts.append(b"connection: close\r\n")
+    parts.append(b"\r\n")
+    return b"".join(parts)
+
+
+def chunk(data: bytes) -> bytes:
+    """Return *data* as one chunk of a chunked body."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def post(path: bytes, host: bytes, body: bytes, fields: Fields) -> bytes:
+    """Return a whole POST of JSON to a worker."""
+    extra = b"".join([b"%s: %s\r\n" % field for field in fields])
+    return (
+        b"POST %b HTTP/1.1\r\nhost: %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n%b"
+        % (path, host, len(body), extra, body)
+    )

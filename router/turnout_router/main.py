@@ -1,0 +1,158 @@
+"""The composition root of ``turnout-router``: settings in, ports open, signals out."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+import uvloop
+
+from turnout_router.admin import AdminServer, admin_app
+from turnout_router.backends import Backends
+from turnout_router.discovery.file import FileSource, read_config
+from turnout_router.discovery.kubernetes import KubernetesSource
+from turnout_router.errors import ConfigError
+from turnout_router.gateway import Gateway
+from turnout_router.kube import load_access
+from turnout_router.metrics import Metrics
+from turnout_router.options import parse_options, settings_of
+from turnout_router.server import Listener
+from turnout_router.upstream import Pools
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from turnout.routing import Fleet
+    from turnout_router.discovery import FleetSource
+    from turnout_router.settings import Settings
+
+_LOG = logging.getLogger("turnout_router")
+
+
+class Router:
+    """All parts together. `run` serves until `stop` is called; also the observer of the fleet's source.
+
+    `port` and `admin_port` are the real ones once `started` is set, where the settings leave them open (0).
+    """
+
+    def __init__(self, settings: Settings, source: FleetSource) -> None:
+        loop = asyncio.get_running_loop()
+        self._settings = settings
+        self._source = source
+        self._metrics = Metrics()
+        self._pools = Pools(settings.upstream)
+        self._backends = Backends(self._pools, self._metrics, settings.upstream.health, loop.time)
+        self._gateway = Gateway(settings, self._backends, self._metrics, loop.time)
+        self._listener = Listener(self._gateway, settings.client)
+        self._admin = AdminServer(admin_app(self, self._metrics, self._backends))
+        self._stopping = asyncio.Event()
+        self._stale = ""
+        self.port = settings.port
+        self.admin_port = settings.admin_port
+        self.started = asyncio.Event()
+
+    @property
+    def not_ready_because(self) -> str:
+        """Why clients should not be sent here; empty where they may."""
+        if self._stopping.is_set():
+            return "shutting down"
+        return (
+            ""
+            if self._gateway.ready
+            else f"the fleet has not been seen yet{self._stale and ': '}{self._stale}"
+        )
+
+    async def run(self) -> None:
+        """Serve until stopped. Raise ConfigError or OSError where that cannot begin."""
+        settings = self._settings
+        self.admin_port = await self._admin.start(settings.host, settings.admin_port)
+        watching = asyncio.create_task(self._source.run(self), name="fleet")
+        try:
+            self.port = await self._listener.start(settings.host, settings.port)
+            self._pools.start()
+            _LOG.info("serving on %s: port %d, admin port %d", settings.host, self.port, self.admin_port)
+            self.started.set()
+            gc.freeze()  # what is loaded by now stays: the collector need not look at it again
+            stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
+            await asyncio.wait({watching, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            if watching.done():
+                watching.result()
+            await self._shut_down()
+        finally:
+            watching.cancel()
+            self._pools.stop()
+            await self._admin.stop()
+
+    def stop(self) -> None:
+        """Begin to shut down (SIGTERM)."""
+        self._stopping.set()
+
+    def reload(self) -> None:
+        """Read the fleet again (SIGHUP)."""
+        self._source.reload()
+
+    def changed(self, fleet: Fleet) -> None:
+        """Take over a new fleet."""
+        self._backends.update(fleet)
+        if not self._gateway.ready:
+            count = sum(len(group) for group in fleet.backends.values())
+            _LOG.info("fleet seen: %d deployments, %d workers", len(fleet.deployments), count)
+        self._gateway.ready = True
+
+    def stale(self, reason: str) -> None:
+        """Go on with the last fleet, and say so."""
+        if reason and reason != self._stale:
+            _LOG.warning("going on with the last fleet known: %s", reason)
+        elif self._stale and not reason:
+            _LOG.info("the fleet can be read again")
+        self._stale = reason
+        self._metrics.fleet_stale.set(1 if reason else 0)
+
+    def rejected(self, what: str) -> None:
+        """Count and say what was left out."""
+        _LOG.warning("left out: %s", what)
+        self._metrics.fleet_rejected.inc()
+
+    async def _shut_down(self) -> None:
+        _LOG.info("shutting down: finishing running requests")
+        await asyncio.sleep(self._settings.shutdown_delay_seconds)
+        cut = await self._listener.stop(self._settings.shutdown_grace_seconds)
+        _LOG.info("stopped, %d connections cut", cut)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run ``turnout-router``."""
+    options = parse_options(argv)
+    logging.basicConfig(
+        level=options.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+        stream=sys.stderr,
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        if options.check:
+            read_config(options.config)
+            return
+        source: FleetSource
+        if options.config is not None:
+            source = FileSource(options.config)
+        else:
+            source = KubernetesSource(load_access(), tuple(options.watch_namespace))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(settings_of(options), source))
+    except (ConfigError, OSError) as error:
+        sys.exit(f"turnout-router: {error}")
+
+
+async def _serve(settings: Settings, source: FleetSource) -> None:
+    router = Router(settings, source)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, router.stop)
+    loop.add_signal_handler(signal.SIGHUP, router.reload)
+    await router.run()

@@ -1,0 +1,130 @@
+"""The command line of ``turnout-router``: what can be told, with the settings' own defaults."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from turnout.api import names
+from turnout_router.settings import ClientLimits, Settings, UpstreamLimits
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_SETTINGS: Final = Settings()
+_CLIENT: Final = _SETTINGS.client
+_UPSTREAM: Final = _SETTINGS.upstream
+
+_WAITS: Final = (
+    (
+        "--shutdown-delay",
+        _SETTINGS.shutdown_delay_seconds,
+        "after SIGTERM: still accept requests while /readyz says 503",
+    ),
+    ("--shutdown-grace", _SETTINGS.shutdown_grace_seconds, "after that: let running requests finish"),
+    ("--head-timeout", _CLIENT.head_seconds, "for a request's head to arrive"),
+    ("--body-timeout", _CLIENT.body_seconds, "for a request's body to arrive"),
+    ("--idle-timeout", _CLIENT.idle_seconds, "keep a client's connection without requests"),
+    ("--stall-timeout", _CLIENT.stall_seconds, "for a client that does not read its answer"),
+    ("--connect-timeout", _UPSTREAM.connect_seconds, "to connect to a worker"),
+    ("--prefill-timeout", _UPSTREAM.prefill_seconds, "for the prefill exchange"),
+    ("--first-byte-timeout", _UPSTREAM.first_byte_seconds, "for the first byte of a streamed answer"),
+    ("--answer-timeout", _UPSTREAM.answer_seconds, "for an answer that is not streamed"),
+    ("--stream-idle-timeout", _UPSTREAM.stream_idle_seconds, "between two pieces of a stream"),
+)
+
+
+def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return what the command line says. Exits with a message where it says nothing sensible."""
+    parser = argparse.ArgumentParser(
+        prog="turnout-router",
+        description="The front door: the OpenAI API in front of pools of prefill and decode workers. The fleet is "
+        "read from Kubernetes (KUBECONFIG, or the pod's service account) unless --config names a file.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        help="read the fleet from this YAML file, again on changes and on SIGHUP",
+    )
+    add("--check", action="store_true", help="check the file of --config and exit")
+    add(
+        "--watch-namespace",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="watch this namespace only; may be repeated; all where it is not given",
+    )
+    host = os.environ.get(names.ENV_BIND_ADDRESS) or _SETTINGS.host
+    add("--host", default=host, help=f"address to listen on (environment: {names.ENV_BIND_ADDRESS})")
+    add("--port", type=_port, default=names.ROUTER_PORT, help="public port: the OpenAI API")
+    add(
+        "--admin-port", type=_port, default=names.ROUTER_ADMIN_PORT, help="health, metrics, the fleet's state"
+    )
+    add(
+        "--auth",
+        choices=("open", "required"),
+        default=_SETTINGS.auth,
+        help="required: 401 without a key of a TokenBudget; open: a key is optional, a wrong one is refused",
+    )
+    add("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="what is logged")
+    add("--max-body-bytes", type=_positive, default=_CLIENT.body_bytes, help="largest request body")
+    add("--max-connections", type=_positive, default=_CLIENT.connections, help="most client connections")
+    for flag, default, meaning in _WAITS:
+        add(flag, type=_seconds, metavar="SECONDS", default=default, help=meaning)
+    options = parser.parse_args(argv)
+    if options.check and options.config is None:
+        parser.error("--check needs --config FILE")
+    return options
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    """Return the settings that *options* amount to."""
+    return Settings(
+        host=options.host,
+        port=options.port,
+        admin_port=options.admin_port,
+        auth=options.auth,
+        shutdown_delay_seconds=options.shutdown_delay,
+        shutdown_grace_seconds=options.shutdown_grace,
+        client=ClientLimits(
+            body_bytes=options.max_body_bytes,
+            head_seconds=options.head_timeout,
+            body_seconds=options.body_timeout,
+            idle_seconds=options.idle_timeout,
+            stall_seconds=options.stall_timeout,
+            connections=options.max_connections,
+        ),
+        upstream=UpstreamLimits(
+            connect_seconds=options.connect_timeout,
+            prefill_seconds=options.prefill_timeout,
+            first_byte_seconds=options.first_byte_timeout,
+            answer_seconds=options.answer_timeout,
+            stream_idle_seconds=options.stream_idle_timeout,
+        ),
+    )
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:  # noqa: PLR2004 - the range of ports
+        raise argparse.ArgumentTypeError(f"{text} is no port: give 0 (any free one) to 65535")
+    return port
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1e6:  # noqa: PLR2004 - eleven days: anything longer is a mistake
+        raise argparse.ArgumentTypeError(f"{text} is no sensible number of seconds")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return value

@@ -1,0 +1,467 @@
+"""The public port: clients' connections, what they may send, and how they are answered.
+
+One request at a time per connection. What a client sends early is kept, up to a bound; then its socket is read no
+further. Reading goes on otherwise while an answer is under way, for that is how a client's leaving is noticed. A
+client that closes its sending side counts as gone: TCP cannot tell the two apart.
+
+Time-outs are coarse: one sweep a second looks at every connection, so that a request costs no timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast
+
+import httptools
+
+from turnout_router.errors import ApiError, malformed, not_http, unavailable
+from turnout_router.http import CONTINUE, JSON, LAST_CHUNK, Fields, Request, answer_head, chunk
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from turnout_router.settings import ClientLimits
+
+_LOG = logging.getLogger(__name__)
+_SWEEP_SECONDS: Final = 1.0
+_LINGER_SECONDS: Final = 2.0
+"""How long the rest of a refused request is read and thrown away: closing at once would reset the connection and
+destroy the answer that says why."""
+_OK_VERSIONS: Final = {"1.0", "1.1"}
+
+_Wait = Literal["head", "body", "idle", "answer", "linger"]
+
+
+class Source(Protocol):
+    """Where an answer comes from; told to wait while the client reads slowly."""
+
+    def pause(self) -> None:
+        """Send nothing more for now."""
+
+    def resume(self) -> None:
+        """Go on."""
+
+
+class Handler(Protocol):
+    """What serves requests."""
+
+    def handle(self, request: Request, client: ClientConnection) -> Coroutine[Any, Any, None] | None:
+        """Answer at once and return None, or return the coroutine that will. May raise ApiError."""
+
+
+class Listener:
+    """All connections of the public port."""
+
+    def __init__(self, handler: Handler, limits: ClientLimits) -> None:
+        self.handler = handler
+        self.limits = limits
+        self.connections: set[ClientConnection] = set()
+        self.draining = False
+        self._server: asyncio.Server | None = None
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._empty: asyncio.Event | None = None
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen and return the port, which differs from *port* where that is 0. Raise OSError where it is taken."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(
+            lambda: ClientConnection(self, loop), host, port, backlog=1024
+        )
+        self._sweeping = loop.call_later(_SWEEP_SECONDS, self._sweep, loop)
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def stop(self, grace_seconds: float) -> int:
+        """Accept nothing more, let running answers finish for *grace_seconds*, cut the rest. Return how many were cut."""
+        self.draining = True
+        if self._server is not None:
+            self._server.close()
+        for connection in tuple(self.connections):
+            connection.drain()
+        await self._emptied(grace_seconds)
+        left = len(self.connections)
+        for connection in tuple(self.connections):
+            connection.cut()
+        await self._emptied(_LINGER_SECONDS)
+        for connection in tuple(self.connections):
+            connection.abort()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        return left
+
+    async def _emptied(self, seconds: float) -> None:
+        if self.connections:
+            self._empty = asyncio.Event()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._empty.wait()
+
+    def forget(self, connection: ClientConnection) -> None:
+        """Let go of a connection that has ended."""
+        self.connections.discard(connection)
+        if not self.connections and self._empty is not None:
+            self._empty.set()
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = loop.time()
+        for connection in tuple(self.connections):
+            connection.check_deadlines(now)
+        self._sweeping = loop.call_later(_SWEEP_SECONDS, self._sweep, loop)
+
+
+class _Refused(Exception):  # noqa: N818 - never leaves the parser: it only stops it
+    """Stops the parser in the middle of a request that will not be served."""
+
+
+class ClientConnection(asyncio.Protocol):
+    """One client's connection: parses its requests, one after the other, and writes the answers.
+
+    For the handler: `respond` for an answer in one piece; `begin`, `send`, `end` for a stream, `break_off` where
+    it cannot be finished. `started` says whether anything of the answer has been sent.
+    """
+
+    def __init__(self, listener: Listener, loop: asyncio.AbstractEventLoop) -> None:
+        self._listener = listener
+        self._limits = listener.limits
+        self._loop = loop
+        self._transport: asyncio.Transport
+        self._parser = httptools.HttpRequestParser(self)
+        self._ready: deque[Request] = deque()
+        self._refusal: ApiError | None = None
+        self._early = b""
+        self._reading = True
+        self._wait: _Wait = "head"
+        self._deadline = loop.time() + self._limits.head_seconds
+        self._request: Request | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._head: bytes | None = None
+        self._chunked = False
+        self._stalled_since: float | None = None
+        self.source: Source | None = None
+        self.started = False
+        self.gone = False
+        self._reset_message()
+
+    # What the transport says
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the connection, or refuse it where there are too many."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=self._limits.write_buffer_bytes)
+        self._listener.connections.add(self)
+        if len(self._listener.connections) > self._limits.connections:
+            self._refuse(unavailable("Too many connections."))
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, or keep for later while a request is under way."""
+        if self._wait == "linger":
+            return
+        if self._request is not None or self._ready or self._refusal is not None:
+            self._early += data
+            if len(self._early) > self._limits.pipelined_bytes and self._reading:
+                self._reading = False
+                self._transport.pause_reading()
+            return
+        self._parse(data)
+        self._advance()
+
+    def eof_received(self) -> bool | None:
+        """Count the client as gone; None closes the transport."""
+        return None
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        """End what is under way for this client."""
+        self.gone = True
+        self._listener.forget(self)
+        if self._task is not None:
+            self._task.cancel()
+
+    def pause_writing(self) -> None:
+        """Hold the source back: the client reads more slowly than the answer comes."""
+        self._stalled_since = self._loop.time()
+        if self.source is not None:
+            self.source.pause()
+
+    def resume_writing(self) -> None:
+        """Let the source go on."""
+        self._stalled_since = None
+        if self.source is not None:
+            self.source.resume()
+        self._advance()
+
+    # What the parser says
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        self._reset_message()
+        self._wait = "head"
+        self._deadline = self._loop.time() + self._limits.head_seconds
+        self._in_message = True
+
+    def on_url(self, url: bytes) -> None:
+        """Take a piece of the target."""
+        self._target += url
+        if len(self._target) > self._limits.target_bytes:
+            self._stop_parsing(ApiError(414, "The request target is too long.", close=True))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take one field."""
+        self._head_bytes += len(name) + len(value) + 4
+        if self._head_bytes > self._limits.head_bytes or len(self._fields) >= self._limits.header_fields:
+            self._stop_parsing(ApiError(431, "The header fields are too large or too many.", close=True))
+        self._fields.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        """Decide whether the body is wanted."""
+        if self._parser.get_http_version() not in _OK_VERSIONS:
+            self._stop_parsing(not_http("Only HTTP/1.0 and HTTP/1.1 are spoken here."))
+        self._head_done = True
+        length = None
+        for name, value in self._fields:
+            if name == b"content-length":
+                length = int(value)
+            elif name == b"transfer-encoding":
+                self._has_body = True
+            elif name == b"expect" and value.lower() == b"100-continue":
+                self._expects_continue = True
+        if length is not None:
+            self._has_body = True
+            self._check_body_size(length)
+        if self._has_body:
+            self._wait = "body"
+            self._deadline = self._loop.time() + self._limits.body_seconds
+            if self._expects_continue and not self._ready and self._request is None:
+                self._transport.write(CONTINUE)
+
+    def on_body(self, data: bytes) -> None:
+        """Take a piece of the body."""
+        self._body_bytes += len(data)
+        self._check_body_size(self._body_bytes)
+        self._body.append(data)
+
+    def on_message_complete(self) -> None:
+        """Line the request up."""
+        self._in_message = False
+        version = self._parser.get_http_version()
+        self._ready.append(
+            Request(
+                method=self._parser.get_method().decode("ascii"),
+                target=self._target,
+                fields=tuple(self._fields),
+                body=self._body[0] if len(self._body) == 1 else b"".join(self._body),
+                keep_alive=bool(self._parser.should_keep_alive()) and not self._parser.should_upgrade(),
+                may_chunk=version == "1.1",
+                has_body=self._has_body,
+            )
+        )
+
+    # What the handler says
+
+    def respond(self, status: int, fields: Fields, body: bytes) -> None:
+        """Send a whole answer."""
+        close = self._closes_after()
+        head = answer_head(status, fields, length=len(body), close=close)
+        self.started = True
+        bodiless = self._request is not None and self._request.method == "HEAD"
+        self._transport.write(head if bodiless else head + body)
+
+    def respond_error(self, error: ApiError, fields: Fields = ()) -> None:
+        """Send an OpenAI error object."""
+        self.respond(error.status, (JSON, *error.headers, *fields), error.body())
+
+    def begin(self, status: int, fields: Fields, length: int | None) -> None:
+        """Begin a streamed answer; its head goes out with the first piece. *length* where it is known."""
+        request = self._request
+        self._chunked = length is None and request is not None and request.may_chunk
+        if length is None and not self._chunked:
+            self._keep = False
+        self._head = answer_head(
+            status, fields, length=length, close=self._closes_after(), chunked=self._chunked
+        )
+        self.started = True
+
+    def send(self, data: bytes) -> None:
+        """Send a piece of a streamed answer."""
+        if self._chunked:
+            data = chunk(data)
+        if self._head is not None:
+            data = self._head + data
+            self._head = None
+        self._transport.write(data)
+
+    def end(self) -> None:
+        """End a streamed answer well."""
+        if self._chunked:
+            self._transport.write(LAST_CHUNK)
+
+    def break_off(self, event: bytes) -> None:
+        """End a streamed answer that cannot be finished: *event* says so, and the body is left without its end."""
+        if event:
+            self.send(event)
+        self._keep = False
+
+    # Its own life
+
+    def drain(self) -> None:
+        """Close once the present request is answered; at once where there is none."""
+        self._keep = False
+        if self._request is None and not self._in_message:
+            self._close()
+
+    def cut(self) -> None:
+        """End now: what runs is told so, see `Exchange`."""
+        if self._task is not None:
+            self._task.cancel()
+        else:
+            self._close()
+
+    def abort(self) -> None:
+        """Drop the connection."""
+        self._transport.abort()
+
+    def check_deadlines(self, now: float) -> None:
+        """Act on what has taken too long."""
+        if self._stalled_since is not None and now - self._stalled_since > self._limits.stall_seconds:
+            self._transport.abort()
+        if now < self._deadline or self._wait == "answer":
+            return
+        if self._wait == "body" or (self._wait == "head" and self._in_message):
+            self._refuse(ApiError(408, "The request took too long to arrive.", close=True))
+        elif self._wait == "linger":
+            self._transport.abort()
+        else:
+            self._close()
+
+    def _reset_message(self) -> None:
+        self._target = b""
+        self._fields: list[tuple[bytes, bytes]] = []
+        self._body: list[bytes] = []
+        self._head_bytes = 0
+        self._body_bytes = 0
+        self._unfinished_head_bytes = 0
+        self._head_done = False
+        self._has_body = False
+        self._expects_continue = False
+        self._in_message = False
+        self._keep = True
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            return  # the request is answered as if it had not asked; keep_alive is off
+        except httptools.HttpParserError as error:
+            if self._refusal is None and not (self._ready and not self._ready[-1].keep_alive):
+                self._refusal = not_http(f"This is not HTTP as it should be: {error}.")
+            return
+        if self._in_message and not self._head_done:
+            self._unfinished_head_bytes += len(data)
+            if self._unfinished_head_bytes > self._limits.head_bytes:
+                self._refusal = ApiError(431, "The header fields are too large.", close=True)
+
+    def _stop_parsing(self, error: ApiError) -> None:
+        self._refusal = error
+        raise _Refused
+
+    def _check_body_size(self, length: int) -> None:
+        if length > self._limits.body_bytes:
+            self._stop_parsing(
+                ApiError(
+                    413,
+                    f"The body is too large: at most {self._limits.body_bytes} bytes are accepted.",
+                    code="request_too_large",
+                    close=True,
+                )
+            )
+
+    def _advance(self) -> None:
+        """Start the next request, if none is under way and the client has taken the last answer."""
+        while self._request is None and self._stalled_since is None and not self._transport.is_closing():
+            if self._ready:
+                self._start(self._ready.popleft())
+            elif self._refusal is not None:
+                self._refuse(self._refusal)
+                return
+            elif self._early:
+                data, self._early = self._early, b""
+                if not self._reading:
+                    self._reading = True
+                    self._transport.resume_reading()
+                self._parse(data)
+            else:
+                return
+
+    def _start(self, request: Request) -> None:
+        self._request = request
+        self._wait = "answer"
+        self._keep = request.keep_alive
+        self.started = False
+        self._head = None
+        self._chunked = False
+        try:
+            coroutine = self._listener.handler.handle(request, self)
+        except ApiError as error:
+            if error.close:
+                self._keep = False
+            self.respond_error(error)
+            coroutine = None
+        if coroutine is None:
+            self._finish()
+            return
+        self._task = self._loop.create_task(coroutine)
+        self._task.add_done_callback(self._on_done)
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        self._task = None
+        self.source = None
+        failure = None if task.cancelled() else task.exception()
+        if failure is not None:
+            _LOG.error("a request ended in a fault of the router", exc_info=failure)
+            self._keep = False
+            if not self.started and not self.gone:
+                error = ApiError(500, "The router failed on this request.", type="server_error")
+                self.respond_error(error)
+        if task.cancelled():
+            self._keep = False
+        self._finish()
+        if not self.gone:
+            self._advance()
+
+    def _finish(self) -> None:
+        self._request = None
+        if not self._keep or self._listener.draining:
+            self._close()
+            return
+        self._wait = "idle"
+        self._deadline = self._loop.time() + self._limits.idle_seconds
+
+    def _closes_after(self) -> bool:
+        if self._listener.draining:
+            self._keep = False
+        return not self._keep
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answer with *error*, end the sending side, and throw away what still comes for a moment."""
+        self._keep = False
+        self._refusal = None
+        self.respond_error(error)
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        self._wait = "linger"
+        self._deadline = self._loop.time() + _LINGER_SECONDS
+
+    def _close(self) -> None:
+        if self._wait != "linger":
+            self._wait = "linger"
+            self._deadline = self._loop.time() + self._limits.stall_seconds
+        self._transport.close()
+
+
+def require_body(request: Request) -> None:
+    """Raise ApiError where *request* carries no body at all: 411 without a length, 400 for an empty one."""
+    if not request.has_body:
+        raise ApiError(411, "Send the request as a JSON body with Content-Length.")
+    if not request.body:
+        raise malformed("The body of your request is empty; send a JSON object.")

@@ -1,0 +1,89 @@
+"""Settings of the router. Under each one: its unit, its default's reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from turnout.routing import HealthPolicy
+
+AuthMode = Literal["open", "required"]
+
+
+@dataclass(frozen=True, slots=True)
+class ClientLimits:
+    """What is accepted from clients. Sizes in bytes, times in seconds."""
+
+    head_bytes: int = 32 * 1024
+    """Request line and header fields together. More: 431."""
+    target_bytes: int = 8 * 1024
+    """The request target. More: 414."""
+    header_fields: int = 100
+    """Header fields. More: 431."""
+    body_bytes: int = 16 * 1024 * 1024
+    """The body: a prompt of a million tokens has about 4 MiB, images come on top. More: 413."""
+    head_seconds: float = 10.0
+    """From the first byte of a request, or the connection, to the end of its head. Longer: 408."""
+    body_seconds: float = 60.0
+    """From the end of the head to the end of the body. Longer: 408."""
+    idle_seconds: float = 75.0
+    """How long a connection is kept without a request; longer than the usual load balancer's 60 s, so that it is
+    the balancer which closes."""
+    stall_seconds: float = 60.0
+    """How long a client may leave the answer unread before it counts as gone."""
+    pipelined_bytes: int = 64 * 1024
+    """Bytes kept from a client that sends its next request early; then its socket is read no further."""
+    write_buffer_bytes: int = 64 * 1024
+    """Unsent bytes of an answer above which the worker's socket is read no further."""
+    connections: int = 10_000
+    """Client connections at a time. More: 503 and closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamLimits:
+    """What is expected of workers. Sizes in bytes, times in real seconds."""
+
+    connect_seconds: float = 2.0
+    """A worker in the same cluster connects in milliseconds; one that does not is gone."""
+    prefill_seconds: float = 60.0
+    """For the whole prefill exchange: a prompt of 128k tokens takes about 15 s on one H100, queueing comes on top."""
+    first_byte_seconds: float = 300.0
+    """From the request to the first byte of a streamed answer's body, queueing included."""
+    answer_seconds: float = 900.0
+    """From the request to the end of an answer that is not streamed."""
+    stream_idle_seconds: float = 120.0
+    """Between two pieces of a streamed answer."""
+    head_bytes: int = 64 * 1024
+    """Head of a worker's answer."""
+    prefill_answer_bytes: int = 4 * 1024 * 1024
+    """Body of a prefill worker's answer: block ids of a million tokens in blocks of 16 take 0.5 MiB."""
+    hold_bytes: int = 1024 * 1024
+    """Up to this size an answer that is not streamed is held until it is complete, so that a worker lost on the way
+    can be replaced; larger ones are passed on as they come."""
+    event_bytes: int = 1024 * 1024
+    """One server-sent event."""
+    idle_seconds: float = 4.0
+    """How long an unused connection to a worker is kept: vLLM closes its own after 5 s."""
+    idle_connections: int = 256
+    """Unused connections kept per worker."""
+    retries: int = 2
+    """Retries of one request, beside which the fleet-wide budget holds."""
+    health: HealthPolicy = field(default_factory=HealthPolicy)
+    """When a worker is left alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that `turnout-router` can be told."""
+
+    host: str = "0.0.0.0"  # noqa: S104 - a pod must be reachable; TURNOUT_BIND_ADDRESS narrows it
+    port: int = 8080
+    admin_port: int = 9090
+    auth: AuthMode = "open"
+    """open: a key is optional, but a wrong one is refused where keys are known at all. required: 401 without one."""
+    shutdown_delay_seconds: float = 3.0
+    """After SIGTERM: how long new requests are still accepted while /readyz says 503, until load balancers know."""
+    shutdown_grace_seconds: float = 60.0
+    """After that: how long running requests may take to finish."""
+    client: ClientLimits = field(default_factory=ClientLimits)
+    upstream: UpstreamLimits = field(default_factory=UpstreamLimits)

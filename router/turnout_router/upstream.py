@@ -1,0 +1,376 @@
+"""Connections to workers: kept, reused, bounded in what they may say and how long they may take.
+
+A worker's answer is pushed into an `Answer` as it is parsed, all that one read brought at once; nothing is copied or
+queued on the way. A kept connection that the worker closed in the same moment as it was used again is replaced once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final, Protocol, cast
+
+import httptools
+
+from turnout_router.errors import UpstreamError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from turnout_router.http import Fields
+    from turnout_router.settings import UpstreamLimits
+
+_SWEEP_SECONDS: Final = 0.25
+_NEVER: Final = float("inf")
+_FIRST_FINAL_STATUS: Final = 200
+
+Address = tuple[str, int]
+
+
+class Answer(Protocol):
+    """What takes a worker's answer. Both methods may raise UpstreamError to stop it."""
+
+    def on_head(self, status: int, fields: Fields) -> None:
+        """Take status and fields; names are in lower case."""
+
+    def on_body(self, data: bytes) -> None:
+        """Take what one read brought of the body."""
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """One connection to one worker, for one exchange at a time."""
+
+    def __init__(self, pool: Pool, loop: asyncio.AbstractEventLoop) -> None:
+        self._pool = pool
+        self._loop = loop
+        self._transport: asyncio.Transport
+        self._parser = httptools.HttpResponseParser(self)
+        self._answer: Answer | None = None
+        self._done: asyncio.Future[None] | None = None
+        self._fields: list[tuple[bytes, bytes]] = []
+        self._pieces: list[bytes] = []
+        self._head_bytes = 0
+        self._head_done = False
+        self._framed = False
+        self._complete = False
+        self._keep = False
+        self._lost = False
+        self._deadline = _NEVER
+        self._left_seconds = _NEVER
+        self._idle_seconds: float | None = None
+        self._timeout_message = ""
+        self.idle_since = 0.0
+        self.reused = False
+        self.heard = False
+
+    # What the exchange says
+
+    def begin(
+        self, request: bytes, answer: Answer, *, seconds: float, idle_seconds: float | None, what: str
+    ) -> asyncio.Future[None]:
+        """Send *request* and return the future of its end, which fails with UpstreamError.
+
+        *seconds* is how long the answer may take, all of it; where *idle_seconds* is given, only until its body
+        begins, and each further piece may take that long. *what* names the exchange in messages.
+        """
+        self._answer = answer
+        self._done = self._loop.create_future()
+        self._fields = []
+        self._head_bytes = 0
+        self._head_done = self._framed = self._complete = self._keep = self.heard = False
+        self._deadline = self._loop.time() + seconds
+        self._idle_seconds = idle_seconds
+        self._timeout_message = f"{what} took too long"
+        self._transport.write(request)
+        return self._done
+
+    @property
+    def stale(self) -> bool:
+        """Whether its end says nothing about the worker: kept from before, and gone before it said a byte."""
+        return self.reused and not self.heard
+
+    def abandon(self) -> None:
+        """Stop the exchange if it runs still: closing the connection is how a worker learns that nobody listens."""
+        if self._answer is not None:
+            self._answer = None
+            self._done = None
+            self.close()
+
+    def pause(self) -> None:
+        """Read nothing more; its time stands still, for it is the client who is slow."""
+        if self._answer is not None:
+            self._left_seconds = self._deadline - self._loop.time()
+            self._deadline = _NEVER
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self._answer is not None:
+            self._deadline = self._loop.time() + self._left_seconds
+            self._transport.resume_reading()
+
+    def close(self) -> None:
+        """Drop the connection."""
+        self._pool.forget(self)
+        self._transport.abort()
+
+    def check_deadline(self, now: float) -> None:
+        """Fail what has taken too long."""
+        if now >= self._deadline:
+            self._fail(UpstreamError("timeout", self._timeout_message))
+
+    @property
+    def usable(self) -> bool:
+        """Whether another exchange can begin on it."""
+        return not self._lost and not self._transport.is_closing()
+
+    # What the transport says
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the connection."""
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, and hand on what this read brought."""
+        if self._answer is None:
+            self.close()  # bytes that nobody asked for
+            return
+        self.heard = True
+        if not self._head_done:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+            self._deliver()
+        except httptools.HttpParserError as error:
+            cause = error.__context__ if isinstance(error.__context__, UpstreamError) else None
+            self._fail(cause or UpstreamError("protocol", f"what it answered is not HTTP ({error})"))
+        except UpstreamError as error:
+            self._fail(error)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End what runs: well where only the end of the connection could end the body."""
+        self._lost = True
+        self._pool.forget(self)
+        if self._answer is None:
+            return
+        if self._head_done and not self._framed and exc is None:
+            self._finish()
+        else:
+            self._fail(UpstreamError("reset", "the connection to it was lost"))
+
+    # What the parser says
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take one field."""
+        self._fields.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        """Hand the head on, unless it is an interim one."""
+        status = self._parser.get_status_code()
+        if status < _FIRST_FINAL_STATUS:
+            self._fields = []
+            return
+        self._head_done = True
+        fields, self._fields = tuple(self._fields), []
+        self._framed = any(name in {b"content-length", b"transfer-encoding"} for name, _ in fields)
+        if self._answer is not None:
+            self._answer.on_head(status, fields)
+
+    def on_body(self, data: bytes) -> None:
+        """Keep a piece until the whole read is parsed."""
+        self._pieces.append(data)
+
+    def on_message_complete(self) -> None:
+        """Note the end of the answer."""
+        if self._head_done:
+            self._complete = True
+            self._keep = self._framed and bool(self._parser.should_keep_alive())
+
+    def _deliver(self) -> None:
+        if not self._head_done:
+            if self._head_bytes > self._pool.limits.head_bytes:
+                raise UpstreamError("protocol", "the head of its answer is too large")
+            return
+        if self._pieces:
+            if self._idle_seconds is not None:
+                self._deadline = self._loop.time() + self._idle_seconds
+            pieces, self._pieces = self._pieces, []
+            if self._answer is not None:
+                self._answer.on_body(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        if self._complete and self._answer is not None:
+            self._finish()
+
+    def _finish(self) -> None:
+        done = self._release()
+        if not self._lost and self._keep:
+            self._pool.keep(self)
+        else:
+            self.close()
+        if done is not None and not done.done():
+            done.set_result(None)
+
+    def _fail(self, error: UpstreamError) -> None:
+        done = self._release()
+        self.close()
+        if done is not None and not done.done():
+            done.set_exception(error)
+
+    def _release(self) -> asyncio.Future[None] | None:
+        done, self._done, self._answer = self._done, None, None
+        self._deadline = _NEVER
+        self._pieces = []
+        return done
+
+
+class Pool:
+    """Connections to one worker: those in use, and those kept for the next exchange (last in, first out)."""
+
+    def __init__(self, address: Address, limits: UpstreamLimits) -> None:
+        self.address = address
+        self.limits = limits
+        self._kept: list[UpstreamConnection] = []
+        self._used: set[UpstreamConnection] = set()
+        self._closed = False
+
+    async def exchange(
+        self,
+        request: bytes,
+        answer: Answer,
+        *,
+        seconds: float,
+        idle_seconds: float | None,
+        what: str,
+        on_start: ConnectionTaker | None = None,
+    ) -> None:
+        """Send *request* and push what comes back into *answer* until its end.
+
+        Raise UpstreamError where that fails. When cancelled, the connection is closed at once. *on_start* is told
+        the connection, for holding it back.
+        """
+        connection = self._take()
+        while True:
+            if connection is None:
+                connection = await self._connect()
+            self._used.add(connection)
+            try:
+                if on_start is not None:
+                    on_start(connection)
+                await connection.begin(request, answer, seconds=seconds, idle_seconds=idle_seconds, what=what)
+            except UpstreamError as error:
+                if error.fault == "reset" and connection.stale:
+                    connection = None
+                    continue
+                raise
+            finally:
+                if connection is not None:
+                    connection.abandon()
+            return
+
+    def keep(self, connection: UpstreamConnection) -> None:
+        """Keep *connection* for the next exchange, within bounds."""
+        self._used.discard(connection)
+        if self._closed or len(self._kept) >= self.limits.idle_connections or not connection.usable:
+            connection.close()
+            return
+        connection.idle_since = asyncio.get_running_loop().time()
+        connection.reused = True
+        self._kept.append(connection)
+
+    def forget(self, connection: UpstreamConnection) -> None:
+        """Let go of a connection that has ended."""
+        self._used.discard(connection)
+        if connection in self._kept:
+            self._kept.remove(connection)
+
+    def sweep(self, now: float) -> None:
+        """Fail what has taken too long and close what was not needed."""
+        for connection in tuple(self._used):
+            connection.check_deadline(now)
+        for connection in tuple(self._kept):
+            if now - connection.idle_since > self.limits.idle_seconds:
+                connection.close()
+
+    def close(self) -> None:
+        """Close what is kept; what is in use ends by itself."""
+        self._closed = True
+        for connection in tuple(self._kept):
+            connection.close()
+
+    @property
+    def in_use(self) -> int:
+        """Connections with an exchange under way."""
+        return len(self._used)
+
+    def _take(self) -> UpstreamConnection | None:
+        now = asyncio.get_running_loop().time()
+        while self._kept:
+            connection = self._kept.pop()
+            if connection.usable and now - connection.idle_since <= self.limits.idle_seconds:
+                return connection
+            connection.close()
+        return None
+
+    async def _connect(self) -> UpstreamConnection:
+        loop = asyncio.get_running_loop()
+        host, port = self.address
+        try:
+            async with asyncio.timeout(self.limits.connect_seconds):
+                _, connection = await loop.create_connection(
+                    lambda: UpstreamConnection(self, loop), host, port
+                )
+        except TimeoutError as error:
+            seconds = self.limits.connect_seconds
+            raise UpstreamError("connect", f"no connection to it within {seconds:g} s") from error
+        except OSError as error:
+            raise UpstreamError(
+                "connect", f"it cannot be connected to ({error.strerror or error})"
+            ) from error
+        return connection
+
+
+class ConnectionTaker(Protocol):
+    """Is told which connection an answer comes from."""
+
+    def __call__(self, connection: UpstreamConnection, /) -> None: ...  # noqa: D102 - said above
+
+
+class Pools:
+    """One pool per worker's address; those of workers that left are closed."""
+
+    def __init__(self, limits: UpstreamLimits) -> None:
+        self._limits = limits
+        self._pools: dict[Address, Pool] = {}
+        self._leaving: list[Pool] = []
+        self._sweeping: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begin to watch deadlines."""
+        self._sweep()
+
+    def stop(self) -> None:
+        """Close what is kept and watch no longer."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        self.retain(())
+
+    def of(self, address: Address) -> Pool:
+        """Return the pool of *address*."""
+        pool = self._pools.get(address)
+        if pool is None:
+            pool = self._pools[address] = Pool(address, self._limits)
+        return pool
+
+    def retain(self, addresses: Iterable[Address]) -> None:
+        """Close the pools of all other addresses; exchanges under way go on."""
+        wanted = set(addresses)
+        for address in [a for a in self._pools if a not in wanted]:
+            pool = self._pools.pop(address)
+            pool.close()
+            self._leaving.append(pool)
+
+    def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for pool in (*self._pools.values(), *self._leaving):
+            pool.sweep(now)
+        self._leaving = [pool for pool in self._leaving if pool.in_use]
+        self._sweeping = loop.call_later(_SWEEP_SECONDS, self._sweep)

@@ -1,0 +1,148 @@
+"""Reading an answer on its way: token usage, first and last token, errors. The bytes stay what they are.
+
+A stream is cut at the ends of events, and only two kinds are looked into: those until the first token has come, and
+those that carry usage. All others pass as one piece of bytes, however many events it holds.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import orjson
+
+from turnout_router.errors import UpstreamError
+
+_END: Final = b"\n\n"
+_CRLF_END: Final = b"\r\n\r\n"
+_TOLD: Final = (b'"usage":{', b'"usage": {', b'data: {"error"', b'data:{"error"')
+"""What marks an event that must be looked into."""
+_DONE: Final = b"[DONE]"
+_PROMPT_TOKENS: Final = re.compile(rb'"prompt_tokens":\s*([0-9]{1,12})')
+_OUTPUT_TOKENS: Final = re.compile(rb'"completion_tokens":\s*([0-9]{1,12})')
+
+
+class StreamTap:
+    """What a stream of server-sent events told. Times are on the caller's clock; 0 tokens where usage never came."""
+
+    __slots__ = (
+        "_drop_usage",
+        "_max_event_bytes",
+        "_tail",
+        "done",
+        "error",
+        "first_token_at",
+        "last_token_at",
+        "output_tokens",
+        "prompt_tokens",
+    )
+
+    def __init__(self, *, drop_usage: bool, max_event_bytes: int) -> None:
+        self._drop_usage = drop_usage
+        self._max_event_bytes = max_event_bytes
+        self._tail = b""
+        self.done = False
+        self.error = False
+        self.first_token_at: float | None = None
+        self.last_token_at = 0.0
+        self.prompt_tokens = 0
+        self.output_tokens = 0
+
+    def feed(self, data: bytes, now: float) -> bytes:
+        """Return what of *data*, received at *now*, is to be passed on: whole events.
+
+        Raise UpstreamError for an event that is longer than allowed.
+        """
+        data = self._whole_events(data)
+        if not data:
+            return data
+        if self.first_token_at is None or any(mark in data for mark in _TOLD):
+            return self._look(data, now)
+        if data.startswith(b"data: [DONE]"):
+            self.done = True
+            return data
+        self.last_token_at = now
+        if _DONE in data[-32:]:
+            self.done = True
+        return data
+
+    def _whole_events(self, data: bytes) -> bytes:
+        """Return the events that are complete by now, and keep the rest."""
+        if self._tail:
+            data = self._tail + data
+        end = data.rfind(_END) + len(_END)
+        if end < len(_END):
+            end = data.rfind(_CRLF_END) + len(_CRLF_END) if _CRLF_END in data else 0
+        if end == len(data):
+            self._tail = b""
+            return data
+        self._tail = data[end:]
+        if len(self._tail) > self._max_event_bytes:
+            raise UpstreamError("protocol", f"an event of more than {self._max_event_bytes} bytes")
+        return data[:end]
+
+    def _look(self, data: bytes, now: float) -> bytes:
+        passed: list[bytes] = []
+        for event in data.replace(b"\r\n", b"\n").split(_END):
+            if event and self._look_at(event, now):
+                passed += (event, _END)
+            if self.error:
+                break
+        return b"".join(passed)
+
+    def _look_at(self, event: bytes, now: float) -> bool:
+        """Take note of one event and say whether it is passed on."""
+        payload = event.removeprefix(b"data:").strip()
+        if payload == _DONE:
+            self.done = True
+            return True
+        try:
+            chunk = orjson.loads(payload)
+        except orjson.JSONDecodeError:
+            return True  # a comment or another kind of event: not the router's to judge
+        if not isinstance(chunk, dict):
+            return True
+        if "error" in chunk:
+            self.error = True
+            return False  # the router says it in its own words
+        usage = chunk.get("usage")
+        if isinstance(usage, dict):
+            self.prompt_tokens = _count(usage, "prompt_tokens")
+            self.output_tokens = _count(usage, "completion_tokens")
+            if not chunk.get("choices"):
+                return not self._drop_usage
+        if _has_token(chunk):
+            if self.first_token_at is None:
+                self.first_token_at = now
+            self.last_token_at = now
+        return True
+
+
+def usage_of(body: bytes) -> tuple[int, int]:
+    """Return (prompt tokens, output tokens) of a complete answer, 0 where it does not say.
+
+    Found by text: inside a JSON string a quote is always escaped, so the names cannot be part of an answer's text.
+    """
+    prompt = _PROMPT_TOKENS.findall(body)
+    output = _OUTPUT_TOKENS.findall(body)
+    return (int(prompt[-1]) if prompt else 0), (int(output[-1]) if output else 0)
+
+
+def _count(usage: dict[str, Any], name: str) -> int:
+    value = usage.get(name)
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def _has_token(chunk: dict[str, Any]) -> bool:
+    choices = chunk.get("choices")
+    if not isinstance(choices, list):
+        return False
+    for choice in choices:
+        if not isinstance(choice, dict):
+            continue
+        if choice.get("text") or choice.get("finish_reason"):
+            return True
+        delta = choice.get("delta")
+        if isinstance(delta, dict) and any(value for name, value in delta.items() if name != "role"):
+            return True
+    return False
