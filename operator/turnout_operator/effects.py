@@ -56,6 +56,9 @@ class Executor:
                 await self._client.delete(kind, removal.namespace, removal.name, removal.uid)
             except ApiError as error:
                 failed = failed or error
+            else:
+                gone = {"namespace": removal.namespace, "name": removal.name, "uid": removal.uid}
+                self._store.remove(kind, {"metadata": gone})
         return failed
 
     async def write_status(self, raw: Raw, status: dict[str, Any]) -> bool:

@@ -68,7 +68,7 @@ class Reconciler:
         failed = await self._executor.change(planned)
         status = planned.status if failed is None else _with_failure(planned.status, failed)
         written = await self._executor.write_status(raw, status)
-        await self._executor.post(raw, planned.notices)
+        await self._executor.post(raw, planned.notices if failed else (*planned.notices, *planned.milestones))
         self._tell(key, planned, changed=written)
         if failed is not None:
             raise failed

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 import kopf
 
 from turnout_operator.errors import ConfigurationError
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
-
-def connection(environment: Mapping[str, str] = os.environ) -> kopf.ConnectionInfo:
+def connection() -> kopf.ConnectionInfo:
     """Read the credentials afresh: tokens rotate, so nobody keeps them longer than they are accepted.
 
     KUBECONFIG comes first, for in a dev cluster it is what leads to the pod's own token. Raise
@@ -21,7 +17,7 @@ def connection(environment: Mapping[str, str] = os.environ) -> kopf.ConnectionIn
     """
     settings = kopf.OperatorSettings()
     try:
-        if environment.get("KUBECONFIG"):
+        if os.environ.get("KUBECONFIG"):
             found = kopf.login_with_kubeconfig(settings=settings)
         else:
             found = kopf.login_with_service_account(settings=settings) or kopf.login_with_kubeconfig(
@@ -29,7 +25,7 @@ def connection(environment: Mapping[str, str] = os.environ) -> kopf.ConnectionIn
             )
     except (OSError, ValueError, KeyError, TypeError, kopf.LoginError) as error:
         raise ConfigurationError(
-            f"the kubeconfig {environment.get('KUBECONFIG')!r} cannot be used: {error}"
+            f"the kubeconfig {os.environ.get('KUBECONFIG')!r} cannot be used: {error}"
         ) from error
     if found is None:
         raise ConfigurationError(

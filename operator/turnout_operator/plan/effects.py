@@ -47,6 +47,9 @@ class Plan:
     status: dict[str, Any] = field(default_factory=dict)
     """The whole status as it should read."""
     notices: tuple[Notice, ...] = ()
+    """Events that belong to the status: posted once it is written."""
+    milestones: tuple[Notice, ...] = ()
+    """Events about what this plan does: posted once all of it is done."""
     requeue_seconds: float | None = None
     """When to look again though nothing happened. None: not before something does."""
     summary: str = ""

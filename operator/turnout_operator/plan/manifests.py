@@ -171,7 +171,7 @@ def _service(deployment: LLMDeployment, role: Role) -> Manifest:
             {"name": "kv", "port": names.KV_SIDE_CHANNEL_PORT, "targetPort": "kv", "protocol": "TCP"}
         )
     labels = worker_labels(deployment.metadata.name, role)
-    spec = {"clusterIP": "None", "publishNotReadyAddresses": False, "selector": labels, "ports": ports}
+    spec = {"clusterIP": "None", "selector": labels, "ports": ports}
     name = names.service_name(deployment.metadata.name, role)
     return _child(deployment, "v1", "Service", name, labels, spec=spec)
 

@@ -38,7 +38,7 @@ def notices(
 def _scaling(scaled: Mapping[str, str]) -> Notice:
     before, after = (_total(scaled[side]) for side in ("from", "to"))
     reason = "ScaledUp" if after > before else "ScaledDown" if after < before else "Rebalanced"
-    return Notice("Normal", reason, f"{scaled['from']} -> {scaled['to']}: {scaled['reason']}")
+    return Notice("Normal", reason, scaled["reason"])
 
 
 def _total(text: str) -> int:

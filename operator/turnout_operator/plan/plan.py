@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 BUSY_REQUEUE_SECONDS: Final = 2.0
 """How soon to look again while something drains or rolls out: its deadlines pass without an event."""
 
+MARKED_REQUEUE_SECONDS: Final = 0.2
+"""How soon to go on once pods were marked: our own writes bring no news."""
+
 
 @dataclass(frozen=True, slots=True)
 class Observed:
@@ -115,11 +118,13 @@ def plan(observed: Observed, config: PlanConfig, now: float) -> Plan:
         apply=apply,
         delete=removals,
         status=written,
-        notices=(
-            *notices(observed.status, written, observed.names, scaled),
-            *_rollout_notices(pools, removals, target, division, misfit),
-        ),
-        requeue_seconds=BUSY_REQUEUE_SECONDS if rolling or draining or patches else None,
+        notices=notices(observed.status, written, observed.names, scaled),
+        milestones=_milestones(pools, removals, target, division, misfit),
+        requeue_seconds=MARKED_REQUEUE_SECONDS
+        if patches
+        else BUSY_REQUEUE_SECONDS
+        if rolling or draining
+        else None,
         summary="; ".join(part for part in (division.reason, *sentences) if part),
     )
 
@@ -281,11 +286,13 @@ def _scaled(observed: Observed, before: Mapping[Role, int], allowed: Fit) -> dic
         return None
     decision = observed.decision
     decided = decision is not None and decision.apply and dict(decision.desired) == dict(allowed.replicas)
-    reason = decision.reason if decision is not None and decided else "the bounds of the spec have changed"
+    change = f"{tally(before)} -> {tally(allowed.replicas)}"
+    bounds = f"{change}: {allowed.note or 'the bounds of the spec have changed'}"
+    reason = decision.reason if decision is not None and decided else bounds
     return {"from": tally(before), "to": tally(allowed.replicas), "reason": reason}
 
 
-def _rollout_notices(
+def _milestones(
     pools: Sequence[ObservedPool],
     removals: Iterable[Removal],
     target: str,
