@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 import pytest
+import uvloop
 
 from support.replay_server import DONE, HEAD, chunk, scripted, text_event, whole_answer
 from turnout_cli.replay.client import Client, Target
@@ -37,6 +38,16 @@ async def replayed(trace: Trace, url: str, **settings: float) -> list[Outcome]:
         assert replay.progress.sent == replay.progress.total
         assert replay.progress.in_flight == 0
         return replay.progress.outcomes
+
+
+def test_uvloop_drives_it() -> None:
+    """The commands run it on uvloop, whose transports are no asyncio.Transport."""
+
+    async def run() -> list[Outcome]:
+        async with scripted(whole_answer(3)) as server:
+            return await replayed(trace_of(3, gap_seconds=0.02), server.url)
+
+    assert [outcome.failure for outcome in uvloop.run(run())] == [None] * 3
 
 
 async def test_a_whole_answer_is_a_success() -> None:
