@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import subprocess
+import sys
 import tomllib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jsonschema
@@ -182,15 +184,31 @@ def test_settings_reach_the_pods(cluster: Cluster) -> None:
 
 
 @pytest.mark.cluster
+@pytest.mark.parametrize("program", ["turnout-operator", "turnout-router"])
+def test_programs_know_the_arguments(cluster: Cluster, program: str) -> None:
+    """What the chart tells operator and router is among the options that they have."""
+    container = render(cluster, {"watchNamespaces": ["a"]}).container(program)
+    assert container["command"] == [program]
+    usage = subprocess.run(
+        [Path(sys.executable).parent / program, "--help"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stdout
+    assert [a for a in container["args"] if a.partition("=")[0] not in usage.split()] == []
+
+
+@pytest.mark.cluster
 def test_admin_port_stays_inside(cluster: Cluster) -> None:
     """Metrics and the fleet's state are on the Service inside the cluster only, never on a load balancer."""
 
     def ports(kind: str) -> set[int]:
-        values = {"router": {"service": {"type": kind, "port": 80}}}
+        values = {"router": {"service": {"type": kind}}}
         return {p["port"] for p in render(cluster, values).one("Service", "turnout-router")["spec"]["ports"]}
 
-    assert ports("ClusterIP") == {80, 9090}
-    assert ports("LoadBalancer") == ports("NodePort") == {80}
+    assert ports("ClusterIP") == {8080, 9090}
+    assert ports("LoadBalancer") == ports("NodePort") == {8080}
 
 
 @pytest.mark.cluster
@@ -211,10 +229,17 @@ def test_names(cluster: Cluster, release: str, values: dict[str, Any], prefix: s
         deployment = rendering.one("Deployment", f"{prefix}-{component}")["spec"]
         budget = rendering.one("PodDisruptionBudget", f"{prefix}-{component}")["spec"]
         wanted = deployment["selector"]["matchLabels"]
+        pod = deployment["template"]["spec"]
+        assert pod["serviceAccountName"] in rendering.kind("ServiceAccount")
         assert wanted["app.kubernetes.io/instance"] == release
         assert wanted["app.kubernetes.io/component"] == component
         assert budget["selector"]["matchLabels"] == wanted
         assert wanted.items() <= deployment["template"]["metadata"]["labels"].items()
+    arguments = rendering.container(f"{prefix}-operator")["args"]
+    assert f"--router-service={prefix}-router" in arguments
+    (lease,) = (argument.partition("=")[2] for argument in arguments if argument.startswith("--lease-name="))
+    rules = rendering.one("Role", f"{prefix}-operator-lease")["rules"]
+    assert [lease] in [rule.get("resourceNames") for rule in rules]
     service = rendering.one("Service", f"{prefix}-router")["spec"]["selector"]
     assert service == rendering.one("Deployment", f"{prefix}-router")["spec"]["selector"]["matchLabels"]
 
