@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from turnout.api import PoolStatus
 from turnout_operator.plan.conditions import Finding, conditions, rfc3339
 
 if TYPE_CHECKING:
@@ -94,13 +95,11 @@ def condition(status_: Mapping[str, Any], type_: str) -> Mapping[str, Any]:
     return next((item for item in status_.get("conditions", []) if item.get("type") == type_), {})
 
 
-def _pool(picture: Picture, role: Role) -> dict[str, int]:
+def _pool(picture: Picture, role: Role) -> dict[str, Any]:
     pods = [pod for pod in picture.pods if pod.role == role]
-    return {
-        "desired": picture.desired.get(role, 0),
-        "replicas": len(pods),
-        "ready": sum(pod.serving for pod in pods),
-    }
+    return PoolStatus(
+        desired=picture.desired.get(role, 0), replicas=len(pods), ready=sum(pod.serving for pod in pods)
+    ).model_dump(by_alias=True)
 
 
 def _findings(picture: Picture) -> Iterable[Finding]:
