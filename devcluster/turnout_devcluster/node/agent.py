@@ -111,7 +111,7 @@ class Agent:
         )
         self._pods: dict[str, Pod] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._server = KubeletServer(self, self._own)
+        self._server = KubeletServer(self, self._own, api.endpoint.ca_pem)
         self._forwarder = Forwarder(self._network, (api.endpoint.host, api.endpoint.port), self)
         self._version = f"v1.36.3-turnout-{version('turnout')}"
 

@@ -1,8 +1,8 @@
 """The part of the kubelet's HTTPS API that ``kubectl logs`` needs.
 
-It listens on the nodes' loopback addresses only, with a certificate of its own that nobody checks (the
-API server is started without ``--kubelet-certificate-authority``). Whoever has an account on this machine
-can read the logs there; authentication is for real nodes.
+It listens on the nodes' loopback addresses and serves those who show a client certificate of the cluster's
+CA, as the API server does (``--kubelet-client-certificate``). Its own certificate is self-signed: the API
+server is started without ``--kubelet-certificate-authority``.
 """
 
 from __future__ import annotations
@@ -60,8 +60,11 @@ class _Answer:
     stream: AsyncIterator[bytes] | None = None
 
 
-def make_certificate(folder: Path, addresses: list[str]) -> ssl.SSLContext:
-    """Return TLS settings with a fresh self-signed certificate for *addresses*, kept in *folder*."""
+def make_tls(folder: Path, addresses: list[str], client_ca_pem: str) -> ssl.SSLContext:
+    """Return TLS settings that ask clients for a certificate of *client_ca_pem*.
+
+    The server's own certificate for *addresses* is fresh and self-signed, and kept in *folder*.
+    """
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "turnout-node")])
     now = dt.datetime.now(dt.UTC)
@@ -89,20 +92,23 @@ def make_certificate(folder: Path, addresses: list[str]) -> ssl.SSLContext:
     )
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(path)
+    tls.verify_mode = ssl.CERT_REQUIRED
+    tls.load_verify_locations(cadata=client_ca_pem)
     return tls
 
 
 class KubeletServer:
     """Serves logs on every node's address."""
 
-    def __init__(self, source: LogSource, folder: Path) -> None:
+    def __init__(self, source: LogSource, folder: Path, client_ca_pem: str) -> None:
         self._source = source
+        self._client_ca_pem = client_ca_pem
         self._folder = folder
         self._servers: list[asyncio.Server] = []
 
     async def start(self, addresses: list[str]) -> dict[str, int]:
         """Listen on all *addresses*. Return the port by address."""
-        tls = make_certificate(self._folder, addresses)
+        tls = make_tls(self._folder, addresses, self._client_ca_pem)
         ports = {}
         for address in addresses:
             server = await asyncio.start_server(self._serve, address, 0, ssl=tls, limit=HEAD_BYTES)

@@ -189,8 +189,7 @@ def _watch(main: int, lifeline: _Lifeline, wakeups: int) -> int:
             return status
         if lifeline.is_cut():
             os.killpg(main, signal.SIGKILL)
-            _, status = os.waitpid(main, 0)
-            return status
+            return os.waitpid(main, 0)[1]
         poll = select.poll()
         poll.register(wakeups, select.POLLIN)
         if lifeline.handle >= 0:
@@ -233,9 +232,9 @@ def main() -> int:
     status = _watch(pid, lifeline, read)
     finished = time.time()
     _kill_rest(pid)
-    number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-    code = 128 + number if number else os.WEXITSTATUS(status)
-    _write(path, state | {"finished_at": finished, "exit_code": code, "signal": number, "error": ""})
+    killer = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+    code = 128 + killer if killer else os.WEXITSTATUS(status)
+    _write(path, state | {"finished_at": finished, "exit_code": code, "signal": killer, "error": ""})
     return 0
 
 
