@@ -123,8 +123,8 @@ class Driver:
             self._timer = self._loop.call_soon(self._look)
 
     def _look(self) -> None:
+        self._soon = False
         if self._hung_at is not None:
-            self._soon = False
             return
         for event in self._engine.advance(self._clock.now()):
             self._tell(event)
@@ -134,8 +134,8 @@ class Driver:
             self._crash_at = None
             self.on_crash.set_result(None)
         self._looked = self._loop.time()
-        self._soon = False
-        self._set_timer()
+        if not self._soon:  # a follower may have aborted its request meanwhile
+            self._set_timer()
 
     def _set_timer(self) -> None:
         self.stop()

@@ -109,10 +109,10 @@ class Exchange:
             self._end()
 
     def abandon(self, data: bytes = b"") -> None:
-        """Write *data* as it is and cut the connection."""
+        """Write *data* as it is and cut the connection. The owner is told as if the client had left."""
         if self.open:
-            self.open = False
             self._connection.cut(data)
+            self.gone()
 
     def gone(self) -> None:
         """Tell the owner that the client has left."""

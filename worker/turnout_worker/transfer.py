@@ -26,8 +26,13 @@ if TYPE_CHECKING:
 REACH_SECONDS: Final = 5.0
 """How long an unreachable prefill worker is tried, in real time."""
 ANSWER_SECONDS: Final = 5.0
+GREETING_SECONDS: Final = 1.0
+"""How long a connection may take to be greeted."""
 MAX_PEERS: Final = 256
 _RETRY_SECONDS: Final = 0.1
+
+_Key = tuple[str, int, str]
+"""Host, port and engine id of a prefill worker."""
 
 
 class SideChannel:
@@ -79,26 +84,26 @@ class Fetcher:
     """The decode worker's end."""
 
     def __init__(self) -> None:
-        self._peers: dict[tuple[str, int, str], _Peer] = {}  # least recently used first
-        self._connecting: dict[tuple[str, int, str], asyncio.Task[_Peer]] = {}
+        self._peers: dict[_Key, _Peer] = {}  # least recently used first
+        self._met: dict[_Key, None] = {}  # engines that greeted once, least recently used first
+        self._connecting: dict[_Key, asyncio.Task[_Peer]] = {}
 
     async def fetch(self, remote: RemotePrefill) -> bool:
         """Fetch the KV of a prompt. Returns False where it is there no more; raises EngineFailedError."""
         key = (remote.host, remote.port, remote.engine_id)
-        peer = self._peers.pop(key, None)
-        if peer is None:
-            peer = await self._reach(key)
+        peer = self._peers.pop(key, None) or await self._reach(key)
         self._peers[key] = peer
         self._bound()
         try:
             async with asyncio.timeout(ANSWER_SECONDS), peer.lock:
                 peer.writer.write(orjson.dumps({"fetch": remote.request_id}) + b"\n")
                 answer = orjson.loads(await peer.reader.readline())
-        except (OSError, ValueError, TimeoutError) as error:
-            # It stays among the peers: whoever asks next fails at once too, as in vLLM.
+                return bool(answer["held"])
+        except (OSError, RuntimeError, ValueError) as error:  # uvloop: RuntimeError for a closed transport
+            if self._peers.get(key) is peer:
+                del self._peers[key]
             peer.writer.close()
             raise EngineFailedError("KV transfer failed: the prefill worker is gone") from error
-        return bool(answer["held"])
 
     def stop(self) -> None:
         """Close all connections."""
@@ -107,40 +112,49 @@ class Fetcher:
         for peer in self._peers.values():
             peer.writer.close()
 
-    async def _reach(self, key: tuple[str, int, str]) -> _Peer:
+    async def _reach(self, key: _Key) -> _Peer:
         """Connect, together with whoever else wants the same worker."""
         task = self._connecting.get(key)
         if task is None:
-            task = asyncio.create_task(_connect(*key))
+            task = asyncio.create_task(_connect(key, patience=0.0 if key in self._met else REACH_SECONDS))
             self._connecting[key] = task
             task.add_done_callback(lambda _: self._connecting.pop(key, None))
         try:
             peer = await asyncio.shield(task)
-        except (OSError, ValueError) as error:  # TimeoutError is an OSError
+        except (OSError, ValueError) as error:
             raise EngineFailedError(
                 f"KV transfer failed: handshake with {key[0]}:{key[1]}: {error}"
             ) from error
+        self._met.pop(key, None)
+        self._met[key] = None
         return self._peers.pop(key, peer)
 
     def _bound(self) -> None:
         while len(self._peers) > MAX_PEERS:
-            oldest = next(iter(self._peers))
-            self._peers.pop(oldest).writer.close()
+            self._peers.pop(next(iter(self._peers))).writer.close()
+        while len(self._met) > MAX_PEERS:
+            del self._met[next(iter(self._met))]
 
 
-async def _connect(host: str, port: int, engine_id: str) -> _Peer:
-    """Connect and shake hands. Raises OSError after REACH_SECONDS, ValueError where another engine answers."""
+async def _connect(key: _Key, patience: float) -> _Peer:
+    """Connect and shake hands, trying again for *patience* seconds.
+
+    Raises OSError where nobody answers, ValueError where another engine does.
+    """
+    host, port, engine_id = key
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + REACH_SECONDS
-    async with asyncio.timeout_at(deadline):
-        while True:
-            try:
+    deadline = loop.time() + patience
+    while True:
+        try:
+            async with asyncio.timeout_at(max(deadline, loop.time() + GREETING_SECONDS)):
                 reader, writer = await asyncio.open_connection(host, port)
-                greeting = orjson.loads(await reader.readline())
-            except (OSError, ValueError):  # refused, or it went away in mid-greeting
-                await asyncio.sleep(_RETRY_SECONDS)
-                continue
-            if greeting != {"engine_id": engine_id}:
-                writer.close()
-                raise ValueError(f"another engine than {engine_id} answers there")
-            return _Peer(reader, writer)
+                greeting = await reader.readline()
+            break
+        except OSError:  # refused, reset or too slow
+            if loop.time() >= deadline:
+                raise
+            await asyncio.sleep(_RETRY_SECONDS)
+    if not greeting or orjson.loads(greeting) != {"engine_id": engine_id}:
+        writer.close()
+        raise ValueError(f"another engine than {engine_id} answers there")
+    return _Peer(reader, writer)
