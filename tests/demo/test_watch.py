@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ import yaml
 from support.demo_values import raw_deployment, scaling
 from turnout.api import load_deployment
 from turnout_cli.demo.errors import ReadError
-from turnout_cli.demo.fleet import FleetWatch
+from turnout_cli.demo.fleet import ApiServer, FleetWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +45,7 @@ async def test_status_and_scalings_are_heard(cluster: Cluster, namespace: str) -
     manifest = raw_deployment()
     manifest["metadata"] = {"name": "tiny", "namespace": namespace}
     cluster.kubectl("apply", "--filename", "-", stdin=yaml.safe_dump(manifest))
-    async with FleetWatch(cluster.kubeconfig, load_deployment(manifest)) as watched:
+    async with FleetWatch(ApiServer.of(cluster), load_deployment(manifest)) as watched:
         await asyncio.to_thread(
             patch_status, cluster, namespace, decode={"desired": 2, "ready": 1}, lastScaling=scaling(1)
         )
@@ -58,8 +59,13 @@ async def test_status_and_scalings_are_heard(cluster: Cluster, namespace: str) -
         await until(lambda: watched.fleet.decode.ready == 2 and len(watched.fleet.scalings) == 2)
 
 
-async def test_a_missing_kubeconfig_is_named(tmp_path: Path) -> None:
-    """The message says which file could not be used."""
-    with pytest.raises(ReadError, match="nowhere cannot be used"):
-        async with FleetWatch(tmp_path / "nowhere", load_deployment(raw_deployment())):
+async def test_a_silent_api_server_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody there: after a deadline the watch says whom it asked for what, and leaves no task behind."""
+    monkeypatch.setattr("turnout_cli.demo.fleet._FIRST_WORD_SECONDS", 0.5)
+    nobody = ApiServer("https://127.0.0.1:1", ssl.create_default_context())
+    with pytest.raises(
+        ReadError, match=r"LLMDeployment default/tiny from https://127\.0\.0\.1:1.*ConnectError"
+    ):
+        async with FleetWatch(nobody, load_deployment(raw_deployment())):
             pass
+    assert len(asyncio.all_tasks()) == 1

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import ssl
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from aiohttp import ClientError
-from kubernetes.aio import client, config, watch
-from kubernetes.aio.client.exceptions import ApiException
+import httpx
 
-from turnout.api import InvalidResource, LastScaling, LLMDeployment, PoolStatus, load_deployment
-from turnout.api.names import GROUP, LABEL_DEPLOYMENT, LABEL_ROLE, VERSION, WORKER_PORT
+from turnout.api import LastScaling, LLMDeployment, PoolStatus, load_deployment
+from turnout.api.names import API_VERSION, LABEL_DEPLOYMENT, LABEL_ROLE, WORKER_PORT
 from turnout_cli.demo.errors import ReadError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-    from pathlib import Path
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from turnout_devcluster.cluster import Cluster
 
 _WATCH_SECONDS: Final = 300
 """A watch is renewed after this long, as the API server would have it."""
 _BACK_OFF_SECONDS: Final = 1.0
+_CONNECT_SECONDS: Final = 5.0
+_FIRST_WORD_SECONDS: Final = 30.0
 MAX_SCALINGS: Final = 1000
 """Scaling sentences kept."""
 
@@ -78,62 +81,81 @@ def _is_ready(pod: dict[str, Any]) -> bool:
     )
 
 
-class FleetWatch:
-    """Keeps `fleet` current while it is entered: `async with FleetWatch(...) as watched`."""
+@dataclass(frozen=True, slots=True)
+class ApiServer:
+    """How to reach the API server as an administrator."""
 
-    def __init__(self, kubeconfig: Path, deployment: LLMDeployment) -> None:
+    url: str
+    tls: ssl.SSLContext
+
+    @classmethod
+    def of(cls, cluster: Cluster) -> ApiServer:
+        """Return how to reach the one of *cluster*."""
+        pki = cluster.files.pki
+        tls = ssl.create_default_context(cafile=str(pki / "ca.crt"))
+        tls.load_cert_chain(pki / "admin.crt", pki / "admin.key")
+        return cls(cluster.config.server, tls)
+
+
+class FleetWatch:
+    """Keeps `fleet` current while it is entered: `async with FleetWatch(...) as watched`.
+
+    Entering waits for the first word of the API server and raises ReadError where none comes.
+    """
+
+    def __init__(self, server: ApiServer, deployment: LLMDeployment) -> None:
         self.fleet = Fleet(deployment)
-        self._kubeconfig = kubeconfig
         self._namespace = deployment.metadata.namespace
         self._name = deployment.metadata.name
         self._tasks: list[asyncio.Task[None]] = []
-        self._api: Any = None
+        self._heard = asyncio.Event()
+        self._http = httpx.AsyncClient(
+            base_url=server.url,
+            verify=server.tls,
+            timeout=httpx.Timeout(_CONNECT_SECONDS, read=_WATCH_SECONDS + _CONNECT_SECONDS),
+        )
 
     async def __aenter__(self) -> Self:
-        try:
-            self._api = await config.new_client_from_config(  # type: ignore[no-untyped-call]
-                str(self._kubeconfig), persist_config=False
-            )
-        except (config.ConfigException, OSError) as error:
-            raise ReadError(f"{self._kubeconfig} cannot be used: {error}") from error
         self._tasks = [
             asyncio.create_task(self._keep_hearing(self._hear_deployment)),
             asyncio.create_task(self._keep_hearing(self._hear_pods)),
         ]
+        try:
+            async with asyncio.timeout(_FIRST_WORD_SECONDS):
+                await self._heard.wait()
+        except TimeoutError as error:
+            await self.__aexit__()
+            reason = self.fleet.stale or "it is silent"
+            raise ReadError(
+                f"no word of LLMDeployment {self._namespace}/{self._name} from {self._http.base_url}: {reason}"
+            ) from error
         return self
 
     async def __aexit__(self, *_: object) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._api.close()
+        await self._http.aclose()
 
-    async def _keep_hearing(self, hear: Callable[[], Any]) -> None:
+    async def _keep_hearing(self, hear: Callable[[], Awaitable[None]]) -> None:
         """Watch, and again when the watch ends: the API server may go and come back."""
         while True:
             try:
                 await hear()
-            except (ApiException, ClientError, OSError, ValueError) as error:
+            except (httpx.HTTPError, ReadError, ValueError) as error:
                 self.fleet = replace(self.fleet, stale=f"{type(error).__name__}: {error}".splitlines()[0])
-                await asyncio.sleep(_BACK_OFF_SECONDS)
+            await asyncio.sleep(_BACK_OFF_SECONDS)
 
     async def _hear_deployment(self) -> None:
-        call = client.CustomObjectsApi(self._api).list_namespaced_custom_object
-        selector = f"metadata.name={self._name}"
-        async for _, raw in _events(
-            call, GROUP, VERSION, self._namespace, "llmdeployments", field_selector=selector
-        ):
-            try:
-                self.fleet = with_deployment(self.fleet, load_deployment(raw))
-            except InvalidResource as error:
-                self.fleet = replace(self.fleet, stale=str(error))
+        path = f"/apis/{API_VERSION}/namespaces/{self._namespace}/llmdeployments"
+        async for _, raw in self._events(path, fieldSelector=f"metadata.name={self._name}"):
+            self.fleet = with_deployment(self.fleet, load_deployment(raw))
+            self._heard.set()
 
     async def _hear_pods(self) -> None:
-        call = client.CoreV1Api(self._api).list_namespaced_pod
+        path = f"/api/v1/namespaces/{self._namespace}/pods"
         pods: dict[str, dict[str, Any]] = {}
-        async for kind, raw in _events(
-            call, self._namespace, label_selector=f"{LABEL_DEPLOYMENT}={self._name}"
-        ):
+        async for kind, raw in self._events(path, labelSelector=f"{LABEL_DEPLOYMENT}={self._name}"):
             name = raw["metadata"]["name"]
             if kind == "DELETED":
                 pods.pop(name, None)
@@ -141,11 +163,13 @@ class FleetWatch:
                 pods[name] = raw
             self.fleet = with_pods(self.fleet, pods)
 
-
-async def _events(
-    call: Callable[..., Any], *args: str, **selectors: str
-) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-    """Yield (ADDED, MODIFIED or DELETED; object) until the server ends the watch."""
-    async with watch.Watch() as watcher:  # type: ignore[no-untyped-call]
-        async for event in watcher.stream(call, *args, timeout_seconds=_WATCH_SECONDS, **selectors):
-            yield event["type"], event["raw_object"]
+    async def _events(self, path: str, **selector: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        """Yield (ADDED, MODIFIED or DELETED; object), what is there first, until the server ends the watch."""
+        params = {"watch": "1", "timeoutSeconds": str(_WATCH_SECONDS), **selector}
+        async with self._http.stream("GET", path, params=params) as answer:
+            answer.raise_for_status()
+            async for line in answer.aiter_lines():
+                event = json.loads(line)
+                if event["type"] == "ERROR":
+                    raise ReadError(str(event["object"].get("message", "the watch was refused")))
+                yield event["type"], event["object"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import httpx
 
 from turnout.api.quantities import seconds
-from turnout_cli.demo.fleet import FleetWatch
+from turnout_cli.demo.fleet import ApiServer, FleetWatch
 from turnout_cli.demo.kv import pool_utilization
 from turnout_cli.demo.samples import Sample, take_sample
 from turnout_cli.replay.client import Client, Target
@@ -18,7 +18,6 @@ from turnout_cli.replay.figures import Objectives, Outcome
 from turnout_cli.replay.replay import Replay, ReplaySettings
 
 if TYPE_CHECKING:
-    from pathlib import Path
 
     from turnout.api import LastScaling, LLMDeployment
     from turnout_cli.demo.screen import Screen
@@ -29,6 +28,8 @@ SAMPLE_SECONDS: Final = 1.0
 """Wall seconds between samples."""
 KV_SECONDS: Final = 2.0
 """Wall seconds between two readings of all workers' metrics: rendering them costs the workers."""
+DEADLINE_SECONDS: Final = 60.0
+"""Wall seconds to wait for an answer: minutes of the deployment's time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +48,13 @@ def objectives_of(deployment: LLMDeployment) -> Objectives:
     return Objectives(seconds(slo.time_to_first_token), seconds(slo.inter_token_latency))
 
 
-async def run_traffic(serving: Serving, trace: Trace, kubeconfig: Path, screen: Screen) -> Run:
+async def run_traffic(serving: Serving, trace: Trace, server: ApiServer, screen: Screen) -> Run:
     """Replay *trace* against *serving* and watch until the last request has ended."""
     scale = serving.deployment.spec.engine.simulated.time_scale
-    settings = ReplaySettings(model=serving.model, time_scale=scale)
-    began = time.monotonic()
+    settings = ReplaySettings(model=serving.model, time_scale=scale, deadline_seconds=DEADLINE_SECONDS)
     async with (
         Client(Target.parse(serving.router_url)) as client,
-        FleetWatch(kubeconfig, serving.deployment) as watched,
+        FleetWatch(server, serving.deployment) as watched,
         httpx.AsyncClient() as http,
     ):
         replay = Replay(trace, client, settings)
@@ -76,7 +76,7 @@ async def run_traffic(serving: Serving, trace: Trace, kubeconfig: Path, screen: 
             outcomes=tuple(replay.progress.outcomes),
             samples=tuple(observer.samples),
             scalings=watched.fleet.scalings,
-            wall_seconds=time.monotonic() - began,
+            wall_seconds=observer.wall_seconds,
         )
 
 
@@ -94,9 +94,14 @@ class _Observer:
         self._kv: dict[str, float] = {}
         self._began = time.monotonic()
 
+    @property
+    def wall_seconds(self) -> float:
+        """Since the replay began."""
+        return time.monotonic() - self._began
+
     def take(self) -> None:
         """Take, keep and show one sample now."""
-        wall = time.monotonic() - self._began
+        wall = self.wall_seconds
         fleet = self._watched.fleet
         sample = take_sample(
             wall * self._time_scale, self._replay.progress, self._objectives, fleet, self._kv

@@ -49,7 +49,7 @@ def install(cluster: Cluster, chart: Path, say: Progress) -> None:
 
     Raise SetupError past the deadline, CommandError where helm refuses.
     """
-    say.line(f"helm upgrade --install {RELEASE} {chart.name} --namespace {SYSTEM_NAMESPACE}")
+    say.line(f"helm upgrade --install {RELEASE} {chart} --namespace {SYSTEM_NAMESPACE}")
     cluster.helm(
         *("upgrade", "--install", RELEASE, str(chart)),
         *("--namespace", SYSTEM_NAMESPACE, "--create-namespace"),

@@ -24,7 +24,7 @@ DATA_VARIABLE: Final = "TURNOUT_DATA"
 TEMPLATE_TOKENS: Final = 64
 """Room left for the chat template, which adds tokens to every prompt."""
 
-_PACKAGES: Final = ("kubernetes", "matplotlib", "rich", "turnout_devcluster", "uvloop")
+_PACKAGES: Final = ("httptools", "matplotlib", "rich", "turnout_devcluster", "uvloop")
 
 
 @dataclass(frozen=True, slots=True)

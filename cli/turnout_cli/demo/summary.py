@@ -51,7 +51,6 @@ def summarize(
             "itl": _ms(objectives.inter_token_latency_seconds),
         },
         "prompt_tokens": total.prompt_tokens,
-        "cached_prompt_tokens": total.cached_tokens,
         "output_tokens": total.output_tokens,
         "clipped_requests": traffic.clipped,
         "client_lag_p99_ms": _ms(total.lag_p99_seconds),
@@ -83,7 +82,7 @@ def spoken(summary: dict[str, Any]) -> list[str]:
             f"decode {_spoken_range(summary['decode_replicas'])}, {summary['scaling_actions']} scaling actions"
         ),
         (
-            f"{summary['prompt_tokens']:,} prompt tokens ({summary['cached_prompt_tokens']:,} from a prefix cache), "
+            f"{summary['prompt_tokens']:,} prompt tokens and "
             f"{summary['output_tokens']:,} output tokens in {summary['wall_seconds']:g} s"
         ),
     ]

@@ -14,6 +14,7 @@ import uvloop
 from turnout.api import load_deployment
 from turnout_cli.demo.diagnostics import write_diagnostics
 from turnout_cli.demo.errors import DemoError, SetupError
+from turnout_cli.demo.fleet import ApiServer
 from turnout_cli.demo.plot import draw, write
 from turnout_cli.demo.run import objectives_of, run_traffic
 from turnout_cli.demo.screen import screen_for_terminal
@@ -109,7 +110,7 @@ def _under_traffic(
         "all times are the deployment's"
     )
     screen = screen_for_terminal(time_scale=scale)
-    result = uvloop.run(run_traffic(serving, traffic.trace, cluster.kubeconfig, screen))
+    result = uvloop.run(run_traffic(serving, traffic.trace, ApiServer.of(cluster), screen))
     summary = summarize(
         result.outcomes,
         result.samples,

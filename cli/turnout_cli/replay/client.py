@@ -102,18 +102,21 @@ class Client:
         """
         head = f"POST {self.target.path}{path} HTTP/1.1\r\n{self._head}Content-Length: {len(body)}\r\n\r\n"
         message = head.encode("latin-1") + body
+        connection: _Connection | None = None
         try:
             async with asyncio.timeout(deadline_seconds):
-                kept = self._kept()
-                if kept is not None:
+                connection = self._kept()
+                if connection is not None:
                     try:
-                        return await self._exchange(kept, message)
+                        return await self._exchange(connection, message)
                     except BrokenError:
-                        if kept.answer_began:
+                        if connection.answer_began:
                             raise
-                return await self._exchange(await self._connect(), message)
+                connection = await self._connect()
+                return await self._exchange(connection, message)
         except TimeoutError as error:
-            raise LateError(f"no complete answer within {deadline_seconds:g} s") from error
+            where = "no connection" if connection is None else connection.standing
+            raise LateError(f"no complete answer within {deadline_seconds:g} s: {where}") from error
 
     async def _exchange(self, connection: _Connection, message: bytes) -> Answer:
         try:
@@ -174,6 +177,15 @@ class _Connection(asyncio.Protocol):
         self.answer_began = self.reusable = False
         self._transport.write(message)
         return await self._waiter
+
+    @property
+    def standing(self) -> str:
+        """How far the answer has come."""
+        if not self.answer_began:
+            return "nothing came"
+        if self._answer.stream.first_token_at is None:
+            return f"HTTP {self._answer.status} and no text"
+        return "the text stopped or went on too long"
 
     def abort(self) -> None:
         """Close at once."""

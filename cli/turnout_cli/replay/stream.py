@@ -18,7 +18,7 @@ _ERROR: Final = b'"error"'
 
 HEAD_BYTES: Final = 1 << 20
 """Most bytes kept while no text has come."""
-TAIL_BYTES: Final = 1 << 14
+TAIL_BYTES: Final = 1 << 12
 """Bytes kept of what came last: the closing events take less than one thousand."""
 
 
