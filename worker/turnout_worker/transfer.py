@@ -148,13 +148,21 @@ async def _connect(key: _Key, patience: float) -> _Peer:
         try:
             async with asyncio.timeout_at(max(deadline, loop.time() + GREETING_SECONDS)):
                 reader, writer = await asyncio.open_connection(host, port)
-                greeting = await reader.readline()
-            break
-        except OSError:  # refused, reset or too slow
+        except OSError:  # refused or too slow
             if loop.time() >= deadline:
                 raise
             await asyncio.sleep(_RETRY_SECONDS)
-    if not greeting or orjson.loads(greeting) != {"engine_id": engine_id}:
+            continue
+        if await _greets(reader, engine_id):
+            return _Peer(reader, writer)
         writer.close()
-        raise ValueError(f"another engine than {engine_id} answers there")
-    return _Peer(reader, writer)
+        raise ValueError(f"engine {engine_id} does not answer there")
+
+
+async def _greets(reader: asyncio.StreamReader, engine_id: str) -> bool:
+    """Whether the engine that was promised greets."""
+    try:
+        async with asyncio.timeout(GREETING_SECONDS):
+            return bool(orjson.loads(await reader.readline()) == {"engine_id": engine_id})
+    except (OSError, ValueError):
+        return False
