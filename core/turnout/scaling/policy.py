@@ -75,6 +75,10 @@ class Policy:
                 return pool
         raise KeyError(role)
 
+    def accelerators_of(self, role: Role) -> int:
+        """Return the accelerators of one replica of *role*; a role that the deployment has no more counts one."""
+        return next((pool.accelerators for pool in self.pools if pool.role == role), 1)
+
     @classmethod
     def of(cls, spec: LLMDeploymentSpec, interval_seconds: float = 5.0) -> Policy:
         """Return what *spec* says, for decisions that are made every *interval_seconds* of the deployment's.

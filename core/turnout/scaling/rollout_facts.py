@@ -57,6 +57,10 @@ class Surge:
     stuck_seconds: float = 30.0
     """When new pods find no node for so long (real seconds), old ones make room: one of a role at a time."""
 
+    def replicas(self, desired: int) -> int:
+        """Return how many replicas above *desired* there may be."""
+        return max(1, -(-desired * self.percent // 100))
+
 
 @dataclass(frozen=True, slots=True)
 class RolloutPlan:
