@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from datetime import UTC, datetime
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
 
 import kopf
@@ -79,6 +79,8 @@ class TestNode:
     """By the pod's name. Without an entry a pod is idle."""
     held_back: set[str] = field(default_factory=set)
     """Parts of names: pods with one of them in their name do not get ready."""
+    exempt: set[str] = field(default_factory=set)
+    """Names of pods that stay ready all the same."""
     gone: list[str] = field(default_factory=list)
     """Names of the pods that were deleted, in order."""
 
@@ -130,14 +132,25 @@ class TestNode:
         node = {
             "apiVersion": "v1",
             "kind": "Node",
-            "metadata": {"name": self.name, "labels": {PRODUCT_LABEL: known.product, "kubernetes.io/hostname": self.name}},
+            "metadata": {
+                "name": self.name,
+                "labels": {PRODUCT_LABEL: known.product, "kubernetes.io/hostname": self.name},
+            },
         }
         await client._request("create", "POST", NODE, "/api/v1/nodes", body=node)
         capacity = {"cpu": "64", "memory": "256Gi", "pods": "500", known.resource: str(self.accelerators)}
-        ready = {"type": "Ready", "status": "True", "reason": "Test", "message": "", "lastHeartbeatTime": None}
+        ready = {
+            "type": "Ready",
+            "status": "True",
+            "reason": "Test",
+            "message": "",
+            "lastHeartbeatTime": None,
+        }
         status = {"status": {"capacity": capacity, "allocatable": capacity, "conditions": [ready]}}
         await client._request("patch", "PATCH", NODE, f"/api/v1/nodes/{self.name}/status", body=status)
-        await client._request("patch", "PATCH", NODE, f"/api/v1/nodes/{self.name}", body={"spec": {"taints": None}})
+        await client._request(
+            "patch", "PATCH", NODE, f"/api/v1/nodes/{self.name}", body={"spec": {"taints": None}}
+        )
 
     async def _beat(self, client: KubeClient) -> None:
         stamp = _now()
@@ -149,7 +162,9 @@ class TestNode:
         }
         with contextlib.suppress(ApiError):
             await client.apply(LEASE, lease)
-            await client._request("patch", "PATCH", NODE, f"/api/v1/nodes/{self.name}", body={"spec": {"taints": None}})
+            await client._request(
+                "patch", "PATCH", NODE, f"/api/v1/nodes/{self.name}", body={"spec": {"taints": None}}
+            )
 
     async def _pod(self, client: KubeClient, pod: dict[str, Any]) -> None:
         meta = pod["metadata"]
@@ -162,7 +177,7 @@ class TestNode:
             if runner is not None:
                 await runner.cleanup()
             return
-        wanted = not any(part in name for part in self.held_back)
+        wanted = name in self.exempt or not any(part in name for part in self.held_back)
         conditions = {item["type"]: item["status"] for item in pod.get("status", {}).get("conditions", [])}
         if conditions.get("Ready") == ("True" if wanted else "False"):
             return
@@ -184,15 +199,15 @@ class TestNode:
         if name not in self._addresses:
             address = self._addresses[name] = f"{self.subnet}.{len(self._addresses) + 1}"
             app = web.Application()
-            app.router.add_get("/metrics", lambda _: _text(self.loads.get(name, Load()).page()))
+
+            async def page(_: web.Request) -> web.Response:
+                return web.Response(text=self.loads.get(name, Load()).page())
+
+            app.router.add_get("/metrics", page)
             runner = self._runners[name] = web.AppRunner(app, access_log=None)
             await runner.setup()
             await web.TCPSite(runner, address, 8000).start()
         return self._addresses[name]
-
-
-async def _text(body: str) -> web.Response:
-    return web.Response(text=body)
 
 
 def _now() -> str:

@@ -43,9 +43,22 @@ def install(cluster: Cluster, namespace: str, *values: str) -> None:
     """Create the CRDs, and what the chart gives the operator to run under, in *namespace*."""
     for path in sorted((REPOSITORY / "crds").glob("*.yaml")):
         cluster.kubectl("apply", "--server-side", "--force-conflicts", "--filename", str(path))
-    cluster.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "llmdeployments.turnout.dev", "llmroutes.turnout.dev")
+    cluster.kubectl(
+        "wait",
+        "--for=condition=Established",
+        "--timeout=30s",
+        "crd",
+        "llmdeployments.turnout.dev",
+        "llmroutes.turnout.dev",
+    )
     rendered = cluster.helm(
-        *("template", f"turnout-{namespace}", str(REPOSITORY / "charts" / "turnout"), "--namespace", namespace),
+        *(
+            "template",
+            f"turnout-{namespace}",
+            str(REPOSITORY / "charts" / "turnout"),
+            "--namespace",
+            namespace,
+        ),
         *("--show-only", "templates/operator-rbac.yaml", "--set", "fullnameOverride=" + namespace),
         *(flag for value in values for flag in ("--set", value)),
     )
@@ -59,14 +72,18 @@ def service_account(namespace: str) -> str:
 
 def kubeconfig(cluster: Cluster, namespace: str, folder: Path) -> Path:
     """Write a kubeconfig that logs in as the operator's service account, and return its path."""
-    token = cluster.kubectl("create", "token", service_account(namespace), "--namespace", namespace, "--duration=1h").strip()
+    token = cluster.kubectl(
+        "create", "token", service_account(namespace), "--namespace", namespace, "--duration=1h"
+    ).strip()
     admin = yaml.safe_load(cluster.kubeconfig.read_text())
     config = {
         "apiVersion": "v1",
         "kind": "Config",
         "clusters": admin["clusters"],
         "users": [{"name": "operator", "user": {"token": token}}],
-        "contexts": [{"name": "operator", "context": {"cluster": admin["clusters"][0]["name"], "user": "operator"}}],
+        "contexts": [
+            {"name": "operator", "context": {"cluster": admin["clusters"][0]["name"], "user": "operator"}}
+        ],
         "current-context": "operator",
     }
     path = folder / f"operator-{base64.b32encode(os.urandom(5)).decode().lower()}.kubeconfig"
@@ -150,14 +167,20 @@ class OperatorProcess:
     def metric(self, name: str) -> float:
         """Return the sum of all samples of a metric."""
         lines = self.get("/metrics")[1].splitlines()
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.partition("{")[0].partition(" ")[0] == name)
+        return sum(
+            float(line.rsplit(" ", 1)[1])
+            for line in lines
+            if line.partition("{")[0].partition(" ")[0] == name
+        )
 
     def leads(self) -> bool:
         """Whether it holds the lease, by its own account."""
         return self.metric("turnout_operator_leader") == 1
 
 
-def wait_until(what: str, condition: Any, seconds: float = 30, processes: tuple[OperatorProcess, ...] = ()) -> Any:
+def wait_until(
+    what: str, condition: Any, seconds: float = 30, processes: tuple[OperatorProcess, ...] = ()
+) -> Any:
     """Return the first truthy value of *condition*; fail after *seconds*, with the end of the operators' logs."""
     deadline = time.monotonic() + seconds
     while True:
@@ -174,6 +197,11 @@ def get(cluster: Cluster, namespace: str, *what: str) -> Any:
     """Return the JSON of ``kubectl get``; None where there is no such object."""
     text = cluster.kubectl("get", *what, "--namespace", namespace, "--ignore-not-found", "--output", "json")
     return json.loads(text) if text.strip() else None
+
+
+def items(cluster: Cluster, namespace: str, *what: str) -> list[dict[str, Any]]:
+    """Return the objects of a ``kubectl get`` of many."""
+    return (get(cluster, namespace, *what) or {"items": []})["items"]  # type: ignore[no-any-return]
 
 
 def apply(cluster: Cluster, namespace: str, *manifests: dict[str, Any]) -> None:

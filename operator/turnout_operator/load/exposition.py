@@ -26,7 +26,7 @@ class Sample(NamedTuple):
 
 def samples(text: str, wanted: Collection[str]) -> Iterator[Sample]:
     """Yield the samples of *text* whose name is among *wanted*; lines that cannot be read are skipped."""
-    for line in text.splitlines():
+    for line in text.split("\n"):  # not splitlines: a label may hold any of the exotic separators
         if not line or line[0] == "#":
             continue
         brace = line.find("{")

@@ -287,7 +287,7 @@ def _scaled(observed: Observed, before: Mapping[Role, int], allowed: Fit) -> dic
     decision = observed.decision
     decided = decision is not None and decision.apply and dict(decision.desired) == dict(allowed.replicas)
     change = f"{tally(before)} -> {tally(allowed.replicas)}"
-    bounds = f"{change}: {allowed.note or 'the bounds of the spec have changed'}"
+    bounds = f"{change}: the bounds of the spec have changed"
     reason = decision.reason if decision is not None and decided else bounds
     return {"from": tally(before), "to": tally(allowed.replicas), "reason": reason}
 

@@ -1,0 +1,88 @@
+"""Who takes, renews or waits for the lease: the decision, and the fence before every write."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turnout_operator.errors import LeadershipLost
+from turnout_operator.kube.client import KubeClient
+from turnout_operator.lease import Lease, Observation, Timing, observe, record, step
+
+TIMING = Timing()
+WHEN = datetime(2026, 11, 1, tzinfo=UTC)
+
+
+def made(before: dict[str, Any] | None, identity: str) -> dict[str, Any]:
+    return record(before, namespace="ns", name="lease", identity=identity, timing=TIMING, now=WHEN)
+
+
+@pytest.mark.parametrize(
+    ("holder", "age", "expected"),
+    [
+        ("me", 0.0, "renew"),
+        ("me", 99.0, "renew"),
+        ("", 0.0, "take"),
+        ("other", 0.0, "wait"),
+        ("other", 14.9, "wait"),
+        ("other", 15.0, "take"),
+    ],
+    ids=["own", "own though old", "released", "fresh", "nearly stale", "stale"],
+)
+def test_a_lease_is_taken_only_when_free_or_stale(holder: str, age: float, expected: str) -> None:
+    """Another's lease is respected for a whole duration since it last changed."""
+    assert step(Observation(holder, "7", 100.0), "me", TIMING, 100.0 + age) == expected
+
+
+def test_age_counts_from_the_last_change_that_was_seen() -> None:
+    """Times that others wrote are not read, so their clocks may be wrong by any amount."""
+    lease = {
+        "metadata": {"resourceVersion": "1"},
+        "spec": {"holderIdentity": "other", "renewTime": "1999-01-01T00:00:00Z"},
+    }
+    first = observe(None, lease, 10.0)
+    assert observe(first, lease, 20.0) == first
+    renewed = {**lease, "metadata": {"resourceVersion": "2"}}
+    assert observe(first, renewed, 20.0).since == 20.0
+
+
+@given(renewals=st.lists(st.floats(0.1, 14.9), max_size=20))
+def test_a_holder_that_renews_is_never_robbed(renewals: list[float]) -> None:
+    """As long as the record changes within every duration, a waiting operator waits."""
+    now, seen = 0.0, None
+    for version, pause in enumerate(renewals):
+        seen = observe(
+            seen, {"metadata": {"resourceVersion": str(version)}, "spec": {"holderIdentity": "other"}}, now
+        )
+        now += pause
+        assert step(seen, "me", TIMING, now) == "wait"
+
+
+def test_a_holder_stops_before_anybody_may_take_over() -> None:
+    """The renew deadline, with the longest wait for an answer, ends before the duration."""
+    assert TIMING.renew_deadline_seconds + 3.0 < TIMING.duration_seconds
+    assert TIMING.duration_seconds + 2 * TIMING.retry_seconds <= 20
+
+
+def test_changes_of_holder_are_counted() -> None:
+    """The field leaseTransitions says how often the acting operator changed; renewing does not count."""
+    first = made(None, "a")
+    assert first["spec"]["leaseTransitions"] == 0
+    again = made({**first, "metadata": {"resourceVersion": "1"}}, "a")
+    assert again["spec"]["leaseTransitions"] == 0
+    assert made(made(again, ""), "b")["spec"]["leaseTransitions"] == 1
+
+
+async def test_nothing_is_written_without_the_lease() -> None:
+    """The fence is shut before the lease is held."""
+
+    def nowhere() -> Any:
+        raise AssertionError("no request may be made")
+
+    lease = Lease(KubeClient(nowhere), namespace="ns", name="lease", identity="me")
+    with pytest.raises(LeadershipLost):
+        lease.fence()

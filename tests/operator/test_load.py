@@ -1,0 +1,178 @@
+"""From metrics pages to facts: reading, summing, and what is made of it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from support.operator_values import raw_deployment
+from turnout.api import load_deployment
+from turnout.scaling.policy import Policy
+from turnout_operator.load import pages
+from turnout_operator.load.exposition import samples
+from turnout_operator.load.facts import Traffic, load_facts, missed_share
+from turnout_operator.load.pages import bucket, router_page, worker_page
+from turnout_operator.load.window import Window
+from turnout_operator.plan.observed import ObservedPod, WorkerLoad
+
+
+@given(
+    values=st.dictionaries(
+        st.text(max_size=12),
+        st.floats(allow_nan=False),
+        max_size=5,
+    )
+)
+def test_the_lean_reader_agrees_with_the_library(values: dict[str, float]) -> None:
+    """Labels with quotes, backslashes, newlines and braces, and values of any size, are read as prometheus_client does."""
+    registry = CollectorRegistry()
+    gauge = Gauge("wanted", "help", ("label",), registry=registry)
+    Gauge("other", "help", registry=registry).set(1)
+    for label, value in values.items():
+        gauge.labels(label).set(value)
+    text = generate_latest(registry).decode()
+    expected = {
+        (sample.labels["label"], sample.value)
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "wanted"
+    }
+    assert {(sample.labels["label"], sample.value) for sample in samples(text, {"wanted"})} == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "wanted", "wanted{", "wanted{a=", 'wanted{a="b"}', "wanted x", "# wanted 1", "\x00", "wanted} 1"],
+)
+def test_garbage_is_skipped(text: str) -> None:
+    """A page that is none raises nothing."""
+    assert list(samples(text, {"wanted"})) == []
+
+
+def test_a_worker_page_without_the_figures_that_matter_is_none() -> None:
+    """A pod that answers something else counts as one that did not answer."""
+    assert worker_page("vllm:num_requests_running 3\n") is None
+    page = worker_page(
+        'vllm:num_requests_running{engine="0"} 3\nvllm:num_requests_running{engine="1"} 2\nvllm:num_requests_waiting 1\nvllm:kv_cache_usage_perc 0.5\n'
+    )
+    assert page is not None
+    assert (page.running, page.waiting, page.kv_utilization, page.prefill_seconds) == (5, 1, 0.5, None)
+
+
+def test_a_router_page_is_split_by_deployment() -> None:
+    """Refusals are its 503s; a histogram keeps its buckets."""
+    page = router_page(
+        'turnout_router_finished_total{deployment="a/b"} 10\n'
+        'turnout_router_good_total{deployment="a/b"} 9\n'
+        'turnout_router_requests_total{code="503",deployment="a/b"} 2\n'
+        'turnout_router_requests_total{code="200",deployment="a/b"} 8\n'
+        'turnout_router_time_to_first_token_seconds_bucket{deployment="a/b",le="0.5"} 4\n'
+        'turnout_router_finished_total{deployment="c/d"} 1\n'
+    )
+    assert page["a/b"] == {pages.FINISHED: 10, pages.GOOD: 9, pages.REFUSED: 2, bucket(pages.TTFT, 0.5): 4}
+    assert page["c/d"] == {pages.FINISHED: 1}
+
+
+def test_a_window_counts_what_came_within_it() -> None:
+    """A first sight gives the level only; a source that starts again counts from zero; old steps fall out."""
+    window = Window(10.0)
+    window.add(0.0, {"r1": {"n": 100.0}})
+    assert window.sums() == {}
+    window.add(5.0, {"r1": {"n": 103.0}, "r2": {"n": 50.0}})
+    assert window.sums() == {"n": 3.0}
+    window.add(8.0, {"r1": {"n": 2.0}, "r2": {"n": 51.0, "m": 4.0}})
+    assert window.sums() == {"n": 6.0, "m": 4.0}
+    window.add(15.5, {"r1": {"n": 2.0}})
+    assert window.sums() == {"n": 3.0, "m": 4.0}
+    assert window.span(15.5) == 10.5
+
+
+def test_a_source_that_is_silent_for_a_while_loses_nothing() -> None:
+    """What it counted meanwhile arrives when it answers again."""
+    window = Window(60.0)
+    window.add(0.0, {"r": {"n": 1.0}})
+    window.add(1.0, {})
+    window.add(2.0, {"r": {"n": 6.0}})
+    assert window.sums() == {"n": 5.0}
+
+
+@pytest.mark.parametrize(
+    ("counts", "objective", "expected"),
+    [
+        ({0.5: 10, 1.0: 10, math.inf: 10}, 0.5, 0.0),
+        ({0.5: 0, 1.0: 0, math.inf: 10}, 0.7, 1.0),
+        ({0.5: 0, 1.0: 10, math.inf: 10}, 0.75, 0.5),
+        ({0.5: 0, 1.0: 0, math.inf: 0}, 0.75, None),
+        ({}, 0.75, None),
+    ],
+    ids=["all met", "all missed", "half of the bucket", "no observations", "no histogram"],
+)
+def test_the_share_that_missed_an_objective(
+    counts: dict[float, float], objective: float, expected: float | None
+) -> None:
+    """Read from the histogram's buckets, evenly spread within the one that holds the objective."""
+    increases = {bucket(pages.TTFT, bound): float(count) for bound, count in counts.items()}
+    assert missed_share(increases, pages.TTFT, objective) == expected
+
+
+def pod(**more: Any) -> ObservedPod:
+    base: dict[str, Any] = {
+        "name": "p",
+        "role": "decode",
+        "revision": "r",
+        "created_at": 0.0,
+        "ready": True,
+        "scheduled": True,
+        "terminating": False,
+        "draining_since": None,
+        "deletion_cost": 0,
+    }
+    return ObservedPod(**{**base, **more})
+
+
+def test_pods_become_facts_about_their_pool() -> None:
+    """Ready, starting, unschedulable and draining pods are told apart; times are in the deployment's seconds."""
+    loaded = WorkerLoad(scraped_at=98.0, running=3, waiting=1, kv_utilization=0.6)
+    pods = [
+        pod(load=loaded),
+        pod(load=WorkerLoad(99.0, 1, 0, 0.2)),
+        pod(),
+        pod(ready=False),
+        pod(ready=False, scheduled=False, unschedulable_since=1.0),
+        pod(draining_since=5.0, load=loaded),
+        pod(ready=False, terminating=True),
+    ]
+    policy = Policy.of(load_deployment(raw_deployment()).spec)
+    traffic = Traffic({pages.FINISHED: 10.0, pages.GOOD: 9.0, pages.ARRIVALS: 30.0}, 6.0, answered=True)
+    facts = load_facts(policy, {"prefill": 1, "decode": 4}, pods, traffic, {}, now=100.0, scale=5)
+    decode = facts.pool("decode")
+    assert (decode.replicas, decode.ready, decode.starting, decode.unschedulable, decode.draining) == (
+        4,
+        3,
+        1,
+        1,
+        2,
+    )
+    assert (decode.running, decode.waiting, decode.scraped, decode.age_seconds) == (4, 1, 2, 10.0)
+    assert decode.kv_utilization_mean == pytest.approx(0.4)
+    assert decode.kv_utilization_max == 0.6
+    assert facts.goodput_percent == 90.0
+    assert facts.arrivals_per_second == 1.0
+    assert facts.window_seconds == 30.0
+
+
+def test_without_a_router_nothing_is_known_of_the_traffic() -> None:
+    """Silence is not taken for idleness."""
+    policy = Policy.of(load_deployment(raw_deployment()).spec)
+    facts = load_facts(
+        policy, {"prefill": 1, "decode": 4}, [], Traffic({}, 60.0, answered=False), {}, now=0.0, scale=1
+    )
+    assert facts.goodput_percent is None
+    assert facts.arrivals_per_second is None
+    assert facts.pool("decode").kv_utilization_mean is None

@@ -1,0 +1,85 @@
+"""The store of observed objects: events late, twice, out of order, or missing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turnout.api.names import LABEL_DEPLOYMENT
+from turnout_operator.kube.kinds import DEPLOYMENT, LLM_DEPLOYMENT, POD
+from turnout_operator.observe.store import Key, Store
+
+
+def thing(name: str = "a", version: int = 1, uid: str = "u", owner: str = "llama") -> dict[str, Any]:
+    meta = {
+        "namespace": "ns",
+        "name": name,
+        "uid": uid,
+        "resourceVersion": str(version),
+        "labels": {LABEL_DEPLOYMENT: owner},
+    }
+    return {"metadata": {**meta, "managedFields": ["long"]}}
+
+
+def test_an_older_version_tells_nothing() -> None:
+    """What a late event shows does not undo what a newer one showed."""
+    store = Store()
+    assert store.put(POD, thing(version=10))
+    assert not store.put(POD, thing(version=9))
+    assert store.put(POD, thing(version=11))
+
+
+def test_what_was_deleted_does_not_come_back() -> None:
+    """The answer to our own write may arrive after the deletion that followed it."""
+    store = Store()
+    store.put(POD, thing(version=1))
+    store.remove(POD, thing(version=2))
+    assert not store.put(POD, thing(version=3))
+    assert store.put(POD, thing(version=4, uid="another"))
+
+
+def test_a_list_settles_what_a_watch_left_out() -> None:
+    """Objects that are not on a full list are gone, and their owner is looked at; newcomers since are kept."""
+    store = Store()
+    store.put(DEPLOYMENT, thing("kept", 1, "1"))
+    store.put(DEPLOYMENT, thing("lost", 1, "2"))
+    known = store.keys(DEPLOYMENT)
+    store.put(DEPLOYMENT, thing("new", 5, "3"))
+    touched = store.replace(DEPLOYMENT, [thing("kept", 1, "1")], known)
+    assert touched == {Key("ns", "llama")}
+    assert {key.name for key in store.keys(DEPLOYMENT)} == {"kept", "new"}
+
+
+def test_children_are_found_by_owner() -> None:
+    """Owned objects follow their label, also when it changes."""
+    store = Store()
+    store.put(POD, thing("p", 1))
+    assert len(store.pods(Key("ns", "llama"))) == 1
+    store.put(POD, thing("p", 2, owner="other"))
+    assert store.pods(Key("ns", "llama")) == ()
+    assert len(store.pods(Key("ns", "other"))) == 1
+    assert store.concerned(POD, thing()) == (Key("ns", "llama"),)
+    assert store.concerned(LLM_DEPLOYMENT, thing("llama")) == (Key("ns", "llama"),)
+
+
+def test_field_managers_are_not_kept() -> None:
+    """The greater part of an object is who wrote it, which nobody reads."""
+    store = Store()
+    store.put(POD, thing())
+    assert "managedFields" not in store.all(POD)[0]["metadata"]
+
+
+@given(st.lists(st.tuples(st.integers(1, 6), st.booleans()), max_size=30))
+def test_order_does_not_matter(events: list[tuple[int, bool]]) -> None:
+    """Whatever the order of one object's events, it is there unless it was deleted, at its newest version."""
+    store = Store()
+    for version, deleted in events:
+        (store.remove if deleted else store.put)(POD, thing(version=version))
+    if any(deleted for _, deleted in events):
+        assert store.get(POD, Key("ns", "a")) is None
+    elif events:
+        found = store.get(POD, Key("ns", "a"))
+        assert found is not None
+        assert found["metadata"]["resourceVersion"] == str(max(version for version, _ in events))
