@@ -175,3 +175,18 @@ def test_a_client_that_reads_slowly_is_not_buffered_for() -> None:
         text = answer.read().decode()
         assert text.endswith("data: [DONE]\n\n")
         assert sum(len(part.partition('"')[0]) for part in text.split('"content":"')[1:]) == 30000 * 4
+
+
+def test_sigterm_waits_for_a_client_that_still_has_to_read() -> None:
+    """A stream that the engine has finished and the client has not read to its end is not cut either."""
+    with (
+        running_worker(time_scale=100) as worker,
+        httpx.stream("POST", f"{worker.url}/v1/chat/completions", json=body(30000, stream=True)) as answer,
+    ):
+        deadline = time.monotonic() + 4 * SECONDS
+        while worker.metric("vllm:request_success_total", finished_reason="length") != 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        worker.process.send_signal(signal.SIGTERM)
+        assert answer.read().endswith(b"data: [DONE]\n\n")
+        assert worker.wait() == 0

@@ -7,6 +7,7 @@ It keeps reading while an answer is under way, for only so does it notice at onc
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Protocol, cast
@@ -23,6 +24,7 @@ RECEIVE_SECONDS: Final = 30.0
 """Longest time from a request's first byte to its last."""
 IDLE_SECONDS: Final = 75.0
 """Longest time between two requests."""
+_POLL_SECONDS: Final = 0.02
 
 _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 Headers = tuple[tuple[str, str], ...]
@@ -155,6 +157,11 @@ class HttpConnection(asyncio.Protocol):
         self._refused = False
         self.write_paused = False
         self._begin()
+
+    @property
+    def answering(self) -> bool:
+        """Whether a request has not been answered to its end."""
+        return self._exchange is not None
 
     # asyncio's side
 
@@ -327,9 +334,20 @@ class HttpServer:
         )
         return int(self._server.sockets[0].getsockname()[1])
 
-    def stop(self) -> None:
-        """Stop listening and close what is open."""
+    @property
+    def answering(self) -> bool:
+        """Whether a request has not been answered to its end."""
+        return any(connection.answering for connection in self._connections)
+
+    async def stop(self, seconds: float) -> None:
+        """Stop listening and close what is open; clients have *seconds* to take what was written."""
         if self._server is not None:
             self._server.close()
         for connection in list(self._connections):
             connection.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._connections:  # noqa: ASYNC110 - connections come off one by one, in no one's hands
+                    await asyncio.sleep(_POLL_SECONDS)
+        for connection in list(self._connections):
+            connection.cut()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_LAST_WORDS_SECONDS: Final = 0.2
+_LAST_WORDS_SECONDS: Final = 0.5
 """Real time in which a dying engine still answers /health with 500, and the last answers leave the sockets."""
 _POLL_SECONDS: Final = 0.05
 
@@ -80,27 +80,27 @@ async def _serve(settings: WorkerSettings) -> int:
         application.end()
         await asyncio.sleep(_LAST_WORDS_SECONDS)
         return 1
-    await _drain(application, settings.shutdown_timeout)
+    await _drain(application, server, settings.shutdown_timeout)
     side_channel.stop()
-    server.stop()
+    await server.stop(_LAST_WORDS_SECONDS)
     fetcher.stop()
     driver.stop()
     _log.info("ended")
     return 0
 
 
-async def _drain(application: WorkerApplication, seconds: float) -> None:
+async def _drain(application: WorkerApplication, server: HttpServer, seconds: float) -> None:
     """Refuse new requests; let running ones end and pinned prompts be fetched, for at most *seconds*, real."""
     _log.info("draining for at most %g s", seconds)
     application.draining = True
     try:
         async with asyncio.timeout(seconds):
-            while application.busy:  # noqa: ASYNC110 - pins end by themselves, in the engine's time
+            while application.busy or server.answering:  # noqa: ASYNC110 - pins end by themselves, in the engine's time
                 await asyncio.sleep(_POLL_SECONDS)
     except TimeoutError:
         _log.warning("requests are still running after %g s: they are aborted", seconds)
         application.end()
-        await asyncio.sleep(_LAST_WORDS_SECONDS)
+        await asyncio.sleep(0)  # the engine tells the streams in the loop's next round
 
 
 async def _passed(event: asyncio.Event, seconds: float) -> bool:
