@@ -11,7 +11,7 @@ import yaml
 
 from turnout.api.crds import custom_resource_definitions
 
-app = typer.Typer()
+app = typer.Typer(subcommand_metavar="")
 
 _OF_A_CHECKOUT: Final = (Path("crds"), Path("charts/turnout/files/crds"))
 """Where a checkout keeps the CRDs: for kubectl, and for the chart."""

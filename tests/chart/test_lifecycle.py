@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from support.api_manifests import deployment, edited
-from support.chart_rendering import CHART, NAMESPACE, copy_with_field
+from support.chart_rendering import CHART, NAMESPACE, copy_with_field, copy_without_rules
 from turnout_devcluster.errors import CommandError
 
 if TYPE_CHECKING:
@@ -63,10 +63,15 @@ def ready_pods(cluster: Cluster, component: str) -> int:
     )
 
 
-def ask(cluster: Cluster) -> httpx.Response:
-    """Ask the front door for its models, through the Service."""
+def front_door(cluster: Cluster) -> str:
+    """Return the base URL of the OpenAI API, through the router's Service."""
     service = json.loads(cluster.kubectl("get", "service", "turnout-router", "-n", NAMESPACE, "-o", "json"))
-    return httpx.get(f"http://{service['spec']['clusterIP']}:8080/v1/models", timeout=10)
+    return f"http://{service['spec']['clusterIP']}:8080/v1"
+
+
+def ask(cluster: Cluster) -> httpx.Response:
+    """Ask the front door for its models."""
+    return httpx.get(f"{front_door(cluster)}/models", timeout=10)
 
 
 def clear(cluster: Cluster) -> None:
@@ -85,6 +90,24 @@ def test_install_serves(bare_cluster: Cluster) -> None:
     assert (models.status_code, models.json()["data"]) == (200, [])
     install(bare_cluster, "--set", "router.auth=required")
     assert ask(bare_cluster).status_code == 401
+
+
+def test_examples_come_up(bare_cluster: Cluster) -> None:
+    """Every example is Ready on a fresh installation, and the weighted name answers."""
+    clear(bare_cluster)
+    install(bare_cluster, *SMALL)
+    bare_cluster.kubectl("apply", "-n", "default", "-f", str(CHART.parents[1] / "examples"))
+    for kind in ("llmd", "llmr"):
+        bare_cluster.kubectl(
+            *("wait", kind, "--all", "-n", "default", "--for=condition=Ready", "--timeout=100s"), timeout=110
+        )
+    question = {"model": "chat", "max_tokens": 4, "messages": [{"role": "user", "content": "Good morning"}]}
+    key = {"authorization": "Bearer sk-example-do-not-use"}
+    answer = httpx.post(
+        f"{front_door(bare_cluster)}/chat/completions", json=question, headers=key, timeout=30
+    )
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["usage"]["completion_tokens"] == 4
 
 
 def test_upgrade_changes_the_crds_and_rollback_changes_them_back(
@@ -106,6 +129,22 @@ def test_upgrade_changes_the_crds_and_rollback_changes_them_back(
     assert "note" not in after["spec"]
     with pytest.raises(CommandError, match=r'unknown field "spec\.note"'):
         apply(bare_cluster, NOTED)
+
+
+def test_object_older_than_a_rule_is_told_so(bare_cluster: Cluster, tmp_path: Path) -> None:
+    """An object that a newer rule would refuse ends in a condition, and can still be labelled and put right."""
+    clear(bare_cluster)
+    install(bare_cluster, *SMALL, chart=copy_without_rules(tmp_path))
+    apply(bare_cluster, edited(deployment(), {"spec.decode.replicas": {"min": 3, "max": 1}}))
+    install(bare_cluster, *SMALL)
+    here = ("-n", "default", "--timeout=60s")
+    invalid = "jsonpath={.status.conditions[?(@.type=='Ready')].reason}=InvalidSpec"
+    bare_cluster.kubectl("wait", "llmd/case", f"--for={invalid}", *here, timeout=70)
+    (ready,) = (one for one in stored(bare_cluster)["status"]["conditions"] if one["type"] == "Ready")
+    assert "spec.decode.replicas: replicas.min is greater than replicas.max: raise max" in ready["message"]
+    bare_cluster.kubectl("label", "llmd", "case", "-n", "default", "seen=true")
+    apply(bare_cluster, edited(deployment(), {"spec.decode.replicas": {"min": 1, "max": 1}}))
+    bare_cluster.kubectl("wait", "llmd/case", "--for=condition=Ready", *here, timeout=70)
 
 
 def test_uninstall_keeps_what_users_made(bare_cluster: Cluster) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from turnout_devcluster.cluster import Cluster
 
@@ -59,12 +59,30 @@ def render(
 
 def copy_with_field(folder: Path, field: str) -> Path:
     """Return a copy of the chart whose LLMDeployment has another optional string in its spec."""
+
+    def add(schema: dict[str, Any]) -> None:
+        schema["properties"]["spec"]["properties"][field] = {"type": "string"}
+
+    return _changed_copy(folder, add)
+
+
+def copy_without_rules(folder: Path) -> Path:
+    """Return a copy of the chart whose LLMDeployment has no CEL rules, as if an older version had not had them."""
+
+    def strip(schema: dict[str, Any]) -> None:
+        schema.pop("x-kubernetes-validations", None)
+        for inner in (*schema.get("properties", {}).values(), *filter(None, [schema.get("items")])):
+            strip(inner)
+
+    return _changed_copy(folder, strip)
+
+
+def _changed_copy(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     chart = folder / "changed-chart"
     shutil.copytree(CHART, chart)
     path = chart / "files" / "crds" / "llmdeployments.yaml"
     definition = yaml.safe_load(path.read_text())
-    schema = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
-    schema["properties"]["spec"]["properties"][field] = {"type": "string"}
+    change(definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"])
     path.write_text(yaml.safe_dump(definition))
     return chart
 

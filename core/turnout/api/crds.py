@@ -66,7 +66,6 @@ _COLUMNS: Final[dict[type[Model], list[dict[str, Any]]]] = {
     LLMRoute: [
         _column("Ready", _ready("status"), about="Whether all targets exist."),
         _column("Names", ".spec.names", about="What clients call."),
-        _column("Targets", ".spec.targets[*].deployment", wide=True),
         _AGE,
         _MESSAGE,
     ],
