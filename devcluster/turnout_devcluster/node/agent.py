@@ -118,6 +118,7 @@ class Agent:
     async def run(self) -> None:
         """Register the nodes and run their pods, until cancelled."""
         with self._lock():
+            self._bury_strangers()
             ports = await self._server.start([p.address for p in self._plans])
             try:
                 async with asyncio.TaskGroup() as group:
@@ -221,6 +222,14 @@ class Agent:
         for disk in pods_on_disk(self._options.state_dir):
             record = disk.load()
             if record is None or (record.node == plan.name and record.uid not in self._pods):
+                self._bury(disk)
+
+    def _bury_strangers(self) -> None:
+        """End pods of nodes that this cluster had when it was started otherwise."""
+        ours = {plan.name for plan in self._plans}
+        for disk in pods_on_disk(self._options.state_dir):
+            record = disk.load()
+            if record is not None and record.node not in ours:
                 self._bury(disk)
 
     def _bury(self, disk: PodDisk) -> None:

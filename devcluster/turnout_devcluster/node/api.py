@@ -77,10 +77,9 @@ def load_kubeconfig(path: Path) -> Endpoint:
         cluster = next(c["cluster"] for c in raw["clusters"] if c["name"] == context["cluster"])
         user = next(u["user"] for u in raw["users"] if u["name"] == context["user"])
         ca_pem = _pem(cluster, "certificate-authority", path.parent)
-        tls = ssl.create_default_context(cadata=ca_pem or None)
-        if cluster.get("insecure-skip-tls-verify"):
-            tls.check_hostname = False
-            tls.verify_mode = ssl.CERT_NONE
+        if not ca_pem:
+            raise ConfigurationError(f"kubeconfig {path} names no certificate-authority: add the cluster's")
+        tls = ssl.create_default_context(cadata=ca_pem)
         certificate, key = (
             _pem(user, "client-certificate", path.parent),
             _pem(user, "client-key", path.parent),
@@ -148,7 +147,10 @@ class Api:
         except (httpx.TransportError, OSError) as error:
             raise UnreachableError(f"{method} {path}: {error!r}") from error
         _raise_for(response.status_code, response.content)
-        answer: dict[str, Any] = response.json()
+        try:
+            answer: dict[str, Any] = response.json()
+        except ValueError as error:
+            raise UnreachableError(f"{method} {path}: the answer is no JSON") from error
         return answer
 
     async def get(self, path: str) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from turnout_devcluster.node.errors import NodeError
 from turnout_devcluster.node.model import ContainerState, Json, Refusal, Run, container_of
 from turnout_devcluster.node.mounts import make_mounts
 from turnout_devcluster.node.plan import ContainerPlan, PodFolder
-from turnout_devcluster.node.probes import Execute, Probe, ProbeKind, action_of, initial, observe, probes_of
+from turnout_devcluster.node.prober import Prober
+from turnout_devcluster.node.probes import Execute, Probe, ProbeKind, action_of, probes_of
 from turnout_devcluster.node.processes import Process, run, spawn_shim
 
 if TYPE_CHECKING:
@@ -100,7 +101,8 @@ class Container:
         self._starting: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
-        self._probing: list[asyncio.Task[None]] = []
+        self._probing: asyncio.Task[None] | None = None
+        self._queued = False
         self._nudge = asyncio.Event()
         self._settled = asyncio.Event()
 
@@ -130,7 +132,9 @@ class Container:
         self._pod.wake()
 
     async def _start(self) -> None:
+        self._queued = True
         async with self._means.starts:
+            self._queued = False
             if self._pod.deleting:
                 return
             try:
@@ -144,7 +148,7 @@ class Container:
             self._plan = plan
             self._settled.clear()
             await self._begin(plan)
-            if self.state.running and self._probing:
+            if self.state.running and self._probing is not None:
                 await pause(self._settled, SETTLE_SECONDS)
 
     async def _begin(self, plan: ContainerPlan) -> None:
@@ -237,80 +241,66 @@ class Container:
     # Probing
 
     def _begin_probing(self, adopted: Json | None) -> None:
-        spec = self.spec
         try:
-            probes = probes_of(spec, self._pod.record.ip)
-            post_start = ((spec.get("lifecycle") or {}).get("postStart")) if adopted is None else None
+            probes = probes_of(self.spec, self._pod.record.ip)
         except KeyError as error:
             self._event("Warning", "Unhealthy", str(error.args[0]))
             self._set(started=False, ready=False)
             return
         was = adopted or {}
-        started = bool(was.get("started")) or ("startup" not in probes and post_start is None)
-        self._set(started=started, ready=started and (bool(was.get("ready")) or "readiness" not in probes))
-        if probes or post_start is not None:
-            self._probing = [asyncio.create_task(self._probe_all(probes, post_start, was))]
+        hook = (self.spec.get("lifecycle") or {}).get("postStart") if adopted is None else None
+        started = bool(was.get("started")) or ("startup" not in probes and hook is None)
+        ready = started and (bool(was.get("ready")) or "readiness" not in probes)
+        self._set(started=started, ready=ready)
+        if probes or hook is not None:
+            self._probing = asyncio.create_task(self._probe(probes, hook, was))
 
-    async def _probe_all(self, probes: dict[ProbeKind, Probe], post_start: Json | None, was: Json) -> None:
-        """postStart, then the startup probe until it passes, then readiness and liveness side by side."""
-        if post_start is not None and not await self._post_start(post_start):
+    async def _probe(self, probes: dict[ProbeKind, Probe], hook: Json | None, was: Json) -> None:
+        """Run postStart, then the probes. A hook that fails stops the container."""
+        if hook is not None and not await self._post_start(hook):
             return
-        if "startup" in probes and not self.state.started:
-            await self._probe(probes["startup"], passing=None)
+        began_at = self.state.run.started_at if self.state.run else _now()
+        prober = Prober(probes, self, self._execute, began_at)
+        await prober.run(started=self.state.started, ready=was.get("ready"))
+
+    def has_started(self) -> None:
+        """Hear that the startup probe, if any, has passed."""
         if not self.state.started:
-            self._set(started=True, ready="readiness" not in probes)
+            needs_probe = "readinessProbe" in self.spec
+            self._set(started=True, ready=not needs_probe)
+            self._tell_settled()
+
+    def is_ready(self, *, ready: bool) -> None:
+        """Hear the readiness probe's verdict."""
+        if ready != self.state.ready:
+            self._set(ready=ready)
+            self._tell_settled()
+
+    def _tell_settled(self) -> None:
+        if self.state.ready:
             self._settled.set()
-            self._pod.wake()
-        for kind in ("readiness", "liveness"):
-            if kind in probes:
-                known = bool(was["ready"]) if kind == "readiness" and "ready" in was else None
-                self._probing.append(asyncio.create_task(self._probe(probes[kind], passing=known)))
+        self._pod.wake()
 
-    async def _probe(self, probe: Probe, *, passing: bool | None) -> None:
-        """Ask in the probe's period; act on every change of the verdict. A startup probe ends by passing."""
-        state = initial(probe.kind, passing=passing)
-        run_began = self.state.run.started_at if self.state.run else 0.0
-        await asyncio.sleep(max(0.0, run_began + probe.initial_delay - _now()))
-        while True:
-            began = time.monotonic()
-            answer = await checks.ask(probe.action, self._execute, probe.timeout)
-            if not answer.success:
-                self._event("Warning", "Unhealthy", f"{probe.kind} probe failed: {answer.message}")
-            state = observe(probe, state, success=answer.success)
-            failed_for_good = (
-                not state.passing and state.run >= probe.failure_threshold and not answer.success
+    def is_unhealthy(self, probe: Probe, message: str) -> None:
+        """Hear that one answer was a failure."""
+        self._event("Warning", "Unhealthy", f"{probe.kind} probe failed: {message}")
+
+    def has_failed(self, probe: Probe) -> None:
+        """Hear that the startup or liveness probe has failed for good: the container is stopped."""
+        if not self._pod.deleting:
+            self._event(
+                "Normal", "Killing", f"container {self.name} failed its {probe.kind} probe, will be restarted"
             )
-            match probe.kind:
-                case "startup" if state.passing:
-                    return
-                case "readiness" if state.passing != self.state.ready:
-                    self._set(ready=state.passing)
-                    self._settled.set()
-                    self._pod.wake()
-                case "startup" | "liveness" if failed_for_good:
-                    self._fail(probe)
-                    return
-                case _:
-                    pass
-            await asyncio.sleep(max(0.0, probe.period - (time.monotonic() - began)))
-
-    def _fail(self, probe: Probe) -> None:
-        if self._pod.deleting:
-            return
-        self._event(
-            "Normal", "Killing", f"container {self.name} failed its {probe.kind} probe, will be restarted"
-        )
-        grace = self._grace() if probe.grace is None else probe.grace
-        self.stop_within(grace)
+            self.stop_within(self._grace() if probe.grace is None else probe.grace)
 
     def _grace(self) -> float:
         grace = self._pod.pod["spec"].get("terminationGracePeriodSeconds")
         return 30.0 if grace is None else float(grace)
 
     def _stop_probing(self) -> None:
-        for task in self._probing:
-            task.cancel()
-        self._probing = []
+        if self._probing is not None:
+            self._probing.cancel()
+            self._probing = None
 
     # Hooks
 
@@ -381,6 +371,8 @@ class Container:
 
     async def _stop(self, deadline: Callable[[], float]) -> None:
         self._settled.set()
+        if self._starting is not None and self._queued:
+            self._starting.cancel()
         if self._starting is not None:
             await asyncio.wait([self._starting], timeout=SPAWN_SECONDS)
         process, task = self._find_process(), self._watching
@@ -418,7 +410,7 @@ class Container:
 
     async def detach(self) -> None:
         """Let go of the container and leave it running."""
-        tasks = [t for t in (self._starting, self._watching, self._stopping, *self._probing) if t is not None]
+        tasks = [t for t in (self._starting, self._watching, self._stopping, self._probing) if t is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

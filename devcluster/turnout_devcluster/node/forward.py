@@ -116,6 +116,7 @@ class Forwarder:
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._complained: set[Listening] = set()
+        self._forbidden: set[Listening] = set()
 
     def replaced(self, objects: list[dict[str, Any]]) -> None:
         """Hear of all Services."""
@@ -164,8 +165,9 @@ class Forwarder:
             self._servers.pop(listening).close()
             self._turns.pop(listening, None)
         self._complained &= self._routes.keys()
+        self._forbidden &= self._routes.keys()
         loop = asyncio.get_running_loop()
-        for listening in [k for k in self._routes if k not in self._servers]:
+        for listening in self._routes.keys() - self._servers.keys() - self._forbidden:
             try:
                 self._servers[listening] = await loop.create_server(
                     lambda listening=listening: Inbound(lambda: self._choose(listening), self._tasks),  # type: ignore[misc]
@@ -173,10 +175,18 @@ class Forwarder:
                     listening.port,
                     backlog=BACKLOG,
                 )
+            except PermissionError:
+                # Ports below 1024 may need a privilege, and that does not change while this process lives.
+                self._forbidden.add(listening)
+                _log.warning(
+                    "service %s: port %d may not be bound by this user; use one from 1024",
+                    listening.key,
+                    listening.port,
+                )
             except OSError as error:
                 if listening not in self._complained:
                     _log.warning(
                         "service %s port %d is not forwarded: %s", listening.key, listening.port, error
                     )
                     self._complained.add(listening)
-        return self._servers.keys() == self._routes.keys()
+        return not self._routes.keys() - self._servers.keys() - self._forbidden

@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import json
 import logging
-import os
 import shutil
-import sys
 import time
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from turnout_devcluster.node import decide
 from turnout_devcluster.node.api import STRATEGIC, Api, pause
-from turnout_devcluster.node.attempts import PodDisk, PodRecord, write_atomically
+from turnout_devcluster.node.attempts import PodDisk, PodRecord
 from turnout_devcluster.node.container import Container, Means
 from turnout_devcluster.node.errors import ApiError, ConflictError, NodeError, NotFoundError, UnreachableError
 from turnout_devcluster.node.fields import PodFacts
-from turnout_devcluster.node.model import Json, Refusal, container_of, shape_of
-from turnout_devcluster.node.mounts import write_volume
-from turnout_devcluster.node.plan import ContainerPlan, PodFolder, plan_container, refused
+from turnout_devcluster.node.model import Json, Refusal, shape_of
+from turnout_devcluster.node.outfit import Outfit
+from turnout_devcluster.node.plan import ContainerPlan, PodFolder, refused
 from turnout_devcluster.node.status import Placement, differs, pod_status
-from turnout_devcluster.node.volumes import Tree, volume_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from turnout_devcluster.node.addresses import AddressPool
     from turnout_devcluster.node.nodes import NodePlan
@@ -40,7 +35,6 @@ REFRESH_SECONDS: Final = 5.0
 RETRY_SECONDS: Final = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Waits between attempts to set a pod up; the last one repeats."""
 PUBLISH_RETRY_SECONDS: Final = 1.0
-SERVICE_ACCOUNT_PATH: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
 ENDED: Final = frozenset({"Succeeded", "Failed"})
 
 _log = logging.getLogger(__name__)
@@ -78,7 +72,10 @@ class Pod:
         self._containers = {c.name: Container(c.name, self, around.means) for c in self._shape.containers}
         self._record: PodRecord | None = None
         self._prepared = False
-        self._written: dict[str, Tree] = {}
+        self._outfit = Outfit(
+            PodFolder(str(disk.path)), around.api.endpoint, around.supplies, around.state_dir
+        )
+        self._over = (pod.get("status") or {}).get("phase") in ENDED
         self._refresh_at = 0.0
         self._removed = False
         self._failed: Refusal | None = None
@@ -176,7 +173,7 @@ class Pod:
     async def _advance(self) -> float:
         """Take one step. Return when to look again (Unix seconds)."""
         now = time.time()
-        if self._record is None and (self.pod.get("status") or {}).get("phase") in ENDED:
+        if self._over:
             return now + 3600.0
         if not self._prepared or now >= self._refresh_at:
             retry_at = await self._prepare()
@@ -218,11 +215,11 @@ class Pod:
         if not self._prepared:
             problems = list(refused(self.pod))
         if not problems:
-            if self._record is None:
-                self._settle_down()
             try:
-                problems = await self._fill_volumes()
-            except (ApiError, UnreachableError) as error:
+                if self._record is None:
+                    self._settle_down()
+                problems = await self._outfit.fill_volumes(self._facts())
+            except (NodeError, OSError) as error:
                 problems = [Refusal("FailedMount", str(error))]
         for problem in problems:
             self._around.means.events.record(self.pod, "Warning", problem.reason, problem.message)
@@ -246,105 +243,14 @@ class Pod:
             start_time=time.time(),
         )
         self.disk.save(self._record)
-        Path(self._folder.home).mkdir(exist_ok=True, mode=0o700)
-
-    @property
-    def _folder(self) -> PodFolder:
-        return PodFolder(str(self.disk.path))
 
     def _facts(self) -> PodFacts:
         node = self._around.node
         return PodFacts(self.pod, self.record.ip, node.address, node.capacity)
 
-    async def _fill_volumes(self) -> list[Refusal]:
-        volumes = self.pod["spec"].get("volumes") or ()
-        if not volumes:
-            return []
-        objects = await self._around.supplies.objects(self.pod)
-        tokens = await self._around.supplies.tokens(self.pod)
-        problems = []
-        for volume in volumes:
-            files = volume_files(volume, self._facts(), objects, tokens)
-            if isinstance(files, Refusal):
-                problems.append(files)
-            else:
-                self._fill(volume["name"], files)
-        return problems
-
-    def _fill(self, volume: str, files: Tree | None) -> None:
-        """Make a volume hold *files*; None is an emptyDir."""
-        folder = Path(self._folder.volume(volume))
-        if files is None:
-            folder.mkdir(parents=True, exist_ok=True)
-        elif self._written.get(volume) != files:
-            write_volume(folder, files)
-            self._written[volume] = files
-            if volume == self._account_volume():
-                self._write_kubeconfig(files)
-
-    def _account_volume(self) -> str | None:
-        """Return the name of the volume that is mounted where a service account's token belongs."""
-        for name in self._containers:
-            for mount in container_of(self.pod, name).get("volumeMounts") or ():
-                if mount["mountPath"].rstrip("/") == SERVICE_ACCOUNT_PATH:
-                    return str(mount["name"])
-        return None
-
-    def _write_kubeconfig(self, files: Tree) -> None:
-        """Write what KUBECONFIG names: the pod's own token, and the API server's real address."""
-        token = files.get("token")
-        if token is None:
-            return
-        endpoint, volume = self._around.api.endpoint, self._account_volume()
-        ca = files["ca.crt"].data.decode() if "ca.crt" in files else endpoint.ca_pem
-        config = {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "clusters": [{"name": "cluster", "cluster": {"server": endpoint.server, **_ca(ca)}}],
-            "users": [
-                {
-                    "name": "pod",
-                    "user": {
-                        "tokenFile": f"{self._folder.volume(str(volume))}/token",
-                        "token": token.data.decode(),
-                    },
-                }
-            ],
-            "contexts": [
-                {
-                    "name": "pod",
-                    "context": {"cluster": "cluster", "user": "pod", "namespace": self.record.namespace},
-                }
-            ],
-            "current-context": "pod",
-        }
-        write_atomically(Path(self._folder.kubeconfig), json.dumps(config).encode())
-
-    def _base(self, name: str) -> dict[str, str]:
-        """Return the variables that the node gives a container. Its own win over them."""
-        endpoint = self._around.api.endpoint
-        base = {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-            "HOME": self._folder.home,
-            "HOSTNAME": self.record.name,
-            "LANG": "C.UTF-8",
-            "TURNOUT_BIND_ADDRESS": self.record.ip,
-            "TURNOUT_DEV_CLUSTER": str(self._around.state_dir),
-            "KUBERNETES_SERVICE_HOST": endpoint.host,
-            "KUBERNETES_SERVICE_PORT": str(endpoint.port),
-            "KUBERNETES_SERVICE_PORT_HTTPS": str(endpoint.port),
-        }
-        mounts = container_of(self.pod, name).get("volumeMounts") or ()
-        if any(m["mountPath"].rstrip("/") == SERVICE_ACCOUNT_PATH for m in mounts):
-            base["KUBECONFIG"] = self._folder.kubeconfig
-        return base
-
     async def plan(self, name: str) -> ContainerPlan | Refusal:
         """Return how to run the container *name*. Raise NodeError where the API server cannot be asked."""
-        objects = await self._around.supplies.objects(self.pod)
-        return plan_container(
-            container_of(self.pod, name), self._facts(), objects, self._base(name), self._folder
-        )
+        return await self._outfit.plan(self._facts(), name)
 
     # Status
 
@@ -374,8 +280,8 @@ class Pod:
                 if final and self.pod["metadata"].get("deletionTimestamp"):
                     await self._delete()
                     return
-            except (NotFoundError, ConflictError):
-                self.removed()  # gone, or another pod has its name
+            except NotFoundError:
+                self.removed()
             except (ApiError, UnreachableError) as error:
                 _log.warning("status of pod %s: %s", self.pod["metadata"]["name"], error)
                 await asyncio.sleep(PUBLISH_RETRY_SECONDS)
@@ -383,15 +289,21 @@ class Pod:
             await self._dirty.wait()
 
     async def _publish(self) -> None:
-        if self._record is None and (self.pod.get("status") or {}).get("phase") in ENDED:
+        """Write the status where the API server has another. Raise NotFoundError where the pod is gone."""
+        if self._over:
             return
         desired = self.status()
         if not differs(desired, self.pod.get("status") or {}):
             return
         uid = self.pod["metadata"]["uid"]
-        answer = await self._around.api.patch(
-            f"{self._path}/status", {"metadata": {"uid": uid}, "status": desired}, STRATEGIC
-        )
+        body = {"metadata": {"uid": uid}, "status": desired}
+        try:
+            answer = await self._around.api.patch(f"{self._path}/status", body, STRATEGIC)
+        except ConflictError as error:
+            # Another pod has its name, or somebody wrote at the same time.
+            if (await self._around.api.get(self._path))["metadata"]["uid"] != uid:
+                raise NotFoundError(error.status, error.message) from error
+            raise
         if int(answer["metadata"]["resourceVersion"]) > int(self.pod["metadata"]["resourceVersion"]):
             self.changed(answer)
 
@@ -454,7 +366,3 @@ class Pod:
             self._around.addresses.free(self._record.ip)
         self._around.supplies.forget(self.pod["metadata"]["uid"])
         shutil.rmtree(self.disk.path, ignore_errors=True)
-
-
-def _ca(pem: str) -> dict[str, str]:
-    return {"certificate-authority-data": base64.b64encode(pem.encode()).decode()} if pem else {}
