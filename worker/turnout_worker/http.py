@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import deque
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Protocol, cast
@@ -16,6 +17,8 @@ import httptools
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+_log = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
@@ -187,6 +190,9 @@ class HttpConnection(asyncio.Protocol):
             return
         try:
             self._parser.feed_data(data)
+        except httptools.HttpParserCallbackError:
+            _log.exception("a request could not be handled")
+            self.cut()
         except (httptools.HttpParserUpgrade, httptools.HttpParserError):
             self._refuse(HTTPStatus.BAD_REQUEST)
 

@@ -12,7 +12,7 @@ from turnout_worker.errors import AnswerError, BadRequestError, UnknownModelErro
 
 Kind = Literal["chat", "text"]
 
-_UNSUPPORTED: Final = {"n": 1, "best_of": 1, "echo": False, "logprobs": None, "top_logprobs": None}
+_UNSUPPORTED: Final = {"n": 1, "best_of": 1, "echo": False, "logprobs": False, "top_logprobs": 0}
 """Fields that change an answer in a way the simulated engine does not know, with the values that ask for nothing."""
 
 
@@ -71,7 +71,7 @@ def parse(
         raise UnknownModelError(f"The model `{model}` does not exist.", "model")
     for name, neutral in _UNSUPPORTED.items():
         value = fields.get(name)
-        if value is not None and value != neutral:
+        if value and value != neutral:
             raise BadRequestError(
                 f"{name}={value!r} is not supported by the simulated engine: leave it out", name
             )
