@@ -4,14 +4,11 @@ from turnout.api.budget import ApiKey, TokenBudget, TokenBudgetSpec
 from turnout.api.deployment import (
     Accelerator,
     Engine,
-    LastScaling,
     LLMDeployment,
     LLMDeploymentSpec,
-    LLMDeploymentStatus,
     ModelSource,
     Objectives,
     Pool,
-    PoolStatus,
     RatioBounds,
     ReplicaBounds,
     Role,
@@ -20,6 +17,7 @@ from turnout.api.deployment import (
     Scaling,
     SimulatedEngine,
 )
+from turnout.api.deployment_status import LastScaling, LLMDeploymentStatus, PoolStatus
 from turnout.api.loading import InvalidResource, load_budget, load_deployment, load_route
 from turnout.api.meta import Condition, ObjectMeta
 from turnout.api.route import LLMRoute, LLMRouteSpec, LLMRouteStatus, RouteTarget
