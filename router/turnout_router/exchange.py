@@ -212,6 +212,7 @@ class Exchange:
             what="the answer",
             on_start=self._hold_back,
         )
+        self._client.source = None
         body = relay.finish()
         self._backends.succeeded(backend)
         if relay.status < _CLIENT_ERROR:

@@ -54,6 +54,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._complete = False
         self._keep = False
         self._lost = False
+        self._paused = False
         self._deadline = _NEVER
         self._left_seconds = _NEVER
         self._idle_seconds: float | None = None
@@ -88,28 +89,25 @@ class UpstreamConnection(asyncio.Protocol):
         """Whether its end says nothing about the worker: kept from before, and gone before it said a byte."""
         return self.reused and not self.heard
 
-    def abandon(self) -> None:
-        """Stop the exchange if it runs still: closing the connection is how a worker learns that nobody listens."""
-        if self._answer is not None:
-            self._answer = None
-            self._done = None
-            self.close()
-
     def pause(self) -> None:
         """Read nothing more; its time stands still, for it is the client who is slow."""
-        if self._answer is not None:
+        if self._answer is not None and not self._paused:
             self._left_seconds = self._deadline - self._loop.time()
             self._deadline = _NEVER
+            self._paused = True
             self._transport.pause_reading()
 
     def resume(self) -> None:
         """Read on."""
-        if self._answer is not None:
+        if self._paused:
+            self._paused = False
             self._deadline = self._loop.time() + self._left_seconds
-            self._transport.resume_reading()
+            if not self._transport.is_closing():
+                self._transport.resume_reading()
 
     def close(self) -> None:
-        """Drop the connection."""
+        """Drop the connection; that is how a worker learns that nobody listens any more."""
+        self._answer = None
         self._pool.forget(self)
         self._transport.abort()
 
@@ -119,9 +117,9 @@ class UpstreamConnection(asyncio.Protocol):
             self._fail(UpstreamError("timeout", self._timeout_message))
 
     @property
-    def usable(self) -> bool:
-        """Whether another exchange can begin on it."""
-        return not self._lost and not self._transport.is_closing()
+    def reusable(self) -> bool:
+        """Whether another exchange can begin on it: the last one is complete, and both sides keep it open."""
+        return self._keep and self._answer is None and not self._lost and not self._transport.is_closing()
 
     # What the transport says
 
@@ -201,10 +199,6 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _finish(self) -> None:
         done = self._release()
-        if not self._lost and self._keep:
-            self._pool.keep(self)
-        else:
-            self.close()
         if done is not None and not done.done():
             done.set_result(None)
 
@@ -216,6 +210,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _release(self) -> asyncio.Future[None] | None:
         done, self._done, self._answer = self._done, None, None
+        self.resume()
         self._deadline = _NEVER
         self._pieces = []
         return done
@@ -251,29 +246,21 @@ class Pool:
             if connection is None:
                 connection = await self._connect()
             self._used.add(connection)
+            done = connection.begin(request, answer, seconds=seconds, idle_seconds=idle_seconds, what=what)
+            if on_start is not None:
+                on_start(connection)
             try:
-                if on_start is not None:
-                    on_start(connection)
-                await connection.begin(request, answer, seconds=seconds, idle_seconds=idle_seconds, what=what)
+                await done
             except UpstreamError as error:
-                if error.fault == "reset" and connection.stale:
-                    connection = None
-                    continue
-                raise
+                if error.fault != "reset" or not connection.stale:
+                    raise
+                connection = None
+            else:
+                return
             finally:
                 if connection is not None:
-                    connection.abandon()
-            return
-
-    def keep(self, connection: UpstreamConnection) -> None:
-        """Keep *connection* for the next exchange, within bounds."""
-        self._used.discard(connection)
-        if self._closed or len(self._kept) >= self.limits.idle_connections or not connection.usable:
-            connection.close()
-            return
-        connection.idle_since = asyncio.get_running_loop().time()
-        connection.reused = True
-        self._kept.append(connection)
+                    # Not before the exchange's own coroutine runs again: until then nobody else may get it.
+                    self._settle(connection)
 
     def forget(self, connection: UpstreamConnection) -> None:
         """Let go of a connection that has ended."""
@@ -300,11 +287,21 @@ class Pool:
         """Connections with an exchange under way."""
         return len(self._used)
 
+    def _settle(self, connection: UpstreamConnection) -> None:
+        """Keep *connection* for the next exchange, within bounds; close it where its answer was not complete."""
+        self._used.discard(connection)
+        if self._closed or len(self._kept) >= self.limits.idle_connections or not connection.reusable:
+            connection.close()
+            return
+        connection.idle_since = asyncio.get_running_loop().time()
+        connection.reused = True
+        self._kept.append(connection)
+
     def _take(self) -> UpstreamConnection | None:
         now = asyncio.get_running_loop().time()
         while self._kept:
             connection = self._kept.pop()
-            if connection.usable and now - connection.idle_since <= self.limits.idle_seconds:
+            if connection.reusable and now - connection.idle_since <= self.limits.idle_seconds:
                 return connection
             connection.close()
         return None
