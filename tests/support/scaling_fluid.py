@@ -138,15 +138,12 @@ class Fleet:
 
     def _arrive(self) -> None:
         ready = self._ready("prefill")
-        while ready and self.next_arrival <= self.now:
-            rate = self.rate(self.now)
+        while ready and self.next_arrival <= self.now + TICK_SECONDS:
             at = self.next_arrival
-            self.next_arrival = max(self.now if at == 0 else at, at) + self.random.expovariate(
-                max(rate, 1e-3)
-            )
+            self.next_arrival = at + self.random.expovariate(max(self.rate(at), 1e-3))
             self.arrived.append(at)
             one = min(ready, key=lambda one: one.free_at)
-            begin = max(self.now, one.free_at)
+            begin = max(at, one.free_at)
             one.free_at = begin + self.prefill_seconds
             one.prompts.append((begin, one.free_at))
             heapq.heappush(self.to_decode, (one.free_at, at))
