@@ -17,6 +17,10 @@ MAX_GROWTH: Final = 2
 STEP_SHARE: Final = 0.2
 """Share of the stabilisation window between two steps down: the effect of one is seen before the next."""
 
+MIN_EXPERIENCE_SECONDS: Final = 30.0
+"""So long clients must have had the replicas of now, also where the goodput is about a shorter time: routers that have
+just been found have counted little."""
+
 
 @dataclass(frozen=True, slots=True)
 class PoolView:
@@ -91,7 +95,7 @@ def _grow_by_goodput(view: PoolView, now: float) -> Wish:
     """Grow by one when what clients experienced since the last change is still too little."""
     facts = view.facts
     since = view.memory.unsettled_seconds
-    if since is None or now - since < view.experience_seconds:
+    if since is None or now - since < max(view.experience_seconds, MIN_EXPERIENCE_SECONDS):
         return Wish(facts.replicas, f"{view.suspect}; waiting to see what the replicas of now achieve")
     grown = _grow(view, facts.replicas + 1, view.suspect)
     if grown.replicas == facts.replicas:
