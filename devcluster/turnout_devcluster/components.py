@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ class Component:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def plan_components(files: ClusterFiles, config: ClusterConfig, *, with_node: bool) -> tuple[Component, ...]:
+def plan_components(files: ClusterFiles, config: ClusterConfig) -> tuple[Component, ...]:
     """Return what the cluster runs, in the order in which it is started."""
     control_plane = (
         Component(ETCD, _etcd(files, config), needs_api=False),
@@ -64,7 +63,7 @@ def plan_components(files: ClusterFiles, config: ClusterConfig, *, with_node: bo
         Component(CONTROLLER_MANAGER, _controller_manager(files), needs_api=True),
         Component(SCHEDULER, _scheduler(files), needs_api=True),
     )
-    if not with_node:
+    if config.nodes == 0:
         return control_plane
     return (*control_plane, Component(NODE, _node(files, config), needs_api=True))
 
@@ -165,8 +164,3 @@ def _node(files: ClusterFiles, config: ClusterConfig) -> tuple[str, ...]:
         f"--nodes={config.nodes}",
         f"--accelerators={accelerators}",
     )
-
-
-def has_node_agent() -> bool:
-    """Whether the node agent is part of this installation."""
-    return (Path(__file__).parent / "node" / "__main__.py").is_file()

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Final
 
 from turnout_devcluster import guard, logfiles
 from turnout_devcluster.apiclient import is_ready
-from turnout_devcluster.components import NODE, Component, has_node_agent, plan_components
+from turnout_devcluster.components import NODE, Component, plan_components
 from turnout_devcluster.config import load_config
 from turnout_devcluster.files import write_atomically
 from turnout_devcluster.layout import ClusterFiles
@@ -82,11 +82,10 @@ class Supervisor:
         me = identify(os.getpid())
         assert me is not None  # noqa: S101 - we are running
         self._me = me
-        with_node = config.nodes > 0 and has_node_agent()
         guard_command = tuple(guard.command(files.directory, me, remove=config.owner is not None))
         components = (
             Component(_GUARD, guard_command, needs_api=False),
-            *plan_components(files, config, with_node=with_node),
+            *plan_components(files, config),
         )
         self._running = {component.name: _Running(component) for component in components}
         self._api_seen = False
@@ -200,6 +199,10 @@ class Supervisor:
             self._write_records()
 
     def _ended(self, entry: _Running, how: str, now: float) -> None:
+        if self._stopping:
+            _log.info("%s %s", entry.component.name, how)
+            entry.process = None
+            return
         if now - entry.started > _HEALTHY_SECONDS:
             entry.backoff = _FIRST_BACKOFF_SECONDS
         _log.warning("%s %s; starting it again in %.1f s", entry.component.name, how, entry.backoff)

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import textwrap
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,7 +21,6 @@ from turnout_devcluster.processes import MARKER, marked_processes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.cluster
 
@@ -116,13 +116,55 @@ def test_killed_owner_leaves_nothing(state_root: Path) -> None:
 
 
 def test_killed_supervisor_leaves_nothing() -> None:
-    """Kill -9 of the supervisor ends the control plane, and the pods that no parent holds, within ten seconds."""
-    with a_cluster("orphan") as cluster, pod_like(cluster) as pod:
+    """Kill -9 of the supervisor ends control plane, node agent and pods within ten seconds."""
+    accelerators = {"H100-SXM": 1}
+    with (
+        Cluster.up("orphan", nodes=1, accelerators=accelerators, owner_pid=os.getpid()) as cluster,
+        pod_like(cluster) as stray,
+    ):
+        cluster.kubectl(
+            "run", "sleeper", "--image=none", "--restart=Never", "--command", "--", "sleep", "987"
+        )
+        cluster.kubectl("wait", "--for=condition=Ready", "pod/sleeper", "--timeout=60s", timeout=70)
+        mine = {identity.pid for identity in marked_processes(cluster.state_dir)}
+        assert mine & set(processes_called("sleep\0987\0"))
         supervisor = cluster.supervisor()
         assert supervisor is not None
         os.kill(supervisor.pid, signal.SIGKILL)
-        eventually(lambda: pod.poll() is not None, seconds=10, what="the pod ended")
+        eventually(lambda: stray.poll() is not None, seconds=10, what="the stray ended")
         eventually(lambda: not marked_processes(cluster.state_dir), seconds=10, what="no process is left")
+        assert not mine & set(processes_called("sleep\0987\0"))
+
+
+def processes_called(command_line: str) -> list[int]:
+    """Return the pids of the processes with this command line, its words ended by NUL."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if path.read_bytes().decode(errors="replace") == command_line:
+                found.append(int(path.parent.name))
+    return found
+
+
+def test_killed_node_agent_comes_back_to_its_pods() -> None:
+    """Kill -9 of the node agent: the supervisor starts it again and the pod's process is the same one."""
+    with Cluster.up("agent", nodes=1, accelerators={"H100-SXM": 1}, owner_pid=os.getpid()) as cluster:
+        cluster.kubectl(
+            "run", "sleeper", "--image=none", "--restart=Never", "--command", "--", "sleep", "986"
+        )
+        cluster.kubectl("wait", "--for=condition=Ready", "pod/sleeper", "--timeout=60s", timeout=70)
+        before = cluster.pid("node")
+        mine = {identity.pid for identity in marked_processes(cluster.state_dir)}
+        sleepers = mine & set(processes_called("sleep\0986\0"))
+        assert len(sleepers) == 1
+        cluster.kill("node")
+        eventually(lambda: cluster.pid("node") not in (None, before), seconds=20, what="a new agent runs")
+        cluster.kubectl("delete", "pod", "sleeper", "--grace-period=1", "--timeout=60s", timeout=70)
+        eventually(
+            lambda: not sleepers & set(processes_called("sleep\0986\0")),
+            seconds=20,
+            what="the agent ended it",
+        )
 
 
 def test_killed_guard_is_replaced(own: Cluster) -> None:
