@@ -1,6 +1,7 @@
 """Node agent of the dev cluster: runs the pods that are bound to its nodes as local processes.
 
-What is decided is pure and lies in quantities, fields, references, environment, volumes, plan,
-probes, backoff, decide, status and nodes. What acts lies in processes, shim, attempts, mounts, api,
-watch, events, checks, podworker, forward, logs, server and agent.
+Pure decisions: model, quantities, fields, references, environment, volumes, plan, probes, backoff, decide, status,
+nodes. What acts on them: processes and shim (one small parent for each container), attempts (the disk),
+outfit and mounts, checks and prober, container, pod, agent; and towards the API server and clients api, watch,
+supplies, events, forward and splice, logs and server.
 """

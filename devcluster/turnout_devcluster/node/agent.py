@@ -18,7 +18,7 @@ from turnout_devcluster.node.addresses import AddressPool
 from turnout_devcluster.node.api import STRATEGIC, Api
 from turnout_devcluster.node.attempts import PodDisk, pods_on_disk, processes_of
 from turnout_devcluster.node.backoff import BackOff
-from turnout_devcluster.node.container import Means
+from turnout_devcluster.node.context import Means
 from turnout_devcluster.node.errors import (
     ApiError,
     ConfigurationError,

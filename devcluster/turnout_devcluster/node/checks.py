@@ -7,6 +7,7 @@ not an HTTP library.
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
@@ -18,6 +19,7 @@ from turnout_devcluster.node.probes import Action, Execute, HttpGet, Sleep, TcpC
 ANSWER_BYTES: Final = 10 * 1024
 """Most of an answer that is read, as in the kubelet."""
 OK, TOO_HIGH = 200, 400
+_CONNECTING: Final = frozenset({0, errno.EINPROGRESS})
 
 Executor = Callable[[Execute, float], Awaitable[tuple[int, str]]]
 """Runs a command in the container within so many seconds; returns its exit code and output."""
@@ -35,6 +37,14 @@ def _is_loopback(host: str) -> bool:
     return host.startswith("127.")
 
 
+def _is_connected(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
+
+
 async def _connect(host: str, port: int) -> socket.socket:
     loop = asyncio.get_running_loop()
     if not _is_loopback(host):
@@ -43,7 +53,14 @@ async def _connect(host: str, port: int) -> socket.socket:
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     sock.setblocking(False)
     try:
-        await loop.sock_connect(sock, (host, port))
+        # On loopback the handshake is over when connect returns, although it says EINPROGRESS, so
+        # that most often the loop need not be asked to wait.
+        if (
+            not _is_loopback(host)
+            or sock.connect_ex((host, port)) not in _CONNECTING
+            or not _is_connected(sock)
+        ):
+            await loop.sock_connect(sock, (host, port))
     except BaseException:
         sock.close()
         raise

@@ -8,13 +8,13 @@ import logging
 import secrets
 import signal
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from turnout_devcluster.node import attempts, checks
 from turnout_devcluster.node.api import pause
-from turnout_devcluster.node.attempts import Beginning, PodDisk, PodRecord, RunFile
+from turnout_devcluster.node.attempts import Beginning, RunFile
 from turnout_devcluster.node.errors import NodeError
 from turnout_devcluster.node.model import ContainerState, Json, Refusal, Run, container_of
 from turnout_devcluster.node.mounts import make_mounts
@@ -26,8 +26,7 @@ from turnout_devcluster.node.processes import Process, run, spawn_shim
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from turnout_devcluster.node.backoff import BackOff
-    from turnout_devcluster.node.events import EventRecorder
+    from turnout_devcluster.node.context import Means, PodView
 
 SPAWN_SECONDS: Final = 20.0
 """How long a start may take until its shim has told how it went."""
@@ -40,43 +39,6 @@ REAP_SECONDS: Final = 15.0
 """How long after SIGKILL the shim may take to record the end."""
 
 _log = logging.getLogger(__name__)
-
-
-class PodView(Protocol):
-    """What a container needs of its pod."""
-
-    @property
-    def pod(self) -> Json:
-        """The pod as last heard of."""
-
-    @property
-    def record(self) -> PodRecord:
-        """What is stored of it."""
-
-    @property
-    def disk(self) -> PodDisk:
-        """Where that is stored."""
-
-    @property
-    def deleting(self) -> bool:
-        """Whether nothing may be started any more."""
-
-    async def plan(self, name: str) -> ContainerPlan | Refusal:
-        """How to run a container. Raise NodeError where the API server cannot be asked."""
-
-    def wake(self) -> None:
-        """Tell the pod that a container's state has changed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Means:
-    """What containers are run with."""
-
-    events: EventRecorder
-    starts: asyncio.Semaphore
-    """Bounds how many containers start at once."""
-    back_off: BackOff
-    supervisor_file: Path
 
 
 def _now() -> float:

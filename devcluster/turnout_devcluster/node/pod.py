@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from turnout_devcluster.node import decide
 from turnout_devcluster.node.api import STRATEGIC, Api, pause
 from turnout_devcluster.node.attempts import PodDisk, PodRecord
-from turnout_devcluster.node.container import Container, Means
+from turnout_devcluster.node.container import Container
 from turnout_devcluster.node.errors import ApiError, ConflictError, NodeError, NotFoundError, UnreachableError
 from turnout_devcluster.node.fields import PodFacts
 from turnout_devcluster.node.model import Json, Refusal, shape_of
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from turnout_devcluster.node.addresses import AddressPool
+    from turnout_devcluster.node.context import Means
     from turnout_devcluster.node.nodes import NodePlan
     from turnout_devcluster.node.supplies import Supplies
 
