@@ -57,12 +57,13 @@ def test_a_request_that_never_ended_failed() -> None:
 
 
 def test_a_person_reads_the_same() -> None:
-    """The spoken summary tells counts, the time scale and every reason of failure."""
+    """The spoken summary tells counts, the time scale, every scaling sentence and every reason of failure."""
     text = "\n".join(
         spoken(summarize(OUTCOMES, SAMPLES, SCALINGS, OBJECTIVES, TRAFFIC, time_scale=5, wall_seconds=12))
     )
     assert "3 of 4 requests succeeded, 1 failed" in text
     assert "5 s of it pass in one" in text
+    assert "  00:00:01  decode 1 -> 2: KV cache 91 % in use, target 80 %" in text
     assert "failed 1 times: HTTP 503: nothing serves" in text
 
 

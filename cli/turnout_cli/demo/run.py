@@ -18,7 +18,6 @@ from turnout_cli.replay.figures import Objectives, Outcome
 from turnout_cli.replay.replay import Replay, ReplaySettings
 
 if TYPE_CHECKING:
-
     from turnout.api import LastScaling, LLMDeployment
     from turnout_cli.demo.screen import Screen
     from turnout_cli.demo.setup import Serving

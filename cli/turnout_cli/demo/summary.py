@@ -63,7 +63,7 @@ def summarize(
 
 
 def spoken(summary: dict[str, Any]) -> list[str]:
-    """Return *summary* as lines for a person."""
+    """Return *summary* as lines for a person, every scaling sentence with its time of day (UTC) among them."""
     scale = summary["time_scale"]
     lines = [
         f"{summary['succeeded']} of {summary['requests']} requests succeeded, {summary['failed']} failed",
@@ -86,6 +86,7 @@ def spoken(summary: dict[str, Any]) -> list[str]:
             f"{summary['output_tokens']:,} output tokens in {summary['wall_seconds']:g} s"
         ),
     ]
+    lines += [f"  {each['time'][11:19]}  {each['reason']}" for each in summary["scaling"]]
     lines += [f"failed {count} times: {reason}" for reason, count in summary["failures"].items()]
     return lines
 
