@@ -1,4 +1,4 @@
-"""The operator's own port: /healthz, /readyz, /metrics."""
+"""The operator's own port: /healthz, /readyz, /metrics, and /decisions, which says why it did (not) scale."""
 
 from __future__ import annotations
 
@@ -11,16 +11,25 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from turnout_operator.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from turnout_operator.metrics import Metrics
 
 
 @asynccontextmanager
 async def serving(
-    host: str, port: int, metrics: Metrics, not_ready: Callable[[], str]
+    host: str,
+    port: int,
+    metrics: Metrics,
+    *,
+    not_ready: Callable[[], str],
+    decisions: Callable[[], Mapping[str, str]],
 ) -> AsyncIterator[None]:
-    """Serve the admin port while the context lasts. *not_ready* returns why this operator is not ready, or ``""``."""
+    """Serve the admin port while the context lasts.
+
+    *not_ready* returns why this operator is not ready, or ``""``; *decisions* the last scaling decision's sentence by
+    deployment.
+    """
 
     async def healthz(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")
@@ -34,8 +43,18 @@ async def serving(
             body=generate_latest(metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
         )
 
+    async def why(_: web.Request) -> web.Response:
+        return web.json_response(dict(decisions()))
+
     app = web.Application()
-    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", page)])
+    app.add_routes(
+        [
+            web.get("/healthz", healthz),
+            web.get("/readyz", readyz),
+            web.get("/metrics", page),
+            web.get("/decisions", why),
+        ]
+    )
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
     await runner.setup()
     try:

@@ -57,13 +57,43 @@ async def run(settings: Settings) -> None:
         collector = await stack.enter_async_context(
             Collector(failed=lambda target: metrics.scrape_failures.labels(target).inc())
         )
-        controller = _controller(settings, client, collector, metrics)
+        store = Store()
+        scaler = Scaler(store, collector, metrics, settings.namespace)
+        config = PlanConfig(settings.worker_image, f"{settings.router_service}.{settings.namespace}.svc")
+        reconciler = Reconciler(
+            store,
+            executor=Executor(client, store, settings.identity),
+            scaler=scaler,
+            collector=collector,
+            metrics=metrics,
+            config=config,
+        )
+        # The routers live in the operator's own namespace, so that one is watched in any case.
+        watched = dict.fromkeys((*settings.watch_namespaces, settings.namespace))
+        controller = Controller(
+            store,
+            client,
+            reconciler,
+            scaler,
+            metrics,
+            connect=connection,
+            watched=tuple(watched) if settings.watch_namespaces else (),
+            namespaces=settings.watch_namespaces,
+        )
         leading = False
 
         def not_ready() -> str:
             return "leads, but does not know the cluster yet" if leading and not controller.synced else ""
 
-        await stack.enter_async_context(serving(settings.admin_host, settings.admin_port, metrics, not_ready))
+        await stack.enter_async_context(
+            serving(
+                settings.admin_host,
+                settings.admin_port,
+                metrics,
+                not_ready=not_ready,
+                decisions=scaler.reasons,
+            )
+        )
         try:
             if not await _unless(stop, lease.acquire()):
                 return
@@ -72,34 +102,6 @@ async def run(settings: Settings) -> None:
         finally:
             await lease.release()
     LOG.info("stopped")
-
-
-def _controller(settings: Settings, client: KubeClient, collector: Collector, metrics: Metrics) -> Controller:
-    store = Store()
-    scaler = Scaler(store, collector, metrics, settings.namespace)
-    config = PlanConfig(settings.worker_image, f"{settings.router_service}.{settings.namespace}.svc")
-    reconciler = Reconciler(
-        store,
-        executor=Executor(client, store, settings.identity),
-        scaler=scaler,
-        collector=collector,
-        metrics=metrics,
-        config=config,
-    )
-    # The routers live in the operator's own namespace, so that one is watched in any case.
-    watched = (
-        dict.fromkeys((*settings.watch_namespaces, settings.namespace)) if settings.watch_namespaces else ()
-    )
-    return Controller(
-        store,
-        client,
-        reconciler,
-        scaler,
-        metrics,
-        connect=connection,
-        watched=tuple(watched),
-        namespaces=settings.watch_namespaces,
-    )
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[object, object, object]) -> bool:

@@ -58,6 +58,10 @@ class Scaler:
         state = self._states.get(key)
         return None if state is None else state.decision
 
+    def reasons(self) -> dict[str, str]:
+        """Return the sentence of the last decision by deployment, also where it changed nothing."""
+        return {str(key): state.decision.reason for key, state in self._states.items() if state.decision}
+
     def pods(self, key: Key) -> list[ObservedPod]:
         """Return the worker pods of a deployment with the load they told last."""
         found = (

@@ -69,7 +69,7 @@ def ready(cluster: Cluster, name: str) -> dict[str, Any]:
     return condition(get(cluster, "default", "llmd", name), "Ready")
 
 
-BROKEN = {
+BROKEN: dict[str, dict[str, Any]] = {
     "no-model": {"model": None},
     "bad-duration": {"slo": {"timeToFirstToken": "soon"}},
     "zero-objective": {"slo": {"timeToFirstToken": "0s"}},

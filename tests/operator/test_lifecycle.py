@@ -11,6 +11,7 @@ import pytest
 from support.installation import llmdeployment
 from support.operator_node import ACCELERATOR, Load
 from support.operator_process import apply, condition, get, items, service_account, wait_until
+from turnout.sizing.accelerators import ACCELERATORS, PRODUCT_LABEL
 from turnout_operator.plan.conditions import rfc3339
 
 if TYPE_CHECKING:
@@ -119,9 +120,10 @@ def test_what_somebody_breaks_is_put_back(
 
 
 def test_pods_are_drained_before_the_pool_shrinks(
-    cluster: Cluster, namespace: str, node: TestNode, operator: OperatorProcess
+    cluster: Cluster, namespace: str, home: str, node: TestNode, operator: OperatorProcess
 ) -> None:
     """Load grows the decode pool; when it is over, the pod that leaves was labelled, and waited for, until it was idle."""
+    apply(cluster, home, _router())  # without what clients experience nothing is taken away
     scaling = {"scaleDown": {"stabilization": "20s"}}
     apply(cluster, namespace, manifest(prefill=None, decode=(1, 3), scaling=scaling))
     wait_until("Ready", lambda: ready(cluster, namespace), processes=(operator,))
@@ -307,6 +309,23 @@ def test_an_idle_operator_leaves_the_api_server_alone(
     before, begun = requests(), rounds()
     wait_until("ten rounds", lambda: rounds() >= begun + 10, processes=(operator,))
     assert requests() == before
+
+
+def _router() -> dict[str, Any]:
+    """Return a pod that looks like a router, on the node under control."""
+    known = ACCELERATORS[ACCELERATOR]
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": "router",
+            "labels": {"app.kubernetes.io/name": "turnout", "app.kubernetes.io/component": "router"},
+        },
+        "spec": {
+            "nodeSelector": {PRODUCT_LABEL: known.product},
+            "containers": [{"name": "router", "image": "router", "command": ["turnout-router"]}],
+        },
+    }
 
 
 def _model(served: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import kopf
 import yaml
 from aiohttp import web
 
+from turnout.api.names import COMPONENT_ROUTER, LABEL_COMPONENT, ROUTER_ADMIN_PORT, WORKER_PORT
 from turnout.sizing.accelerators import ACCELERATORS, PRODUCT_LABEL
 from turnout_operator.errors import ApiError
 from turnout_operator.kube.client import KubeClient
@@ -79,6 +80,8 @@ class TestNode:
     """By the pod's name. Without an entry a pod is idle."""
     held_back: set[str] = field(default_factory=set)
     """Parts of names: pods with one of them in their name do not get ready."""
+    router_page: str = ""
+    """What pods labelled as routers say on the routers' metrics port."""
     exempt: set[str] = field(default_factory=set)
     """Names of pods that stay ready all the same."""
     gone: list[str] = field(default_factory=list)
@@ -181,7 +184,8 @@ class TestNode:
         conditions = {item["type"]: item["status"] for item in pod.get("status", {}).get("conditions", [])}
         if conditions.get("Ready") == ("True" if wanted else "False"):
             return
-        address = await self._address(name)
+        router = meta["labels"].get(LABEL_COMPONENT) == COMPONENT_ROUTER
+        address = await self._address(name, router=router)
         ready = {"status": "True" if wanted else "False", "lastTransitionTime": _now()[:19] + "Z"}
         status = {
             "phase": "Running",
@@ -195,18 +199,18 @@ class TestNode:
         }
         await client._request("patch", "PATCH", POD, path + "/status", body={"status": status})
 
-    async def _address(self, name: str) -> str:
+    async def _address(self, name: str, *, router: bool) -> str:
         if name not in self._addresses:
             address = self._addresses[name] = f"{self.subnet}.{len(self._addresses) + 1}"
             app = web.Application()
 
             async def page(_: web.Request) -> web.Response:
-                return web.Response(text=self.loads.get(name, Load()).page())
+                return web.Response(text=self.router_page if router else self.loads.get(name, Load()).page())
 
             app.router.add_get("/metrics", page)
             runner = self._runners[name] = web.AppRunner(app, access_log=None)
             await runner.setup()
-            await web.TCPSite(runner, address, 8000).start()
+            await web.TCPSite(runner, address, ROUTER_ADMIN_PORT if router else WORKER_PORT).start()
         return self._addresses[name]
 
 
