@@ -4,32 +4,40 @@ from __future__ import annotations
 
 import os
 import uuid
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
 from turnout_devcluster.binaries import find_binaries
 from turnout_devcluster.cluster import Cluster
+from turnout_devcluster.existing import ExistingCluster
 from turnout_devcluster.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+EXISTING: Final = "TURNOUT_TEST_KUBECONFIG"
+"""Kubeconfig of a cluster to test on instead of starting one. Tests that kill its parts cannot pass there."""
+
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Build the control plane before the first test, where the minutes that it takes count as no test's time."""
     needed = any("cluster" in getattr(item, "fixturenames", ()) for item in session.items)
-    if needed and not session.config.option.collectonly:
+    if needed and not session.config.option.collectonly and EXISTING not in os.environ:
         find_binaries(Progress())
 
 
 @pytest.fixture(scope="session")
-def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster | ExistingCluster]:
     """One dev cluster for the whole run; it ends with the run, also with a killed one.
 
     Two nodes of each kind, with accelerators enough that only a test that wants to can run out of them.
     """
     capture = request.config.pluginmanager.getplugin("capturemanager")
+    if EXISTING in os.environ:
+        yield ExistingCluster.of(Path(os.environ[EXISTING]), Progress())
+        return
     # The person who waits shall see for what.
     with capture.global_and_fixture_disabled():
         started = Cluster.up(
@@ -44,8 +52,9 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
 
 @pytest.fixture
 def namespace(cluster: Cluster) -> Iterator[str]:
-    """Name of a new namespace; it is deleted afterwards with all that is in it."""
+    """Name of a new namespace that pods can run in; it is deleted afterwards with all that is in it."""
     name = f"test-{uuid.uuid4().hex[:10]}"
     cluster.kubectl("create", "namespace", name)
+    cluster.kubectl("-n", name, "wait", "--for=create", "serviceaccount/default", "--timeout=30s")
     yield name
     cluster.kubectl("delete", "namespace", name, "--wait=false")
