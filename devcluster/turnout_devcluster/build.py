@@ -115,16 +115,18 @@ def _build(go: GoCommand, source: Path, target: Path, progress: Progress) -> Non
     for leftover in target.parent.glob(f".{target.name}.building-*"):
         shutil.rmtree(leftover)
     building = target.with_name(f".{target.name}.building-{os.getpid()}")
-    (building / "tmp").mkdir(parents=True)
+    building.mkdir(parents=True)
+    own = target.with_name(f".{target.name}.go")
+    own.mkdir(exist_ok=True)
     try:
         progress.line(
             f"building the control plane with {go.version}: some minutes, once, then cached in {target}"
         )
-        packages = go.list_dependencies(source, building / "tmp", progress)
+        packages = go.list_dependencies(source, own, progress)
         go_mod = (source / "go.mod").read_text(encoding="utf-8")
         go.build(
             source,
-            building / "tmp",
+            own,
             progress,
             output=building / _BINARY,
             linker_flags=version_flags(go_mod),
@@ -132,10 +134,12 @@ def _build(go: GoCommand, source: Path, target: Path, progress: Progress) -> Non
         )
         for tool in (*SERVERS, *CLIENTS):
             (building / tool).symlink_to(_BINARY)
-        shutil.rmtree(building / "tmp")
         building.rename(target)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+        # Else kept: the next try goes on from what was fetched and compiled.
+        if target.is_dir() or not go.fetched:
+            shutil.rmtree(own, ignore_errors=True)
     progress.line("the control plane is built")
 
 

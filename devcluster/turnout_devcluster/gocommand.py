@@ -14,7 +14,7 @@ from turnout_devcluster.errors import BuildError
 from turnout_devcluster.processes import dying_with_parent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from turnout_devcluster.progress import Progress
@@ -31,10 +31,11 @@ class GoCommand:
     path: Path
     version: str
     """As ``go version`` prints it, for example ``go1.26.6 linux/amd64``."""
-    environment: Mapping[str, str]
-    """Settings added to this process's environment, such as where modules are kept."""
+    fetched: bool
+    """Whether it was fetched for this build alone. Its modules and objects (4 GB) then lie in the folder *own*
+    of each call, to be removed with it; an installed Go keeps them in its usual caches."""
 
-    def list_dependencies(self, source: Path, scratch: Path, progress: Progress) -> int:
+    def list_dependencies(self, source: Path, own: Path, progress: Progress) -> int:
         """Fetch the modules that *source* needs and return the number of packages to compile."""
         fetched = packages = 0
 
@@ -48,7 +49,7 @@ class GoCommand:
         self._run(
             ["list", "-x", "-deps", "."],
             source,
-            scratch,
+            own,
             on_line,
             lambda: progress.passing(f"fetching modules: {fetched} so far"),
         )
@@ -58,7 +59,7 @@ class GoCommand:
     def build(
         self,
         source: Path,
-        scratch: Path,
+        own: Path,
         progress: Progress,
         *,
         output: Path,
@@ -76,25 +77,31 @@ class GoCommand:
             progress.passing(f"compiling: {compiled} packages of at most {packages}, then linking")
 
         command = ["build", "-v", "-trimpath", f"-ldflags={linker_flags}", "-o", str(output), "."]
-        self._run(command, source, scratch, on_line, say)
+        self._run(command, source, own, on_line, say)
 
     def _run(
         self,
         arguments: list[str],
         source: Path,
-        scratch: Path,
+        own: Path,
         on_line: Callable[[str], None],
         say: Callable[[], None],
     ) -> None:
         environment = {
             **os.environ,
-            **self.environment,
             "CGO_ENABLED": "0",
             "GOFLAGS": "-mod=readonly",
             "GOTOOLCHAIN": "local",
-            "GOTMPDIR": str(scratch),
+            "GOTMPDIR": str(own),
             "GOWORK": "off",
         }
+        if self.fetched:
+            environment |= {
+                "GOCACHE": str(own / "objects"),
+                "GOFLAGS": "-mod=readonly -modcacherw",  # so that the modules can be removed
+                "GOMODCACHE": str(own / "modules"),
+                "GOROOT": "",
+            }
         last: deque[str] = deque(maxlen=_KEPT_LINES)
         child = subprocess.Popen(
             [str(self.path), *arguments],

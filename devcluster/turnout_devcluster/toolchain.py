@@ -41,7 +41,7 @@ def find_go(required: tuple[int, ...], progress: Progress) -> GoCommand:
     if on_path is not None:
         version = go_version(Path(on_path))
         if version is not None and _numbers(version) >= required:
-            return GoCommand(Path(on_path), version, {})
+            return GoCommand(Path(on_path), version, fetched=False)
         wanted = ".".join(map(str, required))
         progress.line(f"{on_path} is {version or 'not usable'}, but Go {wanted} is needed")
     return _fetched_go(progress)
@@ -86,13 +86,7 @@ def _fetched_go(progress: Progress) -> GoCommand:
     version = go_version(go)
     if version is None:
         raise ToolchainError(f"{go} does not run. Remove {folder}, or install Go yourself, and try again.")
-    # The machine's owner did not ask for Go, so its modules and objects go where all of ours is.
-    own = {
-        "GOMODCACHE": str(folder.parent / "modules"),
-        "GOCACHE": str(folder.parent / "objects"),
-        "GOROOT": "",
-    }
-    return GoCommand(go, version, own)
+    return GoCommand(go, version, fetched=True)
 
 
 def _fetch(folder: Path, progress: Progress) -> None:

