@@ -22,6 +22,7 @@ from support.router_running import (
 from turnout_cli.key import app
 from turnout_router.discovery.file import read_config
 from turnout_router.errors import ConfigError
+from turnout_router.kube import load_access
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -219,14 +220,22 @@ async def test_a_worker_that_leaves_the_fleet_finishes_what_it_has(tmp_path: Pat
         mock_worker(tokens=60, pause_seconds=0.05) as a,
         mock_worker() as b,
         running_router(tmp_path, config([("aggregated", a.url)])) as r,
+        r.client.stream("POST", "/v1/chat/completions", json=chat(stream=True)) as answer,
     ):
-        async with r.client.stream("POST", "/v1/chat/completions", json=chat(stream=True)) as answer:
-            await eventually(lambda: a.received)
-            (tmp_path / "router.yaml").write_text(yaml.safe_dump(config([("aggregated", b.url)])))
+        await eventually(lambda: a.received)
+        (tmp_path / "router.yaml").write_text(yaml.safe_dump(config([("aggregated", b.url)])))
 
-            async def moved() -> bool:
-                await r.chat()
-                return bool(b.received)
+        async def moved() -> bool:
+            await r.chat()
+            return bool(b.received)
 
-            await eventually_async(moved)
-            assert "[DONE]" in (await answer.aread()).decode()
+        await eventually_async(moved)
+        assert "[DONE]" in (await answer.aread()).decode()
+
+
+def test_an_incomplete_kubeconfig_is_explained(tmp_path: Path) -> None:
+    """The message says which file, and what it lacks."""
+    file = tmp_path / "kubeconfig"
+    file.write_text("clusters: []")
+    with pytest.raises(ConfigError, match=r"kubeconfig .* is not complete: KeyError\('contexts'\)"):
+        load_access({"KUBECONFIG": str(file)})

@@ -37,6 +37,9 @@ class MockWorker:
     tokens: int = 6
     pause_seconds: float = 0.0
     piece: str = "tok "
+    single_use: bool = False
+    """Whether a second request on a connection is met with a reset."""
+    reused: int = 0
     received: list[Received] = field(default_factory=list)
     left: int = 0
     """Requests whose other side closed the connection before the answer was complete."""
@@ -64,7 +67,10 @@ class MockWorker:
         self.open_connections += 1
         try:
             while await self._one(reader, writer):
-                pass
+                if self.single_use:
+                    await reader.readuntil(b"\r\n\r\n")
+                    self.reused += 1
+                    writer.transport.abort()
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
