@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from turnout.routing import Backend, Choice, DeploymentRoute
     from turnout.routing.pick import LocalReason
     from turnout_router.backends import Backends
+    from turnout_router.connection import ClientConnection
     from turnout_router.http import Fields
     from turnout_router.metrics import DeploymentMetrics
     from turnout_router.openai import Completion
-    from turnout_router.server import ClientConnection
     from turnout_router.settings import UpstreamLimits
     from turnout_router.upstream import UpstreamConnection
 

@@ -17,6 +17,7 @@ from urllib.parse import unquote
 import orjson
 
 from turnout.routing import resolve
+from turnout_router.connection import ClientConnection, require_body
 from turnout_router.errors import (
     ApiError,
     key_missing,
@@ -30,7 +31,6 @@ from turnout_router.exchange import Exchange, Identity
 from turnout_router.http import JSON, Request
 from turnout_router.metrics import NO_DEPLOYMENT, Metrics
 from turnout_router.openai import CHAT, TEXT, parse
-from turnout_router.server import ClientConnection, require_body
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine

@@ -18,9 +18,9 @@ from turnout_router.discovery.kubernetes import KubernetesSource
 from turnout_router.errors import ConfigError
 from turnout_router.gateway import Gateway
 from turnout_router.kube import load_access
+from turnout_router.listener import Listener
 from turnout_router.metrics import Metrics
 from turnout_router.options import parse_options, settings_of
-from turnout_router.server import Listener
 from turnout_router.upstream import Pools
 
 if TYPE_CHECKING:

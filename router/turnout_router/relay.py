@@ -14,8 +14,8 @@ from turnout_router.errors import UpstreamError, UpstreamFault
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from turnout_router.connection import ClientConnection
     from turnout_router.http import Fields
-    from turnout_router.server import ClientConnection
     from turnout_router.settings import UpstreamLimits
     from turnout_router.usage import StreamTap
 

@@ -1,16 +1,15 @@
-"""The public port: clients' connections, what they may send, and how they are answered.
+"""One client's connection: what it may send, and how it is answered.
 
 One request at a time per connection. What a client sends early is kept, up to a bound; then its socket is read no
 further. Reading goes on otherwise while an answer is under way, for that is how a client's leaving is noticed. A
 client that closes its sending side counts as gone: TCP cannot tell the two apart.
 
-Time-outs are coarse: one sweep a second looks at every connection, so that a request costs no timer.
+Time-outs are coarse: the listener's sweep looks at every connection once a second, so that a request costs no timer.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast
@@ -23,11 +22,10 @@ from turnout_router.http import CONTINUE, JSON, LAST_CHUNK, Fields, Request, ans
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from turnout_router.settings import ClientLimits
+    from turnout_router.listener import Listener
 
 _LOG = logging.getLogger(__name__)
-_SWEEP_SECONDS: Final = 1.0
-_LINGER_SECONDS: Final = 2.0
+LINGER_SECONDS: Final = 2.0
 """How long the rest of a refused request is read and thrown away: closing at once would reset the connection and
 destroy the answer that says why."""
 _OK_VERSIONS: Final = {"1.0", "1.1"}
@@ -50,65 +48,6 @@ class Handler(Protocol):
 
     def handle(self, request: Request, client: ClientConnection) -> Coroutine[Any, Any, None] | None:
         """Answer at once and return None, or return the coroutine that will. May raise ApiError."""
-
-
-class Listener:
-    """All connections of the public port."""
-
-    def __init__(self, handler: Handler, limits: ClientLimits) -> None:
-        self.handler = handler
-        self.limits = limits
-        self.connections: set[ClientConnection] = set()
-        self.draining = False
-        self._server: asyncio.Server | None = None
-        self._sweeping: asyncio.TimerHandle | None = None
-        self._empty: asyncio.Event | None = None
-
-    async def start(self, host: str, port: int) -> int:
-        """Listen and return the port, which differs from *port* where that is 0. Raise OSError where it is taken."""
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: ClientConnection(self, loop), host, port, backlog=1024
-        )
-        self._sweeping = loop.call_later(_SWEEP_SECONDS, self._sweep, loop)
-        return int(self._server.sockets[0].getsockname()[1])
-
-    async def stop(self, grace_seconds: float) -> int:
-        """Accept nothing more, let running answers finish for *grace_seconds*, cut the rest. Return how many were cut."""
-        self.draining = True
-        if self._server is not None:
-            self._server.close()
-        for connection in tuple(self.connections):
-            connection.drain()
-        await self._emptied(grace_seconds)
-        left = len(self.connections)
-        for connection in tuple(self.connections):
-            connection.cut()
-        await self._emptied(_LINGER_SECONDS)
-        for connection in tuple(self.connections):
-            connection.abort()
-        if self._sweeping is not None:
-            self._sweeping.cancel()
-        return left
-
-    async def _emptied(self, seconds: float) -> None:
-        if self.connections:
-            self._empty = asyncio.Event()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await self._empty.wait()
-
-    def forget(self, connection: ClientConnection) -> None:
-        """Let go of a connection that has ended."""
-        self.connections.discard(connection)
-        if not self.connections and self._empty is not None:
-            self._empty.set()
-
-    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        now = loop.time()
-        for connection in tuple(self.connections):
-            connection.check_deadlines(now)
-        self._sweeping = loop.call_later(_SWEEP_SECONDS, self._sweep, loop)
 
 
 class _Refused(Exception):  # noqa: N818 - never leaves the parser: it only stops it
@@ -450,7 +389,7 @@ class ClientConnection(asyncio.Protocol):
         if self._transport.can_write_eof():
             self._transport.write_eof()
         self._wait = "linger"
-        self._deadline = self._loop.time() + _LINGER_SECONDS
+        self._deadline = self._loop.time() + LINGER_SECONDS
 
     def _close(self) -> None:
         if self._wait != "linger":

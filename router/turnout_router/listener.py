@@ -1,0 +1,74 @@
+"""The public port: accepting connections, watching their deadlines, and letting them finish at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Final
+
+from turnout_router.connection import LINGER_SECONDS, ClientConnection
+
+if TYPE_CHECKING:
+    from turnout_router.connection import Handler
+    from turnout_router.settings import ClientLimits
+
+_SWEEP_SECONDS: Final = 1.0
+
+
+class Listener:
+    """All connections of the public port."""
+
+    def __init__(self, handler: Handler, limits: ClientLimits) -> None:
+        self.handler = handler
+        self.limits = limits
+        self.connections: set[ClientConnection] = set()
+        self.draining = False
+        self._server: asyncio.Server | None = None
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._empty: asyncio.Event | None = None
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen and return the port, which differs from *port* where that is 0. Raise OSError where it is taken."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(
+            lambda: ClientConnection(self, loop), host, port, backlog=1024
+        )
+        self._sweeping = loop.call_later(_SWEEP_SECONDS, self._sweep, loop)
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def stop(self, grace_seconds: float) -> int:
+        """Accept nothing more, let running answers finish for *grace_seconds*, cut the rest. Return how many were cut."""
+        self.draining = True
+        if self._server is not None:
+            self._server.close()
+        for connection in tuple(self.connections):
+            connection.drain()
+        await self._emptied(grace_seconds)
+        left = len(self.connections)
+        for connection in tuple(self.connections):
+            connection.cut()
+        await self._emptied(LINGER_SECONDS)
+        for connection in tuple(self.connections):
+            connection.abort()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        return left
+
+    async def _emptied(self, seconds: float) -> None:
+        if self.connections:
+            self._empty = asyncio.Event()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._empty.wait()
+
+    def forget(self, connection: ClientConnection) -> None:
+        """Let go of a connection that has ended."""
+        self.connections.discard(connection)
+        if not self.connections and self._empty is not None:
+            self._empty.set()
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = loop.time()
+        for connection in tuple(self.connections):
+            connection.check_deadlines(now)
+        self._sweeping = loop.call_later(_SWEEP_SECONDS, self._sweep, loop)
