@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -31,7 +32,7 @@ def turnout(request: pytest.FixtureRequest) -> Iterator[Installation]:
 @pytest.fixture
 def space(turnout: Installation, request: pytest.FixtureRequest) -> Iterator[str]:
     """Name of a new namespace; what is in it is gone before the next test begins."""
-    name = "e2e-" + request.node.name.removeprefix("test_").replace("_", "-")[:50].rstrip("-")
+    name = "e2e-" + re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_"))[:50].strip("-")
     turnout.cluster.kubectl("create", "namespace", name)
     yield name
     turnout.cluster.kubectl("delete", "namespace", name, "--timeout=120s", timeout=130)

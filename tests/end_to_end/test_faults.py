@@ -12,6 +12,7 @@ import pytest
 
 from support.clients import Tally, ask, asking, until
 from support.installation import SYSTEM_NAMESPACE, llmdeployment
+from turnout_devcluster.errors import CommandError
 
 if TYPE_CHECKING:
     from support.installation import Installation
@@ -128,7 +129,7 @@ async def test_the_api_server_is_killed(turnout: Installation, space: str) -> No
         def answers() -> bool:
             try:
                 return turnout.cluster.kubectl("get", "--raw", "/readyz") == "ok"
-            except RuntimeError:
+            except CommandError:
                 return False
 
         await until("it is back", answers, 60)

@@ -33,9 +33,10 @@ async def ask(client: openai.AsyncOpenAI, model: str, prompt: str, tokens: int, 
             extra_body={"ignore_eos": True},
         )
         written = 0
-        async for chunk in stream:
-            if chunk.usage is not None:
-                written = chunk.usage.completion_tokens
+        async with stream:  # a client that is cancelled hangs up
+            async for chunk in stream:
+                if chunk.usage is not None:
+                    written = chunk.usage.completion_tokens
     except openai.OpenAIError as error:
         tally.failures.append(f"{type(error).__name__}: {error}")
         return
