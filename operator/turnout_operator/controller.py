@@ -17,7 +17,7 @@ from turnout_operator.observe.watch import watch
 from turnout_operator.workqueue import WorkQueue
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
     import kopf
 
@@ -58,7 +58,7 @@ class Controller:
         scaler: Scaler,
         metrics: Metrics,
         *,
-        connect: Callable[[], kopf.ConnectionInfo],
+        connect: Callable[[], Awaitable[kopf.ConnectionInfo]],
         watched: Sequence[str],
         namespaces: Sequence[str],
     ) -> None:

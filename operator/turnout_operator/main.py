@@ -15,7 +15,7 @@ from turnout_operator.controller import Controller, own_signals
 from turnout_operator.effects import Executor
 from turnout_operator.errors import ConfigurationError, OperatorError
 from turnout_operator.kube.client import KubeClient
-from turnout_operator.kube.credentials import connection
+from turnout_operator.kube.credentials import configuration, connection
 from turnout_operator.lease import Lease
 from turnout_operator.load.collector import Collector
 from turnout_operator.metrics import Metrics
@@ -39,10 +39,9 @@ async def run(settings: Settings) -> None:
     stop = asyncio.Event()
     own_signals(stop)
     metrics = Metrics()
-    connection()  # fails here, with a message, rather than in the middle
     async with AsyncExitStack() as stack:
         lease_client = await stack.enter_async_context(
-            KubeClient(connection, count=metrics.count_request, timeout_seconds=LEASE_REQUEST_SECONDS)
+            KubeClient(configuration, count=metrics.count_request, timeout_seconds=LEASE_REQUEST_SECONDS)
         )
         lease = Lease(
             lease_client,
@@ -52,7 +51,7 @@ async def run(settings: Settings) -> None:
             held=lambda held: metrics.leader.set(1 if held else 0),
         )
         client = await stack.enter_async_context(
-            KubeClient(connection, count=metrics.count_request, fence=lease.fence)
+            KubeClient(configuration, count=metrics.count_request, fence=lease.fence)
         )
         collector = await stack.enter_async_context(
             Collector(failed=lambda target: metrics.scrape_failures.labels(target).inc())

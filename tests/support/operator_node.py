@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
 
-import kopf
-import yaml
 from aiohttp import web
 
 from turnout.api.names import COMPONENT_ROUTER, LABEL_COMPONENT, ROUTER_ADMIN_PORT, WORKER_PORT
 from turnout.sizing.accelerators import ACCELERATORS, PRODUCT_LABEL
 from turnout_operator.errors import ApiError
 from turnout_operator.kube.client import KubeClient
+from turnout_operator.kube.credentials import configuration
 from turnout_operator.kube.kinds import LEASE, POD, Kind
 
 if TYPE_CHECKING:
@@ -46,23 +45,6 @@ class Load:
             f'vllm:num_requests_waiting{{model_name="m",engine="0"}} {self.waiting}\n'
             f'vllm:kv_cache_usage_perc{{model_name="m",engine="0"}} {self.kv}\n'
         )
-
-
-def admin(cluster: Cluster) -> kopf.ConnectionInfo:
-    """Return the administrator's credentials."""
-    config = yaml.safe_load(cluster.kubeconfig.read_text())
-    server, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
-
-    return kopf.ConnectionInfo(
-        server=server["server"],
-        ca_data=server.get("certificate-authority-data"),
-        ca_path=server.get("certificate-authority"),
-        certificate_data=user.get("client-certificate-data"),
-        certificate_path=user.get("client-certificate"),
-        private_key_data=user.get("client-key-data"),
-        private_key_path=user.get("client-key"),
-        token=user.get("token"),
-    )
 
 
 @dataclass
@@ -110,7 +92,8 @@ class TestNode:
 
     async def _run(self) -> None:
         try:
-            async with KubeClient(lambda: admin(self.cluster)) as client:
+            environment = {"KUBECONFIG": str(self.cluster.kubeconfig)}
+            async with KubeClient(lambda: configuration(environment)) as client:
                 await self._register(client)
                 self._started.set()
                 ticks = 0

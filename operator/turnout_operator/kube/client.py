@@ -7,14 +7,24 @@ import json
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import aiohttp
+from kubernetes.aio.client import ApiClient
+from kubernetes.aio.config import ConfigException
 
 from turnout.api.names import FIELD_MANAGER
-from turnout_operator.errors import ApiError, Conflict, Forbidden, NotFound, Rejected, Unreachable
+from turnout_operator.errors import (
+    ApiError,
+    ConfigurationError,
+    Conflict,
+    Forbidden,
+    NotFound,
+    Rejected,
+    Unreachable,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
-    import kopf
+    from kubernetes.aio.client import Configuration
 
     from turnout_operator.kube.kinds import Kind
 
@@ -24,6 +34,8 @@ Raw = dict[str, Any]
 PAGE: Final = 500
 """Objects per page of a list."""
 MAX_PAGES: Final = 200
+CONNECTIONS: Final = 32
+"""Requests of one session that are under way at the same time; the others wait."""
 
 _UNAUTHORIZED: Final = 401
 _OK: Final = range(200, 300)
@@ -55,38 +67,41 @@ class KubeClient:
 
     def __init__(
         self,
-        connect: Callable[[], kopf.ConnectionInfo],
+        configure: Callable[[], Awaitable[Configuration]],
         *,
         count: Callable[[str, str, int], None] = lambda _verb, _plural, _status: None,
         fence: Callable[[], None] = lambda: None,
         timeout_seconds: float = 10.0,
     ) -> None:
-        self._connect = connect
+        self._configure = configure
         self._count = count
         """Called with verb, resource and HTTP status (0: no answer) of every request."""
         self.fence = fence
         """Called before every write; raises where this operator must not act (any more)."""
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
-        self._session: aiohttp.ClientSession | None = None
-        self._server = ""
+        self._api: ApiClient | None = None
+        self._opening = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
-        self._open()
+        await self._open(None)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._session is not None:
-            await self._session.close()
+        if self._api is not None:
+            await self._api.close()
 
-    def _open(self) -> aiohttp.ClientSession:
-        info = self._connect()
-        self._server = info.server.rstrip("/")
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=info.as_ssl_context(), limit=32),
-            headers={**info.as_http_headers(), "User-Agent": FIELD_MANAGER, "Accept": "application/json"},
-            timeout=self._timeout,
-        )
-        return self._session
+    async def _open(self, refused: ApiClient | None) -> ApiClient:
+        """Return a session other than *refused*: of those that find it refused at once, the first logs in again."""
+        async with self._opening:
+            if self._api is not None and self._api is not refused:
+                return self._api
+            configuration = await self._configure()
+            configuration.connection_pool_maxsize = CONNECTIONS
+            if self._api is not None:
+                await self._api.close()
+            self._api = ApiClient(configuration)
+            self._api.user_agent = FIELD_MANAGER
+            return self._api
 
     async def _request(
         self,
@@ -98,32 +113,53 @@ class KubeClient:
         params: dict[str, str] | None = None,
         body: Raw | None = None,
     ) -> Raw:
-        data = None if body is None else json.dumps(body).encode()
-        headers = {} if body is None else {"Content-Type": _CONTENT_TYPES.get(verb, "application/json")}
-        for renewed in (False, True):
-            session = self._session
-            if session is None or session.closed:
-                session = self._open()
+        refused: ApiClient | None = None
+        while True:
             try:
-                async with session.request(
-                    method, self._server + path, params=params, data=data, headers=headers
-                ) as response:
-                    text = await response.text()
-                    status = response.status
-            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                api = await self._open(refused)
+                status, text = await self._send(api, verb, method, path, params=params, body=body)
+            except (
+                aiohttp.ClientError,
+                TimeoutError,
+                OSError,
+                ConfigException,
+                ConfigurationError,
+            ) as error:
                 self._count(verb, kind.plural, 0)
                 raise Unreachable(f"{verb} {path}: {str(error) or 'timed out'}") from error
             self._count(verb, kind.plural, status)
-            if status == _UNAUTHORIZED and not renewed:
-                if session is self._session:  # the first to notice reads the rotated token
-                    self._open()
-                    asyncio.get_running_loop().create_task(session.close())
+            if status == _UNAUTHORIZED and refused is None:
+                refused = api  # its token has expired, or was rotated: once more with a new one
                 continue
             if status not in _OK:
                 raise error_of(status, text, f"{verb} {path}")
             answer: Raw = json.loads(text)
             return answer
-        raise AssertionError("unreachable: the second attempt returns or raises")
+
+    async def _send(
+        self,
+        api: ApiClient,
+        verb: str,
+        method: str,
+        path: str,
+        *,
+        params: dict[str, str] | None,
+        body: Raw | None,
+    ) -> tuple[int, str]:
+        """Return status and text of one exchange. The library's own error classes would need its generated models."""
+        request = await api.param_serialize(
+            method,
+            path,
+            query_params=params,
+            header_params={
+                "Accept": "application/json",
+                "Content-Type": _CONTENT_TYPES.get(verb, "application/json"),
+            },
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        response = await api.call_api(*request, _request_timeout=self._timeout)
+        return response.status, (await response.read()).decode(errors="replace")
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Raw:
         """Read one object."""

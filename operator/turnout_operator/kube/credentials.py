@@ -1,34 +1,92 @@
-"""Where the API server is and how to log in: KUBECONFIG, or the pod's service account."""
+"""Where the API server is and how to log in: KUBECONFIG, the pod's service account, or ~/.kube/config.
+
+The ``kubernetes`` library reads all of them, exec plugins and OIDC included; kopf's watches are given the same.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import kopf
+import yaml
+from kubernetes.aio.client import Configuration
+from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 
 from turnout_operator.errors import ConfigurationError
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
-def connection() -> kopf.ConnectionInfo:
+LOAD_SECONDS: Final = 15.0
+"""Longest time that reading credentials may take: a plugin may ask somebody over the network."""
+_DEFAULT: Final = "~/.kube/config"
+_ADVICE: Final = "set KUBECONFIG, or run in a pod with a service account"
+
+
+async def configuration(environment: Mapping[str, str] = os.environ) -> Configuration:
     """Read the credentials afresh: tokens rotate, so nobody keeps them longer than they are accepted.
 
     KUBECONFIG comes first, for in a dev cluster it is what leads to the pod's own token. Raise
-    ConfigurationError where there is neither.
+    ConfigurationError where nothing leads to an API server, with what is wrong.
     """
-    settings = kopf.OperatorSettings()
+    paths = environment.get("KUBECONFIG")
+    found = Configuration()
     try:
-        if os.environ.get("KUBECONFIG"):
-            found = kopf.login_with_kubeconfig(settings=settings)
-        else:
-            found = kopf.login_with_service_account(settings=settings) or kopf.login_with_kubeconfig(
-                settings=settings
-            )
-    except (OSError, ValueError, KeyError, TypeError, kopf.LoginError) as error:
+        if not paths and environment.get("KUBERNETES_SERVICE_HOST"):
+            load_incluster_config(client_configuration=found)
+            return found
+        paths = paths or _DEFAULT
+        if not _exists(paths):
+            raise ConfigurationError(f"no way to the API server: there is no file {paths}; {_ADVICE}")
+        async with asyncio.timeout(LOAD_SECONDS):
+            await load_kube_config(paths, client_configuration=found, persist_config=False)
+    except TimeoutError as error:
         raise ConfigurationError(
-            f"the kubeconfig {os.environ.get('KUBECONFIG')!r} cannot be used: {error}"
+            f"the kubeconfig {paths} gave no credentials within {LOAD_SECONDS:.0f} s: does its exec plugin hang?"
         ) from error
-    if found is None:
+    except (
+        ConfigException,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        yaml.YAMLError,
+    ) as error:
+        source = f"the kubeconfig {paths}" if paths else "the pod's service account"
+        raise ConfigurationError(f"{source} cannot be used: {error}; {_ADVICE}") from error
+    if found.tls_server_name:
         raise ConfigurationError(
-            "no way to the API server: set KUBECONFIG, or run in a pod with a service account"
+            f"the kubeconfig {paths} sets tls-server-name, which the watches cannot honour: "
+            "give the server's address as its certificate has it"
+        )
+    if not found.api_key and not found.cert_file and found.host.startswith("https"):
+        raise ConfigurationError(
+            f"the kubeconfig {paths} has no credentials for its current context: give its user a token, "
+            "a certificate or an exec plugin (why a plugin failed is logged above)"
         )
     return found
+
+
+async def connection() -> kopf.ConnectionInfo:
+    """Return the same credentials as kopf wants them. It asks again whenever they are refused. Raise ConfigurationError."""
+    found = await configuration()
+    scheme, _, token = (await found.get_api_key_with_prefix("BearerToken") or "").partition(" ")
+    return kopf.ConnectionInfo(
+        server=found.host,
+        ca_path=found.ssl_ca_cert,
+        insecure=not found.verify_ssl,
+        scheme=scheme or None,
+        token=token.strip() or None,
+        certificate_path=found.cert_file,
+        private_key_path=found.key_file,
+        proxy_url=found.proxy,
+        trust_env=True,
+    )
+
+
+def _exists(paths: str) -> bool:
+    return any(Path(path).expanduser().is_file() for path in paths.split(os.pathsep) if path)

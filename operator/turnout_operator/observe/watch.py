@@ -16,7 +16,7 @@ from turnout_operator.kube.kinds import SELECTORS, WATCHED, Kind
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Sequence
 
     from turnout_operator.kube.client import Raw
 
@@ -26,13 +26,13 @@ Report = Callable[[Kind, str | None, dict[str, Any]], None]
 """Takes the kind, the event's type (None: from a list) and the object."""
 
 
-def registry(report: Report, connect: Callable[[], kopf.ConnectionInfo]) -> kopf.OperatorRegistry:
+def registry(report: Report, connect: Callable[[], Awaitable[kopf.ConnectionInfo]]) -> kopf.OperatorRegistry:
     """Return kopf's handlers: one per watched kind, and the login."""
     handlers = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=handlers)
-    def login(**_: object) -> kopf.ConnectionInfo:
-        return connect()
+    async def login(**_: object) -> kopf.ConnectionInfo:
+        return await connect()
 
     def handle(kind: Kind) -> None:
         async def seen(*, type: str | None, event: Any, **_: object) -> None:  # noqa: A002 - kopf's names
@@ -70,7 +70,7 @@ def settings() -> kopf.OperatorSettings:
 
 async def watch(
     report: Report,
-    connect: Callable[[], kopf.ConnectionInfo],
+    connect: Callable[[], Awaitable[kopf.ConnectionInfo]],
     *,
     namespaces: Sequence[str],
     stop: asyncio.Event,

@@ -109,6 +109,8 @@ def _template(deployment: LLMDeployment, role: Role, labels: dict[str, str], ima
     ports = [{"name": names.WORKER_PORT_NAME, "containerPort": names.WORKER_PORT, "protocol": "TCP"}]
     if role == "prefill":
         ports.append({"name": "kv", "containerPort": names.KV_SIDE_CHANNEL_PORT, "protocol": "TCP"})
+    # Patient on purpose. The router notices a dead worker within milliseconds by itself, so readiness is for
+    # start-up and for long hangs: a node short of CPU, where all answer late, must not take a whole pool out.
     health = {"httpGet": {"path": "/health", "port": names.WORKER_PORT_NAME}}
     container = {
         "name": "worker",
@@ -124,8 +126,8 @@ def _template(deployment: LLMDeployment, role: Role, labels: dict[str, str], ima
             "timeoutSeconds": 2,
             "failureThreshold": STARTUP_ATTEMPTS,
         },
-        "readinessProbe": {**health, "periodSeconds": 1, "timeoutSeconds": 2, "failureThreshold": 2},
-        "livenessProbe": {**health, "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 6},
+        "readinessProbe": {**health, "periodSeconds": 1, "timeoutSeconds": 5, "failureThreshold": 6},
+        "livenessProbe": {**health, "periodSeconds": 10, "timeoutSeconds": 10, "failureThreshold": 6},
         "lifecycle": {
             "preStop": {"exec": {"command": ["turnout-worker", "drain", "--port", str(names.WORKER_PORT)]}}
         },

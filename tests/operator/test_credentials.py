@@ -1,0 +1,135 @@
+"""How the operator finds the API server and logs in: kubeconfigs, tokens that rotate, exec plugins, nonsense."""
+
+from __future__ import annotations
+
+import json
+import stat
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from turnout_operator.errors import ConfigurationError
+from turnout_operator.kube import credentials
+from turnout_operator.kube.credentials import configuration, connection
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SERVER = "https://127.0.0.1:6443"
+
+
+def kubeconfig(folder: Path, user: dict[str, Any], **cluster: Any) -> dict[str, str]:
+    """Write a kubeconfig and return the environment that names it."""
+    path = folder / "config"
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "c", "cluster": {"server": SERVER, **cluster}}],
+        "users": [{"name": "u", "user": user}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "x",
+    }
+    path.write_text(yaml.safe_dump(config))
+    return {"KUBECONFIG": str(path)}
+
+
+def plugin(folder: Path, script: str) -> dict[str, Any]:
+    """Return a user who logs in through an exec plugin that runs *script*."""
+    path = folder / "plugin.py"
+    path.write_text(f"#!{sys.executable}\n{script}")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": str(path)}}
+
+
+async def test_a_token_file_is_read_each_time(tmp_path: Path) -> None:
+    """A kubelet replaces the token in its file; whoever asks again gets the new one."""
+    token = tmp_path / "token"
+    environment = kubeconfig(tmp_path, {"tokenFile": str(token)})
+    for text in ("first", "second"):
+        token.write_text(text)
+        assert (await configuration(environment)).api_key == {"BearerToken": f"Bearer {text}"}
+
+
+async def test_a_plugin_is_asked_each_time(tmp_path: Path) -> None:
+    """An exec plugin's token is used, and a new one is fetched when the old one was refused."""
+    answer = {
+        "apiVersion": "client.authentication.k8s.io/v1",
+        "kind": "ExecCredential",
+        "status": {"token": "TOKEN"},
+    }
+    counter = tmp_path / "runs"
+    script = (
+        f"import pathlib\np = pathlib.Path({str(counter)!r})\n"
+        "n = int(p.read_text()) + 1 if p.exists() else 1\np.write_text(str(n))\n"
+        f"print({json.dumps(answer)!r}.replace('TOKEN', f'token-{{n}}'))\n"
+    )
+    environment = kubeconfig(tmp_path, plugin(tmp_path, script))
+    for number in (1, 2):
+        assert (await configuration(environment)).api_key == {"BearerToken": f"Bearer token-{number}"}
+
+
+async def test_the_watches_log_in_likewise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What kopf is given is the same server and the same token."""
+    environment = kubeconfig(tmp_path, {"token": "secret"}, **{"insecure-skip-tls-verify": True})
+    monkeypatch.setenv("KUBECONFIG", environment["KUBECONFIG"])
+    found = await connection()
+    assert (found.server, found.scheme, found.token, found.insecure) == (SERVER, "Bearer", "secret", True)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "cannot be used"),
+        ("{", "cannot be used"),
+        ("[]", "cannot be used"),
+        ("current-context: gone\nclusters: []\nusers: []\ncontexts: []\n", "gone"),
+    ],
+    ids=["empty", "no YAML", "a list", "no such context"],
+)
+async def test_a_broken_kubeconfig_is_named(tmp_path: Path, text: str, expected: str) -> None:
+    """The message says which file, what is wrong with it, and what to do."""
+    path = tmp_path / "config"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError, match=expected) as caught:
+        await configuration({"KUBECONFIG": str(path)})
+    assert str(path) in str(caught.value)
+    assert "set KUBECONFIG" in str(caught.value)
+
+
+async def test_a_missing_kubeconfig_is_named(tmp_path: Path) -> None:
+    """Nothing is guessed where the file that was named is not there."""
+    with pytest.raises(ConfigurationError, match="there is no file"):
+        await configuration({"KUBECONFIG": str(tmp_path / "gone")})
+
+
+@pytest.mark.parametrize(
+    ("user", "cluster", "expected"),
+    [
+        ({}, {}, "no credentials"),
+        ({"token": "t"}, {"tls-server-name": "other"}, "tls-server-name"),
+        ({"tokenFile": "/nowhere/token"}, {}, "cannot be used"),
+        ({"client-certificate": "/nowhere/crt"}, {}, "cannot be used"),
+    ],
+    ids=["no credentials", "another name", "no token file", "no certificate"],
+)
+async def test_a_kubeconfig_that_cannot_work_is_refused(
+    tmp_path: Path, user: dict[str, Any], cluster: dict[str, Any], expected: str
+) -> None:
+    """It is refused at the start, not by a 403 later on."""
+    with pytest.raises(ConfigurationError, match=expected):
+        await configuration(kubeconfig(tmp_path, user, **cluster))
+
+
+async def test_a_plugin_that_fails_is_told(tmp_path: Path) -> None:
+    """No token, no guess: the message names the file."""
+    with pytest.raises(ConfigurationError, match="no credentials"):
+        await configuration(kubeconfig(tmp_path, plugin(tmp_path, "raise SystemExit('not today')")))
+
+
+async def test_a_plugin_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading credentials has a deadline."""
+    monkeypatch.setattr(credentials, "LOAD_SECONDS", 0.5)
+    with pytest.raises(ConfigurationError, match="hang"):
+        await configuration(kubeconfig(tmp_path, plugin(tmp_path, "import time\ntime.sleep(5)")))
