@@ -8,10 +8,12 @@ import uuid
 from typing import TYPE_CHECKING, Any, Final
 
 from turnout.api.names import API_VERSION, FIELD_MANAGER
-from turnout_operator.errors import ApiError, NotFound, Unreachable
+from turnout_operator.errors import ApiError, ChildNameTaken, NotFound, OperatorError, Unreachable
 from turnout_operator.kube.kinds import EVENT, POD, kind_of
+from turnout_operator.observe.store import Key
 from turnout_operator.plan.conditions import rfc3339
 from turnout_operator.plan.drift import holds
+from turnout_operator.plan.ownership import owns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -34,8 +36,12 @@ class Executor:
         self._store = store
         self._identity = identity
 
-    async def change(self, plan: Plan) -> ApiError | None:
-        """Patch pods, apply and delete children. One that fails does not keep the others back: the first error is returned."""
+    async def change(self, raw: Raw, plan: Plan) -> ApiError | ChildNameTaken | None:
+        """Patch pods, apply and delete children of *raw*.
+
+        One that fails does not keep the others back: the first error is returned, a name that is taken before others.
+        """
+        taken: ChildNameTaken | None = None
         failed: ApiError | None = None
         for patch in plan.patches:
             try:
@@ -45,9 +51,10 @@ class Executor:
             except ApiError as error:
                 failed = failed or error
         for manifest in plan.apply:
-            kind = kind_of(manifest)
             try:
-                self._store.put(kind, await self._client.apply(kind, manifest))
+                await self._apply(raw["metadata"], manifest)
+            except ChildNameTaken as error:
+                taken = taken or error
             except ApiError as error:
                 failed = failed or error
         for removal in plan.delete:
@@ -59,7 +66,31 @@ class Executor:
             else:
                 gone = {"namespace": removal.namespace, "name": removal.name, "uid": removal.uid}
                 self._store.remove(kind, {"metadata": gone})
-        return failed
+        return taken or failed
+
+    async def _apply(self, owner: Raw, manifest: Raw) -> None:
+        """Apply a child of *owner*. Raise ChildNameTaken where its name is somebody else's object's.
+
+        Only what carries our labels is watched, so an object that is not known is asked for before the first apply;
+        and one that comes in between is not forced.
+        """
+        kind, meta = kind_of(manifest), manifest["metadata"]
+        live = self._store.get(kind, Key(meta["namespace"], meta["name"]))
+        if live is None or not owns(owner, live):
+            try:
+                live = await self._client.get(kind, meta["namespace"], meta["name"])
+            except NotFound:
+                self._store.put(kind, await self._client.apply(kind, manifest, force=False))
+                return
+            if not owns(owner, live):
+                raise ChildNameTaken(
+                    f"there is a {kind.name} {meta['name']} that this deployment does not own, and it is left alone: "
+                    f"delete it (kubectl --namespace {meta['namespace']} delete {kind.name.lower()} {meta['name']}) "
+                    "or give one of the two another name"
+                )
+            self._store.revive(live["metadata"]["uid"])
+        bound = {**manifest, "metadata": {**meta, "uid": live["metadata"]["uid"]}}
+        self._store.put(kind, await self._client.apply(kind, bound))
 
     async def write_status(self, raw: Raw, status: dict[str, Any]) -> bool:
         """Apply *status* where it differs from what *raw* has; return whether it did. Raise ApiError."""
@@ -122,6 +153,6 @@ class Executor:
                 )
 
 
-def transient(error: ApiError) -> bool:
+def transient(error: OperatorError) -> bool:
     """Whether *error* says nothing about what was asked, only about the moment."""
     return isinstance(error, Unreachable)

@@ -3,6 +3,7 @@
 OperatorError
 ├── ConfigurationError       what it was started with cannot work: it exits with status 2
 ├── LeadershipLost           another operator may act now: it exits with status 1
+├── ChildNameTaken           an object of somebody else's has the name of a child: it is left alone
 └── ApiError                 the API server refused or did not answer
     ├── Unreachable          no answer: worth another attempt
     ├── NotFound             404
@@ -24,6 +25,10 @@ class ConfigurationError(OperatorError):
 
 class LeadershipLost(OperatorError):  # noqa: N818 - it names what happened
     """The lease could not be renewed in time, so another operator may act now."""
+
+
+class ChildNameTaken(OperatorError):  # noqa: N818 - it names what happened
+    """An object that the deployment does not own has a child's name. The message says which, and what to do."""
 
 
 class ApiError(OperatorError):

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 from turnout.api import load_deployment, load_route
 from turnout.api.loading import InvalidResource
 from turnout_operator.effects import transient
+from turnout_operator.errors import ChildNameTaken
 from turnout_operator.kube.kinds import LLM_DEPLOYMENT, LLM_ROUTE
 from turnout_operator.plan.claims import Settlement, claim_of, settle
+from turnout_operator.plan.conditions import MAX_MESSAGE
+from turnout_operator.plan.notices import CHILD_NAME_TAKEN, taken
 from turnout_operator.plan.plan import Observed, plan
 from turnout_operator.plan.route import invalid_route, route_status
 from turnout_operator.plan.status import condition, invalid
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
     from turnout_operator.scaler import Scaler
 
 LOG: Final = logging.getLogger(__name__)
+
+TAKEN_REQUEUE_SECONDS: Final = 15.0
+"""How soon to look again whether a child's name is free: its object is not watched."""
 
 
 class Reconciler:
@@ -65,11 +71,14 @@ class Reconciler:
             LOG.warning("%s cannot be used: %s", key, error)
             await self._executor.write_status(raw, invalid(raw, str(error), now))
             return None
-        failed = await self._executor.change(planned)
+        failed = await self._executor.change(raw, planned)
         status = planned.status if failed is None else _with_failure(planned.status, failed)
         written = await self._executor.write_status(raw, status)
-        await self._executor.post(raw, planned.notices if failed else (*planned.notices, *planned.milestones))
-        self._tell(key, planned, changed=written)
+        told = (*planned.notices, *taken(raw.get("status") or {}, status))
+        await self._executor.post(raw, told if failed else (*told, *planned.milestones))
+        self._tell(key, planned, status, acted=failed is None, changed=written)
+        if isinstance(failed, ChildNameTaken):
+            return TAKEN_REQUEUE_SECONDS  # told in the condition; it ends when a person acts
         if failed is not None:
             raise failed
         return planned.requeue_seconds
@@ -100,7 +109,7 @@ class Reconciler:
             goodput_percent=self._collector.traffic(key).goodput_percent,
         )
 
-    def _tell(self, key: Key, planned: Plan, *, changed: bool) -> None:
+    def _tell(self, key: Key, planned: Plan, status: Raw, *, acted: bool, changed: bool) -> None:
         for half in ("prefill", "decode"):
             pool = planned.status.get(half)
             if pool is not None:
@@ -114,14 +123,14 @@ class Reconciler:
             *(f"patched {patch.name}" for patch in planned.patches),
             *(f"deleted {removal.kind} {removal.name}" for removal in planned.delete),
         ]
-        if done:
+        if done and acted:
             LOG.info("%s: %s; %s", key, planned.summary or "brought up to date", ", ".join(done))
         elif changed:
-            ready = condition(planned.status, "Ready")
+            ready = condition(status, "Ready")
             LOG.info("%s: %s", key, ready.get("message", planned.summary))
 
 
-def _with_failure(status: dict[str, Any], error: ApiError) -> dict[str, Any]:
+def _with_failure(status: dict[str, Any], error: ApiError | ChildNameTaken) -> dict[str, Any]:
     """Say in the condition Ready that changes do not get through, unless that is only a matter of the moment."""
     if transient(error):
         return status
@@ -129,10 +138,13 @@ def _with_failure(status: dict[str, Any], error: ApiError) -> dict[str, Any]:
     for item in status["conditions"]:
         if item["type"] != "Ready":
             told.append(item)
+        elif isinstance(error, ChildNameTaken):
+            message = f"{error}; {item['message']}"
+            told.append({**item, "reason": CHILD_NAME_TAKEN, "message": message[:MAX_MESSAGE]})
         elif item["status"] == "True":
-            told.append({**item, "message": f"{item['message']}; changes are refused: {error}"[:4096]})
+            told.append({**item, "message": f"{item['message']}; changes are refused: {error}"[:MAX_MESSAGE]})
         else:
             told.append(
-                {**item, "reason": "ApplyFailed", "message": f"the API server refuses: {error}"[:4096]}
+                {**item, "reason": "ApplyFailed", "message": f"the API server refuses: {error}"[:MAX_MESSAGE]}
             )
     return {**status, "conditions": told}

@@ -119,6 +119,50 @@ def test_what_somebody_breaks_is_put_back(
     assert pools(cluster, namespace)[decode]["metadata"]["labels"]["team"] == "blue"
 
 
+def test_what_is_somebody_elses_is_left_alone(
+    cluster: Cluster, namespace: str, operator: OperatorProcess
+) -> None:
+    """A Service that has a child's name is not taken over; the condition says so until the name is free."""
+    cluster.kubectl("create", "service", "clusterip", "llama-decode", "--tcp=80:80", "--namespace", namespace)
+    before = get(cluster, namespace, "service", "llama-decode")
+    apply(cluster, namespace, manifest())
+
+    def said() -> dict[str, Any]:
+        return condition(get(cluster, namespace, "llmd", "llama"), "Ready")
+
+    wait_until(
+        "it serves, and says so",
+        lambda: said().get("reason") == "ChildNameTaken" and said()["status"] == "True",
+        processes=(operator,),
+    )
+    assert "there is a Service llama-decode that this deployment does not own" in said()["message"]
+    assert f"kubectl --namespace {namespace} delete service llama-decode" in said()["message"]
+    now = get(cluster, namespace, "service", "llama-decode")
+    assert (now["metadata"], now["spec"]) == (before["metadata"], before["spec"])
+    reasons = [item["reason"] for item in items(cluster, namespace, "events")]
+    assert reasons.count("ChildNameTaken") == 1
+    cluster.kubectl("delete", "service", "llama-decode", "--namespace", namespace)
+    wait_until("the name is used", lambda: said()["reason"] == "Serves", 30, processes=(operator,))
+    assert get(cluster, namespace, "service", "llama-decode")["spec"]["clusterIP"] == "None"
+
+
+def test_labels_that_somebody_takes_off_come_back(
+    cluster: Cluster, namespace: str, operator: OperatorProcess
+) -> None:
+    """A child that left the watched selection is found again, as often as that happens."""
+    apply(cluster, namespace, manifest())
+    wait_until("Ready", lambda: ready(cluster, namespace), processes=(operator,))
+    label = "app.kubernetes.io/managed-by"
+
+    def labelled() -> bool:
+        found = get(cluster, namespace, "service", "llama-decode")
+        return found["metadata"]["labels"].get(label) == "turnout-operator"
+
+    for _ in range(2):
+        cluster.kubectl("label", "service", "llama-decode", f"{label}-", "--namespace", namespace)
+        wait_until("the label is back", labelled, 15, processes=(operator,))
+
+
 def test_pods_are_drained_before_the_pool_shrinks(
     cluster: Cluster, namespace: str, home: str, node: TestNode, operator: OperatorProcess
 ) -> None:

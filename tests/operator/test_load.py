@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from support.operator_values import raw_deployment
 from turnout.api import load_deployment
+from turnout.scaling.need import need_of
 from turnout.scaling.policy import Policy
 from turnout_operator.load import pages
 from turnout_operator.load.exposition import samples
@@ -63,6 +64,36 @@ def test_a_worker_page_without_the_figures_that_matter_is_none() -> None:
     )
     assert page is not None
     assert (page.running, page.waiting, page.kv_utilization, page.prefill_seconds) == (5, 1, 0.5, None)
+
+
+def test_waiting_for_kv_is_not_waiting_for_room() -> None:
+    """Requests whose KV cache is on its way are told apart where the engine does so; for draining they count."""
+    page = worker_page(
+        "vllm:num_requests_running 2\nvllm:num_requests_waiting 14\nvllm:kv_cache_usage_perc 0.12\n"
+        'vllm:num_requests_waiting_by_reason{reason="capacity"} 1\n'
+        'vllm:num_requests_waiting_by_reason{reason="deferred"} 13\n'
+    )
+    assert page is not None
+    assert (page.waiting, page.deferred) == (14, 13)
+
+
+def test_requests_that_wait_for_their_kv_ask_for_no_replica() -> None:
+    """A decode pool at 12 % of its cache does not grow because transfers are under way."""
+    load = WorkerLoad(99.0, running=16, waiting=14, kv_utilization=0.12, deferred=14)
+    policy = Policy.of(load_deployment(raw_deployment()).spec)
+    facts = load_facts(
+        policy,
+        {"prefill": 1, "decode": 2},
+        [pod(load=load), pod(load=load)],
+        Traffic({}, 60.0, answered=True),
+        {},
+        now=100.0,
+        scale=1,
+    )
+    assert facts.pool("decode").waiting == 0
+    need = need_of(facts.pool("decode"), 0.0, policy)
+    assert need.replicas == 1
+    assert "waiting" not in need.because
 
 
 def test_a_router_page_is_split_by_deployment() -> None:

@@ -40,6 +40,15 @@ def test_what_was_deleted_does_not_come_back() -> None:
     assert store.put(POD, thing(version=4, uid="another"))
 
 
+def test_what_only_left_the_selector_comes_back() -> None:
+    """A watch by label tells of an object that lost the label as of one that is gone; who has read it knows better."""
+    store = Store()
+    store.put(POD, thing(version=1))
+    store.remove(POD, thing(version=2))
+    store.revive("u")
+    assert store.put(POD, thing(version=3))
+
+
 def test_a_list_settles_what_a_watch_left_out() -> None:
     """Objects that are not on a full list are gone, and their owner is looked at; newcomers since are kept."""
     store = Store()

@@ -32,7 +32,8 @@ class PoolFacts:
     running: int = 0
     """Requests that the pods which answered are working on (``vllm:num_requests_running``, summed)."""
     waiting: int = 0
-    """Requests that wait in the pods which answered (``vllm:num_requests_waiting``, summed)."""
+    """Requests that wait for room in the pods which answered (``vllm:num_requests_waiting``, summed, without those of
+    ``vllm:num_requests_waiting_by_reason{reason="deferred"}``: no replica more brings their KV cache sooner)."""
     kv_utilization_mean: float | None = None
     """KV cache in use, 0 to 1, mean over the pods that answered. None: not one answered."""
     kv_utilization_max: float | None = None

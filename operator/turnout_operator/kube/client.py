@@ -180,8 +180,13 @@ class KubeClient:
             params["continue"] = token
         return found
 
-    async def apply(self, kind: Kind, manifest: Raw, subresource: str | None = None) -> Raw:
-        """Apply *manifest* on the server; fields it names become ours, also against who holds them now."""
+    async def apply(
+        self, kind: Kind, manifest: Raw, subresource: str | None = None, *, force: bool = True
+    ) -> Raw:
+        """Apply *manifest* on the server; fields it names become ours, also against who holds them now.
+
+        Without *force* that is a Conflict.
+        """
         self.fence()
         meta = manifest["metadata"]
         return await self._request(
@@ -189,7 +194,7 @@ class KubeClient:
             "PATCH",
             kind,
             kind.path(meta["namespace"], meta["name"], subresource),
-            params={"fieldManager": FIELD_MANAGER, "force": "true"},
+            params={"fieldManager": FIELD_MANAGER, "force": str(force).lower()},
             body=manifest,
         )
 

@@ -157,7 +157,7 @@ class Collector:
                     page.prefill_seconds - before
                 ) / elapsed
         state.loads = {
-            target.uid: WorkerLoad(now, page.running, page.waiting, page.kv_utilization)
+            target.uid: WorkerLoad(now, page.running, page.waiting, page.kv_utilization, page.deferred)
             for target, page in found
         }
         state.spent, state.read_at, state.occupancy = spent, monotonic, occupancy

@@ -116,7 +116,7 @@ def _pool_facts(
         unschedulable=sum(pod.unschedulable_since is not None for pod in waiting_to_start),
         draining=sum(pod.draining or pod.terminating for pod in mine),
         running=sum(load.running for load in loads),
-        waiting=sum(load.waiting for load in loads),
+        waiting=sum(max(0, load.waiting - load.deferred) for load in loads),
         kv_utilization_mean=sum(load.kv_utilization for load in loads) / len(loads) if loads else None,
         kv_utilization_max=max((load.kv_utilization for load in loads), default=None),
         scraped=len(loads),

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 _RUNNING: Final = "vllm:num_requests_running"
 _WAITING: Final = "vllm:num_requests_waiting"
+_BY_REASON: Final = "vllm:num_requests_waiting_by_reason"
 _KV: Final = "vllm:kv_cache_usage_perc"
 _PREFILL_TIME: Final = ("vllm:request_queue_time_seconds_sum", "vllm:request_prefill_time_seconds_sum")
-_WORKER: Final = frozenset({_RUNNING, _WAITING, _KV, *_PREFILL_TIME})
+_WORKER: Final = frozenset({_RUNNING, _WAITING, _BY_REASON, _KV, *_PREFILL_TIME})
 
 FINISHED: Final = "turnout_router_finished_total"
 GOOD: Final = "turnout_router_good_total"
@@ -41,6 +42,8 @@ class WorkerPage:
 
     running: int
     waiting: int
+    deferred: int
+    """Those of the waiting that wait for their KV cache to arrive, not for room. 0 where the engine does not tell."""
     kv_utilization: float
     """0 to 1; the fullest of its engines."""
     prefill_seconds: float | None
@@ -51,15 +54,18 @@ def worker_page(text: str) -> WorkerPage | None:
     """Read a worker's page; None where the figures that matter are not on it."""
     sums: dict[str, float] = {}
     kv: float | None = None
-    for name, _, value in samples(text, _WORKER):
+    deferred = 0.0
+    for name, labels, value in samples(text, _WORKER):
         if name == _KV:
             kv = max(kv or 0.0, value)
+        elif name == _BY_REASON:
+            deferred += value if labels.get("reason") == "deferred" else 0.0
         else:
             sums[name] = sums.get(name, 0.0) + value
     if kv is None or _RUNNING not in sums or _WAITING not in sums:
         return None
     spent = sum(sums[name] for name in _PREFILL_TIME) if all(name in sums for name in _PREFILL_TIME) else None
-    return WorkerPage(int(sums[_RUNNING]), int(sums[_WAITING]), kv, spent)
+    return WorkerPage(int(sums[_RUNNING]), int(sums[_WAITING]), int(deferred), kv, spent)
 
 
 def router_page(text: str) -> Mapping[str, Counters]:

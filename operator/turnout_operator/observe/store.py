@@ -93,6 +93,10 @@ class Store:
             del self._objects[kind][key]
             self._unindex(kind, key, before)
 
+    def revive(self, uid: str) -> None:
+        """Take back that an object is gone: it was read, so it only left the selector for a while."""
+        self._tombstones.pop(uid, None)
+
     def replace(self, kind: Kind, listed: Iterable[Raw], known_before: Iterable[Key]) -> set[Key]:
         """Settle *kind* by a full list; return the keys of LLMDeployments and routes it told news about.
 

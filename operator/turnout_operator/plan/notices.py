@@ -6,7 +6,7 @@ between writing the status and posting the Event).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from turnout_operator.plan.effects import Notice
 from turnout_operator.plan.status import condition
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from turnout_operator.plan.claims import Settlement
+
+CHILD_NAME_TAKEN: Final = "ChildNameTaken"
+"""Reason of the condition Ready, and of the Event."""
 
 
 def notices(
@@ -33,6 +36,14 @@ def notices(
         taken = ", ".join(f"{name} (served by {holder})" for name, holder in names.refused)
         told.append(Notice("Warning", "NameConflict", f"names that an older deployment serves: {taken}"))
     return tuple(told)
+
+
+def taken(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Notice, ...]:
+    """Return the Event that a child's name turned out to be somebody else's object's."""
+    was, now = condition(before, "Ready"), condition(after, "Ready")
+    if now.get("reason") != CHILD_NAME_TAKEN or was.get("reason") == CHILD_NAME_TAKEN:
+        return ()
+    return (Notice("Warning", CHILD_NAME_TAKEN, now["message"]),)
 
 
 def _scaling(scaled: Mapping[str, str]) -> Notice:

@@ -27,6 +27,8 @@ class WorkerLoad:
     """Requests that wait in it."""
     kv_utilization: float
     """KV cache in use, 0 to 1."""
+    deferred: int = 0
+    """Those of the waiting that wait for their KV cache to arrive, not for room."""
 
 
 @dataclass(frozen=True, slots=True)

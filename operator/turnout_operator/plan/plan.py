@@ -22,6 +22,7 @@ from turnout_operator.plan.drift import differs
 from turnout_operator.plan.effects import Notice, Plan, PodPatch, Removal
 from turnout_operator.plan.notices import notices
 from turnout_operator.plan.observed import ObservedPod, ObservedPool, observed_pools
+from turnout_operator.plan.ownership import owns
 from turnout_operator.plan.revision import model_revision
 from turnout_operator.plan.status import Picture, status, tally
 
@@ -48,11 +49,19 @@ class Observed:
     status: Mapping[str, Any]
     """The status that was written last, raw."""
     children: Sequence[dict[str, Any]]
+    """Objects with its labels."""
     pods: Sequence[ObservedPod]
     names: Settlement
     decision: Decision | None = None
     """The last scaling decision. None: none was made since this operator started."""
     goodput_percent: float | None = None
+
+    @property
+    def own(self) -> tuple[dict[str, Any], ...]:
+        """Those of the children that it owns; the others only have its labels."""
+        meta = self.deployment.metadata
+        owner = {"name": meta.name, "uid": meta.uid}
+        return tuple(child for child in self.children if owns(owner, child))
 
 
 def current_desired(observed: Observed) -> dict[Role, int]:
@@ -88,7 +97,7 @@ def plan(observed: Observed, config: PlanConfig, now: float) -> Plan:
     patches, workloads, sentences = _pools(observed, pools, division, target=target, config=config, now=now)
     removals = (*_emptied(pools, division, target), *_orphans(observed, pools))
     wanted = (*manifests.constants(deployment), *workloads) if misfit is None else workloads
-    live = {(child["kind"], child["metadata"]["name"]): child for child in observed.children}
+    live = {(child["kind"], child["metadata"]["name"]): child for child in observed.own}
     apply = tuple(
         manifest
         for manifest in wanted
@@ -264,7 +273,7 @@ def _orphans(observed: Observed, pools: Sequence[ObservedPool]) -> tuple[Removal
     roles = {*observed.deployment.spec.roles, *(pool.role for pool in pools)}
     return tuple(
         _removal(child)
-        for child in observed.children
+        for child in observed.own
         if child["kind"] in {"Service", "PodDisruptionBudget"}
         and child["metadata"].get("labels", {}).get(names.LABEL_ROLE) not in roles
     )
@@ -276,7 +285,7 @@ def _removal(raw: Mapping[str, Any]) -> Removal:
 
 
 def _deployments(observed: Observed) -> list[dict[str, Any]]:
-    return [child for child in observed.children if child["kind"] == "Deployment"]
+    return [child for child in observed.own if child["kind"] == "Deployment"]
 
 
 def _scaled(observed: Observed, before: Mapping[Role, int], allowed: Fit) -> dict[str, str] | None:
