@@ -12,11 +12,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Protocol, cast
 
 import httptools
 
 from turnout_router.errors import ApiError, malformed, not_http, unavailable
+from turnout_router.framing import body_is_too_slow, framing_of, origin_form
 from turnout_router.http import CONTINUE, JSON, LAST_CHUNK, Fields, Request, answer_head, chunk
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ _LOG = logging.getLogger(__name__)
 LINGER_SECONDS: Final = 2.0
 """How long the rest of a refused request is read and thrown away: closing at once would reset the connection and
 destroy the answer that says why."""
-_OK_VERSIONS: Final = {"1.0", "1.1"}
+_CHUNKING_OVERHEAD_BYTES: Final = 64 * 1024
+"""What chunk sizes and extensions may take up beside a body, on top of the body's own bound."""
 
 _Wait = Literal["head", "body", "idle", "answer", "linger"]
 
@@ -48,6 +50,9 @@ class Handler(Protocol):
 
     def handle(self, request: Request, client: ClientConnection) -> Coroutine[Any, Any, None] | None:
         """Answer at once and return None, or return the coroutine that will. May raise ApiError."""
+
+    def refused(self, status: int) -> None:
+        """Count a request that was refused before it was complete."""
 
 
 class _Refused(Exception):  # noqa: N818 - never leaves the parser: it only stops it
@@ -78,6 +83,8 @@ class ClientConnection(asyncio.Protocol):
         self._head: bytes | None = None
         self._chunked = False
         self._stalled_since: float | None = None
+        self._held_bytes = 0
+        self._target: bytes
         self.source: Source | None = None
         self.started = False
         self.gone = False
@@ -113,6 +120,7 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, _exc: Exception | None) -> None:
         """End what is under way for this client."""
         self.gone = True
+        self._let_go(self._held_bytes)
         self._listener.forget(self)
         if self._task is not None:
             self._task.cancel()
@@ -146,38 +154,42 @@ class ClientConnection(asyncio.Protocol):
             self._stop_parsing(ApiError(414, "The request target is too long.", close=True))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take one field."""
+        """Take one field. Those that follow a chunked body are bounded too, but never become part of the head."""
         self._head_bytes += len(name) + len(value) + 4
-        if self._head_bytes > self._limits.head_bytes or len(self._fields) >= self._limits.header_fields:
+        self._field_count += 1
+        if self._head_bytes > self._limits.head_bytes or self._field_count > self._limits.header_fields:
             self._stop_parsing(ApiError(431, "The header fields are too large or too many.", close=True))
-        self._fields.append((name.lower(), value))
+        if not self._head_done:
+            self._fields.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        """Decide whether the body is wanted."""
-        if self._parser.get_http_version() not in _OK_VERSIONS:
-            self._stop_parsing(not_http("Only HTTP/1.0 and HTTP/1.1 are spoken here."))
+        """Decide whether the request and its body are wanted."""
+        parser = self._parser
+        try:
+            framing = framing_of(parser.get_method(), parser.get_http_version(), self._fields)
+        except ApiError as error:
+            self._stop_parsing(error)
+        self._target = origin_form(self._target)
         self._head_done = True
-        length = None
-        for name, value in self._fields:
-            if name == b"content-length":
-                length = int(value)
-            elif name == b"transfer-encoding":
-                self._has_body = True
-            elif name == b"expect" and value.lower() == b"100-continue":
-                self._expects_continue = True
-        if length is not None:
-            self._has_body = True
-            self._check_body_size(length)
-        if self._has_body:
+        self._has_body = framing.has_body
+        if framing.has_body:
+            self._check_body_size(framing.length or 0)
             self._wait = "body"
-            self._deadline = self._loop.time() + self._limits.body_seconds
-            if self._expects_continue and not self._ready and self._request is None:
+            self._body_since = self._loop.time()
+            self._deadline = self._body_since + self._limits.body_seconds
+            if framing.expects_continue and not self._ready and self._request is None:
                 self._transport.write(CONTINUE)
 
     def on_body(self, data: bytes) -> None:
         """Take a piece of the body."""
         self._body_bytes += len(data)
         self._check_body_size(self._body_bytes)
+        self._held_bytes += len(data)
+        self._listener.held_bytes += len(data)
+        if self._listener.held_bytes > self._limits.bodies_bytes:
+            busy = unavailable("Too many large requests are under way.")
+            busy.close = True
+            self._stop_parsing(busy)
         self._body.append(data)
 
     def on_message_complete(self) -> None:
@@ -264,6 +276,12 @@ class ClientConnection(asyncio.Protocol):
         """Act on what has taken too long."""
         if self._stalled_since is not None and now - self._stalled_since > self._limits.stall_seconds:
             self._transport.abort()
+        if self._wait == "body" and self._in_message:
+            limits = self._limits
+            seconds = now - self._body_since
+            if body_is_too_slow(self._body_bytes, seconds, limits.body_grace_seconds, limits.body_rate):
+                self._refuse(ApiError(408, "The body arrives too slowly.", close=True))
+                return
         if now < self._deadline or self._wait == "answer":
             return
         if self._wait == "body" or (self._wait == "head" and self._in_message):
@@ -279,10 +297,11 @@ class ClientConnection(asyncio.Protocol):
         self._body: list[bytes] = []
         self._head_bytes = 0
         self._body_bytes = 0
-        self._unfinished_head_bytes = 0
+        self._unfinished_bytes = 0
+        self._field_count = 0
         self._head_done = False
         self._has_body = False
-        self._expects_continue = False
+        self._body_since = 0.0
         self._in_message = False
         self._keep = True
 
@@ -295,12 +314,19 @@ class ClientConnection(asyncio.Protocol):
             if self._refusal is None and not (self._ready and not self._ready[-1].keep_alive):
                 self._refusal = not_http(f"This is not HTTP as it should be: {error}.")
             return
-        if self._in_message and not self._head_done:
-            self._unfinished_head_bytes += len(data)
-            if self._unfinished_head_bytes > self._limits.head_bytes:
-                self._refusal = ApiError(431, "The header fields are too large.", close=True)
+        if self._in_message:
+            self._bound_raw(len(data))
 
-    def _stop_parsing(self, error: ApiError) -> None:
+    def _bound_raw(self, size: int) -> None:
+        """Bound what an unfinished request takes up on the wire: the parser tells neither of half a field nor of chunk sizes."""
+        self._unfinished_bytes += size
+        limits = self._limits
+        if not self._head_done and self._unfinished_bytes > limits.head_bytes:
+            self._refusal = ApiError(431, "The header fields are too large.", close=True)
+        elif self._unfinished_bytes > limits.head_bytes + 2 * limits.body_bytes + _CHUNKING_OVERHEAD_BYTES:
+            self._refusal = ApiError(413, "The body's chunks take up too much.", close=True)
+
+    def _stop_parsing(self, error: ApiError) -> NoReturn:
         self._refusal = error
         raise _Refused
 
@@ -369,12 +395,18 @@ class ClientConnection(asyncio.Protocol):
             self._advance()
 
     def _finish(self) -> None:
+        if self._request is not None:
+            self._let_go(len(self._request.body))
         self._request = None
         if not self._keep or self._listener.draining:
             self._close()
             return
         self._wait = "idle"
         self._deadline = self._loop.time() + self._limits.idle_seconds
+
+    def _let_go(self, size: int) -> None:
+        self._held_bytes -= size
+        self._listener.held_bytes -= size
 
     def _closes_after(self) -> bool:
         if self._listener.draining:
@@ -385,6 +417,7 @@ class ClientConnection(asyncio.Protocol):
         """Answer with *error*, end the sending side, and throw away what still comes for a moment."""
         self._keep = False
         self._refusal = None
+        self._listener.handler.refused(error.status)
         self.respond_error(error)
         if self._transport.can_write_eof():
             self._transport.write_eof()

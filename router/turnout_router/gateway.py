@@ -74,6 +74,10 @@ class Gateway:
             client.respond_error(error, ((b"x-request-id", identity.shown),))
             return None
 
+    def refused(self, status: int) -> None:
+        """Count a request that was refused before it was complete."""
+        self._metrics.of(NO_DEPLOYMENT).answered(status)
+
     def _route(
         self, request: Request, client: ClientConnection, identity: Identity
     ) -> Coroutine[Any, Any, None] | None:

@@ -16,7 +16,7 @@ CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request of a client, complete. Field names are in lower case; `target` is as it was sent."""
+    """One request of a client, complete. Field names are in lower case; `target` is path and query, never decoded."""
 
     method: str
     target: bytes

@@ -23,6 +23,8 @@ class Listener:
         self.limits = limits
         self.connections: set[ClientConnection] = set()
         self.draining = False
+        self.held_bytes = 0
+        """Bodies of requests that are arriving or under way, all connections together."""
         self._server: asyncio.Server | None = None
         self._sweeping: asyncio.TimerHandle | None = None
         self._empty: asyncio.Event | None = None

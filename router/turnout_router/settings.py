@@ -26,6 +26,12 @@ class ClientLimits:
     """From the first byte of a request, or the connection, to the end of its head. Longer: 408."""
     body_seconds: float = 60.0
     """From the end of the head to the end of the body. Longer: 408."""
+    body_rate: float = 1024.0
+    """Bytes a second at which a body must come at least, once `body_grace_seconds` have passed. Slower: 408."""
+    body_grace_seconds: float = 5.0
+    """How long a body may be slow to begin with."""
+    bodies_bytes: int = 512 * 1024 * 1024
+    """Bodies of all requests that are arriving or under way. More: 503."""
     idle_seconds: float = 75.0
     """How long a connection is kept without a request; longer than the usual load balancer's 60 s, so that it is
     the balancer which closes."""

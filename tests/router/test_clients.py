@@ -192,16 +192,19 @@ BAD_HTTP = {
     "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
     "HTTP/0.9": (b"GET /v1/models\r\n\r\n", 400),
     "unknown transfer encoding": (
-        b"POST /v1/completions HTTP/1.1\r\ntransfer-encoding: gzip\r\n\r\n",
-        400,
+        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: gzip, chunked\r\n\r\n",
+        501,
     ),
-    "long target": (b"GET /" + b"a" * 2000 + b" HTTP/1.1\r\n\r\n", 414),
-    "large field": (b"GET / HTTP/1.1\r\na: " + b"b" * 5000 + b"\r\n\r\n", 431),
-    "many fields": (b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 200 + b"\r\n", 431),
-    "endless field": (b"GET / HTTP/1.1\r\na: " + b"b" * 9000, 431),
-    "announced too large": (b"POST /v1/completions HTTP/1.1\r\ncontent-length: 999999\r\n\r\n", 413),
-    "head dribbled": (b"GET / HTTP/1.1\r\na: b", 408),
-    "body dribbled": (b"POST /v1/completions HTTP/1.1\r\ncontent-length: 10\r\n\r\n{", 408),
+    "long target": (b"GET /" + b"a" * 2000 + b" HTTP/1.1\r\nhost: x\r\n\r\n", 414),
+    "large field": (b"GET / HTTP/1.1\r\nhost: x\r\na: " + b"b" * 5000 + b"\r\n\r\n", 431),
+    "many fields": (b"GET / HTTP/1.1\r\nhost: x\r\n" + b"a: b\r\n" * 200 + b"\r\n", 431),
+    "endless field": (b"GET / HTTP/1.1\r\nhost: x\r\na: " + b"b" * 9000, 431),
+    "announced too large": (
+        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 999999\r\n\r\n",
+        413,
+    ),
+    "head dribbled": (b"GET / HTTP/1.1\r\nhost: x\r\na: b", 408),
+    "body dribbled": (b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n{", 408),
 }
 
 
@@ -211,8 +214,7 @@ async def test_bad_http_is_refused_and_the_connection_closed(r: Running, case: s
     data, status = BAD_HTTP[case]
     answer = await raw(r, data)
     assert status_and_error(answer)[0] == status
-    assert answer.count(b"HTTP/1.1 4") == 1
-    assert b"connection: close\r\n" in answer
+    assert answer.count(b"\r\nconnection: close\r\n") == 1
 
 
 async def test_a_large_body_sent_at_once_still_gets_its_413(r: Running) -> None:
