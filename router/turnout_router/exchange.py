@@ -23,10 +23,11 @@ from turnout_router.errors import (
     stream_broken,
     unavailable,
 )
-from turnout_router.http import post
+from turnout_router.events import EventForm, EventTap
+from turnout_router.http import JSON, post
 from turnout_router.openai import decode_body, prefill_body
 from turnout_router.relay import Collected, Relay
-from turnout_router.usage import StreamTap, usage_of
+from turnout_router.usage import StreamTap
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,14 +86,15 @@ class Exchange:
         self._retries = 0
         self._excluded: frozenset[str] = frozenset()
         self._avoided: frozenset[str] = frozenset()
-        self._local: LocalReason | None = "request_form" if request.local_prefill else None
+        self._local: LocalReason | None = request.local
         self._failure: UpstreamError | None = None
         self._prefill_failed = False
 
     async def run(self) -> None:
         """Serve it, and account for how it ended."""
-        metrics = self._metrics
-        metrics.arrivals.inc()
+        metrics, serves = self._metrics, self._request.endpoint.serves
+        if serves:
+            metrics.arrivals.inc()
         metrics.in_flight.inc()
         self._backends.arrived()
         status = _BAD_GATEWAY
@@ -110,7 +112,7 @@ class Exchange:
         finally:
             metrics.in_flight.dec()
             metrics.answered(status)
-            if status >= _SERVER_ERROR:
+            if status >= _SERVER_ERROR and serves:
                 metrics.finished.inc()
 
     async def _serve(self) -> int:
@@ -200,9 +202,7 @@ class Exchange:
     async def _decode(self, backend: Backend, params: dict[str, Any] | None) -> int:
         """Have *backend* answer the client, and return the status that it saw."""
         request = self._request
-        tap = None
-        if request.stream:
-            tap = StreamTap(drop_usage=not request.wants_usage, max_event_bytes=self._limits.event_bytes)
+        tap = self._tap()
         relay = Relay(self._client, self._limits, tap, self._own_fields(backend), self._clock)
         await self._backends.pools.of((backend.host, backend.port)).exchange(
             self._post(backend, decode_body(request, backend, params)),
@@ -215,9 +215,19 @@ class Exchange:
         self._client.source = None
         body = relay.finish()
         self._backends.succeeded(backend)
-        if relay.status < _CLIENT_ERROR:
+        if relay.status < _CLIENT_ERROR and request.endpoint.serves:
             self._account(tap, body)
         return relay.status
+
+    def _tap(self) -> StreamTap | EventTap | None:
+        """Return what reads the stream on its way, None where the answer is none."""
+        request, limit = self._request, self._limits.event_bytes
+        if not request.stream:
+            return None
+        form = request.endpoint.stream
+        if isinstance(form, EventForm):
+            return EventTap(form, max_event_bytes=limit)
+        return StreamTap(drop_usage=not request.wants_usage, max_event_bytes=limit)
 
     def _hold_back(self, connection: UpstreamConnection) -> None:
         self._client.source = connection
@@ -253,13 +263,15 @@ class Exchange:
         """Tell the client, in whatever form is still possible."""
         if self._client.gone:
             return
+        dialect = self._request.endpoint.dialect
         if self._client.started:
             streamed_error = self._request.stream and error.status >= _SERVER_ERROR
-            self._client.break_off(error.event() if streamed_error else b"")
+            self._client.break_off(dialect.event(error) if streamed_error else b"")
         else:
-            self._client.respond_error(error, ((b"x-request-id", self._identity.shown),))
+            fields = (JSON, *error.headers, *dialect.id_fields(self._identity.shown))
+            self._client.respond(error.status, fields, dialect.body(error))
 
-    def _account(self, tap: StreamTap | None, body: bytes) -> None:
+    def _account(self, tap: StreamTap | EventTap | None, body: bytes) -> None:
         metrics, scale = self._metrics, self._route.time_scale
         duration = (self._clock() - self._began) * scale
         first = inter = None
@@ -273,7 +285,7 @@ class Exchange:
             if inter is not None:
                 metrics.inter_token.observe(inter)
         else:
-            prompt_tokens, output_tokens = usage_of(body)
+            prompt_tokens, output_tokens = self._request.endpoint.usage_of(body)
         metrics.duration.observe(duration)
         metrics.prompt_tokens.inc(prompt_tokens)
         metrics.output_tokens.inc(output_tokens)
@@ -282,7 +294,8 @@ class Exchange:
             metrics.good.inc()
 
     def _own_fields(self, backend: Backend) -> Fields:
-        return ((b"x-request-id", self._identity.shown), (b"x-turnout-backend", backend.id.encode()))
+        ids = self._request.endpoint.dialect.id_fields(self._identity.shown)
+        return (*ids, (b"x-turnout-backend", backend.id.encode()))
 
     def _fields(self, backend: Backend, answer: Collected) -> Fields:
         return ((b"content-type", answer.content_type), *self._own_fields(backend))
@@ -290,4 +303,4 @@ class Exchange:
     def _post(self, backend: Backend, body: bytes) -> bytes:
         suffix = b"-%d" % self._retries if self._retries else b""
         fields = ((b"x-request-id", self._identity.sent + suffix), *self._identity.trace)
-        return post(self._request.path, f"{backend.host}:{backend.port}".encode(), body, fields)
+        return post(self._request.endpoint.path, f"{backend.host}:{backend.port}".encode(), body, fields)

@@ -18,6 +18,7 @@ import orjson
 
 from turnout.routing import resolve
 from turnout_router.connection import ClientConnection, require_body
+from turnout_router.endpoints import ENDPOINTS, dialect_of
 from turnout_router.errors import (
     ApiError,
     key_missing,
@@ -30,13 +31,14 @@ from turnout_router.errors import (
 from turnout_router.exchange import Exchange, Identity
 from turnout_router.http import JSON, Request
 from turnout_router.metrics import NO_DEPLOYMENT, Metrics
-from turnout_router.openai import CHAT, TEXT, parse
+from turnout_router.openai import parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from turnout.routing import Grant, Served
     from turnout_router.backends import Backends
+    from turnout_router.endpoints import Endpoint
     from turnout_router.settings import Settings
 
 _MODELS: Final = b"/v1/models"
@@ -71,7 +73,9 @@ class Gateway:
             self._metrics.of(NO_DEPLOYMENT).answered(error.status)
             if error.close:
                 raise
-            client.respond_error(error, ((b"x-request-id", identity.shown),))
+            dialect = dialect_of(request.path)
+            fields = (JSON, *error.headers, *dialect.id_fields(identity.shown))
+            client.respond(error.status, fields, dialect.body(error))
             return None
 
     def refused(self, status: int) -> None:
@@ -82,9 +86,10 @@ class Gateway:
         self, request: Request, client: ClientConnection, identity: Identity
     ) -> Coroutine[Any, Any, None] | None:
         path, method = request.path, request.method
-        if path in {CHAT, TEXT}:
+        endpoint = ENDPOINTS.get(path)
+        if endpoint is not None:
             if method == "POST":
-                return self._complete(path, request, client, identity)
+                return self._complete(endpoint, request, client, identity)
             allowed = _POST
         elif path == _MODELS or path.startswith(_MODELS + b"/"):
             if method in {"GET", "HEAD"}:
@@ -100,11 +105,11 @@ class Gateway:
         raise method_not_allowed(method, path.decode("latin-1"), allowed)
 
     def _complete(
-        self, path: bytes, request: Request, client: ClientConnection, identity: Identity
+        self, endpoint: Endpoint, request: Request, client: ClientConnection, identity: Identity
     ) -> Coroutine[Any, Any, None]:
-        grant = self._authenticate(request)
+        grant = self._authenticate(request, endpoint.key_field)
         require_body(request)
-        completion = parse(path, request.body)
+        completion = parse(endpoint, request.body)
         if not self.ready:
             raise unavailable("The router does not know its workers yet.")
         fleet = self._backends.fleet
@@ -126,16 +131,19 @@ class Gateway:
             clock=self._clock,
         ).run()
 
-    def _authenticate(self, request: Request) -> Grant | None:
+    def _authenticate(self, request: Request, key_field: bytes | None = None) -> Grant | None:
         """Return what the client's key grants, None for a client that needs none. Raise ApiError (401) otherwise.
 
-        Keys are looked up by their SHA-256: how long that takes says nothing about any key.
+        The key is a bearer token, or stands in *key_field* where there is no `Authorization`. Keys are looked up
+        by their SHA-256: how long that takes says nothing about any key.
         """
         grants = self._backends.fleet.grants
         required = self._settings.auth == "required"
         if not grants and not required:
             return None  # no key is known, so none can be wrong: clients that must send one may send any
         value = request.field(b"authorization")
+        if value is None and key_field is not None and (key := request.field(key_field)) is not None:
+            value = b"Bearer " + key
         if value is None:
             if required:
                 raise key_missing()

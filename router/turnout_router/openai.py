@@ -1,7 +1,7 @@
-"""The OpenAI requests that the router understands: what it reads of them, and what it changes for the worker.
+"""Requests for a model: what the router reads of them, and what it changes for the worker.
 
 Changed for every worker: engine-internal fields of clients are taken out, the model's name is one that the worker
-knows, and a stream is asked for its usage. Changed for the prefill half besides: as in vLLM's pull mode
+knows, and a stream of chunks is asked for its usage. Changed for the prefill half besides: as in vLLM's pull mode
 (one token, not streamed, `kv_transfer_params` that ask to keep the cache for another worker).
 """
 
@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from turnout.routing import estimate_prompt_tokens, needs_local_prefill
+from turnout.routing import estimate_prompt_tokens
 from turnout_router.errors import malformed
 
 if TYPE_CHECKING:
     from turnout.routing import Backend
-
-CHAT: Final = b"/v1/chat/completions"
-TEXT: Final = b"/v1/completions"
+    from turnout.routing.pick import LocalReason
+    from turnout_router.endpoints import Endpoint
 
 ENGINE_FIELDS: Final = (
     "kv_transfer_params",
@@ -52,23 +51,24 @@ EXPECTED_OUTPUT_TOKENS: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One request for a completion, understood.
+    """One request for a model, understood.
 
     `body` is the client's object without engine-internal fields and is never changed; `prompt_tokens` is an
-    estimate; `wants_usage` says whether the client asked a stream for its usage itself.
+    estimate; `wants_usage` says whether the client asked a stream of chunks for its usage itself. `local` is why
+    no prefill worker can take part, None where one can.
     """
 
-    path: bytes
+    endpoint: Endpoint
     body: dict[str, Any]
     model: str
     stream: bool
     wants_usage: bool
     prompt_tokens: int
     expected_output_tokens: int
-    local_prefill: bool
+    local: LocalReason | None
 
 
-def parse(path: bytes, raw: bytes) -> Completion:
+def parse(endpoint: Endpoint, raw: bytes) -> Completion:
     """Return the request in *raw*. Raise ApiError (400) that says what is wrong with it."""
     try:
         body = orjson.loads(raw)
@@ -81,7 +81,7 @@ def parse(path: bytes, raw: bytes) -> Completion:
         raise malformed("You must provide a model parameter: a name from GET /v1/models.", "model")
     if len(model) > MAX_MODEL_LENGTH:
         raise malformed(f"`model` is longer than any name: at most {MAX_MODEL_LENGTH} characters.", "model")
-    _check_prompt(path, body)
+    endpoint.check(body)
     stream = body.get("stream")
     if stream is not None and not isinstance(stream, bool):
         raise malformed("`stream` must be true or false.", "stream")
@@ -90,26 +90,31 @@ def parse(path: bytes, raw: bytes) -> Completion:
         raise malformed("`stream_options` must be an object.", "stream_options")
     for name in ENGINE_FIELDS:
         body.pop(name, None)
+    prefill = endpoint.prefill
     return Completion(
-        path=path,
+        endpoint=endpoint,
         body=body,
         model=model,
-        stream=bool(stream),
+        stream=bool(stream) and endpoint.stream is not None,
         wants_usage=options is not None and options.get("include_usage") is True,
-        prompt_tokens=estimate_prompt_tokens(body),
-        expected_output_tokens=_expected_output(body),
-        local_prefill=needs_local_prefill(body),
+        prompt_tokens=estimate_prompt_tokens(body, endpoint.prompt),
+        expected_output_tokens=_expected_output(endpoint, body),
+        local="no_generation" if prefill is None else "request_form" if prefill.local_if(body) else None,
     )
 
 
 def prefill_body(request: Completion, backend: Backend) -> bytes:
-    """Return the body for the prefill worker."""
-    body = request.body | {"stream": False, "max_tokens": 1, "kv_transfer_params": KEEP_CACHE}
+    """Return the body for the prefill worker. Raise ValueError where the endpoint knows no prefill half."""
+    form = request.endpoint.prefill
+    if form is None:
+        raise ValueError(f"{request.endpoint.path.decode()} has no prefill half")
+    body = request.body | {"stream": False, form.cap: 1, "kv_transfer_params": KEEP_CACHE}
     body["model"] = _name_for(request.model, backend)
-    if body.get("max_completion_tokens") is not None:
-        body["max_completion_tokens"] = 1
-    body.pop("stream_options", None)
-    body.pop("min_tokens", None)
+    for name in form.caps_if_given:
+        if body.get(name) is not None:
+            body[name] = 1
+    for name in form.without:
+        body.pop(name, None)
     return orjson.dumps(body)
 
 
@@ -117,7 +122,7 @@ def decode_body(request: Completion, backend: Backend, kv_transfer_params: dict[
     """Return the body for the worker that answers, with what the prefill worker said, verbatim."""
     body = request.body.copy()
     body["model"] = _name_for(request.model, backend)
-    if request.stream and not request.wants_usage:
+    if request.stream and request.endpoint.stream == "chunks" and not request.wants_usage:
         body["stream_options"] = (body.get("stream_options") or {}) | {"include_usage": True}
     if kv_transfer_params is not None:
         body["kv_transfer_params"] = kv_transfer_params
@@ -129,21 +134,13 @@ def _name_for(model: str, backend: Backend) -> str:
     return model if model in names or not names else names[0]
 
 
-def _check_prompt(path: bytes, body: dict[str, Any]) -> None:
-    if path == CHAT:
-        messages = body.get("messages")
-        if not isinstance(messages, list) or not messages:
-            raise malformed("`messages` must be a list of at least one message.", "messages")
-        return
-    prompt = body.get("prompt")
-    if not isinstance(prompt, str | list) or not prompt:
-        raise malformed("`prompt` must be a text, a list of texts or a list of token ids.", "prompt")
-
-
-def _expected_output(body: dict[str, Any]) -> int:
-    cap = body.get("max_completion_tokens")
-    if cap is None:
-        cap = body.get("max_tokens")
-    if isinstance(cap, int) and 0 < cap < EXPECTED_OUTPUT_TOKENS:
-        return cap
+def _expected_output(endpoint: Endpoint, body: dict[str, Any]) -> int:
+    if not endpoint.output_caps:
+        return 0
+    for name in endpoint.output_caps:
+        cap = body.get(name)
+        if cap is not None:
+            return (
+                cap if isinstance(cap, int) and 0 < cap < EXPECTED_OUTPUT_TOKENS else EXPECTED_OUTPUT_TOKENS
+            )
     return EXPECTED_OUTPUT_TOKENS

@@ -1,4 +1,4 @@
-"""Reading an answer on its way: token usage, first and last token, errors. The bytes stay what they are.
+"""Reading a stream of chunks on its way: token usage, first and last token, errors. The bytes stay what they are.
 
 A stream is cut at the ends of events, and only two kinds are looked into: those until the first token has come, and
 those that carry usage. All others pass as one piece of bytes, however many events it holds.
@@ -6,7 +6,6 @@ those that carry usage. All others pass as one piece of bytes, however many even
 
 from __future__ import annotations
 
-import re
 from typing import Any, Final
 
 import orjson
@@ -18,8 +17,6 @@ _CRLF_END: Final = b"\r\n\r\n"
 _TOLD: Final = (b'"usage":{', b'"usage": {', b'data: {"error"', b'data:{"error"')
 """What marks an event that must be looked into."""
 _DONE: Final = b"[DONE]"
-_PROMPT_TOKENS: Final = re.compile(rb'"prompt_tokens":\s*([0-9]{1,12})')
-_OUTPUT_TOKENS: Final = re.compile(rb'"completion_tokens":\s*([0-9]{1,12})')
 
 
 class StreamTap:
@@ -116,16 +113,6 @@ class StreamTap:
                 self.first_token_at = now
             self.last_token_at = now
         return True
-
-
-def usage_of(body: bytes) -> tuple[int, int]:
-    """Return (prompt tokens, output tokens) of a complete answer, 0 where it does not say.
-
-    Found by text: inside a JSON string a quote is always escaped, so the names cannot be part of an answer's text.
-    """
-    prompt = _PROMPT_TOKENS.findall(body)
-    output = _OUTPUT_TOKENS.findall(body)
-    return (int(prompt[-1]) if prompt else 0), (int(output[-1]) if output else 0)
 
 
 def _count(usage: dict[str, Any], name: str) -> int:

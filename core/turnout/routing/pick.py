@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
     from turnout.routing.fleet import Backend
 
-LocalReason = Literal["aggregated", "short_prompt", "no_prefill", "prefill_failed", "request_form"]
+LocalReason = Literal[
+    "aggregated", "short_prompt", "no_prefill", "prefill_failed", "request_form", "no_generation"
+]
 """Why no prefill worker takes part: the pool does both halves; moving the cache costs more than computing it;
 no prefill worker of the decode worker's revision can be used; those tried have failed; the request asks for
-something that only the worker that decodes can give (several choices or prompts, log probabilities of the prompt)."""
+something that only the worker that decodes can give (several choices or prompts, log probabilities of the prompt); nothing is generated (embeddings, say)."""
 
 
 class Load(Protocol):

@@ -11,23 +11,30 @@ BYTES_PER_TOKEN: Final = 4.0
 """Mean bytes of UTF-8 text per token, the usual figure for English under byte-pair encodings."""
 
 
-def estimate_prompt_tokens(body: Mapping[str, Any], bytes_per_token: float = BYTES_PER_TOKEN) -> int:
-    """Return about how many tokens the prompt of an OpenAI request has: its text's bytes / *bytes_per_token*.
+def estimate_prompt_tokens(
+    body: Mapping[str, Any],
+    fields: tuple[str, ...] = ("messages", "prompt"),
+    bytes_per_token: float = BYTES_PER_TOKEN,
+) -> int:
+    """Return about how many tokens the prompt in *fields* of a request has: its text's bytes / *bytes_per_token*.
 
-    Counts the text of messages and of `prompt`; a prompt of token ids is counted exactly. What it does not
-    understand counts as nothing: the worker judges it.
+    Text is counted wherever the APIs put it: a text or a list of texts, the contents of messages and items, their
+    text parts; and the definitions of tools, which chat templates write into the prompt. Token ids are counted
+    exactly. What it does not understand counts as nothing: the worker judges it.
     """
-    prompt = body.get("prompt")
-    if prompt is not None:
-        return _prompt_tokens(prompt, bytes_per_token)
-    messages = body.get("messages")
-    if not isinstance(messages, list):
-        return 0
-    text_bytes = 0
-    for message in messages:
-        if isinstance(message, dict):
-            text_bytes += _content_bytes(message.get("content"))
-    return int(text_bytes / bytes_per_token)
+    tokens = 0
+    for name in fields:
+        value = body.get(name)
+        if value is None:
+            continue
+        if name == "messages":
+            tokens += int(_messages_bytes(value) / bytes_per_token)
+        else:
+            tokens += _prompt_tokens(value, bytes_per_token)
+    tools = body.get("tools")
+    if tools and fields:
+        tokens += int(_all_bytes(tools) / bytes_per_token)
+    return tokens
 
 
 def needs_local_prefill(body: Mapping[str, Any]) -> bool:
@@ -51,9 +58,21 @@ def _above_one(value: object) -> bool:
     return isinstance(value, int) and value > 1
 
 
+def _messages_bytes(messages: object) -> int:
+    if not isinstance(messages, list):
+        return 0
+    total = 0
+    for message in messages:
+        if isinstance(message, dict):
+            total += _content_bytes(message.get("content"))
+    return total
+
+
 def _prompt_tokens(prompt: object, bytes_per_token: float) -> int:
     if isinstance(prompt, str):
         return int(_utf8_bytes(prompt) / bytes_per_token)
+    if isinstance(prompt, dict):
+        return int(_part_bytes(prompt) / bytes_per_token)
     if not isinstance(prompt, list) or not prompt:
         return 0
     if isinstance(prompt[0], int):
@@ -64,7 +83,32 @@ def _prompt_tokens(prompt: object, bytes_per_token: float) -> int:
             tokens += int(_utf8_bytes(part) / bytes_per_token)
         elif isinstance(part, list):
             tokens += len(part)
+        elif isinstance(part, dict):
+            tokens += int(_part_bytes(part) / bytes_per_token)
     return tokens
+
+
+def _part_bytes(part: Mapping[str, Any]) -> int:
+    """Return the bytes of an item's or part's text: its own, its content's, or a function's result."""
+    text = part.get("text")
+    if isinstance(text, str):
+        return _utf8_bytes(text)
+    return _content_bytes(part.get("content")) + _content_bytes(part.get("output"))
+
+
+def _all_bytes(value: object) -> int:
+    """Return the bytes of all names and texts in *value*, however deep; not by recursion, for clients nest deeply."""
+    total, left = 0, [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, str):
+            total += _utf8_bytes(one)
+        elif isinstance(one, dict):
+            left += one
+            left += one.values()
+        elif isinstance(one, list):
+            left += one
+    return total
 
 
 def _content_bytes(content: object) -> int:

@@ -1,0 +1,242 @@
+"""The API's endpoints as values: what tells one path from another. A further endpoint is one more entry.
+
+That a prompt's cache can be moved from a prefill to a decode worker is a matter of the endpoint: vLLM takes and
+returns `kv_transfer_params` in chat completions, completions, responses and messages (0.32), and nowhere else.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from turnout.routing import needs_local_prefill
+from turnout_router.dialects import ANTHROPIC, OPENAI, RESPONSES, Dialect
+from turnout_router.errors import malformed
+from turnout_router.events import MESSAGE_EVENTS, RESPONSE_EVENTS, EventForm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_GENERATED: Final = (
+    re.compile(rb'"prompt_tokens":\s*([0-9]{1,12})'),
+    re.compile(rb'"completion_tokens":\s*([0-9]{1,12})'),
+)
+_IN_AND_OUT: Final = (
+    re.compile(rb'"input_tokens":\s*([0-9]{1,12})'),
+    re.compile(rb'"output_tokens":\s*([0-9]{1,12})'),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a request must hold: one of the fields *names*, of one of the *types*, not empty. Else 400 with *message*."""
+
+    names: tuple[str, ...]
+    types: tuple[type, ...]
+    message: str
+
+    def check(self, body: Mapping[str, Any]) -> None:
+        """Raise ApiError (400) where *body* does not hold it."""
+        for name in self.names:
+            value = body.get(name)
+            if isinstance(value, self.types) and value:
+                return
+        raise malformed(self.message, self.names[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """How a request is reduced to its prompt for the prefill worker: one token, not streamed.
+
+    `cap` is the field that bounds the output; `caps_if_given` are further ones that would contradict it, `without`
+    are fields that mean nothing to, or forbid, an answer of one token. `local_if` says of a body that only the
+    worker that answers can compute its prompt.
+    """
+
+    cap: str
+    local_if: Callable[[Mapping[str, Any]], bool]
+    caps_if_given: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One path that leads to workers.
+
+    - `needs`: what is checked before a worker is bothered; `refused`: fields that cannot be honoured, and why.
+    - `prompt`: the fields in which the prompt lies, for estimating its length.
+    - `output_caps`: fields that bound the output, the first one that is given counts; () where nothing is generated.
+    - `prefill`: how the prefill half is asked; None where prompt and answer cannot be parted.
+    - `stream`: how a stream is read: `chunks` of OpenAI's completions, or typed events; None: never streamed.
+    - `usage`: where a whole answer's tokens stand, (prompt, output).
+    - `serves`: whether the engine computes something; what only counts tokens is no sign of load or goodput.
+    - `key_field`: a header field, beside `Authorization`, in which this API's clients send their key.
+    """
+
+    path: bytes
+    needs: tuple[Need, ...]
+    prompt: tuple[str, ...]
+    output_caps: tuple[str, ...] = ()
+    prefill: Prefill | None = None
+    stream: Literal["chunks"] | EventForm | None = None
+    usage: tuple[re.Pattern[bytes], re.Pattern[bytes]] = _GENERATED
+    dialect: Dialect = OPENAI
+    refused: tuple[tuple[str, str], ...] = ()
+    serves: bool = True
+    key_field: bytes | None = None
+
+    def check(self, body: Mapping[str, Any]) -> None:
+        """Raise ApiError (400) that says what is missing or cannot be honoured."""
+        for need in self.needs:
+            need.check(body)
+        for name, why in self.refused:
+            if body.get(name):
+                raise malformed(f"`{name}` is not supported here: {why}", name)
+
+    def usage_of(self, body: bytes) -> tuple[int, int]:
+        """Return (prompt tokens, output tokens) of a complete answer, 0 where it does not say.
+
+        Found by text: inside a JSON string a quote is always escaped, so the names cannot be part of an answer's
+        text; usage is the last object in which they can stand.
+        """
+        prompt, output = (pattern.findall(body) for pattern in self.usage)
+        return (int(prompt[-1]) if prompt else 0), (int(output[-1]) if output else 0)
+
+
+def _runs_tools(body: Mapping[str, Any]) -> bool:
+    """Say whether the worker itself would call tools: it then generates several times for one request.
+
+    Every turn would read the handed-out cache anew, which can be read only once.
+    """
+    tools = body.get("tools")
+    return isinstance(tools, list) and any(
+        not isinstance(tool, dict) or tool.get("type") not in {"function", "custom"} for tool in tools
+    )
+
+
+def _never(_body: Mapping[str, Any]) -> bool:
+    return False
+
+
+_MESSAGES: Final = Need(("messages",), (list,), "`messages` must be a list of at least one message.")
+_PROMPT: Final = Need(
+    ("prompt",), (str, list), "`prompt` must be a text, a list of texts or a list of token ids."
+)
+_CHAT_CAPS: Final = ("max_completion_tokens", "max_tokens")
+_completions: Final = partial(
+    Prefill, cap="max_tokens", local_if=needs_local_prefill, without=("stream_options", "min_tokens")
+)
+
+CHAT: Final = Endpoint(
+    path=b"/v1/chat/completions",
+    needs=(_MESSAGES,),
+    prompt=("messages",),
+    output_caps=_CHAT_CAPS,
+    prefill=_completions(caps_if_given=("max_completion_tokens",)),
+    stream="chunks",
+)
+TEXT: Final = Endpoint(
+    path=b"/v1/completions",
+    needs=(_PROMPT,),
+    prompt=("prompt",),
+    output_caps=_CHAT_CAPS,
+    prefill=_completions(),
+    stream="chunks",
+)
+RESPONSE: Final = Endpoint(
+    path=b"/v1/responses",
+    needs=(Need(("input",), (str, list), "`input` must be a text or a list of at least one item."),),
+    prompt=("instructions", "input"),
+    output_caps=("max_output_tokens",),
+    prefill=Prefill("max_output_tokens", _runs_tools, without=("stream_options",)),
+    stream=RESPONSE_EVENTS,
+    usage=_IN_AND_OUT,
+    dialect=RESPONSES,
+    refused=(
+        ("background", "an answer must be taken as it comes; leave it out."),
+        ("previous_response_id", "answers are not kept between requests; send the conversation in `input`."),
+        ("conversation", "answers are not kept between requests; send the conversation in `input`."),
+    ),
+)
+_anthropic: Final = partial(
+    Endpoint, needs=(_MESSAGES,), prompt=("system", "messages"), dialect=ANTHROPIC, key_field=b"x-api-key"
+)
+MESSAGE: Final = _anthropic(
+    path=b"/v1/messages",
+    output_caps=("max_tokens",),
+    prefill=Prefill("max_tokens", _never),
+    stream=MESSAGE_EVENTS,
+    usage=_IN_AND_OUT,
+)
+COUNT_TOKENS: Final = _anthropic(path=b"/v1/messages/count_tokens", serves=False)
+EMBEDDINGS: Final = Endpoint(
+    path=b"/v1/embeddings",
+    needs=(
+        Need(
+            ("input", "messages"),
+            (str, list),
+            "`input` must be a text, a list of texts or a list of token ids.",
+        ),
+    ),
+    prompt=("input", "messages"),
+)
+_rerank: Final = partial(
+    Endpoint,
+    needs=(
+        Need(("query",), (str, dict), "`query` must be a text."),
+        Need(("documents",), (list, str, dict), "`documents` must be a list of at least one text."),
+    ),
+    prompt=("query", "documents"),
+)
+_ONE: Final = ("queries", "text_1", "data_1")
+_OTHER: Final = ("documents", "items", "text_2", "data_2")
+_score: Final = partial(
+    Endpoint,
+    needs=(
+        Need(_ONE, (str, list, dict), "`queries` (or `text_1`) must be a text or a list of texts."),
+        Need(_OTHER, (str, list, dict), "`documents` (or `text_2`) must be a text or a list of texts."),
+    ),
+    prompt=(*_ONE, *_OTHER),
+)
+TOKENIZE: Final = Endpoint(
+    path=b"/tokenize",
+    needs=(Need(("prompt", "messages"), (str, list), "`prompt` must be a text, or `messages` a list."),),
+    prompt=(),
+    serves=False,
+)
+DETOKENIZE: Final = Endpoint(
+    path=b"/detokenize",
+    needs=(Need(("tokens",), (list,), "`tokens` must be a list of token ids."),),
+    prompt=(),
+    serves=False,
+)
+
+ENDPOINTS: Final[Mapping[bytes, Endpoint]] = {
+    endpoint.path: endpoint
+    for endpoint in (
+        CHAT,
+        TEXT,
+        RESPONSE,
+        MESSAGE,
+        COUNT_TOKENS,
+        EMBEDDINGS,
+        _rerank(path=b"/v1/rerank"),
+        _rerank(path=b"/rerank"),
+        _rerank(path=b"/v2/rerank"),
+        _score(path=b"/v1/score"),
+        _score(path=b"/score"),
+        TOKENIZE,
+        DETOKENIZE,
+    )
+}
+"""Everything that leads to workers, by path. All of it is POST."""
+
+
+def dialect_of(path: bytes) -> Dialect:
+    """Return how errors are written under *path*, one that leads nowhere included."""
+    endpoint = ENDPOINTS.get(path)
+    if endpoint is not None:
+        return endpoint.dialect
+    return ANTHROPIC if path.startswith(MESSAGE.path) else OPENAI
