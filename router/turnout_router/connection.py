@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Protocol, cast
 
 import httptools
@@ -173,6 +174,8 @@ class ClientConnection(asyncio.Protocol):
         self._head_done = True
         self._has_body = framing.has_body
         if framing.has_body:
+            if parser.should_upgrade():
+                self._body_framing = framing.as_field()
             self._check_body_size(framing.length or 0)
             self._wait = "body"
             self._body_since = self._loop.time()
@@ -201,12 +204,17 @@ class ClientConnection(asyncio.Protocol):
                 method=self._parser.get_method().decode("ascii"),
                 target=self._target,
                 fields=tuple(self._fields),
-                body=self._body[0] if len(self._body) == 1 else b"".join(self._body),
+                body=self._whole_body(),
                 keep_alive=bool(self._parser.should_keep_alive()) and not self._parser.should_upgrade(),
                 may_chunk=version == "1.1",
                 has_body=self._has_body,
             )
         )
+
+    def on_late_body_complete(self, request: Request) -> None:
+        """Line *request* up, whose body had to be read apart."""
+        self._in_message = False
+        self._ready.append(replace(request, body=self._whole_body()))
 
     # What the handler says
 
@@ -301,6 +309,7 @@ class ClientConnection(asyncio.Protocol):
         self._field_count = 0
         self._head_done = False
         self._has_body = False
+        self._body_framing = b""
         self._body_since = 0.0
         self._in_message = False
         self._keep = True
@@ -308,14 +317,24 @@ class ClientConnection(asyncio.Protocol):
     def _parse(self, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            return  # the request is answered as if it had not asked; keep_alive is off
+        except httptools.HttpParserUpgrade as upgrade:
+            # Answered as if it had not asked (RFC 9110, section 7.8), and the connection closed after it. The
+            # parser takes whatever follows for the other protocol's, a body too; Java's own client sends both.
+            if self._has_body:
+                self._parser = httptools.HttpRequestParser(_LateBody(self, self._ready.pop()))
+                self._in_message = True
+                self._parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % self._body_framing)
+                self._parse(data[upgrade.args[0] :])
+            return
         except httptools.HttpParserError as error:
             if self._refusal is None and not (self._ready and not self._ready[-1].keep_alive):
                 self._refusal = not_http(f"This is not HTTP as it should be: {error}.")
             return
         if self._in_message:
             self._bound_raw(len(data))
+
+    def _whole_body(self) -> bytes:
+        return self._body[0] if len(self._body) == 1 else b"".join(self._body)
 
     def _bound_raw(self, size: int) -> None:
         """Bound what an unfinished request takes up on the wire: the parser tells neither of half a field nor of chunk sizes."""
@@ -429,6 +448,24 @@ class ClientConnection(asyncio.Protocol):
             self._wait = "linger"
             self._deadline = self._loop.time() + self._limits.stall_seconds
         self._transport.close()
+
+
+class _LateBody:
+    """Takes the body of *request*, which asked for another protocol and is not given it."""
+
+    def __init__(self, connection: ClientConnection, request: Request) -> None:
+        self._connection = connection
+        self._request = request
+        self._begun = False
+        self.on_body = connection.on_body
+
+    def on_message_begin(self) -> None:
+        if self._begun:
+            raise _Refused  # one body is all that is read here
+        self._begun = True
+
+    def on_message_complete(self) -> None:
+        self._connection.on_late_body_complete(self._request)
 
 
 def require_body(request: Request) -> None:

@@ -26,6 +26,14 @@ class Framing(NamedTuple):
     length: int | None
     expects_continue: bool
 
+    def as_field(self) -> bytes:
+        """Return the field line that says so, of a request that has a body."""
+        return (
+            b"transfer-encoding: chunked\r\n"
+            if self.length is None
+            else b"content-length: %d\r\n" % self.length
+        )
+
 
 def framing_of(method: bytes, version: str, fields: Fields | list[tuple[bytes, bytes]]) -> Framing:
     """Return how the body follows a head of *fields* (names in lower case). Raise ApiError that closes the connection."""

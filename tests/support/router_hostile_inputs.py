@@ -1,0 +1,357 @@
+"""What a client may send against the rules, byte by byte, and what each gets: the table of docs/hardening.md.
+
+`python -m support.router_hostile_inputs`, run in tests/, writes the table into that page.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "hardening.md"
+MARKS: Final = ("<!-- table: begin -->\n", "<!-- table: end -->\n")
+
+BODY_LIMIT: Final = 4096
+HEAD_LIMIT: Final = 4096
+TARGET_LIMIT: Final = 1024
+FIELD_LIMIT: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One input: `parts` are sent one after the other, the next one when the router has had time to read.
+
+    `statuses` are the answers that come, `kept` says whether the connection can be used for a further request.
+    """
+
+    area: str
+    name: str
+    parts: tuple[bytes, ...]
+    statuses: tuple[int, ...]
+    kept: bool
+
+    @property
+    def row(self) -> str:
+        answers = ", ".join(map(str, self.statuses)) or "none"
+        return f"| {self.name} | {answers} | {'kept' if self.kept else 'closed'} |"
+
+
+CHAT: Final = {"model": "tiny-1b", "messages": [{"role": "user", "content": "hello"}]}
+GOOD: Final = json.dumps(CHAT).encode()
+MODELS: Final = b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+def get(target: bytes = b"/v1/models", *fields: bytes, version: bytes = b"1.1") -> bytes:
+    return b"\r\n".join([b"GET %b HTTP/%b" % (target, version), b"host: x", *fields, b"", b""])
+
+
+def post(body: bytes, *fields: bytes, length: bytes | None = None, version: bytes = b"1.1") -> bytes:
+    size = b"%d" % len(body) if length is None else length
+    head = [b"POST /v1/chat/completions HTTP/" + version, b"host: x", b"content-length: " + size, *fields]
+    return b"\r\n".join([*head, b"", b""]) + body
+
+
+def chunked(*pieces: bytes, end: bytes = b"0\r\n\r\n", version: bytes = b"1.1") -> bytes:
+    head = b"POST /v1/chat/completions HTTP/%b\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n" % version
+    return head + b"".join(pieces) + end
+
+
+def piece(data: bytes, extension: bytes = b"") -> bytes:
+    return b"%x%b\r\n%b\r\n" % (len(data), extension, data)
+
+
+def chat(**more: object) -> bytes:
+    return json.dumps(CHAT | more).encode()
+
+
+def _case(area: str, name: str, data: bytes | tuple[bytes, ...], answer: object, *, kept: bool) -> Case:
+    statuses = answer if isinstance(answer, tuple) else (answer,)
+    return Case(area, name, data if isinstance(data, tuple) else (data,), statuses, kept)
+
+
+def _closed(area: str, rows: dict[str, tuple[bytes | tuple[bytes, ...], object]]) -> list[Case]:
+    return [_case(area, name, data, answer, kept=False) for name, (data, answer) in rows.items()]
+
+
+def _kept(area: str, rows: dict[str, tuple[bytes | tuple[bytes, ...], object]]) -> list[Case]:
+    return [_case(area, name, data, answer, kept=True) for name, (data, answer) in rows.items()]
+
+
+_LINES = "Request line and version"
+_FIELDS = "Header fields"
+_ENDS = "Where a body ends"
+_SIZES = "Sizes"
+_TIMES = "Times"
+_ORDER = "Pipelining, Expect, Connection, Upgrade"
+_PATHS = "Targets and methods"
+_JSON = "JSON"
+
+CASES: Final = (
+    *_closed(
+        _LINES,
+        {
+            "no HTTP (a TLS greeting)": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
+            "HTTP/0.9": (b"GET /v1/models\r\n\r\n", 400),
+            "HTTP/2 preface": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+            "HTTP/1.2": (get(version=b"1.2"), 400),
+            "unknown method": (b"FOO /v1/models HTTP/1.1\r\nhost: x\r\n\r\n", 400),
+            "method in lower case": (b"get /v1/models HTTP/1.1\r\nhost: x\r\n\r\n", 400),
+            "bare LF after the request line": (b"GET /v1/models HTTP/1.1\nhost: x\r\n\r\n", 400),
+            "a control character in the target": (get(b"/v1/\x01"), 400),
+            "a byte above 0x7f in the target": (get(b"/v1/\xff"), 400),
+            "HTTP/1.0": (get(version=b"1.0"), 200),
+        },
+    ),
+    *_kept(
+        _LINES,
+        {
+            "HTTP/1.0 with `Connection: keep-alive`": (
+                get(b"/v1/models", b"connection: keep-alive", version=b"1.0"),
+                200,
+            ),
+            "empty lines before a request": (b"\r\n\r\n" + MODELS, 200),
+        },
+    ),
+    *_closed(
+        _FIELDS,
+        {
+            "bare LF between fields": (b"GET /v1/models HTTP/1.1\r\nhost: x\na: b\r\n\r\n", 400),
+            "CR within a value": (get(b"/v1/models", b"a: b\rc: d"), 400),
+            "NUL within a value": (get(b"/v1/models", b"a: b\0c"), 400),
+            "NUL within a name": (get(b"/v1/models", b"a\0b: c"), 400),
+            "another control character in a value": (get(b"/v1/models", b"a: \x01"), 400),
+            "folded value (obs-fold)": (get(b"/v1/models", b"a: b", b" c"), 400),
+            "blank between name and colon": (get(b"/v1/models", b"a : b"), 400),
+            "blank before the first field": (b"GET /v1/models HTTP/1.1\r\n host: x\r\n\r\n", 400),
+            "empty name": (get(b"/v1/models", b": b"), 400),
+            "two Host fields": (get(b"/v1/models", b"host: y"), 400),
+            "no Host field in HTTP/1.1": (b"GET /v1/models HTTP/1.1\r\n\r\n", 400),
+        },
+    ),
+    *_kept(_FIELDS, {"a byte above 0x7f in a value": (get(b"/v1/models", b"a: \xff"), 200)}),
+    *_closed(
+        _ENDS,
+        {
+            "two Content-Lengths, equal": (post(b"{}", b"content-length: 2"), 400),
+            "two Content-Lengths, different": (post(b"{}", b"content-length: 3"), 400),
+            "Content-Length as a list": (post(b"{}", length=b"2, 2"), 400),
+            "Content-Length with a sign": (post(b"{}", length=b"+2"), 400),
+            "negative Content-Length": (post(b"{}", length=b"-2"), 400),
+            "Content-Length in hexadecimal": (post(b"{}", length=b"0x2"), 400),
+            "empty Content-Length": (post(b"{}", length=b""), 400),
+            "Content-Length beyond 64 bits": (post(b"{}", length=b"99999999999999999999999"), 400),
+            "Content-Length, then Transfer-Encoding": (
+                post(b"0\r\n\r\n", b"transfer-encoding: chunked"),
+                400,
+            ),
+            "Transfer-Encoding, then Content-Length": (
+                chunked().replace(b"\r\n\r\n", b"\r\ncontent-length: 5\r\n\r\n", 1),
+                400,
+            ),
+            "Transfer-Encoding: identity": (
+                b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: identity\r\n\r\n{}",
+                501,
+            ),
+            "Transfer-Encoding: gzip, chunked": (
+                b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: gzip, chunked\r\n\r\n",
+                501,
+            ),
+            "Transfer-Encoding: chunked, gzip": (
+                b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked, gzip\r\n\r\n",
+                400,
+            ),
+            "Transfer-Encoding: xchunked": (
+                b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: xchunked\r\n\r\n",
+                501,
+            ),
+            "Transfer-Encoding twice": (
+                chunked().replace(b"\r\n\r\n", b"\r\ntransfer-encoding: chunked\r\n\r\n", 1),
+                400,
+            ),
+            "Transfer-Encoding in HTTP/1.0": (chunked(piece(GOOD), version=b"1.0"), 400),
+            "chunk size that is none": (chunked(b"xyz\r\n"), 400),
+            "negative chunk size": (chunked(b"-1\r\n"), 400),
+            "chunk size beyond 64 bits": (chunked(b"fffffffffffffffff\r\n"), 400),
+            "chunk longer than its size": (chunked(b"1\r\nxy\r\n"), 400),
+            "bare LF after a chunk size": (chunked(b"1\nx\r\n"), 400),
+            "bare LF in a chunk extension": (chunked(b"1;a=\nb\r\nx\r\n"), 400),
+            "a body after a POST without a length": (
+                b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n\r\n" + GOOD,
+                (411, 400),
+            ),
+        },
+    ),
+    *_kept(
+        _ENDS,
+        {
+            "a chunked body": (chunked(piece(GOOD[:9]), piece(GOOD[9:])), 200),
+            "chunk extensions": (chunked(piece(GOOD, b";a=b;c")), 200),
+            "fields after a chunked body: never part of the head": (
+                chunked(piece(b"{}"), end=b"0\r\nauthorization: Bearer x\r\nx-request-id: mine\r\n\r\n"),
+                400,
+            ),
+            "a POST without a length": (b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n\r\n", 411),
+            "an empty body": (post(b""), 400),
+            "a body after a GET": (get(b"/v1/models", b"content-length: 2") + b"{}", 200),
+        },
+    ),
+    *_closed(
+        _SIZES,
+        {
+            "a target that is too long": (get(b"/" + b"a" * 2 * TARGET_LIMIT), 414),
+            "a field that is too large": (get(b"/v1/models", b"a: " + b"b" * 2 * HEAD_LIMIT), 431),
+            "a field that never ends": (b"GET / HTTP/1.1\r\nhost: x\r\na: " + b"b" * 3 * HEAD_LIMIT, 431),
+            "a name that never ends": (b"GET / HTTP/1.1\r\nhost: x\r\n" + b"b" * 3 * HEAD_LIMIT, 431),
+            "too many fields": (get(b"/v1/models", *[b"a: b"] * (FIELD_LIMIT + 1)), 431),
+            "too many fields after a chunked body": (
+                chunked(piece(b"{}"), end=b"0\r\n" + b"a: b\r\n" * FIELD_LIMIT + b"\r\n"),
+                431,
+            ),
+            "a body announced as too large": (post(b"", length=b"999999"), 413),
+            "a body that is too large, sent at once": (post(b" " * 100 * BODY_LIMIT), 413),
+            "chunks that add up to too much": (chunked(*[piece(b" " * 1024)] * 8), 413),
+            "a chunk extension that never ends": (
+                (chunked(b"1;a=", end=b"")) + b"b" * (3 * BODY_LIMIT + 2 * HEAD_LIMIT + 70_000),
+                413,
+            ),
+        },
+    ),
+    *_closed(
+        _TIMES,
+        {
+            "a head that stops": (b"GET / HTTP/1.1\r\nhost: x\r\na: b", 408),
+            "a body that stops": (post(b"{", length=b"10"), 408),
+            "a chunked body that stops": (chunked(b"a\r\n{", end=b""), 408),
+            "a connection without a request": (b"", ()),
+            "a connection without a further request": (MODELS, 200),
+        },
+    ),
+    *_closed(
+        _ORDER,
+        {
+            "`Connection: close`": (get(b"/v1/models", b"connection: close"), 200),
+            "bytes after a request with `Connection: close`": (
+                get(b"/v1/models", b"connection: close") + MODELS,
+                200,
+            ),
+            "a request, then no HTTP": (MODELS + b"\x00\x01\x02\r\n\r\n", (200, 400)),
+            "an unknown expectation": (post(b"{}", b"expect: 200-ok"), 417),
+            "`Expect: 100-continue` with a body that is too large": (
+                post(b"", b"expect: 100-continue", length=b"999999"),
+                413,
+            ),
+            "`Upgrade: websocket`": (
+                get(b"/v1/models", b"connection: upgrade", b"upgrade: websocket") + MODELS,
+                200,
+            ),
+            "`Upgrade: h2c` with a body": (post(GOOD, b"connection: upgrade", b"upgrade: h2c") + MODELS, 200),
+            "`Upgrade: h2c` with a chunked body": (
+                chunked(piece(GOOD)).replace(b"host: x", b"host: x\r\nconnection: upgrade\r\nupgrade: h2c"),
+                200,
+            ),
+            "`Upgrade: h2c` with an empty body, then more": (
+                post(b"", b"connection: upgrade", b"upgrade: h2c") + post(GOOD) + post(GOOD),
+                400,
+            ),
+            "`Upgrade: h2c` with a body in pieces": (
+                (post(GOOD, b"connection: upgrade", b"upgrade: h2c")[:-9], GOOD[-9:-4], GOOD[-4:]),
+                200,
+            ),
+        },
+    ),
+    *_kept(
+        _ORDER,
+        {
+            "three requests at once": (MODELS + post(GOOD) + MODELS, (200, 200, 200)),
+            "a request in single bytes": (tuple(b"%c" % byte for byte in MODELS), 200),
+            "`Expect: 100-continue`": ((post(GOOD, b"expect: 100-continue")[: -len(GOOD)], GOOD), (100, 200)),
+            "`Expect: 100-continue` in HTTP/1.0": (
+                post(GOOD, b"expect: 100-continue", b"connection: keep-alive", version=b"1.0"),
+                200,
+            ),
+            "fields named in Connection: none is passed on": (
+                post(GOOD, b"connection: keep-alive, x-secret", b"x-secret: a"),
+                200,
+            ),
+            "`Upgrade` without `Connection: upgrade`": (get(b"/v1/models", b"upgrade: h2c"), 200),
+        },
+    ),
+    *_closed(
+        _PATHS,
+        {
+            "CONNECT": (b"CONNECT a:80 HTTP/1.1\r\nhost: a:80\r\n\r\n" + MODELS, 405),
+            "TRACE": (b"TRACE /v1/models HTTP/1.1\r\nhost: x\r\n\r\n", 405),
+        },
+    ),
+    *_kept(
+        _PATHS,
+        {
+            "a target in absolute form": (get(b"http://elsewhere.example:9/v1/models?a=b"), 200),
+            "a worker's path in absolute form": (get(b"http://127.0.0.1:8000/metrics"), 404),
+            "a query": (get(b"/v1/models?a=b"), 200),
+            "`/metrics`, `/health`, `/admin/fleet`": (
+                get(b"/metrics") + get(b"/health") + get(b"/admin/fleet"),
+                (404, 404, 404),
+            ),
+            "dot segments": (get(b"/v1/../metrics") + get(b"/v1/./models"), (404, 404)),
+            "percent-encoded slashes and dots": (
+                get(b"/v1%2fmodels") + get(b"/v1/%2e%2e/metrics") + get(b"/v1%2f..%2fmetrics"),
+                (404, 404, 404),
+            ),
+            "percent-encoded letters": (get(b"/v1/model%73"), 404),
+            "two slashes": (get(b"//v1/models"), 404),
+            "a model's name with an encoded slash: a name, not a path": (get(b"/v1/models/..%2f..%2fx"), 404),
+            "`OPTIONS *`": (b"OPTIONS * HTTP/1.1\r\nhost: x\r\n\r\n", 404),
+            "a method that the path does not know": (get(b"/v1/chat/completions"), 405),
+            "a method of another protocol": (b"PROPFIND /v1/models HTTP/1.1\r\nhost: x\r\n\r\n", 405),
+        },
+    ),
+    *_kept(
+        _JSON,
+        {
+            "no JSON": (post(b"{"), 400),
+            "two documents": (post(GOOD + GOOD), 400),
+            "no object": (post(b"[1]") + post(b"null") + post(b"5"), (400, 400, 400)),
+            "a thousand and more levels": (post(b'{"model":' + b"[" * 2000), 400),
+            "invalid UTF-8": (post(b'{"model":"\xff"}'), 400),
+            "half of a surrogate pair": (post(chat(user="\ud800")), 400),
+            "a byte order mark": (post(b"\xef\xbb\xbf" + GOOD), 400),
+            "NaN and Infinity": (
+                post(chat(temperature=float("nan"))) + post(chat(top_p=float("inf"))),
+                (400, 400),
+            ),
+            "a number too large for a double": (post(GOOD[:-1] + b', "temperature": 1e999999}'), 400),
+            "duplicate keys: the last one holds": (post(b'{"model": "other", ' + GOOD[1:]), 200),
+            "a model that is no text": (post(b'{"model": 5, "messages": [{}]}'), 400),
+            "a model's name of 300 characters": (post(chat(model="m" * 300)), 400),
+            "an unknown model": (post(chat(model="other")), 404),
+            "messages that are no list": (post(chat(messages={})), 400),
+            "fields between engines: taken out": (
+                post(chat(kv_transfer_params={"do_remote_prefill": True})),
+                200,
+            ),
+            "unknown fields: passed on": (post(chat(something_new={"a": [1]})), 200),
+        },
+    ),
+)
+
+
+def render() -> str:
+    """Return the tables of all cases, in Markdown."""
+    lines: list[str] = []
+    for area in dict.fromkeys(case.area for case in CASES):
+        lines += ["", f"### {area}", "| Input | Answer | Connection |", "|---|---|---|"]
+        lines += [case.row for case in CASES if case.area == area]
+    return "\n".join(lines[1:]) + "\n"
+
+
+def main() -> None:
+    """Write the tables into the page."""
+    before, rest = PAGE.read_text().split(MARKS[0])
+    PAGE.write_text(before + MARKS[0] + render() + MARKS[1] + rest.split(MARKS[1])[1])
+
+
+if __name__ == "__main__":
+    main()
