@@ -31,6 +31,7 @@ class Tap(Protocol):
     """What reads a stream on its way, see `usage` and `events`."""
 
     error: bool
+    done: bool
 
     def feed(self, data: bytes, now: float) -> bytes:
         """Return what of *data*, received at *now*, is to be passed on. Raise UpstreamError to stop it."""
@@ -101,11 +102,11 @@ class Relay:
     def finish(self) -> bytes:
         """End the client's answer; return its body, or the last of it where it was passed on in pieces.
 
-        Raise UpstreamError where the answer was a failure that the client has not seen.
+        Raise UpstreamError where the answer was a failure that the client has not seen, or a stream without its end.
         """
         if self._streaming:
-            if not self.client.started:
-                raise UpstreamError("reset", "its stream ended before it began")
+            if self._tap is None or not self._tap.done:
+                raise UpstreamError("reset", "its stream ended before its last event")
             self.client.end()
             return b""
         if self.status >= _SERVER_ERROR:

@@ -61,6 +61,8 @@ class UpstreamLimits:
     """Between two pieces of a streamed answer."""
     head_bytes: int = 64 * 1024
     """Head of a worker's answer."""
+    header_fields: int = 200
+    """Header fields of a worker's answer, interim ones and those after its body included."""
     prefill_answer_bytes: int = 4 * 1024 * 1024
     """Body of a prefill worker's answer: block ids of a million tokens in blocks of 16 take 0.5 MiB."""
     hold_bytes: int = 1024 * 1024

@@ -49,6 +49,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._fields: list[tuple[bytes, bytes]] = []
         self._pieces: list[bytes] = []
         self._head_bytes = 0
+        self._field_count = 0
         self._head_done = False
         self._framed = False
         self._complete = False
@@ -76,7 +77,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._answer = answer
         self._done = self._loop.create_future()
         self._fields = []
-        self._head_bytes = 0
+        self._head_bytes = self._field_count = 0
         self._head_done = self._framed = self._complete = self._keep = self.heard = False
         self._deadline = self._loop.time() + seconds
         self._idle_seconds = idle_seconds
@@ -141,6 +142,8 @@ class UpstreamConnection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             cause = error.__context__ if isinstance(error.__context__, UpstreamError) else None
             self._fail(cause or UpstreamError("protocol", f"what it answered is not HTTP ({error})"))
+        except httptools.HttpParserUpgrade:
+            self._fail(UpstreamError("protocol", "it changed the protocol unasked"))
         except UpstreamError as error:
             self._fail(error)
 
@@ -158,8 +161,12 @@ class UpstreamConnection(asyncio.Protocol):
     # What the parser says
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take one field."""
-        self._fields.append((name.lower(), value))
+        """Take one field. Raise UpstreamError where there are too many, after a chunked body too."""
+        self._field_count += 1
+        if self._field_count > self._pool.limits.header_fields:
+            raise UpstreamError("protocol", "its answer has too many header fields")
+        if not self._head_done:
+            self._fields.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """Hand the head on, unless it is an interim one."""

@@ -67,12 +67,10 @@ class StreamTap:
         """Return the events that are complete by now, and keep the rest."""
         if self._tail:
             data = self._tail + data
-        end = data.rfind(_END) + len(_END)
-        if end < len(_END):
-            end = data.rfind(_CRLF_END) + len(_CRLF_END) if _CRLF_END in data else 0
-        if end == len(data):
+        if data.endswith(_END):
             self._tail = b""
             return data
+        end = max(_after_last(_END, data), _after_last(_CRLF_END, data))
         self._tail = data[end:]
         if len(self._tail) > self._max_event_bytes:
             raise UpstreamError("protocol", f"an event of more than {self._max_event_bytes} bytes")
@@ -113,6 +111,11 @@ class StreamTap:
                 self.first_token_at = now
             self.last_token_at = now
         return True
+
+
+def _after_last(mark: bytes, data: bytes) -> int:
+    at = data.rfind(mark)
+    return 0 if at < 0 else at + len(mark)
 
 
 def _count(usage: dict[str, Any], name: str) -> int:

@@ -132,7 +132,23 @@ async def test_a_stream_that_breaks_says_so(tmp_path: Path) -> None:
     assert (codes, finished, good) == (1, 1, 0)
 
 
-@pytest.mark.parametrize("behaviour", ["cut", "stream_error"])
+async def test_a_stream_without_its_end_is_a_broken_one(tmp_path: Path) -> None:
+    """A worker that closes its stream in good order, but without [DONE], has not finished it either."""
+    async with (
+        mock_worker(behaviour="cut_cleanly") as worker,
+        running_router(tmp_path, config([("aggregated", worker.url)])) as r,
+    ):
+        seen = b""
+        with pytest.raises(httpx.RemoteProtocolError):  # noqa: PT012 - what came before is looked at
+            async with r.client.stream("POST", "/v1/chat/completions", json=chat(stream=True)) as answer:
+                async for data in answer.aiter_raw():
+                    seen += data
+        assert await r.metric("turnout_router_good_total", deployment=DEPLOYMENT) == 0
+    assert b'"stream_broken"' in seen
+    assert b"[DONE]" not in seen
+
+
+@pytest.mark.parametrize("behaviour", ["cut", "cut_cleanly", "stream_error"])
 async def test_the_official_client_sees_a_broken_stream_as_an_error(tmp_path: Path, behaviour: str) -> None:
     """It raises, and is told nothing of the worker's inside."""
     async with (

@@ -27,7 +27,7 @@ class MockWorker:
     """How it behaves, and what it has seen.
 
     `behaviour`: ok, status (answers `status`), hang (never answers), reset (closes without an answer), garbage,
-    cut (streams half of the tokens and dies), endless (streams until the other side leaves), stream_error (an error
+    cut (streams half of the tokens and dies), cut_cleanly (ends there as if that were all), endless (streams until the other side leaves), stream_error (an error
     event after half of the tokens), bad_params (a prefill without a cache), head_then_cut (200, then closes),
     gated (waits for `gate` before it answers).
     """
@@ -172,8 +172,12 @@ class MockWorker:
         while count < self.tokens or self.behaviour == "endless":
             await self._event(writer, self._chunk(body, {"content": self.piece}))
             count += 1
-            if count * 2 >= self.tokens and self.behaviour == "cut":
-                writer.transport.abort()
+            if count * 2 >= self.tokens and self.behaviour in {"cut", "cut_cleanly"}:
+                if self.behaviour == "cut":
+                    writer.transport.abort()
+                else:
+                    writer.write(b"0\r\n\r\n")
+                    await writer.drain()
                 return False
             if count * 2 >= self.tokens and self.behaviour == "stream_error":
                 await self._event(writer, {"error": {"message": "secret of the worker", "code": 500}})

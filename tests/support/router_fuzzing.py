@@ -1,0 +1,363 @@
+"""What must hold whatever bytes come: checks for the client's side, the worker's side, streams and JSON, and a mutator.
+
+Each check takes bytes and a seed, runs the router's own classes on them with a transport and a clock of the test's,
+and asserts its invariants. Nothing waits, so that hundreds of thousands of inputs are tried in a minute.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import orjson
+
+from support.router_hostile_inputs import CASES, CHAT, GOOD, MODELS, chunked, get, piece, post
+from turnout.routing import Backend, DeploymentRoute, Fleet, HealthPolicy, build_fleet
+from turnout_router.backends import Backends
+from turnout_router.connection import ClientConnection
+from turnout_router.endpoints import ENDPOINTS
+from turnout_router.errors import ApiError, UpstreamError
+from turnout_router.gateway import Gateway
+from turnout_router.listener import Listener
+from turnout_router.metrics import Metrics
+from turnout_router.openai import ENGINE_FIELDS, decode_body, parse, prefill_body
+from turnout_router.relay import Relay
+from turnout_router.settings import ClientLimits, Settings, UpstreamLimits
+from turnout_router.upstream import Pool, Pools, UpstreamConnection
+from turnout_router.usage import StreamTap
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Iterable, Sequence
+
+STATUSES: Final = {200, 204, 400, 401, 404, 405, 408, 411, 413, 414, 417, 431, 501, 503}
+"""All that a client can be told where there is no worker."""
+
+_BACKEND: Final = Backend("w", "default/tiny", "127.0.0.1", 1, "decode", "a", ("tiny-1b",))
+_STREAM: Final = (
+    b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}\n\n'
+    b'data: {"choices":[{"index":0,"delta":{"content":"tok"}}]}\n\n'
+    b'data: {"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":1}}\n\ndata: [DONE]\n\n'
+)
+_ERROR: Final = b'data: {"error":{"message":"x","code":500}}\n\n'
+CLIENT_CORPUS: Final = (
+    *(b"".join(case.parts)[:6000] for case in CASES),
+    MODELS + post(GOOD) + chunked(piece(GOOD)) + get(b"/v1/models/tiny-1b"),
+)
+WORKER_CORPUS: Final = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}",
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    + b"".join(piece(event + b"\n\n") for event in _STREAM.split(b"\n\n") if event)
+    + b"0\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n" + _STREAM,
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n" + _ERROR,
+    b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 503 No\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n",
+    b"HTTP/1.1 204 No Content\r\n\r\n",
+    b"HTTP/1.1 101 Switching\r\nupgrade: x\r\nconnection: upgrade\r\n\r\nabc",
+    b"HTTP/1.0 200 OK\r\n\r\nbody until the end",
+    b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1;a=b\r\nx\r\n0\r\na: b\r\n\r\n",
+    b"this is not HTTP at all\r\n\r\n",
+)
+STREAM_CORPUS: Final = (
+    _STREAM,
+    _ERROR,
+    _STREAM[:-14] + _ERROR,
+    b": ping\n\n" + _STREAM,
+    _STREAM.replace(b"\n", b"\r\n"),
+    b"event: a\n" + _STREAM,
+)
+JSON_CORPUS: Final = (
+    GOOD,
+    orjson.dumps(CHAT | {"stream": True, "stream_options": {"include_usage": True}, "max_tokens": 5}),
+    orjson.dumps(CHAT | {"n": 2, "max_completion_tokens": 10**18, "kv_transfer_params": {"a": None}}),
+    orjson.dumps({"model": "tiny-1b", "prompt": [[1, 2], [3]], "best_of": 3, "echo": True}),
+    orjson.dumps({"model": "tiny-1b", "prompt": ["a", "b"], "priority": -1, "logprobs": 1}),
+    orjson.dumps(
+        {"model": "tiny-1b", "input": [{"role": "user", "content": [{"text": "x"}]}], "tools": [{}]}
+    ),
+    orjson.dumps(
+        {"model": "tiny-1b", "query": {"text": "a"}, "documents": ["a"], "text_1": [], "tokens": [1]}
+    ),
+    b'{"model":"a","model":"tiny-1b","messages":[{"content":[{"type":"image_url"},{"text":"\xc3\xa9"}]}]}',
+)
+TOKENS: Final = (
+    *(b"\r\n", b"\n", b"\r", b"\0", b" ", b":", b";", b",", b"0", b"-1", b"\xff", b"\r\n\r\n", b"\n\n", b"{", b"[", b'"'),
+    *(b"HTTP/1.1", b"HTTP/1.0", b"GET ", b"POST ", b"HEAD ", b"OPTIONS ", b"/v1/models", b"/v1/completions", b"http://a"),
+    *(b"host: x\r\n", b"content-length: 3\r\n", b"transfer-encoding: chunked\r\n", b"connection: close\r\n"),
+    *(b"connection: upgrade\r\nupgrade: h2c\r\n", b"expect: 100-continue\r\n", b"0\r\n\r\n", b"ffffffff\r\n"),
+    *(b"data: ", b"[DONE]", b'"usage":{', b'"error"', b"null", b"true", b"1e999", b"{}", b'"model":', b'"stream":true,'),
+    *(b'"\\ud800"', b'"kv_transfer_params":{"a":1},', b"18446744073709551616", b"event: error\n", b"\xf0\x9f\x98\x80"),
+)  # fmt: skip
+
+
+def mutate(data: bytes, corpus: Sequence[bytes], draw: random.Random) -> bytes:
+    """Return *data* after one to six changes: bytes flipped, dropped, doubled, tokens put in, others' ends put on."""
+    for _ in range(draw.randint(1, 6)):
+        at = draw.randrange(len(data) + 1)
+        to = min(len(data), at + draw.choice((1, 1, 2, 4, 16, 64)))
+        match draw.randrange(7):
+            case 0:
+                data = data[:at] + bytes(draw.getrandbits(8) for _ in range(to - at)) + data[to:]
+            case 1:
+                data = data[:at] + data[to:]
+            case 2:
+                data = data[:to] + data[at:]
+            case 3 | 4:
+                data = data[:at] + draw.choice(TOKENS) + data[at:]
+            case 5:
+                other = draw.choice(corpus)
+                data = data[:at] + other[draw.randrange(len(other) + 1) :]
+            case _:
+                data = data[:at]
+    return data[:20_000]
+
+
+def pieces(data: bytes, draw: random.Random) -> list[bytes]:
+    """Return *data* cut at a few random places."""
+    cuts = sorted(draw.randrange(len(data) + 1) for _ in range(draw.randint(0, 4)))
+    return [part for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True) if (part := data[a:b])]
+
+
+class Clock:
+    """A loop's clock that only moves when it is told to; everything else is the loop's own."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.now = 1000.0
+        self.create_task = loop.create_task
+        self.create_future = loop.create_future
+
+    def time(self) -> float:
+        return self.now
+
+
+class Wire(asyncio.Transport):
+    """A transport that remembers what was written, and does not read while it is told not to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = bytearray()
+        self.closed = False
+        self.paused = False
+
+    def write(self, data: Any) -> None:
+        assert not self.closed or data, "nothing is written after the end"
+        self.written += data
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
+        self.closed = True
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        pass
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
+    def pause_reading(self) -> None:
+        self.paused = True
+
+    def resume_reading(self) -> None:
+        self.paused = False
+
+
+def answers(written: bytes) -> list[int]:
+    """Return the statuses of the answers in *written*, and assert that there is nothing else in it."""
+    statuses = []
+    while written:
+        head, end, written = written.partition(b"\r\n\r\n")
+        assert end, f"a head without its end: {head[:200]!r}"
+        first, *lines = head.split(b"\r\n")
+        version, status, _ = first.split(b" ", 2)
+        assert version == b"HTTP/1.1"
+        fields = dict(line.split(b": ", 1) for line in lines)
+        if status == b"100":
+            continue
+        statuses.append(int(status))
+        length = int(fields[b"content-length"])
+        body, written = written[:length], written[length:]
+        if len(body) < length:
+            assert not body, "an answer was cut"
+            return statuses
+        if body:
+            assert isinstance(orjson.loads(body), dict)
+    return statuses
+
+
+class Checks:
+    """The router's parts around a fleet of one deployment without workers."""
+
+    LIMITS: Final = ClientLimits(
+        head_bytes=2048, target_bytes=512, header_fields=20, body_bytes=2048, pipelined_bytes=1024
+    )
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.clock = Clock(loop)
+        metrics = Metrics()
+        self.upstream = UpstreamLimits(head_bytes=1024, event_bytes=1024, hold_bytes=512)
+        backends = Backends(Pools(self.upstream), metrics, HealthPolicy(), self.clock.time)
+        fleet = build_fleet([DeploymentRoute("default/tiny", ("tiny-1b",))], [], [], [])
+        backends.update(fleet)
+        assert fleet != Fleet()
+        self.gateway = Gateway(Settings(), backends, metrics, self.clock.time)
+        self.gateway.ready = True
+        self.in_flight = metrics.in_flight
+
+    def _serve(self, parts: Iterable[bytes]) -> list[int]:
+        listener = Listener(self.gateway, self.LIMITS)
+        connection = ClientConnection(listener, cast("asyncio.AbstractEventLoop", self.clock))
+        wire = Wire()
+        connection.connection_made(wire)
+        for part in parts:
+            if wire.closed:
+                break
+            connection.data_received(part)
+            self._turn(connection)
+        self._turn(connection)
+        self.clock.now += 100.0
+        connection.check_deadlines(self.clock.now)
+        self._turn(connection)
+        self.clock.now += 100.0
+        connection.check_deadlines(self.clock.now)
+        assert wire.closed, "a connection outlived every deadline"
+        connection.connection_lost(None)
+        assert not listener.connections
+        assert listener.held_bytes == 0
+        return answers(bytes(wire.written))
+
+    def _turn(self, connection: ClientConnection) -> None:
+        """Let what was asked for be answered; without workers that takes a turn of the loop per request."""
+        while connection._task is not None:
+            self.loop.run_until_complete(asyncio.sleep(0))
+
+    def client(self, data: bytes, draw: random.Random) -> None:
+        """Hold a client's connection against *data*: every answer is whole, and cutting the bytes changes none."""
+        whole = self._serve([data])
+        assert set(whole) <= STATUSES
+        cut = self._serve(pieces(data, draw))
+        # Where the bytes are cut decides how much of a hopeless message is heard, never what is served.
+        common = min(len(whole), len(cut))
+        assert [s for s in whole[:common] if s < 300] == [s for s in cut[:common] if s < 300]
+        assert abs(len(whole) - len(cut)) <= 1
+
+    def worker(self, data: bytes, draw: random.Random) -> None:
+        """Hold a connection to a worker against *data*: it ends with an answer or an UpstreamError, and is let go."""
+        pool = Pool(("127.0.0.1", 1), self.upstream)
+        connection = UpstreamConnection(pool, cast("asyncio.AbstractEventLoop", self.clock))
+        wire = Wire()
+        connection.connection_made(wire)
+        pool._used.add(connection)
+        stream = draw.random() < 0.7
+        tap = StreamTap(drop_usage=True, max_event_bytes=1024) if stream else None
+        client = HeardClient()
+        relay = Relay(cast("ClientConnection", client), self.upstream, tap, (), self.clock.time)
+        done = connection.begin(b"x", relay, seconds=50.0, idle_seconds=50.0 if stream else None, what="it")
+        for part in pieces(data, draw):
+            if wire.closed:
+                break
+            connection.data_received(part)
+            if draw.random() < 0.1:
+                connection.pause()
+                connection.resume()
+        if not wire.closed and draw.random() < 0.5:
+            self.clock.now += 100.0
+            connection.check_deadline(self.clock.now)
+        if not done.done() or wire.closed:
+            connection.connection_lost(None)
+        assert done.done()
+        error = done.exception()
+        assert error is None or isinstance(error, UpstreamError), repr(error)
+        if error is None:
+            try:
+                relay.finish()
+            except UpstreamError:
+                assert not client.ended
+        assert not wire.paused
+        assert not connection.reusable or error is None
+
+    def stream(self, data: bytes, draw: random.Random) -> None:
+        """Hold the reading of streams against *data*: cutting the bytes changes neither what passes nor what is counted."""
+        # A stream's lines all end alike, and one empty line ends an event.
+        data = re.sub(rb"\n{3,}", b"\n\n", data.replace(b"\r", b""))
+        if draw.random() < 0.2:
+            data = data.replace(b"\n", b"\r\n")
+        for told in (b'"usage":{', b'data: {"error"'):
+            if told.split(b'"')[1] in data.replace(told, b""):
+                return  # written as no worker writes it: seen or not, as it happens to be cut
+        whole, cut = (self._tapped(parts) for parts in ([data], pieces(data, draw)))
+        assert whole == cut
+
+    def _tapped(self, parts: list[bytes]) -> tuple[Any, ...]:
+        tap = StreamTap(drop_usage=True, max_event_bytes=1 << 20)
+        out = b""
+        for part in parts:
+            out += tap.feed(part, 1.0)
+            if tap.error:
+                break
+        # Line ends and empty events are passed on or left out, depending on what had to be looked into.
+        events = [event for event in out.replace(b"\r", b"").split(b"\n\n") if event.strip(b"\n")]
+        return events, tap.error, tap.prompt_tokens, tap.output_tokens
+
+    def json(self, data: bytes, draw: random.Random) -> None:
+        """Hold the reading of requests against *data*: understood or refused, and what goes to workers is clean JSON."""
+        endpoint = draw.choice(tuple(ENDPOINTS.values()))
+        try:
+            request = parse(endpoint, data)
+        except ApiError as error:
+            self._refused(error)
+            return
+        bodies = [decode_body(request, _BACKEND, None)]
+        if request.endpoint.prefill is not None:
+            bodies.append(prefill_body(request, _BACKEND))
+            sent = orjson.loads(bodies[1])
+            assert sent["kv_transfer_params"]["do_remote_decode"] is True
+            assert sent["stream"] is False
+        assert not set(orjson.loads(bodies[0])) & set(ENGINE_FIELDS)
+        assert all(orjson.loads(body)["model"] == "tiny-1b" for body in bodies)
+        assert request.prompt_tokens >= 0
+        assert request.expected_output_tokens >= 0
+
+    def _refused(self, error: ApiError) -> None:
+        assert error.status == 400
+        assert orjson.loads(error.body())["error"]["message"]
+
+    def all(self) -> dict[str, tuple[Callable[[bytes, random.Random], None], tuple[bytes, ...]]]:
+        """Return every check by name, with the corpus to begin from."""
+        return {
+            "client": (self.client, CLIENT_CORPUS),
+            "worker": (self.worker, WORKER_CORPUS),
+            "stream": (self.stream, STREAM_CORPUS),
+            "json": (self.json, JSON_CORPUS),
+        }
+
+
+class HeardClient:
+    """What a relay tells a client's connection."""
+
+    def __init__(self) -> None:
+        self.started = self.ended = False
+
+    def begin(self, *_: object) -> None:
+        assert not self.started
+        self.started = True
+
+    def send(self, data: bytes) -> None:
+        assert self.started
+        assert data
+
+    def end(self) -> None:
+        self.ended = True
+
+    def respond(self, *_: object) -> None:
+        assert not self.started
+        self.started = self.ended = True
