@@ -1,0 +1,265 @@
+"""What a router knows of each backend: its own requests in flight there, a shadow of its cache, scraped metrics.
+
+Own accounting comes first, for it is never stale. A scrape adds what other routers have sent: whatever the engine
+holds beyond the own requests at that moment. From then on that is taken to be worked off as time passes, so that an
+old scrape counts for nothing by itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from turnout.routing.affinity import seed_of
+from turnout.routing.prefix import PrefixIndex
+from turnout.routing.shadow import ShadowCache
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+DRAIN: Final = 0.5
+"""Seconds of prefill that an engine is taken to work off in a second: decodes share its iterations."""
+LEARNING_RATE: Final = 0.01
+"""Weight of one request in the running means, which so reach over the last hundred or so."""
+FIRST_RESIDENCE_SECONDS: Final = 10.0
+FIRST_WORK_SECONDS: Final = 0.2
+FIRST_UNCACHED_TOKENS: Final = 8192.0
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a choice needs to know of a request."""
+
+    tokens: int
+    blocks: tuple[int, ...] = ()
+    """Chain hashes of its full blocks: equal ones stand for equal text from the beginning on."""
+    expected_output_tokens: int = 256
+    adapter: str | None = None
+    """LoRA adapter that it asks for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scrape:
+    """What an engine's metrics say."""
+
+    running: int
+    waiting: int
+    kv_usage: float
+    """Share of its KV blocks that are held, 0 to 1."""
+    pending_tokens: int = 0
+    """Uncached prompt tokens of running requests whose first token is still to come. No engine says that in one
+    figure, three of vLLM's counters together do: prefix_cache_queries - prefix_cache_hits (when a prompt is
+    admitted) - prompt_tokens by local compute (when its first token is there)."""
+
+
+class BackendState:
+    """One backend. `slot` is its number in the prefix index; all the rest is what this router counts."""
+
+    __slots__ = (
+        "adapters",
+        "began",
+        "cache",
+        "context_tokens",
+        "id",
+        "last_pick",
+        "others_kv",
+        "others_queue",
+        "others_running",
+        "queued_seconds",
+        "queued_tokens",
+        "running",
+        "scraped_at",
+        "seed",
+        "slot",
+        "waiting",
+    )
+
+    def __init__(self, slot: int, backend_id: str, cache: ShadowCache) -> None:
+        self.slot = slot
+        self.id = backend_id
+        self.seed = seed_of(backend_id)
+        self.cache = cache
+        self.adapters: frozenset[str] = frozenset()
+        self.waiting: dict[Ticket, None] = {}  # without a first token, in the order sent
+        self.queued_seconds = 0.0
+        self.queued_tokens = 0
+        """Uncached prompt tokens of `waiting`, and the seconds to compute them."""
+        self.began = 0.0
+        """When the first of `waiting` came to be the first."""
+        self.running = 0
+        self.context_tokens = 0
+        self.last_pick = 0
+        self.others_queue = 0.0
+        """Seconds of prefill that others had waiting there at the last scrape."""
+        self.others_running = 0
+        """Their requests then."""
+        self.others_kv = 0.0
+        """KV blocks that they held or were about to."""
+        self.scraped_at: float | None = None
+
+    @property
+    def in_flight(self) -> int:
+        """This router's requests."""
+        return len(self.waiting) + self.running
+
+    def queue_of_others(self, now: float) -> float:
+        """Seconds of prefill that others still have waiting there."""
+        if not self.others_queue or self.scraped_at is None:
+            return 0.0
+        return max(0.0, self.others_queue - DRAIN * (now - self.scraped_at))
+
+    def share_of_others(self, now: float, residence_seconds: float) -> float:
+        """Share of others' requests that still run: a request runs *residence_seconds* on average."""
+        if self.scraped_at is None:
+            return 0.0
+        return max(0.0, 1 - (now - self.scraped_at) / residence_seconds)
+
+
+class Ticket:
+    """One request on one backend, from being sent to its end. Made by `Ledger.sent`."""
+
+    __slots__ = (
+        "blocks",
+        "home",
+        "matched",
+        "private",
+        "prompt_tokens",
+        "running_since",
+        "seconds",
+        "state",
+        "uncached_tokens",
+    )
+
+    def __init__(
+        self,
+        state: BackendState,
+        prompt: Prompt,
+        *,
+        private: int,
+        matched: int,
+        uncached: int,
+        seconds: float,
+    ) -> None:
+        self.state: BackendState | None = state
+        self.blocks = prompt.blocks
+        self.prompt_tokens = prompt.tokens
+        self.private = private
+        self.matched = matched
+        self.uncached_tokens = uncached
+        self.seconds = seconds
+        self.running_since: float | None = None
+        self.home = False
+        """Whether it was sent to its session's home, where others may have sent what this router knows nothing of."""
+
+
+class Ledger:
+    """All backends. Bounded by them: a shadow holds no more than its backend's capacity and the requests in flight."""
+
+    def __init__(self, block_tokens: int) -> None:
+        if block_tokens < 1:
+            raise ValueError(f"a block has at least one token, not {block_tokens}")
+        self.block_tokens = block_tokens
+        self.index = PrefixIndex()
+        self.states: dict[str, BackendState] = {}
+        self._free: list[int] = []
+        self.slots = 0
+        """Slots in use or free: one more than the highest number in the index."""
+        self._picks = 0
+        self.residence_seconds = FIRST_RESIDENCE_SECONDS
+        """Mean time that an answer runs, from its first token to its end."""
+        self.work_seconds = FIRST_WORK_SECONDS
+        """Mean uncached prefill of a request."""
+        self.uncached_tokens = FIRST_UNCACHED_TOKENS
+        """Mean uncached prompt tokens of a request."""
+        self.request_blocks = 0.0
+        """Mean KV blocks of a request."""
+
+    def set_backends(self, capacities: Iterable[tuple[str, int]]) -> None:
+        """Know exactly these backends, given as (id, KV capacity in tokens). What is known of others is forgotten."""
+        wanted = dict(capacities)
+        for id_ in [each for each in self.states if each not in wanted]:
+            state = self.states.pop(id_)
+            state.cache.drop()
+            self._free.append(state.slot)
+        for id_, tokens in wanted.items():
+            blocks = max(1, tokens // self.block_tokens)
+            known = self.states.get(id_)
+            if known is not None:
+                known.cache.resize(blocks)
+                continue
+            slot = self._free.pop() if self._free else self._next_slot()
+            self.states[id_] = BackendState(slot, id_, ShadowCache(self.index, slot, blocks))
+
+    def sent(self, state: BackendState, prompt: Prompt, matched: int, seconds: float, now: float) -> Ticket:
+        """Note that *prompt* has been sent: *matched* of its blocks are thought to be there, the rest takes *seconds*."""
+        private = self.blocks_of(prompt) - len(prompt.blocks)
+        uncached = max(1, prompt.tokens - matched * self.block_tokens)
+        ticket = Ticket(state, prompt, private=private, matched=matched, uncached=uncached, seconds=seconds)
+        if not state.waiting:
+            state.began = now
+        state.waiting[ticket] = None
+        state.queued_seconds += seconds
+        state.queued_tokens += ticket.uncached_tokens
+        self.uncached_tokens += LEARNING_RATE * (ticket.uncached_tokens - self.uncached_tokens)
+        self._picks += 1
+        state.last_pick = self._picks
+        state.cache.admit(prompt.blocks, private)
+        blocks = len(prompt.blocks) + private
+        self.request_blocks += LEARNING_RATE * (blocks - self.request_blocks)
+        self.work_seconds += LEARNING_RATE * (seconds - self.work_seconds)
+        return ticket
+
+    def first_token(self, ticket: Ticket, now: float) -> None:
+        """Note that the prompt of *ticket* has been computed."""
+        state = ticket.state
+        if state is None or ticket not in state.waiting:
+            return
+        self._computed(state, ticket, now)
+        ticket.running_since = now
+        state.running += 1
+        state.context_tokens += ticket.prompt_tokens
+
+    def finished(self, ticket: Ticket, now: float, cached_tokens: int | None = None) -> None:
+        """Note an end, whatever its kind. *cached_tokens* as the usage says, None where it does not say."""
+        state = ticket.state
+        if state is None:
+            return
+        ticket.state = None
+        if ticket in state.waiting:
+            self._computed(state, ticket, now)
+        elif ticket.running_since is not None:
+            state.running -= 1
+            state.context_tokens -= ticket.prompt_tokens
+            self.residence_seconds += LEARNING_RATE * (now - ticket.running_since - self.residence_seconds)
+        if cached_tokens is not None:
+            found = min(cached_tokens // self.block_tokens, len(ticket.blocks))
+            if found < ticket.matched or not ticket.home:
+                state.cache.correct(ticket.matched, found)
+        state.cache.release(ticket.blocks, ticket.private)
+
+    def scraped(self, state: BackendState, scrape: Scrape, now: float) -> float:
+        """Take note of a scrape of *state*. Return the uncached prompt tokens that others have waiting there."""
+        waiting = scrape.waiting
+        kv = scrape.kv_usage * state.cache.capacity + waiting * self.request_blocks - state.cache.held
+        state.others_running = max(0, scrape.running + waiting - state.in_flight)
+        state.others_kv = max(0.0, kv)
+        state.scraped_at = now
+        if not state.others_running:
+            return 0.0
+        return max(0.0, scrape.pending_tokens + waiting * self.uncached_tokens - state.queued_tokens)
+
+    def blocks_of(self, prompt: Prompt) -> int:
+        """Return the KV blocks that *prompt* and its expected answer take."""
+        return max(
+            len(prompt.blocks), -(-(prompt.tokens + prompt.expected_output_tokens) // self.block_tokens)
+        )
+
+    def _computed(self, state: BackendState, ticket: Ticket, now: float) -> None:
+        del state.waiting[ticket]
+        state.began = now
+        state.queued_tokens -= ticket.uncached_tokens
+        state.queued_seconds = state.queued_seconds - ticket.seconds if state.waiting else 0.0
+
+    def _next_slot(self) -> int:
+        self.slots += 1
+        return self.slots - 1

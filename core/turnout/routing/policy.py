@@ -1,0 +1,240 @@
+"""Turnout's choice of a backend: prefix-aware, charged by work, from its own accounting; for pools of either kind.
+
+`turnout.routing.cost` has the formula. Without a clock and without I/O: the caller says what time it is, reports what
+becomes of each request, and hands in scrapes. The router and the simulator run this same code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from turnout.routing.affinity import home_of
+from turnout.routing.cost import ADAPTER_LOAD_SECONDS, DECODE_WEIGHT, PROGRESS, Reasons, affinity
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from turnout.routing.ledger import BackendState, Ledger, Prompt, Scrape, Ticket
+    from turnout.routing.work import WorkModel
+
+_LEAST_WORK_SECONDS: Final = 1e-3
+
+HOME_SHARE: Final = 0.05
+HOME_SHARE_OF_OTHERS: Final = 0.2
+"""Share of a prompt that is hoped for at its session's home: 0.05 and 0.2 times others' share of all requests. It makes
+routers that know nothing of each other agree; a router that is alone knows better and hardly needs it."""
+STALL_WEIGHT: Final = 0.1
+"""What a second of one stalled stream counts, where a decode worker computes a prompt, against a second of waiting for
+a first token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """A backend and what speaks for it. `matched` leading blocks are thought to be there; the rest takes `seconds`."""
+
+    state: BackendState
+    matched: int
+    seconds: float
+    cost: float
+    at_home: bool = False
+    """Whether it is the session's home and nothing else speaks for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairPick:
+    """A decode worker and, unless it computes the prompt itself, a prefill worker."""
+
+    decode: Pick
+    prefill: Pick | None
+
+
+class PrefixAware:
+    """The policy for one deployment, over the backends of its `ledger`."""
+
+    def __init__(self, ledger: Ledger, work: WorkModel) -> None:
+        self.ledger = ledger
+        self.work = work
+
+    def choose(self, prompt: Prompt, states: Sequence[BackendState], now: float) -> Pick:
+        """Return the cheapest of *states*, which are aggregated workers or prefill workers. Raise ValueError for none."""
+        if not states:
+            raise ValueError("there is no backend to choose from")
+        matches = self.ledger.index.match(prompt.blocks, self.ledger.slots)
+        return self._cheapest(prompt, states, matches, now)
+
+    def choose_pair(
+        self,
+        prompt: Prompt,
+        prefills: Sequence[BackendState],
+        decodes: Sequence[BackendState],
+        now: float,
+        *,
+        local_below_tokens: int = 0,
+    ) -> PairPick:
+        """Return who decodes *prompt* and who computes it. Raise ValueError where nobody can decode.
+
+        The decode worker's cost with a remote prompt is the cheapest prefill worker's, the transfer of what it
+        lacks, its decode step and its wait for KV room; with a local one it is that of an aggregated worker and the
+        stall of its streams. A decode worker that is out of KV room computes no prompts: its time is what is short,
+        and what is cached there now will not be when the request is admitted. Fewer than *local_below_tokens* uncached tokens are always computed where they are
+        decoded.
+        """
+        if not decodes:
+            raise ValueError("there is no backend to decode with")
+        ledger, work, size = self.ledger, self.work, self.ledger.block_tokens
+        matches = ledger.index.match(prompt.blocks, ledger.slots)
+        prefill = self._cheapest(prompt, prefills, matches, now) if prefills else None
+        weight = self._affinity(decodes, now)
+        needed = ledger.blocks_of(prompt)
+        best: tuple[float, int, Pick, bool] | None = None
+        for state in decodes:
+            matched = matches[state.slot]
+            uncached = max(1, prompt.tokens - matched * size)
+            terms = self._terms(state, prompt, matched, needed, weight, now)
+            seconds = terms[1]
+            local = sum(terms) + STALL_WEIGHT * state.running * seconds
+            remote = float("inf")
+            if prefill is not None:
+                step = work.decode_step(*self._decoding(state, now))
+                remote = prefill.cost + uncached * work.transfer_per_token + DECODE_WEIGHT * step + terms[4]
+            is_local = prefill is None or uncached < local_below_tokens or (local < remote and not terms[4])
+            cost = local if is_local else remote
+            if best is None or (cost, state.last_pick) < best[:2]:
+                pick = Pick(state, matched, seconds if is_local else 0.0, cost)
+                best = (cost, state.last_pick, pick, is_local)
+        if best is None:
+            raise ValueError("there is no backend to decode with")
+        return PairPick(best[2], None if best[3] else prefill)
+
+    def scraped(self, backend_id: str, scrape: Scrape, now: float) -> None:
+        """Take note of a scrape of one backend; of one that is not known nothing is noted."""
+        state = self.ledger.states.get(backend_id)
+        if state is not None:
+            tokens = self.ledger.scraped(state, scrape, now)
+            prompts = max(1.0, tokens / max(1.0, self.ledger.uncached_tokens))
+            state.others_queue = prompts * self.work.prefill(round(tokens / prompts), 0)
+
+    def sent(self, pick: Pick, prompt: Prompt, now: float) -> Ticket:
+        """Note that *prompt* has been sent as *pick* says. Report on the ticket through the ledger."""
+        ticket = self.ledger.sent(pick.state, prompt, pick.matched, pick.seconds, now)
+        ticket.home = pick.at_home
+        return ticket
+
+    def explain(self, prompt: Prompt, states: Sequence[BackendState], now: float) -> tuple[Reasons, ...]:
+        """Return every backend's cost and its terms, cheapest first."""
+        if not states:
+            return ()
+        ledger, size = self.ledger, self.ledger.block_tokens
+        matches = ledger.index.match(prompt.blocks, ledger.slots)
+        weight = self._affinity(states, now)
+        needed = ledger.blocks_of(prompt)
+        home = self._home(prompt, states, matches)
+        reasons = []
+        for state in states:
+            matched = matches[state.slot]
+            queue, prefill, charged, decode, kv_wait, adapter = self._terms(
+                state, prompt, matched, needed, weight, now
+            )
+            bonus = self._hope(states) * (prefill + charged) if state is home else 0.0
+            running, _ = self._decoding(state, now)
+            held = state.cache.held + state.others_kv * state.share_of_others(now, ledger.residence_seconds)
+            reasons.append(
+                Reasons(
+                    backend=state.id,
+                    cost=queue + prefill + charged + decode + kv_wait + adapter - bonus,
+                    queue=queue,
+                    prefill=prefill,
+                    affinity=charged,
+                    decode=decode,
+                    kv_wait=kv_wait,
+                    adapter=adapter,
+                    home=bonus,
+                    cached_tokens=min(matched * size, prompt.tokens),
+                    waiting=len(state.waiting),
+                    running=running,
+                    kv_usage=held / state.cache.capacity,
+                )
+            )
+        return tuple(sorted(reasons, key=lambda each: each.cost))
+
+    def _cheapest(
+        self, prompt: Prompt, states: Sequence[BackendState], matches: list[int], now: float
+    ) -> Pick:
+        weight = self._affinity(states, now)
+        needed = self.ledger.blocks_of(prompt)
+        home = self._home(prompt, states, matches)
+        best: tuple[float, int] | None = None
+        chosen: tuple[BackendState, float] | None = None
+        for state in states:
+            terms = self._terms(state, prompt, matches[state.slot], needed, weight, now)
+            cost = sum(terms)
+            if state is home:
+                cost -= self._hope(states) * (terms[1] + terms[2])
+            key = (cost, state.last_pick)
+            if best is None or key < best:
+                best, chosen = key, (state, terms[1])
+        if best is None or chosen is None:
+            raise ValueError("there is no backend to choose from")
+        state, seconds = chosen
+        return Pick(state, matches[state.slot], seconds, best[0], at_home=state is home)
+
+    def _terms(  # noqa: PLR0917 - called for every backend of every request
+        self, state: BackendState, prompt: Prompt, matched: int, needed: int, weight: float, now: float
+    ) -> tuple[float, float, float, float, float, float]:
+        """Return queue, prefill, affinity, decode, kv_wait and adapter of one backend, in seconds."""
+        work, ledger, cache = self.work, self.ledger, state.cache
+        cached = min(matched * ledger.block_tokens, prompt.tokens - 1)
+        prefill = work.prefill(prompt.tokens - cached, cached)
+        queue = state.queued_seconds
+        if queue:
+            first = next(iter(state.waiting))
+            queue -= min(PROGRESS * (now - state.began), first.seconds)
+        held = cache.held + needed - matched
+        if state.scraped_at is not None:
+            queue += state.queue_of_others(now)
+            held += int(state.others_kv * state.share_of_others(now, ledger.residence_seconds))
+        step = work.decode_step(*self._decoding(state, now))
+        decode = DECODE_WEIGHT * step * (1 + (queue + prefill) / work.full_iteration)
+        over = held / cache.capacity - 1
+        kv_wait = ledger.residence_seconds * over if over > 0 else 0.0
+        adapter = 0.0
+        if prompt.adapter is not None and prompt.adapter not in state.adapters:
+            adapter = ADAPTER_LOAD_SECONDS
+        return queue, prefill, weight * prefill, decode, kv_wait, adapter
+
+    def _decoding(self, state: BackendState, now: float) -> tuple[float, float]:
+        """Return how many answers run on *state* and their tokens of context, others' included."""
+        running, context = float(state.running), float(state.context_tokens)
+        if state.others_running:
+            share = state.share_of_others(now, self.ledger.residence_seconds)
+            running += state.others_running * share
+            context += state.others_kv * share * self.ledger.block_tokens
+        return running, context
+
+    def _affinity(self, states: Sequence[BackendState], now: float) -> float:
+        waiting = queued_by_others = 0.0
+        for state in states:
+            waiting += len(state.waiting)
+            queued_by_others += state.queue_of_others(now)
+        if queued_by_others:
+            waiting += queued_by_others / max(self.ledger.work_seconds, _LEAST_WORK_SECONDS)
+        return affinity(waiting, len(states))
+
+    def _home(
+        self, prompt: Prompt, states: Sequence[BackendState], matches: list[int]
+    ) -> BackendState | None:
+        """Return the session's home, None where this router knows who has (some of) the session's own blocks."""
+        known = max(matches, default=0)
+        if len(states) < 2 or known >= len(prompt.blocks):  # noqa: PLR2004 - one alone is no home
+            return None
+        by_slot = {state.slot: state for state in states}
+        return by_slot[home_of(prompt.blocks[known], ((s.slot, s.seed) for s in states))]
+
+    def _hope(self, states: Sequence[BackendState]) -> float:
+        """Return the share of a prompt that is hoped for at its session's home."""
+        own = others = 0
+        for state in states:
+            own += state.in_flight
+            others += state.others_running
+        return HOME_SHARE + (HOME_SHARE_OF_OTHERS * others / (own + others) if others else 0.0)

@@ -1,0 +1,113 @@
+"""What a backend's prefix cache holds, as far as a router can tell from what it has sent there.
+
+A shadow follows the engine's own rules (`turnout.engine.kv`): blocks of running requests stay, the others go least
+recently used first, the deepest of a prompt before its beginning; tokens of answers take room, too. It takes every
+request as admitted when it is sent, so it is off by what waits in the engine's queue. The answer's usage says how
+many tokens really were cached, and by that the shadow's capacity is corrected: an engine that forgets sooner than
+thought has less room for prefixes than thought, whatever the reason (another router's requests, say).
+
+Bounded: no more than `capacity` blocks and those of requests in flight.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from turnout.routing.prefix import PrefixIndex
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+STEP: Final = 0.02
+"""Share by which one wrong prediction moves the capacity."""
+
+LEAST_SHARE: Final = 0.2
+"""A shadow never shrinks below this share of the capacity that the engine has."""
+
+
+class ShadowCache:
+    """The cache of one backend. *number* is the backend's in *index*, *capacity* its KV cache in blocks."""
+
+    __slots__ = ("_evictable", "_index", "_number", "_private", "_references", "_room", "capacity")
+
+    def __init__(self, index: PrefixIndex, number: int, capacity: int) -> None:
+        if capacity < 1:
+            raise ValueError(f"a KV cache has at least one block, not {capacity}")
+        self.capacity = capacity
+        self._room = float(capacity)
+        self._index = index
+        self._number = number
+        self._references: dict[int, int] = {}
+        self._evictable: dict[int, None] = {}  # least recently used first
+        self._private = 0
+
+    @property
+    def held(self) -> int:
+        """Blocks that requests in flight hold."""
+        return self._private + len(self._references) - len(self._evictable)
+
+    def admit(self, blocks: Sequence[int], private: int) -> None:
+        """Take a request's prefix *blocks* and room for *private* further ones that no other prompt shares."""
+        references, evictable = self._references, self._evictable
+        for block in blocks:
+            count = references.get(block)
+            if count is None:
+                references[block] = 1
+                self._index.add(block, self._number)
+            else:
+                references[block] = count + 1
+                if not count:
+                    del evictable[block]
+        self._private += private
+        self._evict()
+
+    def release(self, blocks: Sequence[int], private: int) -> None:
+        """Let go of what `admit` took. The blocks stay until their room is needed."""
+        references, evictable = self._references, self._evictable
+        for block in reversed(blocks):
+            count = references[block] - 1
+            references[block] = count
+            if not count:
+                evictable[block] = None
+        self._private -= private
+        self._evict()
+
+    def correct(self, expected_blocks: int, found_blocks: int) -> None:
+        """Learn from a request of which *expected_blocks* were thought to be cached and *found_blocks* were."""
+        if found_blocks < expected_blocks:
+            self._room = max(self._room * (1 - STEP), self.capacity * LEAST_SHARE)
+            self._evict()
+        elif found_blocks > expected_blocks:
+            self._room = min(self._room * (1 + STEP), float(self.capacity))
+
+    def clear(self) -> None:
+        """Forget everything that no request in flight holds: the engine has started anew."""
+        for block in self._evictable:
+            del self._references[block]
+            self._index.remove(block, self._number)
+        self._evictable.clear()
+
+    def drop(self) -> None:
+        """Take this backend out of the index for good. Nothing may be admitted any more; releases do no harm."""
+        for block in self._references:
+            self._index.remove(block, self._number)
+        self._index = PrefixIndex()
+
+    def resize(self, capacity: int) -> None:
+        """Follow an engine whose KV cache has another size than thought."""
+        if capacity < 1:
+            raise ValueError(f"a KV cache has at least one block, not {capacity}")
+        if capacity != self.capacity:
+            self._room *= capacity / self.capacity
+            self.capacity = capacity
+            self._evict()
+
+    def _evict(self) -> None:
+        references, evictable = self._references, self._evictable
+        excess = self._private + len(references) - int(self._room)
+        while excess > 0 and evictable:
+            block = next(iter(evictable))
+            del evictable[block]
+            del references[block]
+            self._index.remove(block, self._number)
+            excess -= 1

@@ -1,0 +1,1 @@
+"""Routing policies to compare: the peers' rules, from published facts, and Turnout's own."""

@@ -1,0 +1,101 @@
+"""Policies for prefill/decode pools: a peer's rule for each half, and Turnout's choice of the pair."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from turnout.routing.ledger import Ledger, Prompt, Ticket
+from turnout.routing.policy import PrefixAware
+from turnout_simulator.policies.port import Placement
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from turnout.routing.work import WorkModel
+    from turnout_simulator.policies.port import Arrival, Policy, Sample
+
+LOCAL_BELOW_TOKENS: Final = 256
+"""Prompts shorter than this are computed where they are decoded: moving them costs more. The resource's default."""
+
+
+class TwoPools:
+    """One policy for each pool: how the peers choose a pair. Decode first, then a prefill engine."""
+
+    def __init__(self, prefill: Policy, decode: Policy, prefill_engines: int) -> None:
+        self.name = decode.name
+        self.scrape_seconds = decode.scrape_seconds
+        self._prefill = prefill
+        self._decode = decode
+        self._prefill_engines = prefill_engines
+        self._remote: set[int] = set()
+
+    def place(self, arrival: Arrival) -> Placement:  # noqa: D102 - the protocol says it
+        decode = self._decode.choose(arrival)
+        if arrival.prompt_tokens < LOCAL_BELOW_TOKENS:
+            return Placement(decode)
+        self._remote.add(arrival.number)
+        return Placement(decode, self._prefill.choose(arrival))
+
+    def prefilled(self, number: int, now: float, cached_tokens: int) -> None:  # noqa: D102 - the protocol says it
+        self._remote.discard(number)
+        self._prefill.first_token(number, now)
+        self._prefill.finished(number, now, cached_tokens, 1)
+
+    def first_token(self, number: int, now: float) -> None:  # noqa: D102 - the protocol says it
+        self._decode.first_token(number, now)
+
+    def finished(self, number: int, now: float, cached_tokens: int, output_tokens: int) -> None:  # noqa: D102
+        # A decode engine's cached tokens include those that were moved: nothing to learn about its own cache.
+        self._decode.finished(number, now, cached_tokens, output_tokens)
+
+    def scraped(self, now: float, samples: Sequence[Sample]) -> None:  # noqa: D102 - the protocol says it
+        self._prefill.scraped(now, samples[: self._prefill_engines])
+        self._decode.scraped(now, samples[self._prefill_engines :])
+
+
+class TurnoutPairs:
+    """Turnout's choice of a pair: the code that runs in the router."""
+
+    name = "Turnout"
+    scrape_seconds: float | None = None
+
+    def __init__(
+        self, prefill_engines: int, engines: int, kv_blocks: int, block_tokens: int, work: WorkModel
+    ) -> None:
+        ledger = Ledger(block_tokens)
+        ledger.set_backends((f"engine-{e}", kv_blocks * block_tokens) for e in range(engines))
+        states = list(ledger.states.values())
+        self._ledger = ledger
+        self._policy = PrefixAware(ledger, work)
+        self._prefills = states[:prefill_engines]
+        self._decodes = states[prefill_engines:]
+        self._prefilling: dict[int, Ticket] = {}
+        self._decoding: dict[int, Ticket] = {}
+
+    def place(self, arrival: Arrival) -> Placement:  # noqa: D102 - the protocol says it
+        prompt = Prompt(arrival.prompt_tokens, arrival.blocks)
+        pair = self._policy.choose_pair(
+            prompt, self._prefills, self._decodes, arrival.at, local_below_tokens=LOCAL_BELOW_TOKENS
+        )
+        self._decoding[arrival.number] = self._policy.sent(pair.decode, prompt, arrival.at)
+        decode = pair.decode.state.slot - len(self._prefills)
+        if pair.prefill is None:
+            return Placement(decode)
+        half = Prompt(arrival.prompt_tokens, arrival.blocks, expected_output_tokens=1)
+        self._prefilling[arrival.number] = self._policy.sent(pair.prefill, half, arrival.at)
+        return Placement(decode, pair.prefill.state.slot)
+
+    def prefilled(self, number: int, now: float, cached_tokens: int) -> None:  # noqa: D102 - the protocol says it
+        ticket = self._prefilling.pop(number)
+        self._ledger.first_token(ticket, now)
+        self._ledger.finished(ticket, now, cached_tokens)
+
+    def first_token(self, number: int, now: float) -> None:  # noqa: D102 - the protocol says it
+        self._ledger.first_token(self._decoding[number], now)
+
+    def finished(self, number: int, now: float, cached_tokens: int, output_tokens: int) -> None:  # noqa: ARG002, D102
+        # What a decode engine reports as cached includes what was moved there: it says nothing of its own cache.
+        self._ledger.finished(self._decoding.pop(number), now)
+
+    def scraped(self, now: float, samples: Sequence[Sample]) -> None:
+        """Learn nothing: a router that is alone knows all from its own accounting."""
