@@ -9,6 +9,8 @@ import orjson
 
 from turnout.engine import Finished
 from turnout_worker import openai
+from turnout_worker.completions import CompletionForm
+from turnout_worker.errors import error_body
 from turnout_worker.generation import Answer, Generation
 from turnout_worker.http import Exchange, HttpConnection
 
@@ -55,21 +57,20 @@ async def test_nothing_is_written_while_the_client_does_not_read() -> None:
     connection.connection_made(transport)
     connection.data_received(b"GET / HTTP/1.1\r\n\r\n")
     request = asked()
-    generation = Generation(
-        request, exchanges[0], Answer("r", 0, (), cached_tokens_told=True), lambda *_: None
-    )
+    answer = Answer(CompletionForm(request, "r", 0), error_body, (), cached_tokens_told=True)
+    (choice,) = Generation(request, exchanges[0], answer, lambda *_: None).choices
 
-    generation.progress(2)
+    choice.progress(2)
     before = transport.written
-    assert request.output[:8] in before
+    assert request.said[0].text[:8] in before
     connection.pause_writing()
-    generation.progress(5)
-    generation.finished(END)
+    choice.progress(5)
+    choice.finished(END)
     assert transport.written == before
     assert connection.answering
     connection.resume_writing()
     rest = transport.written.removeprefix(before)
-    assert request.output[8:] in rest
+    assert request.said[0].text[8:] in rest
     assert rest.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
     assert not connection.answering
     connection.connection_lost(None)

@@ -7,37 +7,26 @@ import logging
 import time
 from collections.abc import Callable
 from http import HTTPStatus
-from itertools import count
 from typing import TYPE_CHECKING, Any, Final
-from uuid import uuid4
 
 import orjson
 
-from turnout.engine import DuplicateRequestError, EngineRequest, QueueFullError, RequestTooLargeError
-from turnout_worker import openai, text
-from turnout_worker.errors import (
-    AnswerError,
-    BadRequestError,
-    EngineFailedError,
-    MethodError,
-    OverloadedError,
-    UnknownPathError,
-)
+from turnout_worker import errors, messages, openai, text
+from turnout_worker.errors import AnswerError, EngineFailedError, MethodError, UnknownPathError
 from turnout_worker.faults import GARBAGE, Fault, parse_fault
-from turnout_worker.generation import Answer, Generation
+from turnout_worker.serving import MAX_REQUEST_ID
 
 if TYPE_CHECKING:
-    from turnout.engine import Finished
     from turnout_worker.driver import Driver
     from turnout_worker.http import Exchange
     from turnout_worker.metrics import Metrics
-    from turnout_worker.openai import CompletionRequest, Kind
+    from turnout_worker.openai import Kind
+    from turnout_worker.pooling import PoolingKind
+    from turnout_worker.serving import Serving
     from turnout_worker.settings import WorkerSettings
-    from turnout_worker.transfer import Fetcher
 
 VERSION: Final = "0.32.0"
 """The vLLM whose likeness this is."""
-MAX_REQUEST_ID: Final = 256
 
 _log = logging.getLogger(__name__)
 _Route = Callable[["Exchange"], None]
@@ -46,28 +35,36 @@ _Route = Callable[["Exchange"], None]
 class WorkerApplication:
     """Answers requests. Its state is what it refuses at the moment and which fault was ordered."""
 
-    def __init__(
-        self, settings: WorkerSettings, driver: Driver, metrics: Metrics, fetcher: Fetcher, engine_id: str
-    ) -> None:
+    def __init__(self, settings: WorkerSettings, driver: Driver, metrics: Metrics, serving: Serving) -> None:
         self._settings = settings
         self._driver = driver
         self._metrics = metrics
-        self._fetcher = fetcher
-        self._engine_id = engine_id
+        self._serving = serving
         self._fault = Fault()
-        self._numbers = count()
         self._started = int(time.time())
-        self._fetches: set[asyncio.Task[None]] = set()
-        self._live: dict[str, Generation] = {}
-        self.side_channel_port = settings.side_channel_port
         self.draining = False
         """No new completions: the process is about to end."""
         self.dead = False
         """The engine core has died."""
         self.on_death: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        completions: dict[str, Kind] = {
+            "/v1/chat/completions": "chat",
+            "/v1/completions": "text",
+            "/v1/responses": "response",
+            "/v1/messages": "message",
+        }
+        poolings: dict[str, PoolingKind] = {
+            "/v1/embeddings": "embed",
+            "/v1/score": "score",
+            "/score": "score",
+            "/v1/rerank": "rerank",
+            "/v2/rerank": "rerank",
+            "/rerank": "rerank",
+        }
         self._routes: dict[str, dict[str, _Route]] = {
-            "/v1/chat/completions": {"POST": lambda e: self._complete(e, "chat")},
-            "/v1/completions": {"POST": lambda e: self._complete(e, "text")},
+            **{path: {"POST": self._completion(kind)} for path, kind in completions.items()},
+            **{path: {"POST": self._pooling(kind)} for path, kind in poolings.items()},
+            "/v1/messages/count_tokens": {"POST": self._count_tokens},
             "/v1/models": {"GET": self._models},
             "/health": {"GET": self._health},
             "/ping": {"GET": self._health, "POST": self._health},
@@ -93,7 +90,7 @@ class WorkerApplication:
                 raise MethodError(f"{request.path} knows {', '.join(methods)} only")
             route(exchange)
         except AnswerError as error:
-            exchange.respond(error.status, openai.error_body(error), _echo(exchange))
+            _refuse(exchange, error)
 
     @property
     def busy(self) -> bool:
@@ -101,138 +98,54 @@ class WorkerApplication:
         return not self._driver.idle or self._driver.stats().pinned > 0
 
     def end(self) -> None:
-        """Abort what is under way: streams end with an error event, as vLLM's do."""
-        for request_id, generation in list(self._live.items()):
-            generation.fail(EngineFailedError("The worker is shutting down."))
-            self._driver.abort(request_id, failed=True)
-        for task in self._fetches:
-            task.cancel()
+        """Abort what is under way."""
+        self._serving.end()
 
-    # Completions
+    # What the engine computes
 
-    def _complete(self, exchange: Exchange, kind: Kind) -> None:
+    def _completion(self, kind: Kind) -> _Route:
+        def route(exchange: Exchange) -> None:
+            if self._may_serve(exchange):
+                cut_after = self._fault.after_tokens if self._fault.strike("reset") else None
+                try:
+                    self._serving.complete(exchange, kind, cut_after)
+                except openai.FatalTransferError:
+                    self._die(exchange)
+
+        return route
+
+    def _pooling(self, kind: PoolingKind) -> _Route:
+        def route(exchange: Exchange) -> None:
+            if self._may_serve(exchange):
+                self._serving.pool(exchange, kind)
+
+        return route
+
+    def _may_serve(self, exchange: Exchange) -> bool:
+        """Say whether *exchange* may go on to the engine; answer it as an ordered fault has it where not."""
         if self.dead or self.draining:
             raise EngineFailedError("EngineCore encountered an issue: it is dead or shutting down.")
         if self._fault.strike("error"):
-            self._refuse(exchange, self._fault.status)
-            return
+            status = self._fault.status
+            said = {
+                "message": "a fault was ordered",
+                "type": "InternalServerError",
+                "param": None,
+                "code": status,
+            }
+            exchange.respond(status, orjson.dumps({"error": said}), _echo(exchange))
+            return False
         if self._fault.strike("garbage"):
             exchange.abandon(GARBAGE)
-            return
-        settings = self._settings
-        try:
-            request = openai.parse(
-                exchange.request.body,
-                kind,
-                served_names=settings.served_names,
-                max_length=settings.max_length,
-                seed=settings.seed,
-                transfers=settings.role != "aggregated",
-            )
-        except openai.FatalTransferError:
-            self._die(exchange)
-            return
-        self._submit(exchange, request)
-
-    def _submit(self, exchange: Exchange, request: CompletionRequest) -> None:
-        known_as = exchange.request.headers.get("x-request-id", "")[:MAX_REQUEST_ID] or uuid4().hex
-        request_id = f"{known_as}-{next(self._numbers)}"
-        answer = Answer(
-            id=known_as,
-            created=int(time.time()),
-            headers=(("x-request-id", known_as),),
-            cached_tokens_told=self._settings.prompt_tokens_details,
-            cut_after=self._fault.after_tokens if self._fault.strike("reset") else None,
-            transfer_params=self._transfer_params if request.pin else None,
-        )
-        generation = Generation(
-            request, exchange, answer, lambda g, tokens: self._fetch(request_id, request, g, tokens)
-        )
-        whole = request.prompt if request.pin else text.pad(request.prompt) + request.output
-        engine_request = EngineRequest(
-            id=request_id,
-            prompt_tokens=request.prompt_tokens,
-            output_tokens=request.output_tokens,
-            block_hashes=text.block_hashes(whole, self._settings.engine.block_size),
-            finish_reason=request.finish_reason,
-            pin=request.pin,
-            remote_tokens=_remote_tokens(request),
-        )
-        try:
-            self._driver.submit(engine_request, _Tracked(self._live, request_id, generation))
-        except QueueFullError as error:
-            raise OverloadedError(f"The engine's queue is full: {error}.") from error
-        except RequestTooLargeError as error:
-            raise BadRequestError(str(error)) from error
-        except DuplicateRequestError as error:
-            raise EngineFailedError(str(error)) from error
-        self._live[request_id] = generation
-        exchange.on_gone = lambda: self._driver.abort(request_id)
-
-    def _transfer_params(self, event: Finished) -> dict[str, Any]:
-        """Return what a decode worker needs to fetch the prompt of *event*.
-
-        Block numbers are made up: the simulated engine knows blocks by their content, not by their place.
-        """
-        size = self._settings.engine.block_size
-        return {
-            "do_remote_prefill": True,
-            "do_remote_decode": False,
-            "remote_block_ids": list(range(-(-event.prompt_tokens // size))),
-            "remote_engine_id": self._engine_id,
-            "remote_request_id": event.id,
-            "remote_host": self._settings.advertised_host,
-            "remote_port": self.side_channel_port,
-            "tp_size": self._settings.tensor_parallel,
-            "remote_num_tokens": event.prompt_tokens,
-            "transfer_mode": "pull",
-        }
-
-    def _fetch(
-        self, request_id: str, request: CompletionRequest, generation: Generation, tokens: int
-    ) -> None:
-        task = asyncio.get_running_loop().create_task(self._fetched(request_id, request, generation, tokens))
-        self._fetches.add(task)
-        task.add_done_callback(self._fetches.discard)
-
-    async def _fetched(
-        self, request_id: str, request: CompletionRequest, generation: Generation, tokens: int
-    ) -> None:
-        remote = request.remote
-        if remote is None:
-            raise AssertionError("the engine fetches only what a request said is remote")
-        try:
-            held = await self._fetcher.fetch(remote)
-        except EngineFailedError as error:
-            self._metrics.failed_transfers += 1
-            generation.fail(error)
-            self._driver.abort(request_id, failed=True)
-            return
-        if held:
-            self._metrics.transferred(tokens)
-        else:
-            self._metrics.stale_reads += 1
-            _log.warning("request %s reads KV blocks that were freed: its answer is garbage", request_id)
-            generation.read_freed_blocks(
-                text.output(self._settings.seed, request.prompt, request.output_tokens, "freed blocks")
-            )
-        self._driver.deliver(request_id)
-
-    # Faults
-
-    def _refuse(self, exchange: Exchange, status: int) -> None:
-        body = {
-            "message": "a fault was ordered",
-            "type": "InternalServerError",
-            "param": None,
-            "code": status,
-        }
-        exchange.respond(status, orjson.dumps({"error": body}), _echo(exchange))
+            return False
+        return True
 
     def _die(self, exchange: Exchange) -> None:
         self.dead = True
-        error = EngineFailedError("EngineCore encountered an issue: do_remote_prefill without remote blocks.")
-        exchange.respond(error.status, openai.error_body(error), _echo(exchange))
+        _refuse(
+            exchange,
+            EngineFailedError("EngineCore encountered an issue: do_remote_prefill without remote blocks."),
+        )
         _log.error("the engine core died: kv_transfer_params asked for a remote prefill without saying where")
         if not self.on_death.done():
             self.on_death.set_result(None)
@@ -268,44 +181,37 @@ class WorkerApplication:
         body = self._metrics.exposition(self._driver.stats())
         exchange.respond(200, body, type_="text/plain; version=0.0.4; charset=utf-8")
 
+    # Tokens without the engine
+
     def _tokenize(self, exchange: Exchange) -> None:
-        prompt = openai.prompt_of(exchange.request.body)
+        prompt = openai.prompt_of(self._about_tokens(exchange))
         width = text.TOKEN_BYTES
         tokens = [int.from_bytes(prompt[at : at + width], "big") for at in range(0, len(prompt), width)]
         _json(exchange, {"count": len(tokens), "max_model_len": self._settings.max_length, "tokens": tokens})
 
     def _detokenize(self, exchange: Exchange) -> None:
-        _json(exchange, {"prompt": openai.tokens_of(exchange.request.body).decode(errors="replace")})
+        said = openai.tokens_of(self._about_tokens(exchange))
+        _json(exchange, {"prompt": said.decode(errors="replace")})
+
+    def _count_tokens(self, exchange: Exchange) -> None:
+        prompt = openai.prompt_of(messages.as_chat(self._about_tokens(exchange), counting=True))
+        _json(exchange, {"input_tokens": text.token_count(prompt)})
+
+    def _about_tokens(self, exchange: Exchange) -> dict[str, Any]:
+        fields = openai.object_of(exchange.request.body)
+        openai.model_of(fields, self._settings.served_names)
+        return fields
 
 
-class _Tracked:
-    """A follower that is forgotten when its request is over."""
-
-    __slots__ = ("_generation", "_live", "_request_id", "fetch", "progress", "wants_tokens")
-
-    def __init__(self, live: dict[str, Generation], request_id: str, generation: Generation) -> None:
-        self._live = live
-        self._request_id = request_id
-        self._generation = generation
-        self.wants_tokens = generation.wants_tokens
-        self.fetch = generation.fetch
-        self.progress = generation.progress
-
-    def finished(self, event: Finished) -> None:
-        """Forget the request and pass the end on."""
-        del self._live[self._request_id]
-        self._generation.finished(event)
-
-
-def _remote_tokens(request: CompletionRequest) -> int:
-    if request.remote is None:
-        return 0
-    held = request.remote.tokens
-    return request.prompt_tokens if held is None else max(1, min(held, request.prompt_tokens))
+def _refuse(exchange: Exchange, error: AnswerError) -> None:
+    """Answer with *error*, in the words of the API that was asked."""
+    anthropic = exchange.request.path.startswith("/v1/messages")
+    body = messages.error_body(error) if anthropic else errors.error_body(error)
+    exchange.respond(error.status, body, _echo(exchange))
 
 
 def _json(exchange: Exchange, value: object) -> None:
-    exchange.respond(200, orjson.dumps(value))
+    exchange.respond(200, orjson.dumps(value), _echo(exchange))
 
 
 def _echo(exchange: Exchange) -> tuple[tuple[str, str], ...]:

@@ -129,7 +129,11 @@ class Driver:
         for event in self._engine.advance(self._clock.now()):
             self._tell(event)
         for request_id, follower in list(self._streams.items()):
-            follower.progress(self._engine.generated(request_id))
+            try:
+                tokens = self._engine.generated(request_id)
+            except KeyError:
+                continue  # ended by what another follower did just now: its end is told in the next look
+            follower.progress(tokens)
         if self._crash_at is not None and self._engine.counters.generation_tokens >= self._crash_at:
             self._crash_at = None
             self.on_crash.set_result(None)

@@ -16,6 +16,8 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import ClassVar
 
+import orjson
+
 
 class WorkerError(Exception):
     """Base of all errors of the worker."""
@@ -74,3 +76,17 @@ class OverloadedError(AnswerError):
 
 class EngineFailedError(AnswerError):
     """The engine could not go on with this request."""
+
+
+def error_body(error: AnswerError) -> bytes:
+    """Return *error* as vLLM's error object."""
+    return orjson.dumps(
+        {
+            "error": {
+                "message": error.message,
+                "type": error.type,
+                "param": error.param,
+                "code": error.status.value,
+            }
+        }
+    )

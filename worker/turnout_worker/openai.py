@@ -1,4 +1,4 @@
-"""The OpenAI API as vLLM speaks it: what a completion request asks for, checked, and the shapes of answers."""
+"""The OpenAI API as vLLM speaks it: what a completion request asks for, checked."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ from typing import Any, Final, Literal
 import orjson
 
 from turnout_worker import text
-from turnout_worker.errors import AnswerError, BadRequestError, UnknownModelError
+from turnout_worker.errors import BadRequestError, UnknownModelError
 
-Kind = Literal["chat", "text"]
+Kind = Literal["chat", "text", "response", "message"]
+"""Which API a request came through; all but `text` are conversations."""
 
-_UNSUPPORTED: Final = {"n": 1, "best_of": 1, "echo": False, "logprobs": False, "top_logprobs": 0}
+MAX_CHOICES: Final = 64
+MAX_LOGPROBS: Final = 20
+"""Most alternatives told for a token, as in vLLM."""
+
+_UNSUPPORTED: Final = {"best_of": 1, "echo": False, "prompt_logprobs": None}
 """Fields that change an answer in a way the simulated engine does not know, with the values that ask for nothing."""
 
 
@@ -33,6 +38,17 @@ class FatalTransferError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Said:
+    """What the model will say in one choice, and why it will stop."""
+
+    text: bytes
+    tokens: int
+    finish_reason: Literal["stop", "length"]
+    stop_reason: str | None
+    """The stop string that was met."""
+
+
+@dataclass(frozen=True, slots=True)
 class CompletionRequest:
     """A completion request, understood and checked."""
 
@@ -41,12 +57,11 @@ class CompletionRequest:
     prompt: bytes
     """Rendered to the bytes of its tokens."""
     prompt_tokens: int
-    output: bytes
-    """What the model will say."""
-    output_tokens: int
-    finish_reason: Literal["stop", "length"]
-    stop_reason: str | None
-    """The stop string that was met."""
+    said: tuple[Said, ...]
+    """One for each of the n choices asked for."""
+    logprobs: int | None
+    """Alternatives to tell for each token; None: log probabilities are not asked for."""
+    max_tokens: int | None
     stream: bool
     include_usage: bool
     continuous_usage: bool
@@ -63,22 +78,45 @@ def parse(
 
     *transfers*: whether this worker has a KV connector; without one kv_transfer_params mean nothing, as in vLLM.
     """
-    fields = _object(body)
-    model = fields.get("model") or served_names[0]
-    if not isinstance(model, str):
-        raise BadRequestError("model must be a string", "model")
-    if model not in served_names:
-        raise UnknownModelError(f"The model `{model}` does not exist.", "model")
+    return understand(
+        object_of(body),
+        kind,
+        served_names=served_names,
+        max_length=max_length,
+        seed=seed,
+        transfers=transfers,
+    )
+
+
+def understand(
+    fields: dict[str, Any],
+    kind: Kind,
+    *,
+    served_names: tuple[str, ...],
+    max_length: int,
+    seed: int,
+    transfers: bool,
+) -> CompletionRequest:
+    """Like `parse`, for a body that is an object already."""
+    model = model_of(fields, served_names)
     for name, neutral in _UNSUPPORTED.items():
         value = fields.get(name)
         if value and value != neutral:
             raise BadRequestError(
                 f"{name}={value!r} is not supported by the simulated engine: leave it out", name
             )
-    prompt = text.render_chat(_messages(fields)) if kind == "chat" else _prompt(fields)
+    prompt = _prompt(fields) if kind == "text" else text.render_chat(_messages(fields))
     prompt_tokens = text.token_count(prompt)
     limit = _output_limit(fields, kind, prompt_tokens, max_length)
-    said, reason, stop_reason = _answer(fields, prompt, limit, max_length - prompt_tokens, seed)
+    choices = _count(fields, "n") or 1
+    if choices > MAX_CHOICES:
+        raise BadRequestError(
+            f"n={choices} is more than the {MAX_CHOICES} choices that are made at once", "n"
+        )
+    said = tuple(
+        _answer(fields, prompt, limit, max_length - prompt_tokens, text.seed_of_choice(seed, index))
+        for index in range(choices)
+    )
     stream = _flag(fields, "stream")
     options = fields.get("stream_options") or {}
     if not isinstance(options, dict):
@@ -86,15 +124,16 @@ def parse(
     if options and not stream:
         raise BadRequestError("Stream options can only be defined when `stream=True`.", "stream_options")
     pin, remote = _transfer(fields) if transfers else (False, None)
+    if choices > 1 and (pin or remote is not None):
+        raise BadRequestError("kv_transfer_params are for one sequence: n must be 1 with them", "n")
     return CompletionRequest(
         kind=kind,
         model=model,
         prompt=prompt,
         prompt_tokens=prompt_tokens,
-        output=said,
-        output_tokens=max(1, text.token_count(said)),
-        finish_reason=reason,
-        stop_reason=stop_reason,
+        said=said,
+        logprobs=_logprobs(fields, kind),
+        max_tokens=limit,
         stream=stream,
         include_usage=_flag(options, "include_usage"),
         continuous_usage=_flag(options, "continuous_usage_stats"),
@@ -103,43 +142,28 @@ def parse(
     )
 
 
-def prompt_of(body: bytes) -> bytes:
+def prompt_of(fields: dict[str, Any]) -> bytes:
     """Return the rendered prompt of a body with `messages` or `prompt`. Raise BadRequestError."""
-    fields = _object(body)
     return text.render_chat(_messages(fields)) if "messages" in fields else _prompt(fields)
 
 
-def tokens_of(body: bytes) -> bytes:
+def tokens_of(fields: dict[str, Any]) -> bytes:
     """Return the bytes of a body's `tokens`. Raise BadRequestError."""
-    return _prompt({"prompt": _object(body).get("tokens")})
+    return _prompt({"prompt": fields.get("tokens")})
 
 
-def error_body(error: AnswerError) -> bytes:
-    """Return *error* as vLLM's error object."""
-    return orjson.dumps(
-        {
-            "error": {
-                "message": error.message,
-                "type": error.type,
-                "param": error.param,
-                "code": error.status.value,
-            }
-        }
-    )
+def model_of(fields: dict[str, Any], served_names: tuple[str, ...]) -> str:
+    """Return the model that is asked for, the first one where none is. Raise BadRequestError or UnknownModelError."""
+    model = fields.get("model") or served_names[0]
+    if not isinstance(model, str):
+        raise BadRequestError("model must be a string", "model")
+    if model not in served_names:
+        raise UnknownModelError(f"The model `{model}` does not exist.", "model")
+    return model
 
 
-def usage(prompt_tokens: int, output_tokens: int, cached_tokens: int | None) -> dict[str, Any]:
-    """Return the usage object; *cached_tokens* None leaves its details out."""
-    details = None if cached_tokens is None else {"cached_tokens": cached_tokens}
-    return {
-        "prompt_tokens": prompt_tokens,
-        "total_tokens": prompt_tokens + output_tokens,
-        "completion_tokens": output_tokens,
-        "prompt_tokens_details": details,
-    }
-
-
-def _object(body: bytes) -> dict[str, Any]:
+def object_of(body: bytes) -> dict[str, Any]:
+    """Return the JSON object that *body* holds. Raise BadRequestError."""
     try:
         fields = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -191,7 +215,7 @@ def _prompt(fields: dict[str, Any]) -> bytes:
 
 def _output_limit(fields: dict[str, Any], kind: Kind, prompt_tokens: int, max_length: int) -> int | None:
     """Tokens asked for at most; None where the request does not say. In vLLM's words where it is too much."""
-    asked = _count(fields, "max_completion_tokens") if kind == "chat" else None
+    asked = None if kind == "text" else _count(fields, "max_completion_tokens")
     if asked is None:
         asked = _count(fields, "max_tokens")
     if asked is None and kind == "text":
@@ -200,7 +224,7 @@ def _output_limit(fields: dict[str, Any], kind: Kind, prompt_tokens: int, max_le
         raise BadRequestError(
             f"This model's maximum context length is {max_length} tokens. However, your request has {prompt_tokens} "
             "input tokens. Please reduce the length of the input messages.",
-            "messages" if kind == "chat" else "prompt",
+            "prompt" if kind == "text" else "messages",
         )
     if asked is not None and asked > max_length - prompt_tokens:
         raise BadRequestError(
@@ -212,10 +236,8 @@ def _output_limit(fields: dict[str, Any], kind: Kind, prompt_tokens: int, max_le
     return asked
 
 
-def _answer(
-    fields: dict[str, Any], prompt: bytes, limit: int | None, room: int, seed: int
-) -> tuple[bytes, Literal["stop", "length"], str | None]:
-    """Return what the model says, why it stops, and the stop string that made it."""
+def _answer(fields: dict[str, Any], prompt: bytes, limit: int | None, room: int, seed: int) -> Said:
+    """Return what the model says, and why it stops."""
     most = room if limit is None else limit
     least = _count(fields, "min_tokens", at_least=0) or 0
     if least > most:
@@ -232,8 +254,24 @@ def _answer(
     ]
     if found:
         at, stop = min(found)
-        return said[:at], "stop", stop
-    return said, reason, None
+        said, reason = said[:at], "stop"
+        return Said(said, max(1, text.token_count(said)), reason, stop)
+    return Said(said, max(1, text.token_count(said)), reason, None)
+
+
+def _logprobs(fields: dict[str, Any], kind: Kind) -> int | None:
+    """Return how many alternatives are asked for: a number in text completions, two fields in conversations."""
+    if kind == "text":
+        count = _count(fields, "logprobs", at_least=0)
+    elif not _flag(fields, "logprobs"):
+        return None
+    else:
+        count = _count(fields, "top_logprobs", at_least=0) or 0
+    if count is not None and count > MAX_LOGPROBS:
+        raise BadRequestError(
+            f"at most {MAX_LOGPROBS} log probabilities are told for a token", "top_logprobs"
+        )
+    return count
 
 
 def _stops(fields: dict[str, Any]) -> list[str]:

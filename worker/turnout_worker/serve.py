@@ -18,6 +18,7 @@ from turnout_worker.driver import Driver
 from turnout_worker.errors import ConfigurationError
 from turnout_worker.http import HttpServer
 from turnout_worker.metrics import Metrics
+from turnout_worker.serving import Serving
 from turnout_worker.transfer import Fetcher, SideChannel
 
 if TYPE_CHECKING:
@@ -49,14 +50,13 @@ async def _serve(settings: WorkerSettings) -> int:
     clock = ScaledClock(settings.time_scale, loop.time)
     driver = Driver(Engine(settings.engine, settings.latency), settings.latency, clock, metrics)
     fetcher = Fetcher()
-    application = WorkerApplication(settings, driver, metrics, fetcher, engine_id)
+    serving = Serving(settings, driver, metrics, fetcher, engine_id)
+    application = WorkerApplication(settings, driver, metrics, serving)
     server = HttpServer(application)
     side_channel = SideChannel(engine_id, driver.release)
     try:
         if settings.role == "prefill":
-            application.side_channel_port = await side_channel.start(
-                settings.host, settings.side_channel_port
-            )
+            serving.side_channel_port = await side_channel.start(settings.host, settings.side_channel_port)
         port = await server.start(settings.host, settings.port)
     except OSError as error:
         raise ConfigurationError(f"cannot listen on {settings.host}: {error}") from error

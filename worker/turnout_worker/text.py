@@ -8,7 +8,7 @@ tokenizer and chat template.
 from __future__ import annotations
 
 from hashlib import blake2b
-from math import exp
+from math import exp, log
 from typing import Final
 
 TOKEN_BYTES: Final = 4
@@ -67,6 +67,21 @@ def output(seed: int, prompt: bytes, tokens: int, purpose: str = "text") -> byte
         block = blake2b(base + start.to_bytes(8, "big")).digest()
         parts += [words[byte & 127] for byte in block[: tokens - start]]
     return b"".join(parts)
+
+
+def seed_of_choice(seed: int, index: int) -> int:
+    """Return the seed of the choice number *index*; the first one's is *seed* itself."""
+    return seed if not index else seed ^ (index << 32)
+
+
+def log_probability() -> float:
+    """Return the natural logarithm of the probability of every token: all words are equally likely."""
+    return -log(len(_VOCABULARY))
+
+
+def alternatives(count: int) -> list[bytes]:
+    """Return *count* of the most likely tokens; as all are, the first ones of the vocabulary."""
+    return list(_VOCABULARY[:count])
 
 
 def block_hashes(data: bytes, block_size: int) -> tuple[int, ...]:

@@ -1,0 +1,289 @@
+"""Requests for tokens and for vectors on their way through the engine, from understanding to answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
+
+import orjson
+
+from turnout.engine import DuplicateRequestError, EngineRequest, QueueFullError, RequestTooLargeError
+from turnout_worker import errors, messages, openai, pooling, responses, text
+from turnout_worker.completions import CompletionForm
+from turnout_worker.errors import BadRequestError, EngineFailedError, OverloadedError
+from turnout_worker.generation import Answer, Generation
+
+if TYPE_CHECKING:
+    from turnout.engine import Finished
+    from turnout_worker.answer import Form
+    from turnout_worker.driver import Driver, Follower
+    from turnout_worker.generation import Choice
+    from turnout_worker.http import Exchange
+    from turnout_worker.metrics import Metrics
+    from turnout_worker.openai import CompletionRequest, Kind
+    from turnout_worker.pooling import PoolingKind, PoolingRequest
+    from turnout_worker.settings import WorkerSettings
+    from turnout_worker.transfer import Fetcher
+
+MAX_REQUEST_ID: Final = 256
+
+_log = logging.getLogger(__name__)
+
+
+class Serving:
+    """Hands requests to the engine, and what it makes of them to clients. Knows which are under way."""
+
+    def __init__(
+        self, settings: WorkerSettings, driver: Driver, metrics: Metrics, fetcher: Fetcher, engine_id: str
+    ) -> None:
+        self._settings = settings
+        self._driver = driver
+        self._metrics = metrics
+        self._fetcher = fetcher
+        self._engine_id = engine_id
+        self._numbers = count()
+        self._fetches: set[asyncio.Task[None]] = set()
+        self._live: dict[str, Generation | _Pooled] = {}
+        self.side_channel_port = settings.side_channel_port
+
+    def end(self) -> None:
+        """Abort what is under way: streams end with an error event, as vLLM's do."""
+        for request_id, follower in list(self._live.items()):
+            follower.fail(EngineFailedError("The worker is shutting down."))
+            self._driver.abort(request_id, failed=True)
+        for task in self._fetches:
+            task.cancel()
+
+    def complete(self, exchange: Exchange, kind: Kind, cut_after: int | None) -> None:
+        """Generate. Raise an AnswerError, or openai.FatalTransferError as its docstring says."""
+        settings = self._settings
+        fields = openai.object_of(exchange.request.body)
+        chat = fields
+        if kind == "response":
+            chat = responses.as_chat(fields)
+        elif kind == "message":
+            chat = messages.as_chat(fields)
+        request = openai.understand(
+            chat,
+            kind,
+            served_names=settings.served_names,
+            max_length=settings.max_length,
+            seed=settings.seed,
+            transfers=settings.role != "aggregated",
+        )
+        known_as = known_as_of(exchange)
+        answer = Answer(
+            form=_form(request, fields, known_as, int(time.time())),
+            error_body=messages.error_body if kind == "message" else errors.error_body,
+            headers=(("x-request-id", known_as),),
+            cached_tokens_told=settings.prompt_tokens_details,
+            cut_after=cut_after,
+            transfer_params=self._transfer_params if request.pin else None,
+        )
+        ids: dict[int, str] = {}
+        generation = Generation(
+            request, exchange, answer, lambda choice, tokens: self._fetch(ids[0], request, choice, tokens)
+        )
+
+        def abort() -> None:
+            for request_id in ids.values():
+                self._driver.abort(request_id)
+
+        exchange.on_gone = generation.on_failed = abort
+        for index, choice in enumerate(generation.choices):
+            ids[index] = f"{known_as}-{next(self._numbers)}"
+            try:
+                self._submit(self._engine_request(request, index, ids[index]), choice, generation)
+            except BaseException:
+                generation.on_failed = exchange.on_gone = None
+                abort()
+                raise
+
+    def pool(self, exchange: Exchange, kind: PoolingKind) -> None:
+        """Compute vectors. Raise an AnswerError."""
+        fields = openai.object_of(exchange.request.body)
+        model = openai.model_of(fields, self._settings.served_names)
+        request = pooling.parse(fields, kind, self._settings.max_length - 1)
+        known_as = known_as_of(exchange)
+        pooled = _Pooled(request, exchange, model, known_as)
+        ids: list[str] = []
+
+        def abort() -> None:
+            for request_id in ids:
+                self._driver.abort(request_id)
+
+        exchange.on_gone = abort
+        for one in request.texts:
+            ids.append(f"{known_as}-{next(self._numbers)}")
+            engine_request = EngineRequest(
+                id=ids[-1],
+                prompt_tokens=max(1, text.token_count(one)),
+                output_tokens=1,  # the engine has no other way to say that a prompt is computed
+                block_hashes=text.block_hashes(one, self._settings.engine.block_size),
+                finish_reason="stop",
+            )
+            try:
+                self._submit(engine_request, pooled, pooled)
+            except BaseException:
+                exchange.on_gone = None
+                pooled.forget()
+                abort()
+                raise
+
+    def _submit(self, request: EngineRequest, follower: Follower, owner: Generation | _Pooled) -> None:
+        try:
+            self._driver.submit(request, _Tracked(self._live, request.id, follower))
+        except QueueFullError as error:
+            raise OverloadedError(f"The engine's queue is full: {error}.") from error
+        except RequestTooLargeError as error:
+            raise BadRequestError(str(error)) from error
+        except DuplicateRequestError as error:
+            raise EngineFailedError(str(error)) from error
+        self._live[request.id] = owner
+
+    def _engine_request(self, request: CompletionRequest, index: int, request_id: str) -> EngineRequest:
+        said = request.said[index]
+        whole = request.prompt if request.pin else text.pad(request.prompt) + said.text
+        return EngineRequest(
+            id=request_id,
+            prompt_tokens=request.prompt_tokens,
+            output_tokens=said.tokens,
+            block_hashes=text.block_hashes(whole, self._settings.engine.block_size),
+            finish_reason=said.finish_reason,
+            pin=request.pin,
+            remote_tokens=_remote_tokens(request),
+        )
+
+    def _transfer_params(self, event: Finished) -> dict[str, Any]:
+        """Return what a decode worker needs to fetch the prompt of *event*.
+
+        Block numbers are made up: the simulated engine knows blocks by their content, not by their place.
+        """
+        size = self._settings.engine.block_size
+        return {
+            "do_remote_prefill": True,
+            "do_remote_decode": False,
+            "remote_block_ids": list(range(-(-event.prompt_tokens // size))),
+            "remote_engine_id": self._engine_id,
+            "remote_request_id": event.id,
+            "remote_host": self._settings.advertised_host,
+            "remote_port": self.side_channel_port,
+            "tp_size": self._settings.tensor_parallel,
+            "remote_num_tokens": event.prompt_tokens,
+            "transfer_mode": "pull",
+        }
+
+    def _fetch(self, request_id: str, request: CompletionRequest, choice: Choice, tokens: int) -> None:
+        task = asyncio.get_running_loop().create_task(self._fetched(request_id, request, choice, tokens))
+        self._fetches.add(task)
+        task.add_done_callback(self._fetches.discard)
+
+    async def _fetched(
+        self, request_id: str, request: CompletionRequest, choice: Choice, tokens: int
+    ) -> None:
+        remote = request.remote
+        if remote is None:
+            raise AssertionError("the engine fetches only what a request said is remote")
+        try:
+            held = await self._fetcher.fetch(remote)
+        except EngineFailedError as error:
+            self._metrics.failed_transfers += 1
+            if (owner := self._live.get(request_id)) is not None:
+                owner.fail(error)
+            self._driver.abort(request_id, failed=True)
+            return
+        if held:
+            self._metrics.transferred(tokens)
+        else:
+            self._metrics.stale_reads += 1
+            _log.warning("request %s reads KV blocks that were freed: its answer is garbage", request_id)
+            said = request.said[0]
+            choice.read_freed_blocks(
+                text.output(self._settings.seed, request.prompt, said.tokens, "freed blocks")
+            )
+        self._driver.deliver(request_id)
+
+
+class _Pooled:
+    """Follows the sequences of one pooling request, all at once, and answers when the last one has ended."""
+
+    wants_tokens = False
+
+    def __init__(self, request: PoolingRequest, exchange: Exchange, model: str, known_as: str) -> None:
+        self._request = request
+        self._exchange = exchange
+        self._model = model
+        self._known_as = known_as
+        self._left = len(request.texts)
+        self._failure = EngineFailedError("The request was aborted by the engine.")
+
+    def forget(self) -> None:
+        """Answer nothing any more: the request was refused."""
+        self._left = -1
+
+    def fail(self, failure: EngineFailedError) -> None:
+        """Say why the request is about to be aborted."""
+        self._failure = failure
+
+    def fetch(self, tokens: int) -> None:
+        """Refuse: nothing of it is remote."""
+        raise AssertionError(f"{tokens} tokens of a pooling request cannot be remote")
+
+    def progress(self, output_tokens: int) -> None:
+        """Ignore: no tokens come out of it."""
+
+    def finished(self, event: Finished) -> None:
+        """Answer, when this was the last sequence or one has failed."""
+        if self._left < 0:
+            return
+        self._left -= 1
+        headers = (("x-request-id", self._known_as),)
+        if event.reason not in {"stop", "length"}:
+            self._left = -1
+            self._exchange.respond(self._failure.status, errors.error_body(self._failure), headers)
+        elif not self._left:
+            value = pooling.answer(self._request, self._model, self._known_as, int(time.time()))
+            self._exchange.respond(200, orjson.dumps(value), headers)
+
+
+class _Tracked:
+    """A follower that is forgotten when its request is over."""
+
+    __slots__ = ("_follower", "_live", "_request_id", "fetch", "progress", "wants_tokens")
+
+    def __init__(self, live: dict[str, Generation | _Pooled], request_id: str, follower: Follower) -> None:
+        self._live = live
+        self._request_id = request_id
+        self._follower = follower
+        self.wants_tokens = follower.wants_tokens
+        self.fetch = follower.fetch
+        self.progress = follower.progress
+
+    def finished(self, event: Finished) -> None:
+        """Forget the request and pass the end on."""
+        del self._live[self._request_id]
+        self._follower.finished(event)
+
+
+def known_as_of(exchange: Exchange) -> str:
+    """Return the id that the client gave its request, or a new one."""
+    return exchange.request.headers.get("x-request-id", "")[:MAX_REQUEST_ID] or uuid4().hex
+
+
+def _form(request: CompletionRequest, fields: dict[str, Any], known_as: str, created: int) -> Form:
+    if request.kind == "response":
+        return responses.ResponseForm(request, fields, known_as, created)
+    if request.kind == "message":
+        return messages.MessageForm(request, known_as)
+    return CompletionForm(request, known_as, created)
+
+
+def _remote_tokens(request: CompletionRequest) -> int:
+    if request.remote is None:
+        return 0
+    held = request.remote.tokens
+    return request.prompt_tokens if held is None else max(1, min(held, request.prompt_tokens))
