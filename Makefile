@@ -8,6 +8,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 KEEP   ?=
 ARGS   ?=
+TRACE  ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -51,6 +52,24 @@ check: $(READY) ## Formatting, lint, types, import contracts, generated files.
 	@$(BIN)/mypy
 	@mkdir -p build && { $(BIN)/lint-imports > build/lint-imports.log || { cat build/lint-imports.log; exit 1; }; }
 	@$(BIN)/turnout crds --check
+
+.PHONY: bench-cluster bench-router bench-routing bench-scaling bench-engine fuzz
+bench-cluster: $(READY) ## Starting, installing, taking over, idling (ARGS=--cold: building, too).
+	@$(BIN)/python benchmarks/cluster/figures.py $(ARGS)
+bench-router: $(READY) ## The router beside nginx, sglang-router and vllm-router.
+	@$(BIN)/python benchmarks/router/run.py $(ARGS)
+bench-routing: $(READY) ## Routing rules over a trace in virtual time (TRACE=FILE, ARGS=--quick).
+	@$(BIN)/python benchmarks/routing/compare.py $(if $(TRACE),--trace $(TRACE)) $(ARGS)
+bench-scaling: $(READY) ## Scaling beside an HPA on queue length, in closed loop.
+	@PYTHONPATH=tests $(BIN)/python benchmarks/scaling/compare.py $(ARGS)
+bench-engine: $(READY) ## The engine model's speed, and what a simulated worker costs.
+	@$(BIN)/python benchmarks/engine/speed.py $(ARGS)
+fuzz: $(READY) ## A million inputs for everything in the router that reads bytes of others.
+	@$(BIN)/python benchmarks/fuzz/router.py $(ARGS)
+
+.PHONY: crds
+crds: $(READY) ## Write the CRDs anew from the models.
+	@$(BIN)/turnout crds --output crds --output charts/turnout/files/crds
 
 .PHONY: format
 format: $(READY) ## Put the code into shape.
