@@ -94,8 +94,8 @@ class Exchange:
         """Serve it, and account for how it ended."""
         metrics, serves = self._metrics, self._request.endpoint.serves
         if serves:
-            metrics.arrivals.inc()
-        metrics.in_flight.inc()
+            metrics.arrivals += 1
+        metrics.in_flight += 1
         self._backends.arrived()
         status = _BAD_GATEWAY
         try:
@@ -110,10 +110,10 @@ class Exchange:
             status = _UNAVAILABLE  # the router is going down and its grace period is over
             self._tell(unavailable("The router is shutting down."))
         finally:
-            metrics.in_flight.dec()
+            metrics.in_flight -= 1
             metrics.answered(status)
             if status >= _SERVER_ERROR and serves:
-                metrics.finished.inc()
+                metrics.finished += 1
 
     async def _serve(self) -> int:
         while True:
@@ -133,9 +133,13 @@ class Exchange:
                 elif choice.local_reason is not None:
                     self._metrics.prefilled_locally(choice.local_reason)
                 try:
-                    return await self._decode(choice.decode, params)
+                    status = await self._decode(choice.decode, params)
                 except UpstreamError as error:
                     self._note_decode_failure(choice, error)
+                    continue
+            if choice.prefill is not None:
+                self._backends.paired(choice.decode, choice.prefill)
+            return status
 
     def _pick(self) -> Choice:
         """Return who serves next. Raise ApiError where nobody can."""
@@ -188,8 +192,8 @@ class Exchange:
         if answer.status >= _SERVER_ERROR:
             fault: UpstreamFault = "overloaded" if answer.status == _UNAVAILABLE else "status"
             raise UpstreamError(fault, f"the prefill worker answered {answer.status}", answer.status)
-        self._backends.succeeded(backend)
         if answer.status >= _CLIENT_ERROR:
+            self._backends.succeeded(backend)
             return answer, None
         try:
             params = orjson.loads(answer.body).get("kv_transfer_params")
@@ -287,11 +291,11 @@ class Exchange:
         else:
             prompt_tokens, output_tokens = self._request.endpoint.usage_of(body)
         metrics.duration.observe(duration)
-        metrics.prompt_tokens.inc(prompt_tokens)
-        metrics.output_tokens.inc(output_tokens)
-        metrics.finished.inc()
+        metrics.prompt_tokens += prompt_tokens
+        metrics.output_tokens += output_tokens
+        metrics.finished += 1
         if is_good(Timing(duration, output_tokens, first, inter), self._route):
-            metrics.good.inc()
+            metrics.good += 1
 
     def _own_fields(self, backend: Backend) -> Fields:
         ids = self._request.endpoint.dialect.id_fields(self._identity.shown)
