@@ -8,7 +8,7 @@ import uuid
 from typing import TYPE_CHECKING, Any, Final
 
 from turnout.api.names import API_VERSION, FIELD_MANAGER
-from turnout_operator.errors import ApiError, ChildNameTaken, NotFound, OperatorError, Unreachable
+from turnout_operator.errors import ApiError, ChildNameTaken, Conflict, NotFound, OperatorError, Unreachable
 from turnout_operator.kube.kinds import EVENT, POD, kind_of
 from turnout_operator.observe.store import Key
 from turnout_operator.plan.conditions import rfc3339
@@ -155,4 +155,4 @@ class Executor:
 
 def transient(error: OperatorError) -> bool:
     """Whether *error* says nothing about what was asked, only about the moment."""
-    return isinstance(error, Unreachable)
+    return isinstance(error, (Unreachable, Conflict))

@@ -15,7 +15,7 @@ from turnout_operator.controller import Controller, own_signals
 from turnout_operator.effects import Executor
 from turnout_operator.errors import ConfigurationError, OperatorError
 from turnout_operator.kube.client import KubeClient
-from turnout_operator.kube.credentials import configuration, connection
+from turnout_operator.kube.credentials import Credentials
 from turnout_operator.lease import Lease
 from turnout_operator.load.collector import Collector
 from turnout_operator.metrics import Metrics
@@ -39,9 +39,12 @@ async def run(settings: Settings) -> None:
     stop = asyncio.Event()
     own_signals(stop)
     metrics = Metrics()
+    credentials = Credentials()
     async with AsyncExitStack() as stack:
         lease_client = await stack.enter_async_context(
-            KubeClient(configuration, count=metrics.count_request, timeout_seconds=LEASE_REQUEST_SECONDS)
+            KubeClient(
+                credentials.configuration, count=metrics.count_request, timeout_seconds=LEASE_REQUEST_SECONDS
+            )
         )
         lease = Lease(
             lease_client,
@@ -51,7 +54,7 @@ async def run(settings: Settings) -> None:
             held=lambda held: metrics.leader.set(1 if held else 0),
         )
         client = await stack.enter_async_context(
-            KubeClient(configuration, count=metrics.count_request, fence=lease.fence)
+            KubeClient(credentials.configuration, count=metrics.count_request, fence=lease.fence)
         )
         collector = await stack.enter_async_context(
             Collector(failed=lambda target: metrics.scrape_failures.labels(target).inc())
@@ -75,7 +78,7 @@ async def run(settings: Settings) -> None:
             reconciler,
             scaler,
             metrics,
-            connect=connection,
+            connect=credentials.connection,
             watched=tuple(watched) if settings.watch_namespaces else (),
             namespaces=settings.watch_namespaces,
         )

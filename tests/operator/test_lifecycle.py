@@ -10,12 +10,13 @@ import pytest
 
 from support.installation import llmdeployment
 from support.operator_node import ACCELERATOR, Load
-from support.operator_process import apply, condition, get, items, service_account, wait_until
+from support.operator_process import apply, condition, get, items, kubeconfig, service_account, wait_until
 from turnout.sizing.accelerators import ACCELERATORS, PRODUCT_LABEL
 from turnout_operator.plan.conditions import rfc3339
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from support.operator_node import TestNode
     from support.operator_process import OperatorProcess
@@ -255,6 +256,28 @@ def test_another_operator_takes_over(
     wait_until("the third leads", third.leads, 6, (third,))
     lease = get(cluster, home, "lease", service_account(home))
     assert lease["spec"]["holderIdentity"] == "operator-c"
+
+
+def test_new_credentials_are_read_when_the_old_ones_are_refused(
+    cluster: Cluster, namespace: str, home: str, tmp_path: Path, operator: OperatorProcess
+) -> None:
+    """The service account is made anew, so its tokens die: with a new one in its file the operator goes on, unharmed."""
+    wait_until("it leads", operator.leads, processes=(operator,))
+    account = service_account(home)
+    cluster.kubectl("delete", "serviceaccount", account, "--namespace", home)
+    cluster.kubectl("create", "serviceaccount", account, "--namespace", home)
+    assert operator.kubeconfig is not None
+    kubeconfig(cluster, home, tmp_path).replace(operator.kubeconfig)
+
+    def refused() -> bool:
+        return 'code="401"' in operator.get("/metrics")[1]
+
+    wait_until("the old token is refused", refused, 60, (operator,))
+    apply(cluster, namespace, manifest())
+    wait_until("Ready", lambda: ready(cluster, namespace), 30, (operator,))
+    assert operator.leads()
+    assert operator.process is not None
+    assert operator.process.poll() is None
 
 
 def test_deletion_takes_everything_also_while_the_operator_is_down(

@@ -19,7 +19,7 @@ from turnout.api.names import COMPONENT_ROUTER, LABEL_COMPONENT, ROUTER_ADMIN_PO
 from turnout.sizing.accelerators import ACCELERATORS, PRODUCT_LABEL
 from turnout_operator.errors import ApiError
 from turnout_operator.kube.client import KubeClient
-from turnout_operator.kube.credentials import configuration
+from turnout_operator.kube.credentials import Credentials
 from turnout_operator.kube.kinds import LEASE, POD, Kind
 
 if TYPE_CHECKING:
@@ -92,8 +92,8 @@ class TestNode:
 
     async def _run(self) -> None:
         try:
-            environment = {"KUBECONFIG": str(self.cluster.kubeconfig)}
-            async with KubeClient(lambda: configuration(environment)) as client:
+            credentials = Credentials({"KUBECONFIG": str(self.cluster.kubeconfig)})
+            async with KubeClient(credentials.configuration) as client:
                 await self._register(client)
                 self._started.set()
                 ticks = 0

@@ -103,6 +103,8 @@ class OperatorProcess:
     arguments: tuple[str, ...] = ()
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
+    kubeconfig: Path | None = None
+    """What it logs in with."""
 
     def __enter__(self) -> Self:
         self.start()
@@ -113,10 +115,10 @@ class OperatorProcess:
 
     def start(self) -> None:
         """Start it."""
-        path = kubeconfig(self.cluster, self.namespace, self.folder)
+        self.kubeconfig = kubeconfig(self.cluster, self.namespace, self.folder)
         environment = {
             "PATH": os.environ["PATH"],
-            "KUBECONFIG": str(path),
+            "KUBECONFIG": str(self.kubeconfig),
             "POD_NAME": self.identity,
             "POD_NAMESPACE": self.namespace,
             "TURNOUT_BIND_ADDRESS": "127.0.0.1",

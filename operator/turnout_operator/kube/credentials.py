@@ -26,12 +26,46 @@ _DEFAULT: Final = "~/.kube/config"
 _ADVICE: Final = "set KUBECONFIG, or run in a pod with a service account"
 
 
-async def configuration(environment: Mapping[str, str] = os.environ) -> Configuration:
-    """Read the credentials afresh: tokens rotate, so nobody keeps them longer than they are accepted.
+class Credentials:
+    """How to log in, read afresh each time: tokens rotate, so nobody keeps them longer than they are accepted."""
 
-    KUBECONFIG comes first, for in a dev cluster it is what leads to the pod's own token. Raise
-    ConfigurationError where nothing leads to an API server, with what is wrong.
-    """
+    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+        self._environment = environment
+        self._reading: asyncio.Task[Configuration] | None = None
+        """The library does not end a plugin that hangs: so at most one is under way, and who asks meanwhile waits for it."""
+
+    async def configuration(self) -> Configuration:
+        """Return where the API server is and how to log in. Raise ConfigurationError where nothing leads to one."""
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(_read(self._environment))
+            self._reading.add_done_callback(_heard)
+        try:
+            async with asyncio.timeout(LOAD_SECONDS):
+                return await asyncio.shield(self._reading)
+        except TimeoutError as error:
+            raise ConfigurationError(
+                f"the kubeconfig gave no credentials within {LOAD_SECONDS:.0f} s: does its exec plugin hang?"
+            ) from error
+
+    async def connection(self) -> kopf.ConnectionInfo:
+        """Return the same as kopf wants it. It asks again whenever they are refused. Raise ConfigurationError."""
+        found = await self.configuration()
+        scheme, _, token = (await found.get_api_key_with_prefix("BearerToken") or "").partition(" ")
+        return kopf.ConnectionInfo(
+            server=found.host,
+            ca_path=found.ssl_ca_cert,
+            insecure=not found.verify_ssl,
+            scheme=scheme or None,
+            token=token.strip() or None,
+            certificate_path=found.cert_file,
+            private_key_path=found.key_file,
+            proxy_url=found.proxy,
+            trust_env=True,
+        )
+
+
+async def _read(environment: Mapping[str, str]) -> Configuration:
+    """Read what *environment* names. KUBECONFIG comes first: in a dev cluster it leads to the pod's own token."""
     paths = environment.get("KUBECONFIG")
     found = Configuration()
     try:
@@ -41,12 +75,7 @@ async def configuration(environment: Mapping[str, str] = os.environ) -> Configur
         paths = paths or _DEFAULT
         if not _exists(paths):
             raise ConfigurationError(f"no way to the API server: there is no file {paths}; {_ADVICE}")
-        async with asyncio.timeout(LOAD_SECONDS):
-            await load_kube_config(paths, client_configuration=found, persist_config=False)
-    except TimeoutError as error:
-        raise ConfigurationError(
-            f"the kubeconfig {paths} gave no credentials within {LOAD_SECONDS:.0f} s: does its exec plugin hang?"
-        ) from error
+        await load_kube_config(paths, client_configuration=found, persist_config=False)
     except (
         ConfigException,
         OSError,
@@ -71,21 +100,10 @@ async def configuration(environment: Mapping[str, str] = os.environ) -> Configur
     return found
 
 
-async def connection() -> kopf.ConnectionInfo:
-    """Return the same credentials as kopf wants them. It asks again whenever they are refused. Raise ConfigurationError."""
-    found = await configuration()
-    scheme, _, token = (await found.get_api_key_with_prefix("BearerToken") or "").partition(" ")
-    return kopf.ConnectionInfo(
-        server=found.host,
-        ca_path=found.ssl_ca_cert,
-        insecure=not found.verify_ssl,
-        scheme=scheme or None,
-        token=token.strip() or None,
-        certificate_path=found.cert_file,
-        private_key_path=found.key_file,
-        proxy_url=found.proxy,
-        trust_env=True,
-    )
+def _heard(task: asyncio.Task[Configuration]) -> None:
+    """Take note of how a reading ended that nobody waits for any more."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _exists(paths: str) -> bool:

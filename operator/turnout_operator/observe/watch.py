@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import kopf
 
+from turnout_operator.errors import ConfigurationError
 from turnout_operator.kube.kinds import SELECTORS, WATCHED, Kind
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from turnout_operator.kube.client import Raw
 
 LOG: Final = logging.getLogger(__name__)
+
+LOGIN_RETRY_SECONDS: Final = 5.0
+"""How soon credentials are read again that could not be used: a token may be in the middle of its rotation."""
 
 Report = Callable[[Kind, str | None, dict[str, Any]], None]
 """Takes the kind, the event's type (None: from a list) and the object."""
@@ -32,7 +36,10 @@ def registry(report: Report, connect: Callable[[], Awaitable[kopf.ConnectionInfo
 
     @kopf.on.login(registry=handlers)
     async def login(**_: object) -> kopf.ConnectionInfo:
-        return await connect()
+        try:
+            return await connect()
+        except ConfigurationError as error:
+            raise kopf.TemporaryError(str(error), delay=LOGIN_RETRY_SECONDS) from error
 
     def handle(kind: Kind) -> None:
         async def seen(*, type: str | None, event: Any, **_: object) -> None:  # noqa: A002 - kopf's names
