@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from turnout.routing import (
@@ -13,12 +14,14 @@ from turnout.routing import (
     Fleet,
     Health,
     RetryBudget,
+    after_check,
     after_failure,
     after_request,
     after_retry,
     after_success,
     may_retry,
     on_pick,
+    on_trial,
     pick_pair,
     usable,
 )
@@ -88,19 +91,26 @@ class Backends:
         avoided: frozenset[str],
         local: LocalReason | None,
     ) -> Choice | None:
-        """Choose who serves a request now, see `turnout.routing.pick_pair`."""
+        """Choose who serves a request now, see `turnout.routing.pick_pair`.
+
+        Two workers are never tried by the same request: where both halves of a pair have yet to show that they have
+        recovered, the prefill worker is paired with another decode worker, if there is one.
+        """
         now = self._clock()
-        candidates = usable(self.fleet.backends.get(route.key, ()), self._health, now)
-        choice = pick_pair(
-            candidates,
+        choose = partial(
+            pick_pair,
+            usable(self.fleet.backends.get(route.key, ()), self._health, now),
             self._loads,
             prompt_tokens,
             route.local_prefill_below_tokens,
-            excluded=excluded,
             avoided=avoided,
             local=local,
         )
+        choice = choose(excluded=excluded)
         if choice is not None and self._health:
+            pair = (choice.decode, choice.prefill)
+            if all(b is not None and self._health.get(b.id, HEALTHY).ejected for b in pair):
+                choice = choose(excluded=excluded | {choice.decode.id}) or choice
             for backend in (choice.decode, choice.prefill):
                 if backend is not None and backend.id in self._health:
                     self._health[backend.id] = on_pick(self._health[backend.id], now, self._policy)
@@ -122,6 +132,11 @@ class Backends:
             load.tokens -= tokens
             load.requests -= 1
 
+    def paired(self, decode: Backend, prefill: Backend) -> None:
+        """Note that this pair worked: only now what *prefill* handed out has proved to be good."""
+        self.succeeded(decode)
+        self.succeeded(prefill)
+
     def succeeded(self, backend: Backend) -> None:
         """Note an answer of *backend*."""
         if backend.id in self._health:
@@ -134,6 +149,32 @@ class Backends:
         if error.is_ill:
             state = self._health.get(backend.id, HEALTHY)
             self._health[backend.id] = after_failure(state, self._clock(), self._policy)
+
+    def patience(self, backend: Backend, seconds: float) -> float:
+        """Return how long a request that was just sent to *backend* may wait for it, *seconds* at most."""
+        return min(seconds, self._policy.probe_seconds) if self.on_trial(backend) else seconds
+
+    def on_trial(self, backend: Backend) -> bool:
+        """Say whether the request sent to *backend* tries whether it has recovered."""
+        return on_trial(self._health.get(backend.id, HEALTHY))
+
+    def ejected(self) -> list[Backend]:
+        """Return the workers that are left alone now."""
+        return (
+            [
+                backend
+                for group in self.fleet.backends.values()
+                for backend in group
+                if self._health.get(backend.id, HEALTHY).ejected
+            ]
+            if self._health
+            else []
+        )
+
+    def checked(self, backend: Backend, *, answered: bool) -> None:
+        """Note whether *backend* answered when it was asked for its health."""
+        if backend.id in self._health:
+            self._health[backend.id] = after_check(self._health[backend.id], self._clock(), answered=answered)
 
     def describe(self) -> dict[str, Any]:
         """Return the fleet with loads and health, for people."""
@@ -159,6 +200,8 @@ class Backends:
             "inFlightTokens": load.tokens,
             "inFlightRequests": load.requests,
             "failuresInARow": health.failures,
+            "ready": backend.ready,
             "ejected": health.ejected,
+            "down": health.down,
             "ejectedForSeconds": round(ejected, 3),
         }

@@ -19,7 +19,7 @@ RETRY_AFTER_SECONDS: Final = 5
 """What a client is told to wait when nobody can serve it: about how long ejected workers are left alone, or a pod
 needs to be replaced by one that is already loading."""
 
-UpstreamFault = Literal["connect", "reset", "timeout", "status", "protocol", "overloaded"]
+UpstreamFault = Literal["connect", "reset", "timeout", "status", "protocol", "overloaded", "stale"]
 
 
 class RouterError(Exception):
@@ -68,8 +68,8 @@ class UpstreamError(RouterError):
 
     @property
     def is_ill(self) -> bool:
-        """Whether this speaks against the worker's health; being full does not."""
-        return self.fault != "overloaded"
+        """Whether this speaks against the worker's health; being full, or closing an unused connection, does not."""
+        return self.fault not in {"overloaded", "stale"}
 
 
 class DiscoveryError(RouterError):

@@ -185,7 +185,7 @@ class Exchange:
             await self._backends.pools.of((backend.host, backend.port)).exchange(
                 self._post(backend, prefill_body(self._request, backend)),
                 answer,
-                seconds=self._limits.prefill_seconds,
+                seconds=self._backends.patience(backend, self._limits.prefill_seconds),
                 idle_seconds=None,
                 what="the prefill",
             )
@@ -208,12 +208,17 @@ class Exchange:
         request = self._request
         tap = self._tap()
         relay = Relay(self._client, self._limits, tap, self._own_fields(backend), self._clock)
+        if request.stream:
+            seconds = self._backends.patience(backend, self._limits.first_byte_seconds)
+        else:
+            seconds = self._limits.answer_seconds
         await self._backends.pools.of((backend.host, backend.port)).exchange(
             self._post(backend, decode_body(request, backend, params)),
             relay,
-            seconds=self._limits.first_byte_seconds if request.stream else self._limits.answer_seconds,
+            seconds=seconds,
             idle_seconds=self._limits.stream_idle_seconds if request.stream else None,
             what="the answer",
+            repeatable=params is None,
             on_start=self._hold_back,
         )
         self._client.source = None
@@ -246,21 +251,25 @@ class Exchange:
         """Learn from the failure. Raise ApiError where it is the last one."""
         self._failure = error
         decode = choice.decode
+        on_trial = self._backends.on_trial(decode)
         if self._client.started:
             self._backends.failed(decode, error)
             raise stream_broken(str(error)) from error
         if choice.prefill is not None and error.fault == "status":
-            # Likely the cache could not be fetched: the prefill worker is as suspect as this one. Neither is
-            # blamed, the former is not used again, the latter only where there is no other.
+            # Likely the cache could not be fetched: the prefill worker is as suspect as this one. Both are blamed,
+            # and whoever is innocent proves it with the next partner. For this request the former is not used
+            # again, the latter only where there is no other.
+            self._backends.failed(choice.prefill, error)
+            self._backends.failed(decode, error)
             self._excluded |= {choice.prefill.id}
             self._avoided |= {decode.id}
-        else:
+        elif error.fault != "stale":
             self._backends.failed(decode, error)
             if error.fault == "connect":
                 self._excluded |= {decode.id}
             else:
                 self._avoided |= {decode.id}
-        if error.fault == "timeout" or not self._take_retry():
+        if (error.fault == "timeout" and not on_trial) or not self._take_retry():
             raise from_upstream(error) from error
 
     def _tell(self, error: ApiError) -> None:

@@ -60,6 +60,11 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
+def get(path: bytes, host: bytes) -> bytes:
+    """Return a whole GET to a worker."""
+    return b"GET %b HTTP/1.1\r\nhost: %b\r\n\r\n" % (path, host)
+
+
 def post(path: bytes, host: bytes, body: bytes, fields: Fields) -> bytes:
     """Return a whole POST of JSON to a worker."""
     extra = b"".join([b"%s: %s\r\n" % field for field in fields])

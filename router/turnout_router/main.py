@@ -13,6 +13,7 @@ import uvloop
 
 from turnout_router.admin import AdminServer, admin_app
 from turnout_router.backends import Backends
+from turnout_router.checks import HealthChecks
 from turnout_router.discovery.file import FileSource, read_config
 from turnout_router.discovery.kubernetes import KubernetesSource
 from turnout_router.errors import ConfigError
@@ -71,6 +72,7 @@ class Router:
         settings = self._settings
         self.admin_port = await self._admin.start(settings.host, settings.admin_port)
         watching = asyncio.create_task(self._source.run(self), name="fleet")
+        checking = asyncio.create_task(HealthChecks(self._backends).run(), name="health checks")
         try:
             self.port = await self._listener.start(settings.host, settings.port)
             self._pools.start()
@@ -78,13 +80,15 @@ class Router:
             self.started.set()
             gc.freeze()  # what is loaded by now stays: the collector need not look at it again
             stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
-            await asyncio.wait({watching, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({watching, checking, stopping}, return_when=asyncio.FIRST_COMPLETED)
             stopping.cancel()
-            if watching.done():
-                watching.result()
+            for task in (watching, checking):
+                if task.done():
+                    task.result()
             await self._shut_down()
         finally:
             watching.cancel()
+            checking.cancel()
             self._pools.stop()
             await self._admin.stop()
 

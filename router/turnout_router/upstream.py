@@ -242,11 +242,13 @@ class Pool:
         idle_seconds: float | None,
         what: str,
         on_start: ConnectionTaker | None = None,
+        repeatable: bool = True,
     ) -> None:
         """Send *request* and push what comes back into *answer* until its end.
 
         Raise UpstreamError where that fails. When cancelled, the connection is closed at once. *on_start* is told
-        the connection, for holding it back.
+        the connection, for holding it back. Where a kept connection turns out to be dead, *request* is sent again on a
+        new one if it is *repeatable*; else the failure is called stale.
         """
         connection = self._take()
         while True:
@@ -261,6 +263,8 @@ class Pool:
             except UpstreamError as error:
                 if error.fault != "reset" or not connection.stale:
                     raise
+                if not repeatable:
+                    raise UpstreamError("stale", "the connection kept to it was dead") from error
                 connection = None
             else:
                 return

@@ -18,7 +18,7 @@ from turnout_router.settings import UpstreamLimits
 if TYPE_CHECKING:
     from pathlib import Path
 
-BEFORE_THE_FIRST_BYTE = ["status", "reset", "garbage", "head_then_cut"]
+BEFORE_THE_FIRST_BYTE = ["status", "reset", "cut_in_head", "garbage", "endless_head", "head_then_cut"]
 
 
 @pytest.mark.parametrize("behaviour", BEFORE_THE_FIRST_BYTE)
@@ -48,7 +48,9 @@ async def test_an_answer_that_breaks_before_it_is_complete_is_asked_for_again(tm
     assert bad.received
 
 
-@pytest.mark.parametrize("behaviour", ["status", "reset", "garbage", "bad_params"])
+@pytest.mark.parametrize(
+    "behaviour", ["status", "reset", "cut_in_head", "garbage", "endless_head", "bad_params"]
+)
 async def test_a_prefill_worker_that_fails_is_replaced_by_another(tmp_path: Path, behaviour: str) -> None:
     """The decode worker gets a cache from the one that works."""
     async with (
@@ -65,7 +67,9 @@ async def test_a_prefill_worker_that_fails_is_replaced_by_another(tmp_path: Path
     assert all(request.body["kv_transfer_params"] for request in decode.received)
 
 
-@pytest.mark.parametrize("behaviour", ["status", "reset", "garbage", "bad_params", "hang"])
+@pytest.mark.parametrize(
+    "behaviour", ["status", "reset", "cut_in_head", "garbage", "endless_head", "bad_params", "hang"]
+)
 async def test_without_another_prefill_worker_the_decode_worker_does_both(
     tmp_path: Path, behaviour: str
 ) -> None:

@@ -79,8 +79,20 @@ def apply(cluster: Cluster, namespace: str, *manifests: dict[str, Any]) -> None:
     cluster.kubectl("apply", "--namespace", namespace, "--filename", "-", stdin=yaml.safe_dump_all(manifests))
 
 
-def set_status(cluster: Cluster, namespace: str, name: str, address: str, *, ready: bool) -> None:
+def set_status(
+    cluster: Cluster, namespace: str, name: str, address: str, *, ready: bool, started: bool = False
+) -> None:
+    container = {
+        "name": "worker",
+        "image": "none",
+        "imageID": "",
+        "restartCount": 0,
+        "ready": ready,
+        "started": True,
+        "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}},
+    }
     status = {
+        "containerStatuses": [container] if started else [],
         "podIP": address,
         "podIPs": [{"ip": address}],
         "phase": "Running",
@@ -142,6 +154,36 @@ async def test_a_pod_serves_from_ready_to_draining(cluster: Cluster, namespace: 
         await eventually_async(lambda: answers(503))
         cluster.kubectl("delete", "llmdeployment", "m", "--namespace", namespace)
         await eventually_async(lambda: answers(404))
+
+
+@pytest.mark.usefixtures("crds")
+async def test_workers_that_are_no_longer_ready_are_the_last_resort(cluster: Cluster, namespace: str) -> None:
+    """Readiness of all of them fails: they serve on. As soon as one is ready again, it alone does."""
+    async with mock_worker() as one, mock_worker() as other, router_of(cluster, namespace) as (_, client):
+        apply(
+            cluster,
+            namespace,
+            deployment("m", f"{namespace}-m"),
+            pod("one", "m", "decode", one, "m"),
+            pod("other", "m", "decode", other, "m"),
+        )
+
+        async def serves(*names_: str) -> bool:
+            answers = [
+                await client.post("/v1/chat/completions", json=chat(f"{namespace}-m")) for _ in range(4)
+            ]
+            seen = {answer.headers.get("x-turnout-backend") for answer in answers}
+            return seen == {f"{namespace}/{name}" for name in names_}
+
+        for name, worker in (("one", one), ("other", other)):
+            set_status(cluster, namespace, name, worker.host, ready=True, started=True)
+        await eventually_async(lambda: serves("one", "other"))
+        set_status(cluster, namespace, "one", one.host, ready=False, started=True)
+        await eventually_async(lambda: serves("other"))
+        set_status(cluster, namespace, "other", other.host, ready=False, started=True)
+        await eventually_async(lambda: serves("one", "other"))
+        set_status(cluster, namespace, "one", one.host, ready=True, started=True)
+        await eventually_async(lambda: serves("one"))
 
 
 @pytest.mark.usefixtures("crds")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -16,11 +18,19 @@ from turnout.routing import (
     build_fleet,
     choose_target,
     estimate_prompt_tokens,
+    in_service,
     is_good,
     mean_inter_token_seconds,
     needs_local_prefill,
     resolve,
 )
+
+if TYPE_CHECKING:
+    from turnout.api import Role
+
+
+def backend(id_: str, role: Role) -> Backend:
+    return Backend(id_, "a/m", "127.0.0.1", 8000, role, "r", ())
 
 
 def deployment(
@@ -171,3 +181,13 @@ def test_prompts_are_estimated(body: dict[str, object], tokens: int) -> None:
 def test_what_only_the_decoding_worker_can_give(body: dict[str, object], local: bool) -> None:  # noqa: FBT001 - a column
     """Several sequences, or the prompt itself in the answer."""
     assert needs_local_prefill(body) is local
+
+
+def test_unready_workers_are_the_last_resort_of_their_half() -> None:
+    """Where a half has a ready worker, only ready ones are in service; where it has none, all that have come up are."""
+    ready = [backend("p1", "prefill"), backend("d1", "decode")]
+    unready = [replace(backend("p2", "prefill"), ready=False), replace(backend("d2", "decode"), ready=False)]
+    assert in_service([*ready, *unready]) == tuple(ready)
+    assert in_service([ready[0], *unready]) == (ready[0], unready[1])
+    assert in_service(unready) == tuple(unready)
+    assert in_service([replace(backend("a", "aggregated"), ready=False), ready[1]]) == (ready[1],)

@@ -11,6 +11,7 @@ from turnout.routing import (
     Health,
     HealthPolicy,
     RetryBudget,
+    after_check,
     after_failure,
     after_request,
     after_retry,
@@ -18,6 +19,7 @@ from turnout.routing import (
     may_retry,
     may_use,
     on_pick,
+    on_trial,
     usable,
 )
 
@@ -118,3 +120,28 @@ def test_the_retry_budget_stays_within_its_bounds(retries: list[bool]) -> None:
             used += 1
         assert 0 <= budget.tokens <= budget.burst
     assert used <= 20 + 0.2 * len(retries)
+
+
+def test_a_backend_that_is_down_is_not_used_until_it_answers() -> None:
+    """However much time has passed; and its first answer ends the ejection at once."""
+    down = after_check(failed(3), 0.5, answered=False)
+    assert not may_use(down, 1000)
+    assert on_pick(down, 1000, POLICY) == down
+    back = after_check(down, 0.6, answered=True)
+    assert may_use(back, 0.6)
+    assert after_success(back) == HEALTHY
+
+
+def test_answering_about_its_health_all_along_ends_no_ejection() -> None:
+    """What fails is something else: the back-off goes on."""
+    state = failed(3)
+    assert after_check(state, 0.5, answered=True) == state
+    assert after_check(failed(2), 0.5, answered=False) == failed(2)
+
+
+def test_only_a_request_to_a_half_open_backend_is_a_trial() -> None:
+    """Neither those to a healthy one, nor those that are sent because there is no other."""
+    state = failed(3)
+    assert not on_trial(HEALTHY)
+    assert not on_trial(on_pick(state, 0.5, POLICY))
+    assert on_trial(on_pick(state, 1.0, POLICY))

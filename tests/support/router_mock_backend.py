@@ -29,7 +29,7 @@ class MockWorker:
     `behaviour`: ok, status (answers `status`), hang (never answers), reset (closes without an answer), garbage,
     cut (streams half of the tokens and dies), cut_cleanly (ends there as if that were all), endless (streams until the other side leaves), stream_error (an error
     event after half of the tokens), bad_params (a prefill without a cache), head_then_cut (200, then closes),
-    gated (waits for `gate` before it answers).
+    cut_in_head, endless_head, cannot_fetch (500 where it is to take over another one's cache), gated (waits for `gate` before it answers).
     """
 
     behaviour: str = "ok"
@@ -39,6 +39,9 @@ class MockWorker:
     piece: str = "tok "
     single_use: bool = False
     """Whether a second request on a connection is met with a reset."""
+    healthy: bool = True
+    """What it answers when it is asked for its health."""
+    checks: int = 0
     reused: int = 0
     received: list[Received] = field(default_factory=list)
     left: int = 0
@@ -81,6 +84,10 @@ class MockWorker:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         first, *lines = head.strip().split("\r\n")
         headers = {k.strip().lower(): v.strip() for k, v in (line.split(":", 1) for line in lines)}
+        if first.split()[1] == "/health":
+            self.checks += 1
+            self._json(writer, {}, 200 if self.healthy else 503)
+            return True
         body = json.loads(await reader.readexactly(int(headers["content-length"])))
         self.received.append(Received(first.split()[1], headers, body))
         self._running += 1
@@ -99,7 +106,7 @@ class MockWorker:
                 with contextlib.suppress(asyncio.CancelledError, ConnectionError):
                     await task
 
-    async def _answer(self, body: dict[str, Any], writer: asyncio.StreamWriter) -> bool:  # noqa: PLR0911 - one per behaviour
+    async def _answer(self, body: dict[str, Any], writer: asyncio.StreamWriter) -> bool:  # noqa: C901, PLR0911 - one per behaviour
         match self.behaviour:
             case "hang":
                 await asyncio.Event().wait()
@@ -108,6 +115,19 @@ class MockWorker:
             case "reset":
                 writer.transport.abort()
                 return False
+            case "cut_in_head":
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: appl")
+                await writer.drain()
+                writer.transport.abort()
+                return False
+            case "endless_head":
+                writer.write(b"HTTP/1.1 200 OK\r\n")
+                while True:
+                    writer.write(b"x-more: " + b"a" * 1000 + b"\r\n")
+                    await writer.drain()
+            case "cannot_fetch" if (body.get("kv_transfer_params") or {}).get("remote_host"):
+                self._json(writer, {"object": "error", "message": "no such blocks"}, 500)
+                return True
             case "garbage":
                 writer.write(b"this is not HTTP at all\r\n\r\n")
                 await writer.drain()

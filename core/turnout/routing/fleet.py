@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from turnout.api import Role
 
@@ -16,7 +16,8 @@ class Backend:
     """One worker that may be sent requests now.
 
     `id` is what people see (a pod's name, or host:port), `host` and `port` where it answers, `names` the model
-    names that it answers to, the first of which is used for a client that called another one.
+    names that it answers to, the first of which is used for a client that called another one. `ready` is what its
+    own readiness probe says of it.
     """
 
     id: str
@@ -26,6 +27,7 @@ class Backend:
     role: Role
     revision: str
     names: tuple[str, ...]
+    ready: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,8 @@ def build_fleet(
     Who gets a name that several claim: the deployment to which the operator has given it in its status; after
     that the oldest deployment that claims it and has no status yet; after that the oldest route. Age is the
     creation time, then the key. ``NAMESPACE/NAME`` always leads to that deployment: a slash is allowed in no other
-    name. Backends of unknown deployments are left out.
+    name. Backends of unknown deployments are left out, and those that are not ready where another one can do
+    their half: see `in_service`.
     """
     by_age = sorted(deployments, key=lambda d: (d.created, d.key))
     known = {d.key: d for d in by_age}
@@ -125,10 +128,21 @@ def build_fleet(
             grouped[backend.deployment].append(backend)
     return Fleet(
         deployments=known,
-        backends={key: tuple(group) for key, group in grouped.items()},
+        backends={key: in_service(group) for key, group in grouped.items()},
         names=names,
         grants={grant.sha256: grant for grant in grants},
     )
+
+
+def in_service(backends: Sequence[Backend]) -> tuple[Backend, ...]:
+    """Return the backends of one deployment that may be chosen: the ready ones of each half (prefill, decoding).
+
+    Where no backend of a half is ready, its unready ones are the last resort. On a starved machine readiness
+    probes of all of them fail together although they still serve; where they do not, trying costs one more
+    refused connection before the client is told the same.
+    """
+    ready_halves = {b.role == "prefill" for b in backends if b.ready}
+    return tuple(b for b in backends if b.ready or (b.role == "prefill") not in ready_halves)
 
 
 def resolve(fleet: Fleet, name: str, draw: float) -> str | None:

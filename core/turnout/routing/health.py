@@ -6,6 +6,9 @@ States of one backend::
     ejected --time over--> half open: one request at a time probes it
     half open --success--> healthy          half open --failure--> ejected, for twice as long
 
+Beside that an ejected backend is asked for its health now and then: as long as it does not answer, no request is
+wasted on it, and when it answers again, it is half open at once.
+
 Ejection is the router's own and only about requests: a pod that Kubernetes calls unready is no backend at all.
 """
 
@@ -25,24 +28,28 @@ class HealthPolicy:
     """When to eject and for how long.
 
     `failures` in a row eject a backend, for `first_seconds` the first time and twice as long each further time
-    without a success between, at most `longest_seconds`. A probe that has not come to an end after
-    `probe_seconds` lets another one try.
+    without a success between, at most `longest_seconds`: below 5, so that a repaired backend never waits longer.
+    A request that tries whether a backend has recovered has `probe_seconds` to show it; then another one may try.
     """
 
     failures: int = 3
     first_seconds: float = 1.0
-    longest_seconds: float = 30.0
+    longest_seconds: float = 4.0
     probe_seconds: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What is known of one backend: failures in a row, ejections since the last success, times on the caller's clock."""
+    """What is known of one backend: failures in a row, ejections since the last success, times on the caller's clock.
+
+    `down`: since it was ejected it was asked for its health and did not answer.
+    """
 
     failures: int = 0
     ejections: int = 0
     ejected_until: float | None = None
     probing_until: float | None = None
+    down: bool = False
 
     @property
     def ejected(self) -> bool:
@@ -72,18 +79,38 @@ def after_failure(health: Health, now: float, policy: HealthPolicy) -> Health:
     return Health(failures=failures, ejections=health.ejections + 1, ejected_until=now + duration)
 
 
+def after_check(health: Health, now: float, *, answered: bool) -> Health:
+    """Return the state after the backend was asked for its health.
+
+    One that answers now and did not before has been repaired: its ejection is over. One that has answered all along
+    fails requests for another reason, and waits for its time to be over.
+    """
+    if health.ejected_until is None:
+        return health
+    if not answered:
+        return replace(health, down=True)
+    if health.down:
+        return replace(health, down=False, ejected_until=min(now, health.ejected_until), probing_until=None)
+    return health
+
+
+def on_trial(health: Health) -> bool:
+    """Say whether a request tries whether the backend has recovered: it must not wait for it as for a healthy one."""
+    return health.ejected_until is not None and health.probing_until is not None
+
+
 def may_use(health: Health, now: float) -> bool:
     """Say whether a request may be sent now: healthy, or half open with no probe under way."""
     if health.ejected_until is None:
         return True
-    if now < health.ejected_until:
+    if health.down or now < health.ejected_until:
         return False
     return health.probing_until is None or now >= health.probing_until
 
 
 def on_pick(health: Health, now: float, policy: HealthPolicy) -> Health:
     """Return the state once a request is on its way: the first one to a half-open backend is its probe."""
-    if health.ejected_until is None or now < health.ejected_until:
+    if health.ejected_until is None or health.down or now < health.ejected_until:
         return health
     return replace(health, probing_until=now + policy.probe_seconds)
 

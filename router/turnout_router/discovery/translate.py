@@ -56,18 +56,20 @@ def grants_of(raw: dict[str, Any]) -> tuple[Grant, ...]:
 def backend_of(raw: dict[str, Any]) -> Backend | None:
     """Return the worker in a Pod, None where it may not be sent anything.
 
-    It may while it is Ready, has an address, is not being deleted and is not draining.
+    It may while it has an address, is not being deleted and is not draining. It need not be Ready, as long as it has
+    come up: what was ready before is the last resort where nothing is.
     """
     metadata, status = raw["metadata"], raw.get("status") or {}
     labels = metadata.get("labels") or {}
     role = labels.get(names.LABEL_ROLE)
     address = status.get("podIP")
+    ready = _is_ready(status)
     if (
         role not in _ROLES
         or not address
         or metadata.get("deletionTimestamp")
         or labels.get(names.LABEL_DRAINING) == "true"
-        or not _is_ready(status)
+        or not (ready or _has_started(status))
     ):
         return None
     namespace, name = metadata.get("namespace", "default"), metadata["name"]
@@ -80,11 +82,22 @@ def backend_of(raw: dict[str, Any]) -> Backend | None:
         role=cast("Role", role),
         revision=labels.get(names.LABEL_REVISION, ""),
         names=_served_names(container),
+        ready=ready,
     )
 
 
 def _is_ready(status: dict[str, Any]) -> bool:
     return any(c.get("type") == "Ready" and c.get("status") == "True" for c in status.get("conditions") or ())
+
+
+def _has_started(status: dict[str, Any]) -> bool:
+    """Say whether the worker runs and has passed its start-up probe, which means that it was ready once."""
+    return any(
+        c.get("name") == names.COMPONENT_WORKER
+        and c.get("started") is True
+        and "running" in (c.get("state") or {})
+        for c in status.get("containerStatuses") or ()
+    )
 
 
 def _worker_container(raw: dict[str, Any]) -> dict[str, Any]:
