@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import anthropic
+import httpx
 import openai
 import pytest
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
@@ -147,11 +148,12 @@ async def test_anthropic_messages(pair: Pair, tmp_path: Path) -> None:
 
 async def test_langchain_chat(pair: Pair, tmp_path: Path) -> None:
     """LangChain's OpenAI chat model, with tools bound to it, streamed."""
-    async with served(pair, tmp_path) as r:
+    async with served(pair, tmp_path) as r, httpx.AsyncClient() as http:
         model = ChatOpenAI(
             model=NAME,
             base_url=r.base_url,
             api_key=SecretStr("any"),
+            http_async_client=http,
             max_retries=0,
             stream_usage=True,
             max_completion_tokens=TOKENS,
@@ -165,18 +167,23 @@ async def test_langchain_chat(pair: Pair, tmp_path: Path) -> None:
 
 async def test_langchain_responses_and_embeddings(pair: Pair, tmp_path: Path) -> None:
     """The same over the Responses API, and its embeddings."""
-    async with served(pair, tmp_path) as r:
+    async with served(pair, tmp_path) as r, httpx.AsyncClient() as http:
         model = ChatOpenAI(
             model=NAME,
             base_url=r.base_url,
             api_key=SecretStr("any"),
+            http_async_client=http,
             max_retries=0,
             use_responses_api=True,
             max_completion_tokens=TOKENS,
         )
         text = "".join([str(chunk.text) async for chunk in model.astream(prompt("links"))])
         vectors = await OpenAIEmbeddings(
-            model=NAME, base_url=r.base_url, api_key=SecretStr("any"), check_embedding_ctx_length=False
+            model=NAME,
+            base_url=r.base_url,
+            api_key=SecretStr("any"),
+            http_async_client=http,
+            check_embedding_ctx_length=False,
         ).aembed_documents(["one", "two"])
     assert len(text) == TOKENS * 4
     assert len(vectors) == 2
