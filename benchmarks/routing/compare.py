@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from contenders import NUMBERS, OWN, aggregated, paired
+from contenders import NUMBERS, OWN, PAIRED, aggregated, paired
 
 from chart import draw, mean_over_seeds
 from turnout.routing.work import work_of
@@ -78,7 +78,7 @@ def cases(*, quick: bool, seeds: Sequence[int]) -> Iterator[Case]:
         for prefill in () if quick else (4, 6):
             for blocks in (850, 6000):
                 for load in loads:
-                    yield from (Case(8, prefill, blocks, load, policy, seed) for policy in NUMBERS)
+                    yield from (Case(8, prefill, blocks, load, policy, seed) for policy in PAIRED)
 
 
 class Bench:

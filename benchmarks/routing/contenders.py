@@ -39,6 +39,9 @@ OWN: Final = len(PEERS)
 
 NUMBERS: Final = range(OWN + 1)
 
+PAIRED: Final = (1, 3, 5, 7, OWN)
+"""Those that are compared on prefill/decode pools, too: least requests, SGLang, llm-d, Dynamo, Turnout."""
+
 
 def aggregated(number: int, setting: Setting, work: WorkModel, scrape_seconds: float | None = None) -> Policy:
     """Return the *number*-th policy for a pool of engines that do both halves."""

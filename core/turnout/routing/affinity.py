@@ -7,10 +7,7 @@ the sessions that were at home there.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from typing import Final
 
 _MASK: Final = (1 << 64) - 1
 
@@ -23,14 +20,9 @@ def seed_of(name: str) -> int:
     return value
 
 
-def home_of(block: int, seeds: Iterable[tuple[int, int]]) -> int:
-    """Return the number of the backend with the highest hash of *block*; *seeds* are (number, seed). Raise ValueError for none."""
-    return max(seeds, key=lambda each: _mix(block ^ each[1]))[0]
+def home_hash(block: int, seed: int) -> int:
+    """Return the rank of the backend with *seed* for *block*; the highest is its home.
 
-
-def _mix(value: int) -> int:
-    """Spread *value* over 64 bits (the finaliser of SplitMix64)."""
-    value = (value + 0x9E3779B97F4A7C15) & _MASK
-    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & _MASK
-    value = (value ^ value >> 27) * 0x94D049BB133111EB & _MASK
-    return value ^ value >> 31
+    One multiplication (Fibonacci hashing): it runs for every backend of every request.
+    """
+    return (block ^ seed) * 0x9E3779B97F4A7C15 & _MASK

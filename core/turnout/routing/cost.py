@@ -4,7 +4,7 @@
 
     cost = queue + (1 + affinity) * prefill + decode + kv_wait + adapter - home
 
-    affinity = 1 + 3 * (prompts that wait for their first token, per backend)
+    affinity = 1 + 4 * (prompts that wait for their first token, per backend)
     queue    = work of those prompts at this backend, less half the time that the first has been computed for
     prefill  = work of the prompt's tokens that are not cached there
     decode   = 2 * decode step * (1 + (queue + prefill) / full iteration)
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Final
 
 AFFINITY_BASE: Final = 1.0
-AFFINITY_PER_WAITING: Final = 3.0
+AFFINITY_PER_WAITING: Final = 4.0
 PROGRESS: Final = 0.5
 """Share of the elapsed time that counts as progress of the prompt under way: decodes share its iterations, and it
 began when the iteration before it was over."""

@@ -15,11 +15,18 @@ if TYPE_CHECKING:
     from turnout.routing.fleet import Backend
 
 LocalReason = Literal[
-    "aggregated", "short_prompt", "no_prefill", "prefill_failed", "request_form", "no_generation"
+    "aggregated",
+    "short_prompt",
+    "no_prefill",
+    "prefill_failed",
+    "request_form",
+    "no_generation",
+    "cheaper_locally",
 ]
 """Why no prefill worker takes part: the pool does both halves; moving the cache costs more than computing it;
 no prefill worker of the decode worker's revision can be used; those tried have failed; the request asks for
-something that only the worker that decodes can give (several choices or prompts, log probabilities of the prompt); nothing is generated (embeddings, say)."""
+something that only the worker that decodes can give (several choices or prompts, log probabilities of the prompt); nothing is generated (embeddings, say);
+computing what is not cached there costs less than a prefill worker and the transfer."""
 
 
 class Load(Protocol):

@@ -7,9 +7,10 @@ becomes of each request, and hands in scrapes. The router and the simulator run 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Final
 
-from turnout.routing.affinity import home_of
+from turnout.routing.affinity import home_hash
 from turnout.routing.cost import ADAPTER_LOAD_SECONDS, DECODE_WEIGHT, PROGRESS, Reasons, affinity
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from turnout.routing.work import WorkModel
 
 _LEAST_WORK_SECONDS: Final = 1e-3
+_NOTHING: Final = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 HOME_SHARE: Final = 0.05
 HOME_SHARE_OF_OTHERS: Final = 0.2
@@ -37,8 +39,10 @@ class Pick:
     matched: int
     seconds: float
     cost: float
+    wait: float = 0.0
+    """Seconds in which the first token is expected there."""
     at_home: bool = False
-    """Whether it is the session's home and nothing else speaks for it."""
+    """Whether it is the session's home, where others may have sent what this router knows nothing of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +100,15 @@ class PrefixAware:
             local = sum(terms) + STALL_WEIGHT * state.running * seconds
             remote = float("inf")
             if prefill is not None:
-                step = work.decode_step(*self._decoding(state, now))
-                remote = prefill.cost + uncached * work.transfer_per_token + DECODE_WEIGHT * step + terms[4]
-            is_local = prefill is None or uncached < local_below_tokens or (local < remote and not terms[4])
+                # The decode term of no prefill at all: one step of waiting.
+                step = terms[3] / (1 + (terms[0] + seconds) / work.full_iteration)
+                remote = prefill.cost + uncached * work.transfer_per_token + step + terms[4]
+            worth_moving = uncached >= local_below_tokens and local >= remote
+            is_local = prefill is None or prompt.tokens < local_below_tokens or not (worth_moving or terms[4])
             cost = local if is_local else remote
             if best is None or (cost, state.last_pick) < best[:2]:
-                pick = Pick(state, matched, seconds if is_local else 0.0, cost)
+                wait = terms[0] + seconds + terms[3] + terms[4] if is_local else cost
+                pick = Pick(state, matched, seconds if is_local else 0.0, cost, wait)
                 best = (cost, state.last_pick, pick, is_local)
         if best is None:
             raise ValueError("there is no backend to decode with")
@@ -137,8 +144,8 @@ class PrefixAware:
                 state, prompt, matched, needed, weight, now
             )
             bonus = self._hope(states) * (prefill + charged) if state is home else 0.0
-            running, _ = self._decoding(state, now)
-            held = state.cache.held + state.others_kv * state.share_of_others(now, ledger.residence_seconds)
+            share = state.share_of_others(now, ledger.residence_seconds)
+            held = state.cache.held + state.others_kv * share
             reasons.append(
                 Reasons(
                     backend=state.id,
@@ -152,7 +159,7 @@ class PrefixAware:
                     home=bonus,
                     cached_tokens=min(matched * size, prompt.tokens),
                     waiting=len(state.waiting),
-                    running=running,
+                    running=state.running + state.others_running * share,
                     kv_usage=held / state.cache.capacity,
                 )
             )
@@ -164,20 +171,19 @@ class PrefixAware:
         weight = self._affinity(states, now)
         needed = self.ledger.blocks_of(prompt)
         home = self._home(prompt, states, matches)
-        best: tuple[float, int] | None = None
-        chosen: tuple[BackendState, float] | None = None
+        best_cost, best_pick = inf, 0
+        chosen, chosen_terms = states[0], _NOTHING
         for state in states:
             terms = self._terms(state, prompt, matches[state.slot], needed, weight, now)
-            cost = sum(terms)
+            queue, prefill, charged, decode, kv_wait, adapter = terms
+            cost = queue + prefill + charged + decode + kv_wait + adapter
             if state is home:
-                cost -= self._hope(states) * (terms[1] + terms[2])
-            key = (cost, state.last_pick)
-            if best is None or key < best:
-                best, chosen = key, (state, terms[1])
-        if best is None or chosen is None:
-            raise ValueError("there is no backend to choose from")
-        state, seconds = chosen
-        return Pick(state, matches[state.slot], seconds, best[0], at_home=state is home)
+                cost -= self._hope(states) * (prefill + charged)
+            if cost < best_cost or (cost == best_cost and state.last_pick < best_pick):
+                best_cost, best_pick = cost, state.last_pick
+                chosen, chosen_terms = state, terms
+        wait = chosen_terms[0] + chosen_terms[1] + chosen_terms[3] + chosen_terms[4]
+        return Pick(chosen, matches[chosen.slot], chosen_terms[1], best_cost, wait, at_home=chosen is home)
 
     def _terms(  # noqa: PLR0917 - called for every backend of every request
         self, state: BackendState, prompt: Prompt, matched: int, needed: int, weight: float, now: float
@@ -191,10 +197,14 @@ class PrefixAware:
             first = next(iter(state.waiting))
             queue -= min(PROGRESS * (now - state.began), first.seconds)
         held = cache.held + needed - matched
-        if state.scraped_at is not None:
+        running, context = float(state.running), float(state.context_tokens)
+        if state.scraped_at is not None and state.others_running:
             queue += state.queue_of_others(now)
-            held += int(state.others_kv * state.share_of_others(now, ledger.residence_seconds))
-        step = work.decode_step(*self._decoding(state, now))
+            share = state.share_of_others(now, ledger.residence_seconds)
+            held += int(state.others_kv * share)
+            running += state.others_running * share
+            context += state.others_kv * share * ledger.block_tokens
+        step = running * work.decode_per_sequence + context * work.decode_per_context_token
         decode = DECODE_WEIGHT * step * (1 + (queue + prefill) / work.full_iteration)
         over = held / cache.capacity - 1
         kv_wait = ledger.residence_seconds * over if over > 0 else 0.0
@@ -203,20 +213,12 @@ class PrefixAware:
             adapter = ADAPTER_LOAD_SECONDS
         return queue, prefill, weight * prefill, decode, kv_wait, adapter
 
-    def _decoding(self, state: BackendState, now: float) -> tuple[float, float]:
-        """Return how many answers run on *state* and their tokens of context, others' included."""
-        running, context = float(state.running), float(state.context_tokens)
-        if state.others_running:
-            share = state.share_of_others(now, self.ledger.residence_seconds)
-            running += state.others_running * share
-            context += state.others_kv * share * self.ledger.block_tokens
-        return running, context
-
     def _affinity(self, states: Sequence[BackendState], now: float) -> float:
         waiting = queued_by_others = 0.0
         for state in states:
             waiting += len(state.waiting)
-            queued_by_others += state.queue_of_others(now)
+            if state.others_queue:
+                queued_by_others += state.queue_of_others(now)
         if queued_by_others:
             waiting += queued_by_others / max(self.ledger.work_seconds, _LEAST_WORK_SECONDS)
         return affinity(waiting, len(states))
@@ -224,12 +226,17 @@ class PrefixAware:
     def _home(
         self, prompt: Prompt, states: Sequence[BackendState], matches: list[int]
     ) -> BackendState | None:
-        """Return the session's home, None where this router knows who has (some of) the session's own blocks."""
-        known = max(matches, default=0)
-        if len(states) < 2 or known >= len(prompt.blocks):  # noqa: PLR2004 - one alone is no home
+        """Return the session's home: by the first block that this router knows no holder of. None: it knows all."""
+        known = max(matches)
+        if known >= len(prompt.blocks):
             return None
-        by_slot = {state.slot: state for state in states}
-        return by_slot[home_of(prompt.blocks[known], ((s.slot, s.seed) for s in states))]
+        block = prompt.blocks[known]
+        home, highest = None, -1
+        for state in states:
+            rank = home_hash(block, state.seed)
+            if rank > highest:
+                home, highest = state, rank
+        return home
 
     def _hope(self, states: Sequence[BackendState]) -> float:
         """Return the share of a prompt that is hoped for at its session's home."""
