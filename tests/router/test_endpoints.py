@@ -204,7 +204,7 @@ async def test_anthropics_clients_send_their_key_in_a_field_of_their_own(tmp_pat
     """`x-api-key` opens Anthropic's paths, and those only; the worker sees neither form of the key."""
     async with recording_worker() as worker:
         digest = hashlib.sha256(b"sk-right").hexdigest()
-        content = one(worker) | {"budgets": [{"name": "b", "keys": [{"name": "k", "sha256": digest}]}]}
+        content = one(worker) | {"budgets": [{"name": "default/b", "keys": [{"name": "k", "sha256": digest}]}]}
         async with running_router(tmp_path, content, auth="required") as r:
             for path, key, status in (
                 ("/v1/messages", "sk-right", 200),
