@@ -86,16 +86,20 @@ class EventTap:
         data = self._whole_events(data)
         if not data:
             return data
-        if self.first_token_at is None or any(mark in data for mark in self._form.marks):
+        if self.first_token_at is None or self._is_marked(data):
             return self._look(data, now)
         self.last_token_at = now
         return data
+
+    def _is_marked(self, data: bytes) -> bool:
+        # By `find`: `in` first tries, in vain, to take the mark for a number.
+        return any(data.find(mark) >= 0 for mark in self._form.marks)
 
     def _whole_events(self, data: bytes) -> bytes:
         """Return the events that are complete by now, and keep the rest."""
         if self._tail:
             data = self._tail + data
-        if b"\r" in data and not data.endswith(b"\r"):
+        if data.find(b"\r") >= 0 and not data.endswith(b"\r"):
             data = data.replace(b"\r\n", b"\n")
         end = data.rfind(_END) + len(_END)
         if end < len(_END):

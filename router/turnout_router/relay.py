@@ -91,8 +91,8 @@ class Relay:
 
     def on_body(self, data: bytes) -> None:
         """Pass on, or hold."""
-        if self._streaming:
-            self._pass_events(data)
+        if self._tap is not None and self._streaming:
+            self._pass_events(self._tap, data)
         elif self._held is None:
             self._last = (self._last + data)[-_LAST_BYTES:]
             self.client.send(data)
@@ -119,18 +119,17 @@ class Relay:
         self.client.respond(self.status, self._fields, body)
         return body
 
-    def _pass_events(self, data: bytes) -> None:
-        tap = self._tap
-        if tap is None:
-            return
+    def _pass_events(self, tap: Tap, data: bytes) -> None:
         data = tap.feed(data, self._clock())
-        if tap.error and not self.client.started:
-            raise UpstreamError("status", "its stream began with an error", _SERVER_ERROR)
-        if not data:
-            return
-        if not self.client.started:
-            self.client.begin(_OK, self._fields, None)
-        self.client.send(data)
+        client = self.client
+        if not client.started:
+            if tap.error:
+                raise UpstreamError("status", "its stream began with an error", _SERVER_ERROR)
+            if not data:
+                return
+            client.begin(_OK, self._fields, None)
+        if data:
+            client.send(data)
         if tap.error:
             raise UpstreamError("status", "it reported an error in the middle of the stream", _SERVER_ERROR)
 
