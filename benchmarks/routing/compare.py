@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number, row in enumerate(_run(trace, todo, options.jobs), start=1):
         rows.append(row)
         print(f"[{number}/{len(todo)}] {_progress(row)}", file=sys.stderr, flush=True)
-    folder = REPOSITORY / "build" / "bench"
+    folder: Path = options.output
     folder.mkdir(parents=True, exist_ok=True)
     document = {"trace": trace.name, "requests": len(trace.requests), "quick": options.quick, "rows": rows}
     (folder / "routing.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
@@ -207,6 +207,10 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a part of the trace, 8 engines, one seed")
     parser.add_argument("--seeds", type=int, default=2, help="runs of each case, with other arrival times")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
+    folder = REPOSITORY / "build" / "bench"
+    parser.add_argument(
+        "--output", type=Path, default=folder, metavar="FOLDER", help="where figures and plot go"
+    )
     options = parser.parse_args(argv)
     if options.seeds < 1 or options.jobs < 1:
         parser.error("--seeds and --jobs must be at least 1")

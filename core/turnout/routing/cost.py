@@ -4,7 +4,7 @@
 
     cost = queue + (1 + affinity) * prefill + decode + kv_wait + adapter - home
 
-    affinity = 1 + 4 * (prompts that wait for their first token, per backend)
+    affinity = 1 + 5 * mean over backends of min(waiting, 2 * fewest waiting + 1), in prompts without a first token
     queue    = work of those prompts at this backend, less half the time that the first has been computed for
     prefill  = work of the prompt's tokens that are not cached there
     decode   = 2 * decode step * (1 + (queue + prefill) / full iteration)
@@ -23,10 +23,13 @@ what won on a conversation trace at 70, 90 and 110 % load (docs/routing.md, with
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 AFFINITY_BASE: Final = 1.0
-AFFINITY_PER_WAITING: Final = 4.0
+AFFINITY_PER_WAITING: Final = 5.0
 PROGRESS: Final = 0.5
 """Share of the elapsed time that counts as progress of the prompt under way: decodes share its iterations, and it
 began when the iteration before it was over."""
@@ -57,6 +60,11 @@ class Reasons:
     """KV blocks held by requests in flight, as a share; above 1 some wait for room."""
 
 
-def affinity(waiting: float, backends: int) -> float:
-    """Return the weight of work beyond the request's own waiting, from the requests that wait for a first token."""
-    return AFFINITY_BASE + AFFINITY_PER_WAITING * waiting / backends
+def affinity(waiting: Sequence[float]) -> float:
+    """Return the weight of work beyond the request's own waiting; *waiting* are prompts without a first token, by backend.
+
+    A backend counts with no more than twice the shortest queue and one: where one has nothing to do, a long queue
+    elsewhere is an imbalance to be cured, not an overload to be shared.
+    """
+    bound = 2 * min(waiting) + 1
+    return AFFINITY_BASE + AFFINITY_PER_WAITING * sum([min(each, bound) for each in waiting]) / len(waiting)

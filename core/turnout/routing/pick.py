@@ -6,11 +6,13 @@ from the router's own accounting, so that they are never stale; the last pick ma
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from turnout.routing.reason import Half, LeastLoaded, Ranking, Reason
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from turnout.routing.fleet import Backend
 
@@ -29,6 +31,9 @@ something that only the worker that decodes can give (several choices or prompts
 computing what is not cached there costs less than a prefill worker and the transfer."""
 
 
+_IDLE = (0, 0, -1)
+
+
 class Load(Protocol):
     """What a backend has in flight, as this router counts it.
 
@@ -45,11 +50,12 @@ class Load(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Who serves a request. Either `prefill` is there, or `local_reason` says why not."""
+    """Who serves a request. Either `prefill` is there, or `local_reason` says why not. `reason` is for people."""
 
     decode: Backend
     prefill: Backend | None
     local_reason: LocalReason | None
+    reason: Reason | None = field(default=None, compare=False)
 
 
 def pick_pair(
@@ -84,18 +90,22 @@ def pick_pair(
         prefillers = [b for b in backends if b.role == "prefill" and b.id not in excluded]
         complete = {b.revision for b in prefillers}
         decoders = [b for b in decoders if b.role == "aggregated" or b.revision in complete] or decoders
-    decode = _least_loaded(decoders, loads)
+    decoding = _least_loaded("decode", decoders, loads)
+    decode = decoding.chosen
+    prefilling = None
     if decode.role == "aggregated":
-        return Choice(decode, None, "aggregated")
-    prefillers = [b for b in prefillers if b.revision == decode.revision]
-    if prefillers:
-        return Choice(decode, _least_loaded(prefillers, loads), None)
-    return Choice(decode, None, local or "no_prefill")
+        local = "aggregated"
+    elif prefillers := [b for b in prefillers if b.revision == decode.revision]:
+        prefilling = _least_loaded("prefill", prefillers, loads)
+    else:
+        local = local or "no_prefill"
+    reason = LeastLoaded(decoding, prefilling, local, prompt_tokens, excluded, avoided)
+    return Choice(decode, None if prefilling is None else prefilling.chosen, local, reason)
 
 
-def _least_loaded(backends: Iterable[Backend], loads: Mapping[str, Load]) -> Backend:
-    def cost(backend: Backend) -> tuple[int, int, int]:
+def _least_loaded(half: Half, backends: Sequence[Backend], loads: Mapping[str, Load]) -> Ranking:
+    costs = []
+    for backend in backends:
         load = loads.get(backend.id)
-        return (0, 0, -1) if load is None else (load.tokens, load.requests, load.last_pick)
-
-    return min(backends, key=cost)
+        costs.append(_IDLE if load is None else (load.tokens, load.requests, load.last_pick))
+    return Ranking(half, backends[costs.index(min(costs))], backends, costs)

@@ -214,14 +214,14 @@ class PrefixAware:
         return queue, prefill, weight * prefill, decode, kv_wait, adapter
 
     def _affinity(self, states: Sequence[BackendState], now: float) -> float:
-        waiting = queued_by_others = 0.0
-        for state in states:
-            waiting += len(state.waiting)
-            if state.others_queue:
-                queued_by_others += state.queue_of_others(now)
-        if queued_by_others:
-            waiting += queued_by_others / max(self.ledger.work_seconds, _LEAST_WORK_SECONDS)
-        return affinity(waiting, len(states))
+        work_seconds = max(self.ledger.work_seconds, _LEAST_WORK_SECONDS)
+        waiting = [
+            len(state.waiting) + state.queue_of_others(now) / work_seconds
+            if state.others_queue
+            else len(state.waiting)
+            for state in states
+        ]
+        return affinity(waiting)
 
     def _home(
         self, prompt: Prompt, states: Sequence[BackendState], matches: list[int]
