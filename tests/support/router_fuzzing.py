@@ -211,7 +211,6 @@ class Checks:
         assert fleet != Fleet()
         self.gateway = Gateway(Settings(), backends, metrics, self.clock.time)
         self.gateway.ready = True
-        self.in_flight = metrics.in_flight
 
     def _serve(self, parts: Iterable[bytes]) -> list[int]:
         listener = Listener(self.gateway, self.LIMITS)
