@@ -1,4 +1,4 @@
-"""The second port: /healthz, /readyz, /metrics, /admin/fleet. Never to be exposed beyond the cluster."""
+"""The second port: health, /metrics, /admin/fleet, /admin/decisions. Never to be exposed beyond the cluster."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 import socket
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -14,13 +14,20 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from turnout_router.decisions import MAX_DECISIONS
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from starlette.requests import Request
 
     from turnout_router.backends import Backends
+    from turnout_router.decisions import Decisions
     from turnout_router.metrics import Metrics
+
+
+_RECENT: Final = 50
+"""Decisions that are listed where nobody says how many."""
 
 
 class Readiness(Protocol):
@@ -74,7 +81,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-def admin_app(readiness: Readiness, metrics: Metrics, backends: Backends) -> Starlette:
+def admin_app(readiness: Readiness, metrics: Metrics, backends: Backends, decisions: Decisions) -> Starlette:
     """Return the application behind the admin port."""
 
     async def healthz(_: Request) -> Response:
@@ -88,9 +95,24 @@ def admin_app(readiness: Readiness, metrics: Metrics, backends: Backends) -> Sta
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def fleet(request: Request) -> Response:
-        if request.client is None or not _is_near(request.client.host):
-            return PlainTextResponse("only from inside the cluster\n", status_code=403)
-        return JSONResponse(backends.describe())
+        return _refusal(request) or JSONResponse(backends.describe())
+
+    async def recent(request: Request) -> Response:
+        asked = request.query_params
+        most = asked.get("limit", str(_RECENT))
+        if not most.isdigit() or not 1 <= int(most) <= MAX_DECISIONS:
+            return JSONResponse({"error": f"limit must be 1 to {MAX_DECISIONS}"}, status_code=400)
+        return _refusal(request) or JSONResponse(
+            {"decisions": decisions.recent(int(most), asked.get("deployment"))}
+        )
+
+    async def decision(request: Request) -> Response:
+        found = decisions.find(request.path_params["id"])
+        return _refusal(request) or (
+            JSONResponse({"error": f"not among the last {len(decisions)} requests"}, status_code=404)
+            if found is None
+            else JSONResponse(found)
+        )
 
     return Starlette(
         routes=[
@@ -98,8 +120,17 @@ def admin_app(readiness: Readiness, metrics: Metrics, backends: Backends) -> Sta
             Route("/readyz", readyz),
             Route("/metrics", metrics_page),
             Route("/admin/fleet", fleet),
+            Route("/admin/decisions", recent),
+            Route("/admin/decisions/{id}", decision),
         ]
     )
+
+
+def _refusal(request: Request) -> Response | None:
+    """Return what somebody from outside is answered, None for others."""
+    if request.client is None or not _is_near(request.client.host):
+        return PlainTextResponse("only from inside the cluster\n", status_code=403)
+    return None
 
 
 def _is_near(host: str) -> bool:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from turnout.routing import Timing, is_good, mean_inter_token_seconds
+from turnout_router.decisions import Decision
 from turnout_router.errors import (
     ApiError,
     UpstreamError,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from turnout.routing.pick import LocalReason
     from turnout_router.backends import Backends
     from turnout_router.connection import ClientConnection
+    from turnout_router.decisions import Decisions
     from turnout_router.http import Fields
     from turnout_router.metrics import DeploymentMetrics
     from turnout_router.openai import Completion
@@ -57,6 +59,8 @@ class Identity:
     shown: bytes
     sent: bytes
     trace: Fields = ()
+    explain: bool = False
+    """Whether the client wants to be told why its workers were chosen."""
 
 
 class Exchange:
@@ -70,6 +74,7 @@ class Exchange:
         route: DeploymentRoute,
         identity: Identity,
         backends: Backends,
+        decisions: Decisions,
         metrics: DeploymentMetrics,
         limits: UpstreamLimits,
         clock: Callable[[], float],
@@ -89,6 +94,17 @@ class Exchange:
         self._local: LocalReason | None = request.local
         self._failure: UpstreamError | None = None
         self._prefill_failed = False
+        self._decisions = decisions
+        self._decision = Decision(
+            id=identity.shown.decode(),
+            path=request.endpoint.path.decode(),
+            model=request.model,
+            deployment=route.key,
+            stream=request.stream,
+            prompt_tokens=request.prompt_tokens,
+            expected_output_tokens=request.expected_output_tokens,
+            began=self._began,
+        )
 
     async def run(self) -> None:
         """Serve it, and account for how it ended."""
@@ -97,6 +113,7 @@ class Exchange:
             metrics.arrivals += 1
         metrics.in_flight += 1
         self._backends.arrived()
+        self._decisions.begin(self._decision)
         status = _BAD_GATEWAY
         try:
             status = await self._serve()
@@ -112,12 +129,15 @@ class Exchange:
         finally:
             metrics.in_flight -= 1
             metrics.answered(status)
+            self._decision.status = status
+            self._decision.ended_at = self._clock()
             if status >= _SERVER_ERROR and serves:
                 metrics.finished += 1
 
     async def _serve(self) -> int:
         while True:
             choice = self._pick()
+            self._decisions.chosen(self._decision, choice)
             tokens = self._request.prompt_tokens + self._request.expected_output_tokens
             with self._backends.holding(choice.decode, tokens):
                 params = None
@@ -201,6 +221,7 @@ class Exchange:
             raise UpstreamError("protocol", "the prefill worker's answer is no JSON object") from error
         if not isinstance(params, dict) or not params:
             raise UpstreamError("protocol", "the prefill worker handed out no cache")
+        self._decision.prefilled_at = self._clock()
         return answer, params
 
     async def _decode(self, backend: Backend, params: dict[str, Any] | None) -> int:
@@ -243,6 +264,7 @@ class Exchange:
 
     def _note_prefill_failure(self, backend: Backend, error: UpstreamError) -> None:
         self._failure = error
+        self._decision.failed(self._clock(), "prefill", backend, error)
         self._prefill_failed = True
         self._backends.failed(backend, error)
         self._excluded |= {backend.id}
@@ -251,6 +273,7 @@ class Exchange:
         """Learn from the failure. Raise ApiError where it is the last one."""
         self._failure = error
         decode = choice.decode
+        self._decision.failed(self._clock(), "decode", decode, error)
         on_trial = self._backends.on_trial(decode)
         if self._client.started:
             self._backends.failed(decode, error)
@@ -281,7 +304,8 @@ class Exchange:
             streamed_error = self._request.stream and error.status >= _SERVER_ERROR
             self._client.break_off(dialect.event(error) if streamed_error else b"")
         else:
-            fields = (JSON, *error.headers, *dialect.id_fields(self._identity.shown))
+            ids = dialect.id_fields(self._identity.shown)
+            fields = (JSON, *error.headers, *ids, *self._explanation())
             self._client.respond(error.status, fields, dialect.body(error))
 
     def _account(self, tap: StreamTap | EventTap | None, body: bytes) -> None:
@@ -290,6 +314,7 @@ class Exchange:
         first = inter = None
         if tap is not None and tap.first_token_at is not None:
             prompt_tokens, output_tokens = tap.prompt_tokens, tap.output_tokens
+            self._decision.first_token_at = tap.first_token_at
             first = (tap.first_token_at - self._began) * scale
             inter = mean_inter_token_seconds(
                 tap.first_token_at * scale, tap.last_token_at * scale, output_tokens
@@ -299,6 +324,7 @@ class Exchange:
                 metrics.inter_token.observe(inter)
         else:
             prompt_tokens, output_tokens = self._request.endpoint.usage_of(body)
+        self._decision.usage = prompt_tokens, output_tokens
         metrics.duration.observe(duration)
         metrics.prompt_tokens += prompt_tokens
         metrics.output_tokens += output_tokens
@@ -308,7 +334,10 @@ class Exchange:
 
     def _own_fields(self, backend: Backend) -> Fields:
         ids = self._request.endpoint.dialect.id_fields(self._identity.shown)
-        return (*ids, (b"x-turnout-backend", backend.id.encode()))
+        return (*ids, (b"x-turnout-backend", backend.id.encode()), *self._explanation())
+
+    def _explanation(self) -> Fields:
+        return ((b"x-turnout-reason", self._decision.header()),) if self._identity.explain else ()
 
     def _fields(self, backend: Backend, answer: Collected) -> Fields:
         return ((b"content-type", answer.content_type), *self._own_fields(backend))

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import random
 import re
+import time
 import uuid
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
@@ -18,6 +19,7 @@ import orjson
 
 from turnout.routing import resolve
 from turnout_router.connection import ClientConnection, require_body
+from turnout_router.decisions import Decisions
 from turnout_router.endpoints import ENDPOINTS, dialect_of
 from turnout_router.errors import (
     ApiError,
@@ -61,6 +63,7 @@ class Gateway:
         self._draws = random.Random()  # noqa: S311 - shares out requests by weight, guards nothing
         self._prefix = uuid.uuid4().hex[:16].encode()
         self._count = itertools.count(1)
+        self.decisions = Decisions(clock, time.time)
         self.ready = False
         """Whether a fleet has been seen."""
 
@@ -126,6 +129,7 @@ class Gateway:
             route=fleet.deployments[key],
             identity=identity,
             backends=self._backends,
+            decisions=self.decisions,
             metrics=self._metrics.of(key),
             limits=self._settings.upstream,
             clock=self._clock,
@@ -171,16 +175,18 @@ class Gateway:
 
     def _identify(self, request: Request) -> Identity:
         own = b"%b-%x" % (self._prefix, next(self._count))
-        given = None
+        given, explain = None, False
         trace = []
         for field in request.fields:
             if field[0] == b"x-request-id":
                 given = field[1]
             elif field[0] in _TRACE_FIELDS:
                 trace.append(field)
+            elif field[0] == b"x-turnout-explain":
+                explain = field[1] == b"1"
         if given is None or not _REQUEST_ID.fullmatch(given):
-            return Identity(own, own, tuple(trace))
-        return Identity(given, b"%b-%b" % (given, own), tuple(trace))
+            return Identity(own, own, tuple(trace), explain)
+        return Identity(given, b"%b-%b" % (given, own), tuple(trace), explain)
 
 
 def _describe(name: str, served: Served) -> dict[str, object]:

@@ -49,7 +49,7 @@ class Router:
         self._backends = Backends(self._pools, self._metrics, settings.upstream.health, loop.time)
         self._gateway = Gateway(settings, self._backends, self._metrics, loop.time)
         self._listener = Listener(self._gateway, settings.client)
-        self._admin = AdminServer(admin_app(self, self._metrics, self._backends))
+        self._admin = AdminServer(admin_app(self, self._metrics, self._backends, self._gateway.decisions))
         self._stopping = asyncio.Event()
         self._stale = ""
         self.port = settings.port

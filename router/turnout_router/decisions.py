@@ -1,0 +1,203 @@
+"""What was decided about recent requests, for people who ask: a ring, bounded in requests and in figures.
+
+A request costs a few appends here; sentences and tables are made when they are read. A client may use one id for
+several requests: then the last of them is found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from turnout.routing import Backend, Choice
+    from turnout.routing.reason import Half
+    from turnout_router.errors import UpstreamError
+
+MAX_DECISIONS: Final = 1000
+MAX_FIGURES: Final = 40_000
+"""Costs of backends kept in all, some 200 bytes each: 8 MB."""
+MAX_SENTENCE: Final = 2000
+"""Characters of the reason in a header field."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A choice, and when it was made."""
+
+    at: float
+    choice: Choice
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A worker failed its half of a request."""
+
+    at: float
+    half: Half
+    backend: Backend
+    fault: str
+    message: str
+
+
+@dataclass(slots=True)
+class Decision:
+    """One request's way. Times are on the router's clock; tokens are estimates until `usage` has come."""
+
+    id: str
+    path: str
+    model: str
+    deployment: str
+    stream: bool
+    prompt_tokens: int
+    expected_output_tokens: int
+    began: float
+    steps: list[Chosen | Failed] = field(default_factory=list)
+    prefilled_at: float | None = None
+    first_token_at: float | None = None
+    ended_at: float | None = None
+    status: int | None = None
+    usage: tuple[int, int] | None = None
+    weight: int = 0
+
+    def failed(self, at: float, half: Half, backend: Backend, error: UpstreamError) -> None:
+        """Note a failure; of the error only its words are kept, for it would keep its frames."""
+        self.steps.append(Failed(at, half, backend, error.fault, str(error)))
+
+    @property
+    def sentence(self) -> str:
+        """The last choice's reason, and the failures before it."""
+        parts, failures = "", []
+        for step in self.steps:
+            if isinstance(step, Failed):
+                failures.append(f"{step.half} on {step.backend.id} failed before ({step.fault})")
+            elif step.choice.reason is not None:
+                parts = step.choice.reason.sentence
+        return "; ".join([*filter(None, [parts]), *failures]) or "nobody could be chosen"
+
+    def header(self) -> bytes:
+        """Return the sentence as the value of a header field: one line of ASCII."""
+        return " ".join(self.sentence.split())[:MAX_SENTENCE].encode("ascii", "replace")
+
+
+class Decisions:
+    """The ring. *clock* is the router's, *wall* Unix time in seconds."""
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        wall: Callable[[], float],
+        *,
+        most: int = MAX_DECISIONS,
+        most_figures: int = MAX_FIGURES,
+    ) -> None:
+        self._clock = clock
+        self._wall = wall
+        self._most = most
+        self._most_figures = most_figures
+        self._figures = 0
+        self._kept: dict[str, Decision] = {}
+
+    def begin(self, decision: Decision) -> None:
+        """Keep *decision*, which has just begun, and forget what is too old."""
+        before = self._kept.pop(decision.id, None)
+        if before is not None:
+            self._figures -= before.weight
+        self._kept[decision.id] = decision
+        self._figures += decision.weight
+        self._shrink()
+
+    def chosen(self, decision: Decision, choice: Choice) -> None:
+        """Note a choice."""
+        decision.steps.append(Chosen(self._clock(), choice))
+        weight = 1 if choice.reason is None else choice.reason.weight
+        decision.weight += weight
+        if self._kept.get(decision.id) is decision:
+            self._figures += weight
+            self._shrink()
+
+    def __len__(self) -> int:
+        """Return how many are kept."""
+        return len(self._kept)
+
+    def find(self, request_id: str) -> dict[str, Any] | None:
+        """Return all that is known of one request, None where it is not kept (any more)."""
+        decision = self._kept.get(request_id)
+        return None if decision is None else self._account(decision)
+
+    def recent(self, most: int, deployment: str | None = None) -> list[dict[str, Any]]:
+        """Return the last *most* decisions in short, newest first."""
+        wanted = (d for d in reversed(self._kept.values()) if deployment in {None, d.deployment})
+        return [self._summary(decision) for decision, _ in zip(wanted, range(most), strict=False)]
+
+    def _shrink(self) -> None:
+        while len(self._kept) > self._most or (self._figures > self._most_figures and len(self._kept) > 1):
+            oldest = self._kept.pop(next(iter(self._kept)))
+            self._figures -= oldest.weight
+
+    def _summary(self, decision: Decision) -> dict[str, Any]:
+        began = self._wall() - (self._clock() - decision.began)
+        seconds = None if decision.ended_at is None else round(decision.ended_at - decision.began, 4)
+        return {
+            "id": decision.id,
+            "at": datetime.fromtimestamp(began, UTC).isoformat(timespec="milliseconds"),
+            "path": decision.path,
+            "model": decision.model,
+            "deployment": decision.deployment,
+            "status": decision.status,
+            "seconds": seconds,
+            "sentence": decision.sentence,
+        }
+
+    def _account(self, decision: Decision) -> dict[str, Any]:
+        def after(at: float | None) -> float | None:
+            return None if at is None else round(at - decision.began, 4)
+
+        return {
+            **self._summary(decision),
+            "stream": decision.stream,
+            "estimated": {
+                "promptTokens": decision.prompt_tokens,
+                "outputTokens": decision.expected_output_tokens,
+            },
+            "usage": None
+            if decision.usage is None
+            else {"promptTokens": decision.usage[0], "outputTokens": decision.usage[1]},
+            "prefilledAfterSeconds": after(decision.prefilled_at),
+            "firstTokenAfterSeconds": after(decision.first_token_at),
+            "steps": [_step(step, after(step.at)) for step in decision.steps],
+        }
+
+
+def _step(step: Chosen | Failed, seconds: float | None) -> dict[str, Any]:
+    if isinstance(step, Failed):
+        return {
+            "kind": "failed",
+            "afterSeconds": seconds,
+            "half": step.half,
+            "backend": step.backend.id,
+            "fault": step.fault,
+            "message": step.message,
+        }
+    choice = step.choice
+    reason = choice.reason
+    return {
+        "kind": "chosen",
+        "afterSeconds": seconds,
+        "decode": choice.decode.id,
+        "prefill": None if choice.prefill is None else choice.prefill.id,
+        "local": choice.local_reason,
+        "sentence": "" if reason is None else reason.sentence,
+        "candidates": [
+            {
+                "backend": candidate.backend,
+                "half": candidate.half,
+                "chosen": candidate.chosen,
+                "figures": dict(candidate.figures),
+            }
+            for candidate in (() if reason is None else reason.candidates())
+        ],
+    }
