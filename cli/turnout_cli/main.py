@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from turnout_cli import crds, dev, key
+from turnout_cli import crds, dev, explain, key
 from turnout_cli.demo import command as demo
 from turnout_cli.replay import command as replay
 
@@ -17,6 +17,7 @@ app.add_typer(demo.app, name="demo")
 app.add_typer(dev.app, name="dev")
 app.add_typer(crds.app, name="crds")
 app.add_typer(key.app, name="key")
+app.add_typer(explain.app, name="explain")
 app.command("replay")(replay.replay)
 
 

@@ -1,0 +1,200 @@
+"""`turnout explain`, as people type it: against routers by URL, through kubectl, and where nobody can be asked."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from support.node_pods import Namespace, container, pod
+from support.router_mock_backend import mock_worker
+from support.router_running import DEPLOYMENT, LONG, chat, config, pair, running_router
+from support.worker_process import die_with_parent
+from turnout_cli.explain import account_lines, summary_lines
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from turnout_devcluster.cluster import Cluster
+
+ACCOUNT: dict[str, Any] = {
+    "id": "r1", "at": "2026-01-01T00:00:00.000+00:00", "path": "/v1/chat/completions", "model": "m",
+    "deployment": "default/m", "status": 200, "seconds": 0.5, "sentence": "because",
+    "stream": True, "estimated": {"promptTokens": 500, "outputTokens": 9}, "usage": None,
+    "prefilledAfterSeconds": 0.02, "firstTokenAfterSeconds": 0.03,
+    "steps": [
+        {
+            "kind": "chosen", "afterSeconds": 0.001, "decode": "d", "prefill": "p", "local": None, "sentence": "because",
+            "candidates": [
+                {"backend": "d", "half": "decode", "chosen": True, "figures": {"queue": 0.25, "cachedTokens": 512}},
+                {"backend": "d2", "half": "decode", "chosen": False, "figures": {"queue": 1.5}},
+            ],
+        },
+        {
+            "kind": "failed", "afterSeconds": 0.01, "half": "prefill", "backend": "p0", "fault": "reset", "message": "gone",
+        },
+    ],
+}  # fmt: skip
+
+
+async def turnout(*arguments: str, **environment: str) -> tuple[int, str, str]:
+    """Run the command; return its status, stdout and stderr."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", "from turnout_cli.main import main; main()", "explain", *arguments,
+        env=os.environ | {"COLUMNS": "200"} | environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        preexec_fn=die_with_parent,
+    )  # fmt: skip
+    out, err = await asyncio.wait_for(process.communicate(), 60)
+    return process.returncode or 0, out.decode(), err.decode()
+
+
+def fake_kubectl(folder: Path, script: str) -> str:
+    """Write a kubectl that runs *script*; return the PATH on which it comes first."""
+    program = folder / "kubectl"
+    program.write_text(f"#!/bin/sh\n{script}")
+    program.chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+def test_an_account_reads_from_top_to_bottom() -> None:
+    """Steps, times and figures stand in order, whatever figures a policy has; the chosen ones are marked."""
+    text = "\n".join(account_lines(ACCOUNT))
+    steps = [
+        "chosen: decode on d, prefill on p",
+        "failed (reset): gone",
+        "prompt is computed",
+        "first token",
+        "ended",
+    ]
+    places = [text.index(step) for step in steps]
+    assert places == sorted(places)
+    assert "used not told" in text
+    header, chosen, other = (
+        line.split() for line in text.splitlines() if " half " in line or " decode " in line[14:24]
+    )
+    assert header == ["half", "backend", "queue", "cachedTokens"]
+    assert chosen == ["*", "decode", "d", "0.25", "512"]
+    assert other == ["decode", "d2", "1.5"]
+
+
+def test_a_running_request_and_one_whose_client_left_are_told_as_such() -> None:
+    """An account without an end is that of a running request; 499 is a client that left."""
+    assert "still running" in "\n".join(account_lines(ACCOUNT | {"seconds": None, "status": None}))
+    assert "the client left" in "\n".join(account_lines(ACCOUNT | {"status": 499}))
+    assert "running" in summary_lines(ACCOUNT | {"seconds": None, "status": None})[0]
+
+
+async def test_a_request_is_explained_by_the_router_that_served_it(tmp_path: Path) -> None:
+    """Of several routers, the one that knows the request tells; nobody knowing it is status 1."""
+    async with mock_worker() as prefill, mock_worker() as decode:
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+        async with (
+            running_router(tmp_path / "one", pair(prefill, decode)) as idle,
+            running_router(tmp_path / "two", pair(prefill, decode)) as busy,
+        ):
+            await busy.client.post("/v1/chat/completions", json=chat(LONG), headers={"x-request-id": "a-1"})
+            urls = [f"http://127.0.0.1:{r.router.admin_port}" for r in (idle, busy)]
+            both = [argument for url in urls for argument in ("--admin", url)]
+            status, out, _ = await turnout("request", "a-1", *both)
+            listed = await turnout("requests", *both, "--deployment", DEPLOYMENT)
+            unknown = await turnout("request", "a-2", *both)
+            halved = await turnout("request", "a-1", "--router", "http://127.0.0.1:9", "--router", urls[1])
+    assert status == 0
+    assert urls[1] in out
+    assert f"chosen: decode on {decode.id}, prefill on {prefill.id}" in out
+    assert "ended with 200" in out
+    assert listed[0] == 0
+    assert "a-1" in listed[1]
+    assert unknown[0] == 1
+    assert "none of 2 routers remembers a-2" in unknown[2]
+    assert halved[0] == 0
+    assert "cannot be asked" in halved[2]
+
+
+@pytest.mark.parametrize(
+    ("script", "word"),
+    [
+        ("echo 'no configuration has been provided' >&2; exit 1", "no configuration"),
+        ("echo '{\"items\": []}'", "no router runs in any namespace"),
+        ("echo hello", "not as a router's admin port does"),
+    ],
+)
+async def test_what_stands_in_the_way_is_said(tmp_path: Path, script: str, word: str) -> None:
+    """Status 2 with what to do, where there is no cluster, no router, or no sense in the answer."""
+    status, _, err = await turnout("request", "x", PATH=fake_kubectl(tmp_path, script))
+    assert status == 2
+    assert word in err
+
+
+async def test_a_url_that_is_no_admin_port_is_said(tmp_path: Path) -> None:
+    """The public port knows no decisions, and a thing that is no URL is none."""
+    async with mock_worker() as worker, running_router(tmp_path, config([("aggregated", worker.url)])) as r:
+        public = await turnout("requests", "--admin", r.base_url.removesuffix("/v1"))
+    nonsense = await turnout("requests", "--admin", "nonsense")
+    assert public[0] == 0
+    assert not public[1]
+    assert nonsense[0] == 2
+    assert "cannot be asked" in nonsense[2]
+
+
+async def test_a_router_pod_is_asked_through_the_api_server(tmp_path: Path) -> None:
+    """kubectl, with the cluster that was named, lists the pods and is the way to their admin ports."""
+    pods = {
+        "items": [
+            {
+                "metadata": {"namespace": "ns", "name": "r-0"},
+                "status": {"phase": "Running", "podIP": "10.0.0.7"},
+            }
+        ]
+    }
+    (tmp_path / "pods.json").write_text(json.dumps(pods))
+    (tmp_path / "account.json").write_text(json.dumps(ACCOUNT))
+    script = f"""
+echo "$@" >> {tmp_path}/calls
+case "$*" in
+*"get pods"*) cat {tmp_path}/pods.json ;;
+*/proxy/admin/decisions/r1) cat {tmp_path}/account.json ;;
+*) echo 'Error from server (NotFound): the server could not find the requested resource' >&2; exit 1 ;;
+esac
+"""
+    path = fake_kubectl(tmp_path, script)
+    status, out, _ = await turnout("request", "r1", "--context", "far", "--namespace", "ns", PATH=path)
+    unknown, _, err = await turnout("request", "r2", PATH=path)
+    calls = (tmp_path / "calls").read_text()
+    assert status == 0
+    assert "router    ns/r-0" in out
+    assert "--context far" in calls
+    assert "--raw /api/v1/namespaces/ns/pods/r-0:9090/proxy/admin/decisions/r1" in calls
+    assert unknown == 1
+    assert "none of 1 routers" in err
+
+
+@pytest.mark.cluster
+async def test_the_routers_of_a_cluster_are_found(cluster: Cluster, namespace: str, tmp_path: Path) -> None:
+    """With nothing but a kubeconfig: the pod that is labelled as a router is found and asked."""
+    async with mock_worker() as worker:
+        file = tmp_path / "router.yaml"
+        file.write_text(yaml.safe_dump(config([("aggregated", worker.url)])))
+        labels = {"app.kubernetes.io/name": "turnout", "app.kubernetes.io/component": "router"}
+        there = Namespace(cluster, namespace)
+        probe = {"httpGet": {"path": "/readyz", "port": 9090}, "periodSeconds": 1}
+        main = container(
+            "turnout-router", "--config", str(file), "--shutdown-delay", "0", readinessProbe=probe
+        )
+        there.apply(pod("router", main, labels=labels))
+        await asyncio.to_thread(there.wait_ready, "router")
+        path = f"{cluster.binary('kubectl').parent}:{os.environ['PATH']}"
+        status, out, err = await turnout(
+            "requests", "--namespace", namespace, KUBECONFIG=str(cluster.kubeconfig), PATH=path
+        )
+    assert (status, out, err) == (0, "", "")
+    assert shutil.which("kubectl", path=path)
