@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turnout.routing import Backend, Choice
-    from turnout.routing.reason import Half
+    from turnout.routing.pick import LocalReason
+    from turnout.routing.reason import Half, Reason
     from turnout_router.errors import UpstreamError
 
 MAX_DECISIONS: Final = 1000
@@ -26,10 +27,13 @@ MAX_SENTENCE: Final = 2000
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A choice, and when it was made."""
+    """A choice without what it was made from: only what can be told of it is kept."""
 
     at: float
-    choice: Choice
+    decode: Backend
+    prefill: Backend | None
+    local: LocalReason | None
+    reason: Reason | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +78,8 @@ class Decision:
         for step in self.steps:
             if isinstance(step, Failed):
                 failures.append(f"{step.half} on {step.backend.id} failed before ({step.fault})")
-            elif step.choice.reason is not None:
-                parts = step.choice.reason.sentence
+            elif step.reason is not None:
+                parts = step.reason.sentence
         return "; ".join([*filter(None, [parts]), *failures]) or "nobody could be chosen"
 
     def header(self) -> bytes:
@@ -112,8 +116,11 @@ class Decisions:
 
     def chosen(self, decision: Decision, choice: Choice) -> None:
         """Note a choice."""
-        decision.steps.append(Chosen(self._clock(), choice))
-        weight = 1 if choice.reason is None else choice.reason.weight
+        reason = choice.reason
+        decision.steps.append(
+            Chosen(self._clock(), choice.decode, choice.prefill, choice.local_reason, reason)
+        )
+        weight = 1 if reason is None else reason.weight
         decision.weight += weight
         if self._kept.get(decision.id) is decision:
             self._figures += weight
@@ -182,14 +189,13 @@ def _step(step: Chosen | Failed, seconds: float | None) -> dict[str, Any]:
             "fault": step.fault,
             "message": step.message,
         }
-    choice = step.choice
-    reason = choice.reason
+    reason = step.reason
     return {
         "kind": "chosen",
         "afterSeconds": seconds,
-        "decode": choice.decode.id,
-        "prefill": None if choice.prefill is None else choice.prefill.id,
-        "local": choice.local_reason,
+        "decode": step.decode.id,
+        "prefill": None if step.prefill is None else step.prefill.id,
+        "local": step.local,
         "sentence": "" if reason is None else reason.sentence,
         "candidates": [
             {
