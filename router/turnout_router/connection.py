@@ -67,6 +67,42 @@ class ClientConnection(asyncio.Protocol):
     it cannot be finished. `started` says whether anything of the answer has been sent.
     """
 
+    __slots__ = (
+        "_body",
+        "_body_bytes",
+        "_body_framing",
+        "_body_since",
+        "_chunked",
+        "_deadline",
+        "_early",
+        "_field_count",
+        "_fields",
+        "_has_body",
+        "_head",
+        "_head_bytes",
+        "_head_done",
+        "_held_bytes",
+        "_in_message",
+        "_keep",
+        "_limits",
+        "_listener",
+        "_loop",
+        "_parser",
+        "_reading",
+        "_ready",
+        "_refusal",
+        "_request",
+        "_stalled_since",
+        "_target",
+        "_task",
+        "_transport",
+        "_unfinished_bytes",
+        "_wait",
+        "gone",
+        "source",
+        "started",
+    )
+
     def __init__(self, listener: Listener, loop: asyncio.AbstractEventLoop) -> None:
         self._listener = listener
         self._limits = listener.limits
@@ -158,7 +194,8 @@ class ClientConnection(asyncio.Protocol):
         """Take one field. Those that follow a chunked body are bounded too, but never become part of the head."""
         self._head_bytes += len(name) + len(value) + 4
         self._field_count += 1
-        if self._head_bytes > self._limits.head_bytes or self._field_count > self._limits.header_fields:
+        limits = self._limits
+        if self._head_bytes > limits.head_bytes or self._field_count > limits.header_fields:
             self._stop_parsing(ApiError(431, "The header fields are too large or too many.", close=True))
         if not self._head_done:
             self._fields.append((name.lower(), value))

@@ -101,8 +101,17 @@ class Endpoint:
         Found by text: inside a JSON string a quote is always escaped, so the names cannot be part of an answer's
         text; usage is the last object in which they can stand.
         """
-        prompt, output = (pattern.findall(body) for pattern in self.usage)
-        return (int(prompt[-1]) if prompt else 0), (int(output[-1]) if output else 0)
+        at = body.rfind(b'"usage"')
+        told = body[at:] if at > 0 else b""
+        prompt, output = self.usage
+        return _last_count(prompt, told) or _last_count(prompt, body), (
+            _last_count(output, told) or _last_count(output, body)
+        )
+
+
+def _last_count(pattern: re.Pattern[bytes], text: bytes) -> int:
+    found = pattern.findall(text)
+    return int(found[-1]) if found else 0
 
 
 def _runs_tools(body: Mapping[str, Any]) -> bool:

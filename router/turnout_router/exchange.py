@@ -66,6 +66,26 @@ class Identity:
 class Exchange:
     """Serves one completion. `run` always ends with an answer, unless the client has left."""
 
+    __slots__ = (
+        "_avoided",
+        "_backends",
+        "_began",
+        "_client",
+        "_clock",
+        "_decision",
+        "_decisions",
+        "_excluded",
+        "_failure",
+        "_identity",
+        "_limits",
+        "_local",
+        "_metrics",
+        "_prefill_failed",
+        "_request",
+        "_retries",
+        "_route",
+    )
+
     def __init__(
         self,
         *,

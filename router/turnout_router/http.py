@@ -44,7 +44,8 @@ def answer_head(
 ) -> bytes:
     """Return the head of an answer. Neither *length* nor *chunked*: the end of the connection ends the body."""
     parts = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
-    parts += [b"%s: %s\r\n" % field for field in fields]
+    for name, value in fields:
+        parts += (name, b": ", value, b"\r\n")
     if length is not None:
         parts.append(b"content-length: %d\r\n" % length)
     elif chunked:

@@ -33,6 +33,7 @@ ENGINE_FIELDS: Final = (
 )
 """Fields between engines, never from clients: `{"kv_transfer_params": {"do_remote_prefill": true}}` alone kills a
 decode worker, and `vllm_xargs` is another way to the same place."""
+_ENGINE_FIELDS: Final = frozenset(ENGINE_FIELDS)
 
 KEEP_CACHE: Final = {
     "do_remote_decode": True,
@@ -88,8 +89,9 @@ def parse(endpoint: Endpoint, raw: bytes) -> Completion:
     options = body.get("stream_options")
     if options is not None and not isinstance(options, dict):
         raise malformed("`stream_options` must be an object.", "stream_options")
-    for name in ENGINE_FIELDS:
-        body.pop(name, None)
+    if not _ENGINE_FIELDS.isdisjoint(body):
+        for name in ENGINE_FIELDS:
+            body.pop(name, None)
     prefill = endpoint.prefill
     return Completion(
         endpoint=endpoint,

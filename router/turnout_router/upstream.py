@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _SWEEP_SECONDS: Final = 0.25
 _NEVER: Final = float("inf")
+_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 _FIRST_FINAL_STATUS: Final = 200
 
 Address = tuple[str, int]
@@ -38,6 +39,32 @@ class Answer(Protocol):
 
 class UpstreamConnection(asyncio.Protocol):
     """One connection to one worker, for one exchange at a time."""
+
+    __slots__ = (
+        "_answer",
+        "_complete",
+        "_deadline",
+        "_done",
+        "_field_count",
+        "_fields",
+        "_framed",
+        "_head_bytes",
+        "_head_done",
+        "_idle_seconds",
+        "_keep",
+        "_left_seconds",
+        "_loop",
+        "_lost",
+        "_parser",
+        "_paused",
+        "_pieces",
+        "_pool",
+        "_timeout_message",
+        "_transport",
+        "heard",
+        "idle_since",
+        "reused",
+    )
 
     def __init__(self, pool: Pool, loop: asyncio.AbstractEventLoop) -> None:
         self._pool = pool
@@ -176,7 +203,10 @@ class UpstreamConnection(asyncio.Protocol):
             return
         self._head_done = True
         fields, self._fields = tuple(self._fields), []
-        self._framed = any(name in {b"content-length", b"transfer-encoding"} for name, _ in fields)
+        self._framed = False
+        for name, _ in fields:
+            if name in _FRAMING:
+                self._framed = True
         if self._answer is not None:
             self._answer.on_head(status, fields)
 
