@@ -25,6 +25,8 @@ from turnout.routing import (
     pick_pair,
     usable,
 )
+from turnout.routing.admission import AdmissionLimits
+from turnout_router.admission import Gates
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,10 +51,16 @@ class Backends:
     """Keeps the pure decisions' state: the fleet, in-flight accounting, health, the retry budget."""
 
     def __init__(
-        self, pools: Pools, metrics: Metrics, policy: HealthPolicy, clock: Callable[[], float]
+        self,
+        pools: Pools,
+        metrics: Metrics,
+        policy: HealthPolicy,
+        clock: Callable[[], float],
+        admission: AdmissionLimits | None = None,
     ) -> None:
         self.fleet = Fleet()
         self.pools = pools
+        self.gates = Gates(admission or AdmissionLimits())
         self._metrics = metrics
         self._policy = policy
         self._clock = clock
@@ -67,6 +75,9 @@ class Backends:
         present = {b.id: b for group in fleet.backends.values() for b in group}
         self._health = {id_: state for id_, state in self._health.items() if id_ in present}
         self._loads = {id_: load for id_, load in self._loads.items() if id_ in present or load.requests}
+        self.gates.resize(
+            {key: sum(b.role != "prefill" for b in group) for key, group in fleet.backends.items()}
+        )
         self.pools.retain((b.host, b.port) for b in present.values())
         self._metrics.retain(fleet.deployments)
         self._metrics.fleet_updates.inc()

@@ -145,6 +145,17 @@ def unavailable(message: str) -> ApiError:
     )
 
 
+def overloaded(reason: str, code: str) -> ApiError:
+    """Return 503: there are workers, but no room for this request at its turn."""
+    return ApiError(
+        503,
+        f"The model is overloaded: {reason}. Try again later.",
+        type="server_error",
+        code=code,
+        headers=((b"retry-after", b"%d" % RETRY_AFTER_SECONDS),),
+    )
+
+
 def from_upstream(failure: UpstreamError) -> ApiError:
     """Return what the client is told when *failure* was the last of its tries."""
     if failure.fault == "timeout":

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turnout.routing import Backend, Choice, DeploymentRoute
+    from turnout.routing.admission import Tier
     from turnout.routing.pick import LocalReason
+    from turnout_router.admission import Gate
     from turnout_router.backends import Backends
     from turnout_router.connection import ClientConnection
     from turnout_router.decisions import Decisions
@@ -97,6 +99,7 @@ class Exchange:
         decisions: Decisions,
         metrics: DeploymentMetrics,
         limits: UpstreamLimits,
+        tier: Tier,
         clock: Callable[[], float],
     ) -> None:
         self._client = client
@@ -106,6 +109,9 @@ class Exchange:
         self._backends = backends
         self._metrics = metrics
         self._limits = limits
+        self._tier = tier
+        self._tokens = request.prompt_tokens + request.expected_output_tokens
+        self._gate: Gate | None = None
         self._clock = clock
         self._began = clock()
         self._retries = 0
@@ -136,6 +142,7 @@ class Exchange:
         self._decisions.begin(self._decision)
         status = _BAD_GATEWAY
         try:
+            await self._enter()
             status = await self._serve()
         except ApiError as error:
             status = error.status
@@ -148,18 +155,33 @@ class Exchange:
             self._tell(unavailable("The router is shutting down."))
         finally:
             metrics.in_flight -= 1
+            if self._gate is not None:
+                self._gate.leave(self._tokens)
             metrics.answered(status)
             self._decision.status = status
             self._decision.ended_at = self._clock()
             if status >= _SERVER_ERROR and serves:
                 metrics.finished += 1
 
+    async def _enter(self) -> None:
+        """Wait for room, where there is none. Raise ApiError where it does not come."""
+        gate = self._backends.gates.of(self._route.key)
+        if not gate.try_enter(self._tokens):
+            self._metrics.waiting += 1
+            try:
+                await gate.enter(self._tokens, self._tier, self._limits.queue_seconds)
+            except ApiError as error:
+                self._metrics.turned_away(error.code or "")
+                raise
+            finally:
+                self._metrics.waiting -= 1
+        self._gate = gate
+
     async def _serve(self) -> int:
         while True:
             choice = self._pick()
             self._decisions.chosen(self._decision, choice)
-            tokens = self._request.prompt_tokens + self._request.expected_output_tokens
-            with self._backends.holding(choice.decode, tokens):
+            with self._backends.holding(choice.decode, self._tokens):
                 params = None
                 if choice.prefill is not None:
                     try:

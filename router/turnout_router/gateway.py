@@ -18,6 +18,8 @@ from urllib.parse import unquote
 import orjson
 
 from turnout.routing import resolve
+from turnout.routing.admission import NORMAL
+from turnout_router.admission import tier_of
 from turnout_router.connection import ClientConnection, require_body
 from turnout_router.decisions import Decisions
 from turnout_router.endpoints import ENDPOINTS, dialect_of
@@ -132,6 +134,7 @@ class Gateway:
             decisions=self.decisions,
             metrics=self._metrics.of(key),
             limits=self._settings.upstream,
+            tier=tier_of(NORMAL if grant is None else grant.tier, request.field(b"x-turnout-priority")),
             clock=self._clock,
         ).run()
 

@@ -46,7 +46,9 @@ class Router:
         self._source = source
         self._metrics = Metrics()
         self._pools = Pools(settings.upstream)
-        self._backends = Backends(self._pools, self._metrics, settings.upstream.health, loop.time)
+        self._backends = Backends(
+            self._pools, self._metrics, settings.upstream.health, loop.time, settings.admission
+        )
         self._gateway = Gateway(settings, self._backends, self._metrics, loop.time)
         self._listener = Listener(self._gateway, settings.client)
         self._admin = AdminServer(admin_app(self, self._metrics, self._backends, self._gateway.decisions))

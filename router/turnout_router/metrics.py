@@ -54,6 +54,10 @@ _COUNTERS: Final = (
     ("prompt_tokens", "prompt_tokens", "Prompt tokens, from usage."),
     ("output_tokens", "output_tokens", "Output tokens, from usage."),
 )
+_GAUGES: Final = (
+    ("in_flight", "Requests being served, those that wait included."),
+    ("waiting", "Requests that wait for room."),
+)
 _HISTOGRAMS: Final = (
     ("first_token", "time_to_first_token_seconds", "From the request to the first token of a stream."),
     (
@@ -74,6 +78,7 @@ _COUNTERS_BY: Final = (
         "code",
         "Answered requests by HTTP status; 502 also a stream that broke, 499 a client that left.",
     ),
+    ("shed", "shed", "reason", "Requests turned away for want of room, by why."),
     ("retries", "retries", "reason", "Requests sent to another worker, by what went wrong."),
     ("local_prefills", "local_prefills", "reason", "Prompts computed by the decode worker itself, by why."),
 )
@@ -120,6 +125,8 @@ class DeploymentMetrics:
         "output_tokens",
         "prompt_tokens",
         "retries",
+        "shed",
+        "waiting",
     )
 
     def __init__(self) -> None:
@@ -129,6 +136,8 @@ class DeploymentMetrics:
         self.prompt_tokens = 0
         self.output_tokens = 0
         self.in_flight = 0
+        self.waiting = 0
+        self.shed: dict[str, int] = {}
         self.first_token = Distribution(_TTFT_BUCKETS)
         self.inter_token = Distribution(_ITL_BUCKETS)
         self.duration = Distribution(_DURATION_BUCKETS)
@@ -143,6 +152,10 @@ class DeploymentMetrics:
     def retried(self, reason: str) -> None:
         """Count a retry."""
         self.retries[reason] = self.retries.get(reason, 0) + 1
+
+    def turned_away(self, reason: str) -> None:
+        """Count a request for which there was no room."""
+        self.shed[reason] = self.shed.get(reason, 0) + 1
 
     def prefilled_locally(self, reason: str) -> None:
         """Count a prompt that the decode worker computes itself."""
@@ -194,10 +207,11 @@ class Metrics:
             for key, one in deployments.items():
                 counter.add_metric([key], getattr(one, field))
             yield counter
-        in_flight = GaugeMetricFamily("turnout_router_in_flight", "Requests being served.", labels=_ONE)
-        for key, one in deployments.items():
-            in_flight.add_metric([key], one.in_flight)
-        yield in_flight
+        for field, meaning in _GAUGES:
+            gauge = GaugeMetricFamily(f"turnout_router_{field}", meaning, labels=_ONE)
+            for key, one in deployments.items():
+                gauge.add_metric([key], getattr(one, field))
+            yield gauge
         for field, name, meaning in _HISTOGRAMS:
             histogram = HistogramMetricFamily(f"turnout_router_{name}", meaning, labels=_ONE)
             for key, one in deployments.items():

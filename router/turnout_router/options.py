@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from turnout.api import names
+from turnout.routing.admission import AdmissionLimits
 from turnout_router.settings import ClientLimits, Settings, UpstreamLimits
 
 if TYPE_CHECKING:
@@ -28,11 +29,26 @@ _WAITS: Final = (
     ("--body-timeout", _CLIENT.body_seconds, "for a request's body to arrive"),
     ("--idle-timeout", _CLIENT.idle_seconds, "keep a client's connection without requests"),
     ("--stall-timeout", _CLIENT.stall_seconds, "for a client that does not read its answer"),
+    ("--queue-timeout", _UPSTREAM.queue_seconds, "for a request to wait for room, before it gets 503"),
     ("--connect-timeout", _UPSTREAM.connect_seconds, "to connect to a worker"),
     ("--prefill-timeout", _UPSTREAM.prefill_seconds, "for the prefill exchange"),
     ("--first-byte-timeout", _UPSTREAM.first_byte_seconds, "for the first byte of a streamed answer"),
     ("--answer-timeout", _UPSTREAM.answer_seconds, "for an answer that is not streamed"),
     ("--stream-idle-timeout", _UPSTREAM.stream_idle_seconds, "between two pieces of a stream"),
+)
+
+_ADMISSION: Final = (
+    (
+        "--max-requests-per-worker",
+        _SETTINGS.admission.requests_per_worker,
+        "of one deployment under way at a time, for each worker that decodes; more wait",
+    ),
+    (
+        "--max-tokens-per-worker",
+        _SETTINGS.admission.tokens_per_worker,
+        "likewise, prompt and expected output tokens",
+    ),
+    ("--max-waiting", _SETTINGS.admission.waiting, "requests of one deployment that wait; more get 503"),
 )
 
 
@@ -74,6 +90,8 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="what is logged")
     add("--max-body-bytes", type=_positive, default=_CLIENT.body_bytes, help="largest request body")
     add("--max-connections", type=_positive, default=_CLIENT.connections, help="most client connections")
+    for flag, bound, meaning in _ADMISSION:
+        add(flag, type=_positive, metavar="N", default=bound, help=meaning)
     for flag, default, meaning in _WAITS:
         add(flag, type=_seconds, metavar="SECONDS", default=default, help=meaning)
     options = parser.parse_args(argv)
@@ -91,6 +109,11 @@ def settings_of(options: argparse.Namespace) -> Settings:
         auth=options.auth,
         shutdown_delay_seconds=options.shutdown_delay,
         shutdown_grace_seconds=options.shutdown_grace,
+        admission=AdmissionLimits(
+            requests_per_worker=options.max_requests_per_worker,
+            tokens_per_worker=options.max_tokens_per_worker,
+            waiting=options.max_waiting,
+        ),
         client=ClientLimits(
             body_bytes=options.max_body_bytes,
             head_seconds=options.head_timeout,
@@ -100,6 +123,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
             connections=options.max_connections,
         ),
         upstream=UpstreamLimits(
+            queue_seconds=options.queue_timeout,
             connect_seconds=options.connect_timeout,
             prefill_seconds=options.prefill_timeout,
             first_byte_seconds=options.first_byte_timeout,

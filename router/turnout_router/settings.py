@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from turnout.routing import HealthPolicy
+from turnout.routing.admission import AdmissionLimits
 
 AuthMode = Literal["open", "required"]
 
@@ -74,6 +75,8 @@ class UpstreamLimits:
     """How long an unused connection to a worker is kept: vLLM closes its own after 5 s."""
     idle_connections: int = 256
     """Unused connections kept per worker."""
+    queue_seconds: float = 30.0
+    """How long a request waits for room before it is turned away."""
     retries: int = 2
     """Retries of one request, beside which the fleet-wide budget holds."""
     health: HealthPolicy = field(default_factory=HealthPolicy)
@@ -93,5 +96,7 @@ class Settings:
     """After SIGTERM: how long new requests are still accepted while /readyz says 503, until load balancers know."""
     shutdown_grace_seconds: float = 60.0
     """After that: how long running requests may take to finish."""
+    admission: AdmissionLimits = field(default_factory=AdmissionLimits)
+    """How much of a deployment's requests is let in at a time, and how many wait."""
     client: ClientLimits = field(default_factory=ClientLimits)
     upstream: UpstreamLimits = field(default_factory=UpstreamLimits)

@@ -11,6 +11,8 @@ from turnout.api.meta import Model, ObjectMeta
 from turnout.api.rules import Rule, Unique
 from turnout.api.served import CallableName
 
+Priority = Literal["High", "Normal", "Low"]
+
 
 class ApiKey(Model):
     """One API key, known by its digest alone."""
@@ -46,6 +48,11 @@ class TokenBudgetSpec(Model):
         min_length=1,
         max_length=64,
         description="Keys whose holders this budget is for. A client sends one as `Authorization: Bearer KEY`.",
+    )
+    priority: Priority = Field(
+        default="Normal",
+        description="Whose requests go first where a deployment has no room for all: High before Normal before Low."
+        " A client can step back for one request with the header x-turnout-priority, never forward.",
     )
     models: Annotated[list[CallableName], Unique()] = Field(
         default_factory=list, max_length=64, description="Names that these keys may call. Empty: every name."

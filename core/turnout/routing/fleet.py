@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from turnout.routing.admission import NORMAL
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from turnout.api import Role
+    from turnout.routing.admission import Tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +64,13 @@ class NamedRoute:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What the holder of one API key may call. No names means every name."""
+    """What the holder of one API key may call, and how soon its turn comes. No names means every name."""
 
     budget: str
     name: str
     sha256: str
     models: frozenset[str] = frozenset()
+    tier: Tier = NORMAL
 
     def allows(self, model: str) -> bool:
         """Say whether the holder may call *model*, the name as the client wrote it."""

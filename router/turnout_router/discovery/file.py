@@ -30,10 +30,12 @@ import yaml
 from pydantic import AfterValidator, Field, ValidationError
 
 from turnout.api import ApiKey, Objectives
+from turnout.api.budget import Priority
 from turnout.api.loading import faults
 from turnout.api.meta import Model
 from turnout.api.quantities import seconds
 from turnout.routing import Backend, DeploymentRoute, Fleet, Grant, NamedRoute, build_fleet
+from turnout.routing.admission import TIER_OF
 from turnout_router.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -91,10 +93,11 @@ class FileRoute(Model):
 
 
 class FileBudget(Model):
-    """Keys and the names that they may call; none means all."""
+    """Keys and the names that they may call; none means all. `priority`: whose requests go first in an overload."""
 
     name: _Key
     keys: list[ApiKey] = Field(min_length=1, max_length=64)
+    priority: Priority = "Normal"
     models: list[str] = Field(default_factory=list, max_length=64)
 
 
@@ -173,7 +176,13 @@ def _fleet_of(config: FileConfig) -> Fleet:
             for index, route in enumerate(config.routes)
         ],
         grants=[
-            Grant(budget=b.name, name=k.name, sha256=k.sha256, models=frozenset(b.models))
+            Grant(
+                budget=b.name,
+                name=k.name,
+                sha256=k.sha256,
+                models=frozenset(b.models),
+                tier=TIER_OF[b.priority],
+            )
             for b in config.budgets
             for k in b.keys
         ],

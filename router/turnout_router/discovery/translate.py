@@ -10,6 +10,7 @@ from turnout.api import Role, names
 from turnout.api.loading import load_budget, load_deployment, load_route
 from turnout.api.quantities import seconds
 from turnout.routing import Backend, DeploymentRoute, Grant, NamedRoute
+from turnout.routing.admission import TIER_OF
 
 _ROLES: Final = ("prefill", "decode", "aggregated")
 _SERVED_NAME: Final = "--served-name"
@@ -47,8 +48,9 @@ def grants_of(raw: dict[str, Any]) -> tuple[Grant, ...]:
     """Return the keys of a TokenBudget. Raise InvalidResource."""
     resource = load_budget(raw)
     models = frozenset(resource.spec.models)
+    tier = TIER_OF[resource.spec.priority]
     return tuple(
-        Grant(budget=resource.key, name=key.name, sha256=key.sha256, models=models)
+        Grant(budget=resource.key, name=key.name, sha256=key.sha256, models=models, tier=tier)
         for key in resource.spec.keys
     )
 

@@ -1,0 +1,85 @@
+"""Whether a request is let in, waits, or is turned away: what keeps an overload from becoming a collapse.
+
+An engine serves best with a queue of its own; beyond that, requests only get older there. So each deployment has room
+for so many requests and tokens per worker that decodes. What comes on top waits here, in the order of tier and arrival,
+for a bounded time and in bounded number. Then the youngest of the lowest tier is turned away first.
+
+Counts are of one router. With several, each sees its share of the traffic and of the room alike, so size the bounds by
+workers divided by routers where that matters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from turnout.api.budget import Priority
+
+Tier = Literal[0, 1, 2]
+"""Who goes first: `HIGH` before `NORMAL` before `LOW`."""
+HIGH: Final = 0
+NORMAL: Final = 1
+LOW: Final = 2
+TIERS: Final[tuple[Tier, ...]] = (HIGH, NORMAL, LOW)
+
+TIER_OF: Final[Mapping[Priority, Tier]] = {"High": HIGH, "Normal": NORMAL, "Low": LOW}
+"""The tier of a budget's priority."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionLimits:
+    """The room of one deployment.
+
+    `requests_per_worker`: twice vLLM's default batch of 1024 on H100-class accelerators, so that its own queue, by
+    which pools are scaled, can be seen. `tokens_per_worker`: prompt and expected output tokens, some times what the
+    largest caches hold. `waiting`: requests that wait here, over all tiers.
+    """
+
+    requests_per_worker: int = 2048
+    tokens_per_worker: int = 4_000_000
+    waiting: int = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What becomes of a request. `displaced` is the tier whose youngest waiting request is turned away for it."""
+
+    does: Literal["enter", "wait", "leave"]
+    displaced: Tier | None = None
+
+
+_ENTER: Final = Verdict("enter")
+_WAIT: Final = Verdict("wait")
+_LEAVE: Final = Verdict("leave")
+
+
+def has_room(requests: int, tokens: int, cost_tokens: int, workers: int, limits: AdmissionLimits) -> bool:
+    """Say whether a request of *cost_tokens* fits beside *requests* with *tokens* on *workers* that decode.
+
+    A request that is larger than all the room fits when it is alone. Without workers there is no room to keep: the
+    request goes on, and is told that nobody serves.
+    """
+    if requests == 0 or workers <= 0:
+        return True
+    return (
+        requests < limits.requests_per_worker * workers
+        and tokens + cost_tokens <= limits.tokens_per_worker * workers
+    )
+
+
+def judge(waiting: Sequence[int], tier: Tier, limits: AdmissionLimits, *, room: bool) -> Verdict:
+    """Return what becomes of a request of *tier*. *waiting* are the numbers that wait, by tier; *room*: see `has_room`.
+
+    Nobody of the same or a lower tier overtakes who waits. Where the queue is full, a lower tier makes way.
+    """
+    if room and not any(waiting[: tier + 1]):
+        return _ENTER
+    if sum(waiting) < limits.waiting:
+        return _WAIT
+    for lower in reversed(TIERS):
+        if lower > tier and waiting[lower]:
+            return Verdict("wait", displaced=lower)
+    return _LEAVE

@@ -1,0 +1,135 @@
+"""The gates of the deployments: requests under way, and those that wait for room. What is decided is decided in core."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Final
+
+from turnout.routing.admission import HIGH, LOW, NORMAL, TIERS, AdmissionLimits, Tier, has_room, judge
+from turnout_router.errors import overloaded
+
+_TIER_OF: Final[dict[bytes, Tier]] = {b"high": HIGH, b"normal": NORMAL, b"low": LOW}
+
+
+def tier_of(granted: Tier, wanted: bytes | None) -> Tier:
+    """Return the tier of a request whose key grants *granted* and whose client says *wanted*: it can only step back."""
+    return granted if wanted is None else max(granted, _TIER_OF.get(wanted.lower(), granted))
+
+
+class Gate:
+    """One deployment's requests: those under way with their tokens, and those that wait, by tier."""
+
+    def __init__(self, limits: AdmissionLimits) -> None:
+        self._limits = limits
+        self._workers = 0
+        self._requests = 0
+        self._tokens = 0
+        self._waiting: tuple[deque[_Waiter], ...] = tuple(deque() for _ in TIERS)
+
+    def try_enter(self, tokens: int) -> bool:
+        """Let a request of *tokens* in where nobody waits and there is room. Else say no: see `enter`."""
+        if self.waiting or not has_room(self._requests, self._tokens, tokens, self._workers, self._limits):
+            return False
+        self._take(tokens)
+        return True
+
+    async def enter(self, tokens: int, tier: Tier, seconds: float) -> None:
+        """Return once there is room for a request of *tokens*. Raise ApiError (503) where it cannot wait, or no longer."""
+        waiting = self._waiting
+        room = has_room(self._requests, self._tokens, tokens, self._workers, self._limits)
+        verdict = judge([len(queue) for queue in waiting], tier, self._limits, room=room)
+        if verdict.does == "enter":
+            self._take(tokens)
+            return
+        if verdict.does == "leave":
+            raise overloaded("too many requests wait for this model already", "queue_full")
+        if verdict.displaced is not None:
+            waiting[verdict.displaced].pop().turn.set_result(False)
+        await self._wait(_Waiter(tokens), waiting[tier], seconds)
+
+    async def _wait(self, waiter: _Waiter, queue: deque[_Waiter], seconds: float) -> None:
+        queue.append(waiter)
+        turn = waiter.turn
+        try:
+            await asyncio.wait({turn}, timeout=seconds)
+        except asyncio.CancelledError:
+            if turn.done() and turn.result():
+                self.leave(waiter.tokens)
+            raise
+        finally:
+            if not turn.done():
+                queue.remove(waiter)
+                self._admit()  # who was behind it may be smaller
+        if not turn.done():
+            raise overloaded(f"no room for this request within {seconds:g} s", "queue_timeout")
+        if not turn.result():
+            raise overloaded("requests of a higher priority came first", "displaced")
+
+    def leave(self, tokens: int) -> None:
+        """Make room: a request of *tokens* is over."""
+        self._requests -= 1
+        self._tokens -= tokens
+        if self.waiting:
+            self._admit()
+
+    def resize(self, workers: int) -> None:
+        """Take note of how many workers decode now."""
+        self._workers = workers
+        self._admit()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait."""
+        high, normal, low = self._waiting
+        return len(high) + len(normal) + len(low)
+
+    def _take(self, tokens: int) -> None:
+        self._requests += 1
+        self._tokens += tokens
+
+    def _admit(self) -> None:
+        for queue in self._waiting:
+            while queue:
+                tokens = queue[0].tokens
+                if not has_room(self._requests, self._tokens, tokens, self._workers, self._limits):
+                    return
+                self._take(tokens)
+                queue.popleft().turn.set_result(True)
+
+
+class _Waiter:
+    """One request that waits. `turn` is True once it may go on, False where it has to leave."""
+
+    __slots__ = ("tokens", "turn")
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+        self.turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+
+class Gates:
+    """One gate per deployment."""
+
+    def __init__(self, limits: AdmissionLimits) -> None:
+        self._limits = limits
+        self._gates: dict[str, Gate] = {}
+
+    def of(self, deployment: str) -> Gate:
+        """Return the gate of *deployment*."""
+        gate = self._gates.get(deployment)
+        if gate is None:
+            gate = self._gates[deployment] = Gate(self._limits)
+        return gate
+
+    def resize(self, decoders: dict[str, int]) -> None:
+        """Take over how many workers of each deployment decode; forget deployments that are gone.
+
+        Who waits at the gate of one that is gone goes on, to be told so.
+        """
+        for key, gate in tuple(self._gates.items()):
+            gate.resize(decoders.get(key, 0))
+            if key not in decoders:
+                del self._gates[key]
+        for key, count in decoders.items():
+            self.of(key).resize(count)
