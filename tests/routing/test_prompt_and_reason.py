@@ -1,0 +1,103 @@
+"""Where prompts lie in the APIs' requests, and what is said of a choice by load."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from turnout.routing import Backend, Choice, estimate_prompt_tokens, pick_pair
+
+if TYPE_CHECKING:
+    from turnout.routing.pick import LocalReason
+
+
+@pytest.mark.parametrize(
+    ("body", "fields", "tokens"),
+    [
+        ({"input": "abcdefgh", "instructions": "abcd"}, ("instructions", "input"), 3),
+        ({"input": [{"role": "user", "content": "abcdefgh"}]}, ("input",), 2),
+        ({"input": [{"content": [{"type": "input_text", "text": "abcdefgh"}]}]}, ("input",), 2),
+        ({"input": [{"type": "function_call_output", "output": "abcdefgh"}]}, ("input",), 2),
+        ({"input": ["abcd", "abcdefgh"]}, ("input",), 3),
+        ({"input": [[1, 2], [3]]}, ("input",), 3),
+        (
+            {"system": [{"type": "text", "text": "abcd"}], "messages": [{"content": "abcd"}]},
+            ("system", "messages"),
+            2,
+        ),
+        (
+            {"query": {"content": [{"type": "text", "text": "abcd"}]}, "documents": ["abcd"]},
+            ("query", "documents"),
+            2,
+        ),
+        ({"messages": [], "tools": [{"name": "abcd", "x": {"abcdef": ["gh", 1]}}]}, ("messages",), 4),
+        ({"prompt": "abcd", "tools": [{"name": "abcd"}]}, (), 0),
+        ({"input": 5, "documents": None}, ("input", "documents"), 0),
+    ],
+)
+def test_prompts_are_measured_wherever_they_lie(
+    body: dict[str, Any], fields: tuple[str, ...], tokens: int
+) -> None:
+    """Texts, items, parts, results of tools and their definitions; nothing where no field is named."""
+    assert estimate_prompt_tokens(body, fields) == tokens
+
+
+def test_tools_may_nest_as_deeply_as_they_like() -> None:
+    """Clients' JSON is no recursion of ours."""
+    deep: Any = "abcd"
+    for _ in range(100_000):
+        deep = [deep]
+    assert estimate_prompt_tokens({"messages": [], "tools": [deep]}) == 1
+
+
+class Load:
+    """What a backend has in flight."""
+
+    def __init__(self, tokens: int, requests: int) -> None:
+        self.tokens = tokens
+        self.requests = requests
+        self.last_pick = 0
+
+
+def backend(name: str, role: Any = "decode") -> Backend:
+    return Backend(name, "ns/d", "h", 1, role, "r", ())
+
+
+def chosen(prompt_tokens: int = 1000, local: LocalReason | None = None, **more: Any) -> Choice:
+    fleet = [backend("d1"), backend("d2"), backend("p1", "prefill")]
+    loads = {"d1": Load(500, 2), "d2": Load(90, 1)}
+    choice = pick_pair(fleet, loads, prompt_tokens, 256, local=local, **more)
+    assert choice is not None
+    return choice
+
+
+def test_a_choice_says_what_it_minimised() -> None:
+    """Every candidate with its figures, cheapest first in each half, and a sentence of it."""
+    reason = chosen().reason
+    assert reason is not None
+    assert [(c.backend, c.half, c.chosen, c.figures[0]) for c in reason.candidates()] == [
+        ("d2", "decode", True, ("tokensInFlight", 90)),
+        ("d1", "decode", False, ("tokensInFlight", 500)),
+        ("p1", "prefill", True, ("tokensInFlight", 0)),
+    ]
+    assert reason.sentence == (
+        "decode on d2: 90 tokens in 1 requests in flight, the least of 2; "
+        "prefill on p1: 0 tokens in 0 requests in flight, the only one; the prompt has about 1000 tokens"
+    )
+    assert reason.weight == 3
+
+
+def test_a_choice_says_who_was_left_out_and_why_nothing_moved() -> None:
+    """Exclusions by name, and the reason of a local prefill in words."""
+    left = chosen(excluded=frozenset({"p1"}), avoided=frozenset({"d2"})).reason
+    short = chosen(prompt_tokens=10).reason
+    vectors = chosen(local="no_generation").reason
+    assert left is not None
+    assert short is not None
+    assert vectors is not None
+    assert "decode on d1" in left.sentence
+    assert "no prefill worker of its revision" in left.sentence
+    assert left.sentence.endswith("not used again: p1; avoided: d2")
+    assert "too short to be worth moving" in short.sentence
+    assert "nothing is generated" in vectors.sentence
