@@ -78,6 +78,7 @@ class Exchange:
         "_decisions",
         "_excluded",
         "_failure",
+        "_gate",
         "_identity",
         "_limits",
         "_local",
@@ -86,6 +87,8 @@ class Exchange:
         "_request",
         "_retries",
         "_route",
+        "_tier",
+        "_tokens",
     )
 
     def __init__(
