@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final
 from turnout_router.connection import LINGER_SECONDS, ClientConnection
 
 if TYPE_CHECKING:
+    import ssl
+
     from turnout_router.connection import Handler
     from turnout_router.settings import ClientLimits
 
@@ -29,11 +31,16 @@ class Listener:
         self._sweeping: asyncio.TimerHandle | None = None
         self._empty: asyncio.Event | None = None
 
-    async def start(self, host: str, port: int) -> int:
+    async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> int:
         """Listen and return the port, which differs from *port* where that is 0. Raise OSError where it is taken."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
-            lambda: ClientConnection(self, loop), host, port, backlog=1024
+            lambda: ClientConnection(self, loop),
+            host,
+            port,
+            backlog=1024,
+            ssl=tls,
+            ssl_handshake_timeout=None if tls is None else self.limits.head_seconds,
         )
         self._sweeping = loop.call_later(_SWEEP_SECONDS, self._sweep, loop)
         return int(self._server.sockets[0].getsockname()[1])

@@ -22,6 +22,7 @@ from turnout_router.kube import load_access
 from turnout_router.listener import Listener
 from turnout_router.metrics import Metrics
 from turnout_router.options import parse_options, settings_of
+from turnout_router.tls import Certificate
 from turnout_router.upstream import Pools
 
 if TYPE_CHECKING:
@@ -72,25 +73,32 @@ class Router:
     async def run(self) -> None:
         """Serve until stopped. Raise ConfigError or OSError where that cannot begin."""
         settings = self._settings
+        certificate = None
+        if settings.tls_certificate is not None and settings.tls_key is not None:
+            certificate = Certificate(settings.tls_certificate, settings.tls_key)
         self.admin_port = await self._admin.start(settings.host, settings.admin_port)
-        watching = asyncio.create_task(self._source.run(self), name="fleet")
-        checking = asyncio.create_task(HealthChecks(self._backends).run(), name="health checks")
+        working = [asyncio.create_task(self._source.run(self), name="fleet")]
+        working.append(asyncio.create_task(HealthChecks(self._backends).run(), name="health checks"))
+        if certificate is not None:
+            working.append(asyncio.create_task(certificate.follow(), name="certificate"))
         try:
-            self.port = await self._listener.start(settings.host, settings.port)
+            self.port = await self._listener.start(
+                settings.host, settings.port, None if certificate is None else certificate.context
+            )
             self._pools.start()
             _LOG.info("serving on %s: port %d, admin port %d", settings.host, self.port, self.admin_port)
             self.started.set()
             gc.freeze()  # what is loaded by now stays: the collector need not look at it again
             stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
-            await asyncio.wait({watching, checking, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({*working, stopping}, return_when=asyncio.FIRST_COMPLETED)
             stopping.cancel()
-            for task in (watching, checking):
+            for task in working:
                 if task.done():
                     task.result()
             await self._shut_down()
         finally:
-            watching.cancel()
-            checking.cancel()
+            for task in working:
+                task.cancel()
             self._pools.stop()
             await self._admin.stop()
 

@@ -87,6 +87,13 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         default=_SETTINGS.auth,
         help="required: 401 without a key of a TokenBudget; open: a key is optional, a wrong one is refused",
     )
+    add(
+        "--tls-cert",
+        metavar="FILE",
+        type=Path,
+        help="serve HTTPS with this certificate chain (PEM), read again on changes",
+    )
+    add("--tls-key", metavar="FILE", type=Path, help="the certificate's key (PEM, not encrypted)")
     add("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="what is logged")
     add("--max-body-bytes", type=_positive, default=_CLIENT.body_bytes, help="largest request body")
     add("--max-connections", type=_positive, default=_CLIENT.connections, help="most client connections")
@@ -97,6 +104,8 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.check and options.config is None:
         parser.error("--check needs --config FILE")
+    if (options.tls_cert is None) != (options.tls_key is None):
+        parser.error("--tls-cert and --tls-key go together: give both or neither")
     return options
 
 
@@ -109,6 +118,8 @@ def settings_of(options: argparse.Namespace) -> Settings:
         auth=options.auth,
         shutdown_delay_seconds=options.shutdown_delay,
         shutdown_grace_seconds=options.shutdown_grace,
+        tls_certificate=options.tls_cert,
+        tls_key=options.tls_key,
         admission=AdmissionLimits(
             requests_per_worker=options.max_requests_per_worker,
             tokens_per_worker=options.max_tokens_per_worker,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from turnout.routing import HealthPolicy
 from turnout.routing.admission import AdmissionLimits
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 AuthMode = Literal["open", "required"]
 
@@ -96,6 +99,10 @@ class Settings:
     """After SIGTERM: how long new requests are still accepted while /readyz says 503, until load balancers know."""
     shutdown_grace_seconds: float = 60.0
     """After that: how long running requests may take to finish."""
+    tls_certificate: Path | None = None
+    """PEM file of the public port's certificate chain, read again when it changes. None: plain HTTP."""
+    tls_key: Path | None = None
+    """PEM file of its key, not encrypted."""
     admission: AdmissionLimits = field(default_factory=AdmissionLimits)
     """How much of a deployment's requests is let in at a time, and how many wait."""
     client: ClientLimits = field(default_factory=ClientLimits)
