@@ -24,9 +24,10 @@ _GENERATED: Final = (
     re.compile(rb'"completion_tokens":\s*([0-9]{1,12})'),
 )
 _IN_AND_OUT: Final = (
-    re.compile(rb'"input_tokens":\s*([0-9]{1,12})'),
+    re.compile(rb'"(?:cache_read_|cache_creation_)?input_tokens":\s*([0-9]{1,12})'),
     re.compile(rb'"output_tokens":\s*([0-9]{1,12})'),
 )
+"""In a message's usage, tokens that were cached stand beside `input_tokens`: the prompt is their sum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +105,9 @@ class Endpoint:
         at = body.rfind(b'"usage"')
         told = body[at:] if at > 0 else b""
         prompt, output = self.usage
-        return _last_count(prompt, told) or _last_count(prompt, body), (
-            _last_count(output, told) or _last_count(output, body)
+        prompt_tokens = sum(int(found) for found in prompt.findall(told))
+        return prompt_tokens or _last_count(prompt, body), _last_count(output, told) or _last_count(
+            output, body
         )
 
 

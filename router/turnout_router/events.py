@@ -59,6 +59,7 @@ class EventTap:
         "_form",
         "_max_event_bytes",
         "_tail",
+        "cached_tokens",
         "done",
         "error",
         "first_token_at",
@@ -77,6 +78,7 @@ class EventTap:
         self.last_token_at = 0.0
         self.prompt_tokens = 0
         self.output_tokens = 0
+        self.cached_tokens: int | None = None
 
     def feed(self, data: bytes, now: float) -> bytes:
         """Return what of *data*, received at *now*, is to be passed on: whole events.
@@ -148,8 +150,18 @@ class EventTap:
             value = value.get(name) if isinstance(value, dict) else None
         if not isinstance(value, dict):
             return
-        prompt, output = value.get("input_tokens"), value.get("output_tokens")
-        if isinstance(prompt, int) and prompt > 0:
-            self.prompt_tokens = prompt
-        if isinstance(output, int) and output > 0:
-            self.output_tokens = output
+        prompt, output = _tokens(value, "input_tokens"), _tokens(value, "output_tokens")
+        if "cache_read_input_tokens" in value:  # of messages: beside the tokens that are no part of a cache
+            self.cached_tokens = _tokens(value, "cache_read_input_tokens")
+            prompt += self.cached_tokens + _tokens(value, "cache_creation_input_tokens")
+        else:
+            details = value.get("input_tokens_details")
+            if isinstance(details, dict) and "cached_tokens" in details:
+                self.cached_tokens = _tokens(details, "cached_tokens")
+        self.prompt_tokens = prompt or self.prompt_tokens
+        self.output_tokens = output or self.output_tokens
+
+
+def _tokens(usage: dict[str, Any], name: str) -> int:
+    value = usage.get(name)
+    return value if isinstance(value, int) and value > 0 else 0

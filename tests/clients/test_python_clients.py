@@ -143,7 +143,8 @@ async def test_anthropic_messages(pair: Pair, tmp_path: Path) -> None:
     assert whole.content[0].type == "text"
     assert text == whole.content[0].text
     assert streamed.usage.output_tokens == TOKENS
-    assert streamed.usage.input_tokens > counted.input_tokens
+    prompt_tokens = streamed.usage.input_tokens + (streamed.usage.cache_read_input_tokens or 0)
+    assert prompt_tokens > counted.input_tokens
 
 
 async def test_langchain_chat(pair: Pair, tmp_path: Path) -> None:

@@ -98,8 +98,8 @@ async def test_a_request_is_explained_by_the_router_that_served_it(tmp_path: Pat
         for name in ("one", "two"):
             (tmp_path / name).mkdir()
         async with (
-            running_router(tmp_path / "one", pair(prefill, decode)) as idle,
-            running_router(tmp_path / "two", pair(prefill, decode)) as busy,
+            running_router(tmp_path / "one", pair(prefill, decode, policy="LeastLoaded")) as idle,
+            running_router(tmp_path / "two", pair(prefill, decode, policy="LeastLoaded")) as busy,
         ):
             await busy.client.post("/v1/chat/completions", json=chat(LONG), headers={"x-request-id": "a-1"})
             urls = [f"http://127.0.0.1:{r.router.admin_port}" for r in (idle, busy)]

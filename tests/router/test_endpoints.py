@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -10,13 +11,12 @@ import pytest
 
 from support.router_recording_worker import EVENTS, recording_worker
 from support.router_running import DEPLOYMENT, LONG, MODEL, config, eventually_async, running_router
+from turnout_router.dialects import ANTHROPIC
 from turnout_router.endpoints import ENDPOINTS
 from turnout_router.errors import UpstreamError
 from turnout_router.events import MESSAGE_EVENTS, RESPONSE_EVENTS, EventForm, EventTap
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from support.router_recording_worker import RecordingWorker
 
 SAID = [{"role": "user", "content": "hi"}]
@@ -42,7 +42,18 @@ EVENT_STREAMS: dict[str, bytes] = {
             ("response.created", {"response": {"usage": None}}),
             ("response.output_text.delta", {"delta": "event: error\ntok"}),
             ("response.output_text.delta", {"delta": "tok"}),
-            ("response.completed", {"response": {"usage": {"input_tokens": 7, "output_tokens": 2}}}),
+            (
+                "response.completed",
+                {
+                    "response": {
+                        "usage": {
+                            "input_tokens": 7,
+                            "input_tokens_details": {"cached_tokens": 4},
+                            "output_tokens": 2,
+                        }
+                    }
+                },
+            ),
         )
     ),
     "/v1/messages": b"".join(
@@ -50,7 +61,13 @@ EVENT_STREAMS: dict[str, bytes] = {
         for name, fields in (
             ("message_start", {"message": {"usage": {"input_tokens": 7, "output_tokens": 0}}}),
             ("content_block_delta", {"index": 0, "delta": {"type": "text_delta", "text": "tok"}}),
-            ("message_delta", {"delta": {}, "usage": {"output_tokens": 2}}),
+            (
+                "message_delta",
+                {
+                    "delta": {},
+                    "usage": {"input_tokens": 3, "cache_read_input_tokens": 4, "output_tokens": 2},
+                },
+            ),
             ("message_stop", {}),
         )
     ),
@@ -59,6 +76,11 @@ EVENT_STREAMS: dict[str, bytes] = {
 
 def one(worker: RecordingWorker) -> dict[str, Any]:
     return config([("aggregated", worker.url)])
+
+
+def by_load(prefill: RecordingWorker, decode: RecordingWorker) -> dict[str, Any]:
+    """Return a pair that moves every cache that may be moved."""
+    return config([("prefill", prefill.url), ("decode", decode.url)], policy="LeastLoaded")
 
 
 def test_every_endpoint_has_a_body_here() -> None:
@@ -116,7 +138,7 @@ async def test_responses_and_messages_are_prefilled_elsewhere(
     async with (
         recording_worker() as prefill,
         recording_worker(answer=EVENT_STREAMS[path], type=EVENTS) as decode,
-        running_router(tmp_path, config([("prefill", prefill.url), ("decode", decode.url)])) as r,
+        running_router(tmp_path, by_load(prefill, decode)) as r,
     ):
         await r.client.post(path, json={"model": MODEL, "stream": True, **body})
     assert prefill.paths == decode.paths == [path]
@@ -204,7 +226,9 @@ async def test_anthropics_clients_send_their_key_in_a_field_of_their_own(tmp_pat
     """`x-api-key` opens Anthropic's paths, and those only; the worker sees neither form of the key."""
     async with recording_worker() as worker:
         digest = hashlib.sha256(b"sk-right").hexdigest()
-        content = one(worker) | {"budgets": [{"name": "default/b", "keys": [{"name": "k", "sha256": digest}]}]}
+        content = one(worker) | {
+            "budgets": [{"name": "default/b", "keys": [{"name": "k", "sha256": digest}]}]
+        }
         async with running_router(tmp_path, content, auth="required") as r:
             for path, key, status in (
                 ("/v1/messages", "sk-right", 200),
@@ -285,10 +309,39 @@ def test_events_are_read_however_they_are_cut(form: EventForm, path: str, size: 
         tap = EventTap(form, max_event_bytes=1000)
         got = b"".join(tap.feed(sent[at : at + size], float(at)) for at in range(0, len(sent), size))
         assert got == stream
-        assert (tap.prompt_tokens, tap.output_tokens) == (7, 2)
+        assert (tap.prompt_tokens, tap.output_tokens, tap.cached_tokens) == (7, 2, 4)
         assert tap.done
         assert not tap.error
         assert tap.first_token_at is not None
+
+
+@pytest.mark.parametrize(
+    ("path", "usage", "tokens"),
+    [
+        ("/v1/messages", {"input_tokens": 3, "cache_read_input_tokens": 4, "output_tokens": 2}, (7, 2)),
+        ("/v1/messages", {"input_tokens": 7, "output_tokens": 2}, (7, 2)),
+        (
+            "/v1/responses",
+            {
+                "input_tokens": 7,
+                "input_tokens_details": {"cached_tokens": 4, "input_tokens_per_turn": [7]},
+                "output_tokens": 2,
+            },
+            (7, 2),
+        ),
+        ("/v1/embeddings", {"prompt_tokens": 7, "total_tokens": 7}, (7, 0)),
+        ("/v1/chat/completions", {"prompt_tokens": 7, "completion_tokens": 2}, (7, 2)),
+        ("/tokenize", None, (0, 0)),
+    ],
+)
+def test_whole_answers_tell_their_tokens(path: str, usage: Any, tokens: tuple[int, int]) -> None:
+    """Each API's usage, whatever the answer's text and its tools' inputs look like."""
+    tool = {"type": "tool_use", "input": {"input_tokens": 99, "usage_": {"prompt_tokens": 99}}}
+    text = '"usage": {"input_tokens": 55, "prompt_tokens": 55}'
+    value = {"content": [tool, {"text": text}]} | ({} if usage is None else {"usage": usage})
+    if usage is None:
+        del value["content"]
+    assert ENDPOINTS[path.encode()].usage_of(orjson.dumps(value)) == tokens
 
 
 def test_an_endless_event_is_refused() -> None:
@@ -298,3 +351,24 @@ def test_an_endless_event_is_refused() -> None:
         assert tap.feed(b"data", 0.0) == b""
     with pytest.raises(UpstreamError):
         tap.feed(b"data", 0.0)
+
+
+def test_the_documentation_has_every_endpoint_as_it_is() -> None:
+    """The table in docs/api.md and the router's own say the same."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "api.md").read_text()
+    told = [
+        tuple(cell.strip().strip("`") for cell in line.split("|")[1:-1])
+        for line in text.splitlines()
+        if line.startswith("| `/")
+    ]
+    yes = {True: "yes", False: "no"}
+    assert [(row[0], row[1], row[2] != "no", row[3], row[4]) for row in told] == [
+        (
+            endpoint.path.decode(),
+            yes[endpoint.prefill is not None],
+            endpoint.stream is not None,
+            "Anthropic" if endpoint.dialect is ANTHROPIC else "OpenAI",
+            yes[endpoint.serves],
+        )
+        for endpoint in ENDPOINTS.values()
+    ]

@@ -21,7 +21,7 @@ async def test_a_request_that_asks_is_told_why(tmp_path: Path) -> None:
     async with (
         mock_worker() as prefill,
         mock_worker() as decode,
-        running_router(tmp_path, pair(prefill, decode)) as r,
+        running_router(tmp_path, pair(prefill, decode, policy="LeastLoaded")) as r,
     ):
         silent = await r.chat(LONG)
         told = await r.client.post(
@@ -42,7 +42,7 @@ async def test_a_decision_can_be_looked_up_afterwards(tmp_path: Path) -> None:
     async with (
         mock_worker() as prefill,
         mock_worker() as decode,
-        running_router(tmp_path, pair(prefill, decode)) as r,
+        running_router(tmp_path, pair(prefill, decode, policy="LeastLoaded")) as r,
     ):
         asked = {"stream": True, "max_tokens": 9}
         await r.client.post(

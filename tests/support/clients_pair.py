@@ -22,13 +22,13 @@ class Pair:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The router's configuration."""
+        """The router's configuration: by load, so that every cache that may be moved is."""
         backends = [
             {"role": "prefill", "url": self.prefill.url},
             {"role": "decode", "url": self.decode.url},
         ]
         deployment = {"name": DEPLOYMENT, "servedNames": [NAME], "timeScale": 10, "backends": backends}
-        return {"deployments": [deployment]}
+        return {"deployments": [deployment | {"policy": "LeastLoaded"}]}
 
     @property
     def moved_tokens(self) -> float:

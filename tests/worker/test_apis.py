@@ -104,7 +104,9 @@ def test_a_message_is_what_the_chat_would_say(client: openai.OpenAI, claude: ant
         final = stream.get_final_message()
     assert text == whole.content[0].text
     assert (final.stop_reason, final.usage.output_tokens) == ("max_tokens", 30)
-    assert final.usage.input_tokens == whole.usage.input_tokens
+    assert final.usage.input_tokens + (final.usage.cache_read_input_tokens or 0) == (
+        whole.usage.input_tokens + (whole.usage.cache_read_input_tokens or 0)
+    )
 
 
 def test_a_message_reads_blocks_and_stops_where_it_is_told(claude: anthropic.Anthropic) -> None:
@@ -130,7 +132,8 @@ def test_tokens_of_a_message_are_counted(claude: anthropic.Anthropic) -> None:
     """count_tokens says what usage will say."""
     messages: Any = [{"role": "user", "content": PROMPT}]
     counted = claude.messages.count_tokens(model=NAME, messages=messages).input_tokens
-    assert counted == claude.messages.create(model=NAME, max_tokens=1, messages=messages).usage.input_tokens
+    usage = claude.messages.create(model=NAME, max_tokens=1, messages=messages).usage
+    assert counted == usage.input_tokens + (usage.cache_read_input_tokens or 0)
 
 
 def test_errors_of_messages_are_anthropics(claude: anthropic.Anthropic) -> None:

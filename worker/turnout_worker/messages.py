@@ -142,7 +142,11 @@ class MessageForm:
 
 
 def _usage(usage: Usage) -> dict[str, Any]:
-    value = {"input_tokens": usage.prompt_tokens, "output_tokens": usage.output_tokens}
-    if usage.cached_tokens is not None:
-        value["cache_read_input_tokens"] = usage.cached_tokens
-    return value
+    """Return Anthropic's usage object, in which tokens that were cached are no part of `input_tokens`."""
+    if usage.cached_tokens is None:
+        return {"input_tokens": usage.prompt_tokens, "output_tokens": usage.output_tokens}
+    return {
+        "input_tokens": usage.prompt_tokens - usage.cached_tokens,
+        "output_tokens": usage.output_tokens,
+        "cache_read_input_tokens": usage.cached_tokens,
+    }
