@@ -28,7 +28,7 @@ class MockWorker:
 
     `behaviour`: ok, status (answers `status`), hang (never answers), reset (closes without an answer), garbage,
     cut (streams half of the tokens and dies), cut_cleanly (ends there as if that were all), endless (streams until the other side leaves), stream_error (an error
-    event after half of the tokens), bad_params (a prefill without a cache), head_then_cut (200, then closes),
+    event after half of the tokens), bad_params (a prefill without a cache), head_then_cut (200, then closes), head_then_hang,
     cut_in_head, endless_head, cannot_fetch (500 where it is to take over another one's cache), gated (waits for `gate` before it answers).
     """
 
@@ -187,6 +187,9 @@ class MockWorker:
             await writer.drain()
             writer.transport.abort()
             return False
+        if self.behaviour == "head_then_hang":
+            await writer.drain()
+            await asyncio.Event().wait()
         await self._event(writer, self._chunk(body, {"role": "assistant", "content": ""}))
         count = 0
         while count < self.tokens or self.behaviour == "endless":
