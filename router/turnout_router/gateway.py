@@ -35,7 +35,7 @@ from turnout_router.errors import (
 from turnout_router.exchange import Exchange, Identity
 from turnout_router.http import JSON, Request
 from turnout_router.metrics import NO_DEPLOYMENT, Metrics
-from turnout_router.openai import parse
+from turnout_router.openai import capped, parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -125,10 +125,11 @@ class Gateway:
             if completion.model in fleet.names:
                 raise unavailable(f"No deployment that `{completion.model}` leads to exists now.")
             raise model_not_found(completion.model)
+        route = fleet.deployments[key]
         return Exchange(
             client=client,
-            request=completion,
-            route=fleet.deployments[key],
+            request=capped(completion, route.max_output_tokens),
+            route=route,
             identity=identity,
             backends=self._backends,
             decisions=self.decisions,

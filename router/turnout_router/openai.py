@@ -7,7 +7,7 @@ knows, and a stream of chunks is asked for its usage. Changed for the prefill ha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -103,6 +103,22 @@ def parse(endpoint: Endpoint, raw: bytes) -> Completion:
         expected_output_tokens=_expected_output(endpoint, body),
         local="no_generation" if prefill is None else "request_form" if prefill.local_if(body) else None,
     )
+
+
+def capped(request: Completion, most_tokens: int | None) -> Completion:
+    """Return *request* with its output bounded to *most_tokens*. Raise ApiError (400) where it asks for more.
+
+    A request that names no bound gets this one. Where a bound holds, what is no whole number is refused as well: an
+    engine may read a larger one in it.
+    """
+    names = request.endpoint.output_caps
+    if most_tokens is None or not names:
+        return request
+    given = {name: value for name in names if (value := request.body.get(name)) is not None}
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value > most_tokens:
+            raise malformed(f"`{name}` must be a whole number of at most {most_tokens} for this model.", name)
+    return request if given else replace(request, body=request.body | {names[-1]: most_tokens})
 
 
 def prefill_body(request: Completion, backend: Backend) -> bytes:

@@ -163,6 +163,39 @@ async def test_more_workers_bring_more_room(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("asked", "sent"),
+    [
+        ({}, {"max_tokens": 100}),
+        ({"max_tokens": None}, {"max_tokens": 100}),
+        ({"max_tokens": 100}, {"max_tokens": 100}),
+        ({"max_completion_tokens": 7}, {"max_completion_tokens": 7}),
+        ({"max_tokens": 101}, None),
+        ({"max_tokens": 5, "max_completion_tokens": 101}, None),
+        ({"max_tokens": "101"}, None),
+        ({"max_tokens": 1e3}, None),
+        ({"max_tokens": True}, None),
+    ],
+)
+async def test_output_is_capped(tmp_path: Path, asked: dict[str, Any], sent: dict[str, int] | None) -> None:
+    """Whoever asks for more is refused in words, whoever names no bound gets the deployment's, others keep their own."""
+    async with (
+        mock_worker() as worker,
+        running_router(tmp_path, config([("aggregated", worker.url)], maxOutputTokens=100)) as r,
+    ):
+        answer = await r.chat(**asked)
+    if sent is None:
+        assert answer.status_code == 400
+        assert "at most 100" in answer.json()["error"]["message"]
+        assert not worker.received
+    else:
+        assert answer.status_code == 200
+        body = worker.received[0].body
+        assert {
+            name: value for name, value in body.items() if name in {"max_tokens", "max_completion_tokens"}
+        } == sent
+
+
+@pytest.mark.parametrize(
     ("granted", "wanted", "tier"),
     [
         (NORMAL, None, NORMAL),

@@ -206,6 +206,13 @@ class Routing(Model):
         le=1_048_576,
         description="Prompts with fewer (estimated) tokens are prefilled by the decode worker itself: moving the cache costs more.",
     )
+    max_output_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_048_576,
+        description="Most output tokens that a request may ask for; more is refused with 400, and a request that names no"
+        " bound gets this one. Unset: no such bound.",
+    )
 
 
 class LLMDeploymentSpec(Model):

@@ -38,6 +38,7 @@ class DeploymentRoute:
     """What the router needs to know of one deployment. `key` is ``NAMESPACE/NAME``.
 
     Objectives are seconds of the deployment's own time, of which `time_scale` pass in one real second.
+    `max_output_tokens` is the most that one request may ask for, None without such a bound.
     `claimed_names` are the names it asks for; `settled_names` are those that the operator left to it, None as
     long as the operator has not said.
     """
@@ -48,6 +49,7 @@ class DeploymentRoute:
     created: float = 0.0
     time_to_first_token_seconds: float = 2.0
     inter_token_seconds: float = 0.05
+    max_output_tokens: int | None = None
     time_scale: float = 1.0
     local_prefill_below_tokens: int = 256
 

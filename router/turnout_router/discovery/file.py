@@ -5,6 +5,7 @@ Example::
     deployments:
       - name: default/llama-8b
         servedNames: [llama-3.1-8b]
+        maxOutputTokens: 4096                   # most that one request may ask for
         slo: {timeToFirstToken: 500ms, interTokenLatency: 40ms}
         timeScale: 1
         localPrefillBelowTokens: 256
@@ -73,6 +74,7 @@ class FileDeployment(Model):
     name: _Key
     served_names: list[_Name] = Field(min_length=1, max_length=16)
     slo: Objectives = Field(default_factory=Objectives)
+    max_output_tokens: int | None = Field(default=None, ge=1, le=1_048_576)
     time_scale: int = Field(default=1, ge=1, le=100)
     local_prefill_below_tokens: int = Field(default=256, ge=0, le=1_048_576)
     backends: list[FileBackend] = Field(default_factory=list, max_length=10_000)
@@ -162,6 +164,7 @@ def _fleet_of(config: FileConfig) -> Fleet:
                 settled_names=tuple(d.served_names),
                 time_to_first_token_seconds=seconds(d.slo.time_to_first_token),
                 inter_token_seconds=seconds(d.slo.inter_token_latency),
+                max_output_tokens=d.max_output_tokens,
                 time_scale=d.time_scale,
                 local_prefill_below_tokens=d.local_prefill_below_tokens,
             )

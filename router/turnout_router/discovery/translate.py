@@ -27,6 +27,7 @@ def deployment_of(raw: dict[str, Any]) -> DeploymentRoute:
         created=_unix(resource.metadata.creation_timestamp),
         time_to_first_token_seconds=seconds(spec.slo.time_to_first_token),
         inter_token_seconds=seconds(spec.slo.inter_token_latency),
+        max_output_tokens=spec.routing.max_output_tokens,
         time_scale=spec.engine.simulated.time_scale,
         local_prefill_below_tokens=spec.routing.local_prefill_below_tokens,
     )
