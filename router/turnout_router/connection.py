@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Protocol, cast
 
 import httptools
@@ -235,23 +234,26 @@ class ClientConnection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """Line the request up."""
         self._in_message = False
-        version = self._parser.get_http_version()
+        parser = self._parser
+        method = parser.get_method().decode("ascii")
+        keep_alive = bool(parser.should_keep_alive()) and not parser.should_upgrade()
+        may_chunk = parser.get_http_version() == "1.1"
         self._ready.append(
             Request(
-                method=self._parser.get_method().decode("ascii"),
-                target=self._target,
-                fields=tuple(self._fields),
-                body=self._whole_body(),
-                keep_alive=bool(self._parser.should_keep_alive()) and not self._parser.should_upgrade(),
-                may_chunk=version == "1.1",
-                has_body=self._has_body,
+                method,
+                self._target,
+                tuple(self._fields),
+                self._whole_body(),
+                keep_alive,
+                may_chunk,
+                self._has_body,
             )
         )
 
     def on_late_body_complete(self, request: Request) -> None:
         """Line *request* up, whose body had to be read apart."""
         self._in_message = False
-        self._ready.append(replace(request, body=self._whole_body()))
+        self._ready.append(request._replace(body=self._whole_body()))
 
     # What the handler says
 

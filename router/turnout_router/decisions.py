@@ -6,9 +6,10 @@ several requests: then the last of them is found.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,8 +26,7 @@ MAX_SENTENCE: Final = 2000
 """Characters of the reason in a header field."""
 
 
-@dataclass(frozen=True, slots=True)
-class Chosen:
+class Chosen(NamedTuple):
     """A choice without what it was made from: only what can be told of it is kept."""
 
     at: float
@@ -103,7 +103,7 @@ class Decisions:
         self._most = most
         self._most_figures = most_figures
         self._figures = 0
-        self._kept: dict[str, Decision] = {}
+        self._kept: OrderedDict[str, Decision] = OrderedDict()
 
     def begin(self, decision: Decision) -> None:
         """Keep *decision*, which has just begun, and forget what is too old."""
@@ -142,7 +142,7 @@ class Decisions:
 
     def _shrink(self) -> None:
         while len(self._kept) > self._most or (self._figures > self._most_figures and len(self._kept) > 1):
-            oldest = self._kept.pop(next(iter(self._kept)))
+            _, oldest = self._kept.popitem(last=False)
             self._figures -= oldest.weight
 
     def _summary(self, decision: Decision) -> dict[str, Any]:

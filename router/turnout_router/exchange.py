@@ -9,8 +9,7 @@ After the first byte nothing is repeated: the stream ends with an error event an
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 
@@ -54,8 +53,7 @@ _CLIENT_ERROR: Final = 400
 _SERVER_ERROR: Final = 500
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(NamedTuple):
     """How a request is called: `shown` to the client, `sent` to workers (unique, so that no client can clash)."""
 
     shown: bytes

@@ -7,8 +7,7 @@ knows, and a stream of chunks is asked for its usage. Changed for the prefill ha
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 
@@ -50,8 +49,7 @@ EXPECTED_OUTPUT_TOKENS: Final = 256
 """Output tokens that a request is counted with while it runs, where it does not cap them lower."""
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
+class Completion(NamedTuple):
     """One request for a model, understood.
 
     `body` is the client's object without engine-internal fields and is never changed; `prompt_tokens` is an
@@ -118,7 +116,7 @@ def capped(request: Completion, most_tokens: int | None) -> Completion:
     for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, int) or value > most_tokens:
             raise malformed(f"`{name}` must be a whole number of at most {most_tokens} for this model.", name)
-    return request if given else replace(request, body=request.body | {names[-1]: most_tokens})
+    return request if given else request._replace(body=request.body | {names[-1]: most_tokens})
 
 
 def prefill_body(request: Completion, backend: Backend) -> bytes:

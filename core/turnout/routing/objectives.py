@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from turnout.routing.fleet import DeploymentRoute
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
+class Timing(NamedTuple):
     """How one request that ran to its end went, in the deployment's seconds.
 
     `first_token_seconds` and `inter_token_seconds` are None where they could not be seen: an answer that is not

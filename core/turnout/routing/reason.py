@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,8 +49,7 @@ class Reason(Protocol):
         """Return who was compared."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ranking:
+class Ranking(NamedTuple):
     """The backends compared for one half of a request. `costs` stand in the same order; the least one is chosen."""
 
     half: Half
@@ -79,8 +78,7 @@ class Ranking:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class LeastLoaded:
+class LeastLoaded(NamedTuple):
     """The least loaded worker was chosen, see `turnout.routing.pick`. `local` is the `LocalReason`, if there is one."""
 
     decode: Ranking
