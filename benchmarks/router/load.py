@@ -28,12 +28,16 @@ _VARIANTS = 256
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What is sent: `total` requests out of `requests` in turn, over `connections`. `events` of each answer, streamed."""
+    """What is sent: `total` requests out of `requests` in turn, over `connections` that begin within `ramp_seconds`.
+
+    `events` is how many each answer has, where it is streamed.
+    """
 
     requests: tuple[bytes, ...]
     connections: int
     total: int
     events: int | None = None
+    ramp_seconds: float = 0.0
 
 
 @dataclass(slots=True)
@@ -58,15 +62,23 @@ async def run(port: int, load: Load, deadline_seconds: float) -> Outcome:
     todo = (load.requests[n % len(load.requests)] for n in range(load.total))
     began = time.perf_counter()
     async with asyncio.timeout(deadline_seconds), asyncio.TaskGroup() as group:
-        for _ in range(min(load.connections, load.total)):
-            group.create_task(_keep_connected(loop, port, todo, load, outcome))
+        count = min(load.connections, load.total)
+        for number in range(count):
+            wait = load.ramp_seconds * number / count
+            group.create_task(_keep_connected(loop, port, todo, load, outcome, wait))
     outcome.seconds = time.perf_counter() - began
     return outcome
 
 
 async def _keep_connected(
-    loop: asyncio.AbstractEventLoop, port: int, todo: Iterator[bytes], load: Load, outcome: Outcome
+    loop: asyncio.AbstractEventLoop,
+    port: int,
+    todo: Iterator[bytes],
+    load: Load,
+    outcome: Outcome,
+    wait_seconds: float,
 ) -> None:
+    await asyncio.sleep(wait_seconds)
     left = True
     while left:
         client = _Client(loop, todo, load, outcome)

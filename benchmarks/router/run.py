@@ -40,6 +40,8 @@ _BYTES = {"2kB": 2_000, "32kB": 32_000}
 _MANY_STREAMS = 2_000
 _MANY_EVENTS = 20
 _MANY_EVERY_MS = 500
+_MANY_RAMP_SECONDS = 4.0
+"""They begin within this time and last for 10 s, so that for 6 s all run at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +219,7 @@ async def _many_streams(stand: Stand) -> dict[str, Any]:
     """Run 2,000 streams at a time through Turnout and report its memory and the errors."""
     process, port = stand.routers[report.OWN]
     prepared = load.requests(2_000, contestants.KEY, events=_MANY_EVENTS, every_ms=_MANY_EVERY_MS)
-    work = load.Load(prepared, _MANY_STREAMS, _MANY_STREAMS, _MANY_EVENTS + 2)
+    work = load.Load(prepared, _MANY_STREAMS, _MANY_STREAMS, _MANY_EVENTS + 2, _MANY_RAMP_SECONDS)
     outcome = await load.run(port, work, _LOAD_SECONDS)
     return {
         "streams": _MANY_STREAMS,
