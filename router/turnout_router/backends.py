@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from turnout.routing import (
     HEALTHY,
@@ -26,7 +26,13 @@ from turnout.routing import (
     usable,
 )
 from turnout.routing.admission import AdmissionLimits
+from turnout.routing.ledger import Ledger, Prompt
+from turnout.routing.policy import PrefixAware
+from turnout.routing.select import select
+from turnout.routing.work import WorkModel
 from turnout_router.admission import Gates
+from turnout_router.hold import Hold
+from turnout_router.prefixes import BLOCK_TOKENS, prompt_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,7 +41,13 @@ if TYPE_CHECKING:
     from turnout.routing.pick import LocalReason
     from turnout_router.errors import UpstreamError
     from turnout_router.metrics import Metrics
+    from turnout_router.openai import Completion
     from turnout_router.upstream import Pools
+
+
+UNTOLD_KV_TOKENS: Final = 400_000
+"""KV cache of a worker that nobody has said anything of: about an 8B model on one accelerator of 80 GB. What usage
+says of cached tokens puts it right."""
 
 
 @dataclass(slots=True)
@@ -68,6 +80,8 @@ class Backends:
         self._health: dict[str, Health] = {}
         self._budget = RetryBudget()
         self._picks = 0
+        self._policies: dict[str, PrefixAware] = {}
+        self._scales: dict[str, float] = {}
 
     def update(self, fleet: Fleet) -> None:
         """Use *fleet* from now on. What runs on workers that left goes on; what is known of them is forgotten."""
@@ -78,6 +92,16 @@ class Backends:
         self.gates.resize(
             {key: sum(b.role != "prefill" for b in group) for key, group in fleet.backends.items()}
         )
+        self._policies = {
+            key: self._policies.get(key) or PrefixAware(Ledger(BLOCK_TOKENS), WorkModel())
+            for key, route in fleet.deployments.items()
+            if route.policy == "PrefixAware"
+        }
+        self._scales = {key: route.time_scale for key, route in fleet.deployments.items()}
+        for key, policy in self._policies.items():
+            policy.ledger.set_backends(
+                (b.id, b.kv_tokens or UNTOLD_KV_TOKENS) for b in fleet.backends.get(key, ())
+            )
         self.pools.retain((b.host, b.port) for b in present.values())
         self._metrics.retain(fleet.deployments)
         self._metrics.fleet_updates.inc()
@@ -93,30 +117,45 @@ class Backends:
         self._budget = after_retry(self._budget)
         return True
 
+    def prompt_of(self, request: Completion, route: DeploymentRoute) -> Prompt:
+        """Return what a choice needs to know of *request*; its prefix only where there is a choice by it."""
+        blocks: tuple[int, ...] = ()
+        if route.key in self._policies and len(self.fleet.backends.get(route.key, ())) > 1:
+            blocks = prompt_blocks(request.body, request.endpoint.prompt)
+        tokens = max(1, request.prompt_tokens, len(blocks) * BLOCK_TOKENS)
+        return Prompt(tokens, blocks, request.expected_output_tokens)
+
     def pick(
         self,
         route: DeploymentRoute,
-        prompt_tokens: int,
+        prompt: Prompt,
         *,
         excluded: frozenset[str],
         avoided: frozenset[str],
         local: LocalReason | None,
     ) -> Choice | None:
-        """Choose who serves a request now, see `turnout.routing.pick_pair`.
+        """Choose who serves a request now, see `turnout.routing.select` and `turnout.routing.pick_pair`.
 
         Two workers are never tried by the same request: where both halves of a pair have yet to show that they have
         recovered, the prefill worker is paired with another decode worker, if there is one.
         """
         now = self._clock()
-        choose = partial(
-            pick_pair,
-            usable(self.fleet.backends.get(route.key, ()), self._health, now),
-            self._loads,
-            prompt_tokens,
-            route.local_prefill_below_tokens,
-            avoided=avoided,
-            local=local,
-        )
+        backends = usable(self.fleet.backends.get(route.key, ()), self._health, now)
+        policy = self._policies.get(route.key)
+        choose: Callable[..., Choice | None]
+        if policy is None:
+            below = route.local_prefill_below_tokens
+            choose = partial(pick_pair, backends, self._loads, prompt.tokens, below)
+        else:
+            choose = partial(
+                select,
+                policy,
+                backends,
+                prompt,
+                now * route.time_scale,
+                local_prefill_below_tokens=route.local_prefill_below_tokens,
+            )
+        choose = partial(choose, avoided=avoided, local=local)
         choice = choose(excluded=excluded)
         if choice is not None and self._health:
             pair = (choice.decode, choice.prefill)
@@ -128,8 +167,8 @@ class Backends:
         return choice
 
     @contextmanager
-    def holding(self, backend: Backend, tokens: int) -> Iterator[None]:
-        """Count *tokens* and one request as in flight on *backend*."""
+    def holding(self, backend: Backend, tokens: int, choice: Choice) -> Iterator[Hold]:
+        """Count *tokens* and one request as in flight on *backend*, one of the two of *choice*."""
         load = self._loads.get(backend.id)
         if load is None:
             load = self._loads[backend.id] = InFlight()
@@ -137,11 +176,13 @@ class Backends:
         load.last_pick = self._picks
         load.tokens += tokens
         load.requests += 1
+        hold = Hold(choice.picks, backend.id, self._clock, self._scales.get(backend.deployment, 1.0))
         try:
-            yield
+            yield hold
         finally:
             load.tokens -= tokens
             load.requests -= 1
+            hold.end()
 
     def paired(self, decode: Backend, prefill: Backend) -> None:
         """Note that this pair worked: only now what *prefill* handed out has proved to be good."""

@@ -24,6 +24,7 @@ from turnout_router.errors import (
     unavailable,
 )
 from turnout_router.events import EventForm, EventTap
+from turnout_router.hold import cached_in
 from turnout_router.http import JSON, post
 from turnout_router.openai import decode_body, prefill_body
 from turnout_router.relay import Collected, Relay
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from turnout_router.backends import Backends
     from turnout_router.connection import ClientConnection
     from turnout_router.decisions import Decisions
+    from turnout_router.hold import Hold
     from turnout_router.http import Fields
     from turnout_router.metrics import DeploymentMetrics
     from turnout_router.openai import Completion
@@ -82,6 +84,7 @@ class Exchange:
         "_local",
         "_metrics",
         "_prefill_failed",
+        "_prompt",
         "_request",
         "_retries",
         "_route",
@@ -113,6 +116,7 @@ class Exchange:
         self._tier = tier
         self._tokens = request.prompt_tokens + request.expected_output_tokens
         self._gate: Gate | None = None
+        self._prompt = backends.prompt_of(request, route)
         self._clock = clock
         self._began = clock()
         self._retries = 0
@@ -182,11 +186,11 @@ class Exchange:
         while True:
             choice = self._pick()
             self._decisions.chosen(self._decision, choice)
-            with self._backends.holding(choice.decode, self._tokens):
+            with self._backends.holding(choice.decode, self._tokens, choice) as hold:
                 params = None
                 if choice.prefill is not None:
                     try:
-                        answer, params = await self._prefill(choice.prefill)
+                        answer, params = await self._prefill(choice.prefill, choice)
                     except UpstreamError as error:
                         self._note_prefill_failure(choice.prefill, error)
                         continue
@@ -196,7 +200,7 @@ class Exchange:
                 elif choice.local_reason is not None:
                     self._metrics.prefilled_locally(choice.local_reason)
                 try:
-                    status = await self._decode(choice.decode, params)
+                    status = await self._decode(choice.decode, params, hold)
                 except UpstreamError as error:
                     self._note_decode_failure(choice, error)
                     continue
@@ -227,7 +231,7 @@ class Exchange:
     def _choose(self) -> Choice | None:
         return self._backends.pick(
             self._route,
-            self._request.prompt_tokens,
+            self._prompt,
             excluded=self._excluded,
             avoided=self._avoided,
             local=self._local,
@@ -241,10 +245,10 @@ class Exchange:
             self._metrics.retried(self._failure.fault)
         return True
 
-    async def _prefill(self, backend: Backend) -> tuple[Collected, dict[str, Any] | None]:
+    async def _prefill(self, backend: Backend, choice: Choice) -> tuple[Collected, dict[str, Any] | None]:
         """Return the answer of *backend* and what it hands out; None where it refused the request (4xx)."""
         answer = Collected(self._limits.prefill_answer_bytes)
-        with self._backends.holding(backend, self._request.prompt_tokens):
+        with self._backends.holding(backend, self._request.prompt_tokens, choice) as hold:
             await self._backends.pools.of((backend.host, backend.port)).exchange(
                 self._post(backend, prefill_body(self._request, backend)),
                 answer,
@@ -252,6 +256,7 @@ class Exchange:
                 idle_seconds=None,
                 what="the prefill",
             )
+            hold.found(cached_in(answer.body), self._request.endpoint.usage_of(answer.body)[0])
         if answer.status >= _SERVER_ERROR:
             fault: UpstreamFault = "overloaded" if answer.status == _UNAVAILABLE else "status"
             raise UpstreamError(fault, f"the prefill worker answered {answer.status}", answer.status)
@@ -267,11 +272,14 @@ class Exchange:
         self._decision.prefilled_at = self._clock()
         return answer, params
 
-    async def _decode(self, backend: Backend, params: dict[str, Any] | None) -> int:
+    async def _decode(self, backend: Backend, params: dict[str, Any] | None, hold: Hold) -> int:
         """Have *backend* answer the client, and return the status that it saw."""
         request = self._request
         tap = self._tap()
-        relay = Relay(self._client, self._limits, tap, self._own_fields(backend), self._clock)
+        fields = self._own_fields(backend)
+        relay = Relay(self._client, self._limits, tap, fields, self._clock, on_first=hold.first_token)
+        if not request.stream:
+            hold.expect_first_token(asyncio.get_running_loop())
         if request.stream:
             seconds = self._backends.patience(backend, self._limits.first_byte_seconds)
         else:
@@ -290,6 +298,9 @@ class Exchange:
         self._backends.succeeded(backend)
         if relay.status < _CLIENT_ERROR and request.endpoint.serves:
             self._account(tap, body)
+            if params is None:  # what was moved there counts as cached, too: nothing to be learnt of its own cache
+                cached = cached_in(body) if tap is None else tap.cached_tokens
+                hold.found(cached, request.endpoint.usage_of(body)[0] if tap is None else tap.prompt_tokens)
         return relay.status
 
     def _tap(self) -> StreamTap | EventTap | None:

@@ -48,6 +48,7 @@ class Relay:
         "_last",
         "_length",
         "_limits",
+        "_on_first",
         "_own_fields",
         "_streaming",
         "_tap",
@@ -62,8 +63,11 @@ class Relay:
         tap: Tap | None,
         own_fields: Fields,
         clock: Callable[[], float],
+        *,
+        on_first: Callable[[], None] | None = None,
     ) -> None:
         self.client = client
+        self._on_first = on_first
         self.status = 0
         self._limits = limits
         self._tap = tap
@@ -128,6 +132,8 @@ class Relay:
             if not data:
                 return
             client.begin(_OK, self._fields, None)
+            if self._on_first is not None:
+                self._on_first()
         if data:
             client.send(data)
         if tap.error:

@@ -29,6 +29,7 @@ class StreamTap:
         "_drop_usage",
         "_max_event_bytes",
         "_tail",
+        "cached_tokens",
         "done",
         "error",
         "first_token_at",
@@ -47,6 +48,7 @@ class StreamTap:
         self.last_token_at = 0.0
         self.prompt_tokens = 0
         self.output_tokens = 0
+        self.cached_tokens: int | None = None
 
     def feed(self, data: bytes, now: float) -> bytes:
         """Return what of *data*, received at *now*, is to be passed on: whole events.
@@ -106,6 +108,9 @@ class StreamTap:
         if isinstance(usage, dict):
             self.prompt_tokens = _count(usage, "prompt_tokens")
             self.output_tokens = _count(usage, "completion_tokens")
+            details = usage.get("prompt_tokens_details")
+            if isinstance(details, dict) and "cached_tokens" in details:
+                self.cached_tokens = _count(details, "cached_tokens")
             if not chunk.get("choices"):
                 return not self._drop_usage
         if _has_token(chunk):

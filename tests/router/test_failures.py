@@ -58,7 +58,10 @@ async def test_a_prefill_worker_that_fails_is_replaced_by_another(tmp_path: Path
         mock_worker() as good,
         mock_worker() as decode,
         running_router(
-            tmp_path, config([("prefill", bad.url), ("prefill", good.url), ("decode", decode.url)])
+            tmp_path,
+            config(
+                [("prefill", bad.url), ("prefill", good.url), ("decode", decode.url)], policy="LeastLoaded"
+            ),  # so that both take turns
         ) as r,
     ):
         for _ in range(3):

@@ -15,6 +15,7 @@ from turnout.api.rules import Rule, Unique
 from turnout.api.served import SERVED_NAMES, ServedName
 
 Role = Literal["prefill", "decode", "aggregated"]
+RoutingPolicy = Literal["PrefixAware", "LeastLoaded"]
 AcceleratorType = Literal["H100-SXM", "H200-SXM", "A100-SXM-80GB", "L40S"]
 """Keep in step with turnout.sizing.accelerators, whose test compares the two."""
 
@@ -200,6 +201,13 @@ class Scaling(Model):
 class Routing(Model):
     """How the router treats requests to this deployment."""
 
+    policy: RoutingPolicy = Field(
+        default="PrefixAware",
+        description=(
+            "How a worker is chosen. PrefixAware: by what its prefix cache holds of the prompt, its queue and its"
+            " KV room. LeastLoaded: by the tokens in flight alone, for prompts that have nothing in common."
+        ),
+    )
     local_prefill_below_tokens: int = Field(
         default=_LOCAL_PREFILL_BELOW_TOKENS,
         ge=0,

@@ -40,11 +40,11 @@ ADAPTER_LOAD_SECONDS: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Reasons:
-    """The terms of one backend's cost, in seconds, and what they follow from; `cost` is their sum."""
+class Cost:
+    """One backend's cost in seconds, the sum of the terms above (`affinity` being affinity * prefill), less `home`."""
 
     backend: str
-    cost: float
+    total: float
     queue: float
     prefill: float
     affinity: float
@@ -53,11 +53,18 @@ class Reasons:
     adapter: float
     home: float
     cached_tokens: int
-    waiting: float
-    """Requests without their first token there."""
-    running: float
-    kv_usage: float
-    """KV blocks held by requests in flight, as a share; above 1 some wait for room."""
+    waiting: int
+    """This router's prompts without a first token there."""
+
+
+Compared = tuple[str, float, tuple[float, float, float, float, float, float], float, int, int]
+"""A backend's cost as it is kept while nobody asks: id, total, the six terms, home, cached tokens, waiting."""
+
+
+def cost_of(compared: Compared) -> Cost:
+    """Return *compared* with names."""
+    backend, total, (queue, prefill, charged, decode, kv_wait, adapter), home, cached, waiting = compared
+    return Cost(backend, total, queue, prefill, charged, decode, kv_wait, adapter, home, cached, waiting)
 
 
 def affinity(waiting: Sequence[float]) -> float:

@@ -10,7 +10,7 @@ from turnout.routing.admission import NORMAL
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from turnout.api import Role
+    from turnout.api.deployment import Role, RoutingPolicy
     from turnout.routing.admission import Tier
 
 
@@ -31,6 +31,8 @@ class Backend:
     revision: str
     names: tuple[str, ...]
     ready: bool = True
+    kv_tokens: int = 0
+    """Tokens that its KV cache holds; 0 where nobody has said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ class DeploymentRoute:
     max_output_tokens: int | None = None
     time_scale: float = 1.0
     local_prefill_below_tokens: int = 256
+    policy: RoutingPolicy = "PrefixAware"
 
 
 @dataclass(frozen=True, slots=True)

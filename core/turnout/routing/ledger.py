@@ -219,8 +219,14 @@ class Ledger:
         state.running += 1
         state.context_tokens += ticket.prompt_tokens
 
-    def finished(self, ticket: Ticket, now: float, cached_tokens: int | None = None) -> None:
-        """Note an end, whatever its kind. *cached_tokens* as the usage says, None where it does not say."""
+    def finished(
+        self, ticket: Ticket, now: float, cached_tokens: int | None = None, prompt_tokens: int = 0
+    ) -> None:
+        """Note an end, whatever its kind. *cached_tokens* as the usage says, None where it does not say.
+
+        *prompt_tokens*, where the usage says it, puts the estimate of the prompt's length right: blocks are parts
+        of the prompt, whatever a token is.
+        """
         state = ticket.state
         if state is None:
             return
@@ -232,7 +238,8 @@ class Ledger:
             state.context_tokens -= ticket.prompt_tokens
             self.residence_seconds += LEARNING_RATE * (now - ticket.running_since - self.residence_seconds)
         if cached_tokens is not None:
-            found = min(cached_tokens // self.block_tokens, len(ticket.blocks))
+            cached = cached_tokens * ticket.prompt_tokens // prompt_tokens if prompt_tokens else cached_tokens
+            found = min(cached // self.block_tokens, len(ticket.blocks))
             if found < ticket.matched or not ticket.home:
                 state.cache.correct(ticket.matched, found)
         state.cache.release(ticket.blocks, ticket.private)

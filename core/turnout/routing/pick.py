@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from turnout.routing.fleet import Backend
+    from turnout.routing.policy import Picks
 
 LocalReason = Literal[
     "aggregated",
@@ -56,6 +57,8 @@ class Choice:
     prefill: Backend | None
     local_reason: LocalReason | None
     reason: Reason | None = field(default=None, compare=False)
+    picks: Picks | None = field(default=None, compare=False)
+    """What a prefix-aware policy is to be told of, once the request is on its way."""
 
 
 def pick_pair(

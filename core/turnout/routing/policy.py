@@ -11,11 +11,12 @@ from math import inf
 from typing import TYPE_CHECKING, Final
 
 from turnout.routing.affinity import home_hash
-from turnout.routing.cost import ADAPTER_LOAD_SECONDS, DECODE_WEIGHT, PROGRESS, Reasons, affinity
+from turnout.routing.cost import ADAPTER_LOAD_SECONDS, DECODE_WEIGHT, PROGRESS, Cost, affinity, cost_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from turnout.routing.cost import Compared
     from turnout.routing.ledger import BackendState, Ledger, Prompt, Scrape, Ticket
     from turnout.routing.work import WorkModel
 
@@ -31,6 +32,10 @@ STALL_WEIGHT: Final = 0.1
 a first token."""
 
 
+LOCAL_MARGIN_SECONDS: Final = 0.1
+"""What local prefill must save: a prompt belongs to the pool that is there for it, unless that has a queue."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pick:
     """A backend and what speaks for it. `matched` leading blocks are thought to be there; the rest takes `seconds`."""
@@ -43,12 +48,27 @@ class Pick:
     """Seconds in which the first token is expected there."""
     at_home: bool = False
     """Whether it is the session's home, where others may have sent what this router knows nothing of."""
+    compared: Sequence[Compared] = ()
+
+    def costs(self) -> tuple[Cost, ...]:
+        """Return what every backend would have cost, cheapest first."""
+        return tuple(cost_of(each) for each in sorted(self.compared, key=lambda each: each[1]))
 
 
 @dataclass(frozen=True, slots=True)
 class PairPick:
     """A decode worker and, unless it computes the prompt itself, a prefill worker."""
 
+    decode: Pick
+    prefill: Pick | None
+
+
+@dataclass(frozen=True, slots=True)
+class Picks:
+    """What was picked for a request, and by whom."""
+
+    policy: PrefixAware
+    prompt: Prompt
     decode: Pick
     prefill: Pick | None
 
@@ -91,13 +111,14 @@ class PrefixAware:
         prefill = self._cheapest(prompt, prefills, matches, now) if prefills else None
         weight = self._affinity(decodes, now)
         needed = ledger.blocks_of(prompt)
+        compared: list[Compared] = []
         best: tuple[float, int, Pick, bool] | None = None
         for state in decodes:
             matched = matches[state.slot]
             uncached = max(1, prompt.tokens - matched * size)
             terms = self._terms(state, prompt, matched, needed, weight, now)
             seconds = terms[1]
-            local = sum(terms) + STALL_WEIGHT * state.running * seconds
+            local = LOCAL_MARGIN_SECONDS + sum(terms) + STALL_WEIGHT * state.running * seconds
             remote = float("inf")
             if prefill is not None:
                 # The decode term of no prefill at all: one step of waiting.
@@ -106,9 +127,10 @@ class PrefixAware:
             worth_moving = uncached >= local_below_tokens and local >= remote
             is_local = prefill is None or prompt.tokens < local_below_tokens or not (worth_moving or terms[4])
             cost = local if is_local else remote
+            compared.append((state.id, cost, terms, 0.0, matched * size, len(state.waiting)))
             if best is None or (cost, state.last_pick) < best[:2]:
                 wait = terms[0] + seconds + terms[3] + terms[4] if is_local else cost
-                pick = Pick(state, matched, seconds if is_local else 0.0, cost, wait)
+                pick = Pick(state, matched, seconds if is_local else 0.0, cost, wait, compared=compared)
                 best = (cost, state.last_pick, pick, is_local)
         if best is None:
             raise ValueError("there is no backend to decode with")
@@ -128,43 +150,6 @@ class PrefixAware:
         ticket.home = pick.at_home
         return ticket
 
-    def explain(self, prompt: Prompt, states: Sequence[BackendState], now: float) -> tuple[Reasons, ...]:
-        """Return every backend's cost and its terms, cheapest first."""
-        if not states:
-            return ()
-        ledger, size = self.ledger, self.ledger.block_tokens
-        matches = ledger.index.match(prompt.blocks, ledger.slots)
-        weight = self._affinity(states, now)
-        needed = ledger.blocks_of(prompt)
-        home = self._home(prompt, states, matches)
-        reasons = []
-        for state in states:
-            matched = matches[state.slot]
-            queue, prefill, charged, decode, kv_wait, adapter = self._terms(
-                state, prompt, matched, needed, weight, now
-            )
-            bonus = self._hope(states) * (prefill + charged) if state is home else 0.0
-            share = state.share_of_others(now, ledger.residence_seconds)
-            held = state.cache.held + state.others_kv * share
-            reasons.append(
-                Reasons(
-                    backend=state.id,
-                    cost=queue + prefill + charged + decode + kv_wait + adapter - bonus,
-                    queue=queue,
-                    prefill=prefill,
-                    affinity=charged,
-                    decode=decode,
-                    kv_wait=kv_wait,
-                    adapter=adapter,
-                    home=bonus,
-                    cached_tokens=min(matched * size, prompt.tokens),
-                    waiting=len(state.waiting),
-                    running=state.running + state.others_running * share,
-                    kv_usage=held / state.cache.capacity,
-                )
-            )
-        return tuple(sorted(reasons, key=lambda each: each.cost))
-
     def _cheapest(
         self, prompt: Prompt, states: Sequence[BackendState], matches: list[int], now: float
     ) -> Pick:
@@ -173,17 +158,21 @@ class PrefixAware:
         home = self._home(prompt, states, matches)
         best_cost, best_pick = inf, 0
         chosen, chosen_terms = states[0], _NOTHING
+        size = self.ledger.block_tokens
+        compared: list[Compared] = []
         for state in states:
-            terms = self._terms(state, prompt, matches[state.slot], needed, weight, now)
+            matched = matches[state.slot]
+            terms = self._terms(state, prompt, matched, needed, weight, now)
             queue, prefill, charged, decode, kv_wait, adapter = terms
-            cost = queue + prefill + charged + decode + kv_wait + adapter
-            if state is home:
-                cost -= self._hope(states) * (prefill + charged)
+            hope = self._hope(states) * (prefill + charged) if state is home else 0.0
+            cost = queue + prefill + charged + decode + kv_wait + adapter - hope
+            compared.append((state.id, cost, terms, hope, matched * size, len(state.waiting)))
             if cost < best_cost or (cost == best_cost and state.last_pick < best_pick):
                 best_cost, best_pick = cost, state.last_pick
                 chosen, chosen_terms = state, terms
         wait = chosen_terms[0] + chosen_terms[1] + chosen_terms[3] + chosen_terms[4]
-        return Pick(chosen, matches[chosen.slot], chosen_terms[1], best_cost, wait, at_home=chosen is home)
+        at_home = chosen is home
+        return Pick(chosen, matches[chosen.slot], chosen_terms[1], best_cost, wait, at_home, compared)
 
     def _terms(  # noqa: PLR0917 - called for every backend of every request
         self, state: BackendState, prompt: Prompt, matched: int, needed: int, weight: float, now: float

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from turnout.routing.pick import Choice, LocalReason
+from turnout.routing.policy import PairPick, Picks
+from turnout.routing.reason import LOCAL_SENTENCES, Candidate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -17,15 +19,68 @@ if TYPE_CHECKING:
     from turnout.routing.fleet import Backend
     from turnout.routing.ledger import BackendState, Prompt
     from turnout.routing.policy import Pick, PrefixAware
+    from turnout.routing.reason import Half
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
-    """A choice, and what the policy is to be told once requests are on their way."""
+class PrefixReason:
+    """Why a prefix-aware choice was made, see `turnout.routing.cost`. `local` is the `LocalReason`, if there is one."""
 
-    choice: Choice
     decode: Pick
     prefill: Pick | None
+    local: LocalReason | None
+    prompt_tokens: int
+    block_tokens: int
+
+    @property
+    def sentence(self) -> str:
+        """One line for people."""
+        parts = [self._clause("decode", self.decode)]
+        if self.prefill is not None:
+            parts.append(self._clause("prefill", self.prefill))
+        if self.local is not None:
+            parts.append(LOCAL_SENTENCES[self.local])
+        parts.append(f"the prompt has about {self.prompt_tokens} tokens")
+        return "; ".join(parts)
+
+    @property
+    def weight(self) -> int:
+        """Count the costs that it holds."""
+        return len(self.decode.compared) + (0 if self.prefill is None else len(self.prefill.compared))
+
+    def candidates(self) -> tuple[Candidate, ...]:
+        """Return who was compared, cheapest first."""
+        halves: tuple[tuple[Half, Pick | None], ...] = (("decode", self.decode), ("prefill", self.prefill))
+        return tuple(
+            Candidate(
+                backend=cost.backend,
+                half=half,
+                chosen=cost.backend == pick.state.id,
+                figures=(
+                    ("cost", round(cost.total, 6)),
+                    ("queueSeconds", round(cost.queue, 6)),
+                    ("prefillSeconds", round(cost.prefill, 6)),
+                    ("affinitySeconds", round(cost.affinity, 6)),
+                    ("decodeSeconds", round(cost.decode, 6)),
+                    ("kvWaitSeconds", round(cost.kv_wait, 6)),
+                    ("adapterSeconds", round(cost.adapter, 6)),
+                    ("homeSeconds", round(cost.home, 6)),
+                    ("cachedTokens", cost.cached_tokens),
+                    ("waiting", cost.waiting),
+                ),
+            )
+            for half, pick in halves
+            if pick is not None
+            for cost in pick.costs()
+        )
+
+    def _clause(self, half: Half, pick: Pick) -> str:
+        cached = min(pick.matched * self.block_tokens, self.prompt_tokens)
+        among = "the only one" if len(pick.compared) == 1 else f"the cheapest of {len(pick.compared)}"
+        return (
+            f"{half} on {pick.state.id}: about {cached} tokens cached, first token expected in {pick.wait:.3f} s, "
+            f"cost {pick.cost:.3f} s, {among}"
+        )
 
 
 def select(
@@ -38,7 +93,7 @@ def select(
     excluded: frozenset[str] = frozenset(),
     avoided: frozenset[str] = frozenset(),
     local: LocalReason | None = None,
-) -> Selection | None:
+) -> Choice | None:
     """Return who serves *prompt*, None where nobody can decode. *local* given: no prefill worker takes part.
 
     Every backend must be known to the policy's ledger. A prompt with fewer uncached tokens than
@@ -54,12 +109,13 @@ def select(
         prefillers = [b for b in backends if b.role == "prefill" and b.id not in excluded]
         complete = {b.revision for b in prefillers}
         decoders = [b for b in decoders if b.role == "aggregated" or b.revision in complete] or decoders
+    if any(b.role != "aggregated" for b in decoders):
+        revision = _least_loaded_revision(policy, decoders)
+        decoders = [b for b in decoders if b.revision == revision]
+        prefillers = [b for b in prefillers if b.revision == revision]
     if all(b.role == "aggregated" for b in decoders):
         pick = policy.choose(prompt, _states(policy, decoders), now)
-        return Selection(Choice(_backend(decoders, pick), None, "aggregated"), pick, None)
-    revision = _least_loaded_revision(policy, decoders)
-    decoders = [b for b in decoders if b.revision == revision]
-    prefillers = [b for b in prefillers if b.revision == revision]
+        return _choice(policy, prompt, backends, PairPick(pick, None), "aggregated")
     pair = policy.choose_pair(
         prompt,
         _states(policy, prefillers),
@@ -67,27 +123,33 @@ def select(
         now,
         local_below_tokens=local_prefill_below_tokens,
     )
-    decode = _backend(decoders, pair.decode)
     if pair.prefill is not None:
-        return Selection(Choice(decode, _backend(prefillers, pair.prefill), None), pair.decode, pair.prefill)
-    if decode.role == "aggregated":
-        reason: LocalReason = "aggregated"
-    elif local is not None:
-        reason = local
-    else:
-        reason = "cheaper_locally" if prefillers else "no_prefill"
+        return _choice(policy, prompt, backends, pair, None)
+    if local is None:
         if prompt.tokens < local_prefill_below_tokens:
-            reason = "short_prompt"
-    return Selection(Choice(decode, None, reason), pair.decode, None)
+            local = "short_prompt"
+        else:
+            local = "cheaper_locally" if prefillers else "no_prefill"
+    return _choice(policy, prompt, backends, pair, local)
+
+
+def _choice(
+    policy: PrefixAware,
+    prompt: Prompt,
+    backends: Sequence[Backend],
+    pair: PairPick,
+    local: LocalReason | None,
+) -> Choice:
+    by_id = {b.id: b for b in backends}
+    decode = by_id[pair.decode.state.id]
+    prefill = None if pair.prefill is None else by_id[pair.prefill.state.id]
+    reason = PrefixReason(pair.decode, pair.prefill, local, prompt.tokens, policy.ledger.block_tokens)
+    return Choice(decode, prefill, local, reason, Picks(policy, prompt, pair.decode, pair.prefill))
 
 
 def _states(policy: PrefixAware, backends: Iterable[Backend]) -> list[BackendState]:
     states = policy.ledger.states
     return [states[b.id] for b in backends]
-
-
-def _backend(backends: Sequence[Backend], pick: Pick) -> Backend:
-    return next(b for b in backends if b.id == pick.state.id)
 
 
 def _least_loaded_revision(policy: PrefixAware, decoders: Sequence[Backend]) -> str:

@@ -73,11 +73,14 @@ class ShadowCache:
         self._evict()
 
     def correct(self, expected_blocks: int, found_blocks: int) -> None:
-        """Learn from a request of which *expected_blocks* were thought to be cached and *found_blocks* were."""
-        if found_blocks < expected_blocks:
+        """Learn from a request of which *expected_blocks* were thought to be cached and *found_blocks* were.
+
+        One block more or less says nothing: the engine's blocks end elsewhere.
+        """
+        if found_blocks + 1 < expected_blocks:
             self._room = max(self._room * (1 - STEP), self.capacity * LEAST_SHARE)
             self._evict()
-        elif found_blocks > expected_blocks:
+        elif found_blocks > expected_blocks + 1:
             self._room = min(self._room * (1 + STEP), float(self.capacity))
 
     def clear(self) -> None:

@@ -9,6 +9,7 @@ Example::
         slo: {timeToFirstToken: 500ms, interTokenLatency: 40ms}
         timeScale: 1
         localPrefillBelowTokens: 256
+        policy: PrefixAware                     # or LeastLoaded
         backends:
           - {url: "http://127.0.0.1:8001", role: prefill, revision: a}
           - {url: "http://127.0.0.1:8002", role: decode, revision: a}
@@ -32,6 +33,7 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from turnout.api import ApiKey, Objectives
 from turnout.api.budget import Priority
+from turnout.api.deployment import RoutingPolicy
 from turnout.api.loading import faults
 from turnout.api.meta import Model
 from turnout.api.quantities import seconds
@@ -66,6 +68,7 @@ class FileBackend(Model):
     url: Annotated[str, AfterValidator(_check_url)]
     role: Literal["prefill", "decode", "aggregated"]
     revision: _Name = "a"
+    kv_tokens: int = Field(default=0, ge=0)
 
 
 class FileDeployment(Model):
@@ -77,6 +80,7 @@ class FileDeployment(Model):
     max_output_tokens: int | None = Field(default=None, ge=1, le=1_048_576)
     time_scale: int = Field(default=1, ge=1, le=100)
     local_prefill_below_tokens: int = Field(default=256, ge=0, le=1_048_576)
+    policy: RoutingPolicy = "PrefixAware"
     backends: list[FileBackend] = Field(default_factory=list, max_length=10_000)
 
 
@@ -167,6 +171,7 @@ def _fleet_of(config: FileConfig) -> Fleet:
                 max_output_tokens=d.max_output_tokens,
                 time_scale=d.time_scale,
                 local_prefill_below_tokens=d.local_prefill_below_tokens,
+                policy=d.policy,
             )
             for d in config.deployments
         ],
@@ -203,6 +208,7 @@ def _backend(deployment: FileDeployment, backend: FileBackend) -> Backend:
         role=backend.role,
         revision=backend.revision,
         names=tuple(deployment.served_names),
+        kv_tokens=backend.kv_tokens,
     )
 
 

@@ -11,6 +11,7 @@ from turnout.api.loading import load_budget, load_deployment, load_route
 from turnout.api.quantities import seconds
 from turnout.routing import Backend, DeploymentRoute, Grant, NamedRoute
 from turnout.routing.admission import TIER_OF
+from turnout.sizing.capacity import Fit, fits
 
 _ROLES: Final = ("prefill", "decode", "aggregated")
 _SERVED_NAME: Final = "--served-name"
@@ -30,6 +31,7 @@ def deployment_of(raw: dict[str, Any]) -> DeploymentRoute:
         max_output_tokens=spec.routing.max_output_tokens,
         time_scale=spec.engine.simulated.time_scale,
         local_prefill_below_tokens=spec.routing.local_prefill_below_tokens,
+        policy=spec.routing.policy,
     )
 
 
@@ -85,6 +87,7 @@ def backend_of(raw: dict[str, Any]) -> Backend | None:
         role=cast("Role", role),
         revision=labels.get(names.LABEL_REVISION, ""),
         names=_served_names(container),
+        kv_tokens=_kv_tokens(container),
         ready=ready,
     )
 
@@ -123,6 +126,16 @@ def _served_names(container: dict[str, Any]) -> tuple[str, ...]:
     """
     args = container.get("args") or []
     return tuple(value for flag, value in pairwise(args) if flag == _SERVED_NAME)
+
+
+def _kv_tokens(container: dict[str, Any]) -> int:
+    """Return the tokens that this worker's KV cache holds, 0 where its arguments do not tell."""
+    told = dict(pairwise(container.get("args") or []))
+    accelerators = told.get("--tensor-parallel", "1")
+    if not accelerators.isdigit():
+        return 0
+    fit = fits(told.get("--model", ""), told.get("--accelerator", ""), int(accelerators))
+    return fit.kv_cache_tokens if isinstance(fit, Fit) else 0
 
 
 def _unix(timestamp: str) -> float:

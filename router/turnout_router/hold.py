@@ -1,0 +1,80 @@
+"""One request in flight on one worker, as the prefix-aware policy hears of it."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop, TimerHandle
+    from collections.abc import Callable
+
+    from turnout.routing.ledger import Ledger, Ticket
+    from turnout.routing.policy import Picks
+
+_CACHED: Final = re.compile(rb'"(?:cached_tokens|cache_read_input_tokens)":\s*([0-9]{1,12})')
+
+
+class Hold:
+    """Opens the policy's book on the request; `end` closes it. Does nothing where no such policy chose.
+
+    The policy reckons in the deployment's seconds, of which *scale* pass in one of *clock*.
+    """
+
+    __slots__ = (
+        "_cached_tokens",
+        "_clock",
+        "_expected",
+        "_ledger",
+        "_prompt_tokens",
+        "_scale",
+        "_ticket",
+        "_wait",
+    )
+
+    def __init__(
+        self, picks: Picks | None, backend_id: str, clock: Callable[[], float], scale: float
+    ) -> None:
+        self._clock = clock
+        self._scale = scale
+        self._ledger: Ledger | None = None
+        self._ticket: Ticket | None = None
+        self._expected: TimerHandle | None = None
+        self._cached_tokens: int | None = None
+        self._prompt_tokens = 0
+        self._wait = 0.0
+        if picks is not None:
+            pick = picks.decode
+            if picks.prefill is not None and picks.prefill.state.id == backend_id:
+                pick = picks.prefill
+            self._ledger = picks.policy.ledger
+            self._ticket = picks.policy.sent(pick, picks.prompt, clock() * scale)
+            self._wait = pick.wait
+
+    def first_token(self) -> None:
+        """Note that the prompt has been computed; a second time means nothing."""
+        if self._ledger is not None and self._ticket is not None:
+            self._ledger.first_token(self._ticket, self._clock() * self._scale)
+
+    def expect_first_token(self, loop: AbstractEventLoop) -> None:
+        """Take the first token to come when it is expected: of an answer in one piece nobody sees it."""
+        if self._ticket is not None:
+            self._expected = loop.call_later(self._wait / self._scale, self.first_token)
+
+    def found(self, cached_tokens: int | None, prompt_tokens: int) -> None:
+        """Keep what usage says of the worker's own cache."""
+        self._cached_tokens, self._prompt_tokens = cached_tokens, prompt_tokens
+
+    def end(self) -> None:
+        """Note the request's end, whatever its kind."""
+        if self._expected is not None:
+            self._expected.cancel()
+        if self._ledger is not None and self._ticket is not None:
+            now = self._clock() * self._scale
+            self._ledger.finished(self._ticket, now, self._cached_tokens, self._prompt_tokens)
+
+
+def cached_in(body: bytes) -> int | None:
+    """Return the cached tokens that a whole answer's usage tells, None where it does not."""
+    found = _CACHED.findall(body)
+    return int(found[-1]) if found else None
