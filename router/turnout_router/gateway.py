@@ -20,7 +20,6 @@ import orjson
 from turnout.routing import resolve
 from turnout.routing.admission import NORMAL
 from turnout_router.admission import tier_of
-from turnout_router.connection import ClientConnection, require_body
 from turnout_router.decisions import Decisions
 from turnout_router.endpoints import ENDPOINTS, dialect_of
 from turnout_router.errors import (
@@ -36,12 +35,14 @@ from turnout_router.exchange import Exchange, Identity
 from turnout_router.http import JSON, Request
 from turnout_router.metrics import NO_DEPLOYMENT, Metrics
 from turnout_router.openai import capped, parse
+from turnout_router.reader import require_body
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from turnout.routing import Grant, Served
     from turnout_router.backends import Backends
+    from turnout_router.connection import ClientConnection
     from turnout_router.endpoints import Endpoint
     from turnout_router.settings import Settings
 

@@ -224,6 +224,8 @@ CASES: Final = (
             "a head that stops": (b"GET / HTTP/1.1\r\nhost: x\r\na: b", 408),
             "a body that stops": (post(b"{", length=b"10"), 408),
             "a chunked body that stops": (chunked(b"a\r\n{", end=b""), 408),
+            "a request, then a head that stops": (MODELS + b"GET / HTTP/1.1\r\nhost: x\r\na: b", (200, 408)),
+            "a request, then a body that stops": (MODELS + post(b"{", length=b"10"), (200, 408)),
             "a connection without a request": (b"", ()),
             "a connection without a further request": (MODELS, 200),
         },
