@@ -134,7 +134,8 @@ async def test_a_decode_worker_that_cannot_fetch_caches_is_found_out(tmp_path: P
                     ("prefill", other.url),
                     ("decode", bad.url),
                     ("decode", good.url),
-                ]
+                ],
+                policy="LeastLoaded",  # every prompt is moved, and equals take turns
             ),
         ) as r,
     ):
@@ -188,7 +189,7 @@ async def test_a_cache_is_never_sent_twice_over_a_dead_connection(tmp_path: Path
     async with (
         mock_worker() as prefill,
         mock_worker(single_use=True) as decode,
-        running_router(tmp_path, pair(prefill, decode)) as r,
+        running_router(tmp_path, pair(prefill, decode, policy="LeastLoaded")) as r,  # every prompt is moved
     ):
         for _ in range(3):
             assert (await r.chat(LONG)).status_code == 200

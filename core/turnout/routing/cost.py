@@ -67,11 +67,11 @@ def cost_of(compared: Compared) -> Cost:
     return Cost(backend, total, queue, prefill, charged, decode, kv_wait, adapter, home, cached, waiting)
 
 
-def affinity(waiting: Sequence[float]) -> float:
+def affinity(waiting: Sequence[float], most: float) -> float:
     """Return the weight of work beyond the request's own waiting; *waiting* are prompts without a first token, by backend.
 
-    A backend counts with no more than twice the shortest queue and one: where one has nothing to do, a long queue
-    elsewhere is an imbalance to be cured, not an overload to be shared.
+    None counts with more than *most*. Where a backend computes prompts that is twice the shortest queue and one: if one
+    has nothing to do, a long queue elsewhere is an imbalance to be cured, not an overload to be shared. For local
+    prefill there is no such bound: it takes time from all whose prompts are moved to that decode worker, too.
     """
-    bound = 2 * min(waiting) + 1
-    return AFFINITY_BASE + AFFINITY_PER_WAITING * sum([min(each, bound) for each in waiting]) / len(waiting)
+    return AFFINITY_BASE + AFFINITY_PER_WAITING * sum([min(each, most) for each in waiting]) / len(waiting)

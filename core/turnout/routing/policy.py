@@ -33,7 +33,7 @@ a first token."""
 
 
 LOCAL_MARGIN_SECONDS: Final = 0.1
-"""What local prefill must save: a prompt belongs to the pool that is there for it, unless that has a queue."""
+"""What local prefill must save where a prefill worker has nothing to do: the prompt is that pool's business."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +109,10 @@ class PrefixAware:
         ledger, work, size = self.ledger, self.work, self.ledger.block_tokens
         matches = ledger.index.match(prompt.blocks, ledger.slots)
         prefill = self._cheapest(prompt, prefills, matches, now) if prefills else None
-        weight = self._affinity(decodes, now)
+        weight = self._affinity(decodes, now, pair=True)
         needed = ledger.blocks_of(prompt)
+        idle = prefill is not None and not prefill.state.waiting
+        margin = LOCAL_MARGIN_SECONDS if idle else 0.0
         compared: list[Compared] = []
         best: tuple[float, int, Pick, bool] | None = None
         for state in decodes:
@@ -118,7 +120,7 @@ class PrefixAware:
             uncached = max(1, prompt.tokens - matched * size)
             terms = self._terms(state, prompt, matched, needed, weight, now)
             seconds = terms[1]
-            local = LOCAL_MARGIN_SECONDS + sum(terms) + STALL_WEIGHT * state.running * seconds
+            local = margin + sum(terms) + STALL_WEIGHT * state.running * seconds
             remote = float("inf")
             if prefill is not None:
                 # The decode term of no prefill at all: one step of waiting.
@@ -202,7 +204,7 @@ class PrefixAware:
             adapter = ADAPTER_LOAD_SECONDS
         return queue, prefill, weight * prefill, decode, kv_wait, adapter
 
-    def _affinity(self, states: Sequence[BackendState], now: float) -> float:
+    def _affinity(self, states: Sequence[BackendState], now: float, *, pair: bool = False) -> float:
         work_seconds = max(self.ledger.work_seconds, _LEAST_WORK_SECONDS)
         waiting = [
             len(state.waiting) + state.queue_of_others(now) / work_seconds
@@ -210,7 +212,7 @@ class PrefixAware:
             else len(state.waiting)
             for state in states
         ]
-        return affinity(waiting)
+        return affinity(waiting, inf if pair else 2 * min(waiting) + 1)
 
     def _home(
         self, prompt: Prompt, states: Sequence[BackendState], matches: list[int]
