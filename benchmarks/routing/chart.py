@@ -10,6 +10,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 
 import matplotlib.pyplot as plt
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -55,7 +56,7 @@ def draw(rows: Sequence[Row], trace: str, path: Path) -> None:
             ]
             _panel(axes[line][column], panel, f"{pool} engines, {blocks:,} blocks, {load:.0%} load")
     figure.suptitle(
-        f"Time to first token: mean (bar) and p90 (line), seconds, log scale. {trace}", fontsize=11
+        f"Time to first token: mean (dot) and p90 (end of the line), seconds, log scale. {trace}", fontsize=11
     )
     figure.savefig(path)
     plt.close(figure)
@@ -68,15 +69,19 @@ def _panel(axes: Any, rows: Sequence[Row], title: str) -> None:
         return
     places = range(len(rows))
     colours = [OWN_COLOUR if row["policy"] == "Turnout" else PEER_COLOUR for row in rows]
-    axes.barh(places, [row["ttft_mean_s"] for row in rows], color=colours, height=0.7)
-    axes.hlines(
-        list(places), [row["ttft_mean_s"] for row in rows], [row["ttft_p90_s"] for row in rows], color=colours
-    )
+    means, tails = [row["ttft_mean_s"] for row in rows], [row["ttft_p90_s"] for row in rows]
+    axes.hlines(list(places), means, tails, color=colours)
+    axes.scatter(means, places, color=colours, s=28, zorder=3)
+    axes.scatter(tails, places, color=colours, s=28, marker="|", zorder=3)
     for place, row in zip(places, rows, strict=True):
         axes.text(row["ttft_p90_s"] * 1.06, place, f"{row['ttft_mean_s']:.2f}", va="center", fontsize=6.5)
     axes.set_yticks(list(places), [row["policy"] for row in rows], fontsize=7)
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.set_xlim(right=max(row["ttft_p90_s"] for row in rows) * 1.7)
+    axes.set_xlim(min(means) * 0.8, max(tails) * 1.9)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(axis="x", linewidth=0.4, alpha=0.5)
     axes.tick_params(axis="x", labelsize=7)
     axes.spines[["top", "right"]].set_visible(False)
