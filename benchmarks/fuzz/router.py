@@ -1,6 +1,6 @@
 """Feed a million inputs and more to everything in the router that reads bytes of others, and count what goes wrong.
 
-Run as ``PYTHONPATH=tests python benchmarks/fuzz/router.py [--inputs 1000000] [--seed 0]`` from the repository's root.
+Run as ``PYTHONPATH=tests python benchmarks/fuzz/router.py [--inputs 1200000] [--seed 0]`` from the repository's root.
 Inputs are mutated from a corpus (`tests/support/router_fuzzing.py` has it, and the promises that are checked);
 ``--guided NAME`` lets atheris choose them by coverage instead, where it is installed, for one of the checks.
 """
@@ -12,8 +12,10 @@ import asyncio
 import random
 import signal
 import sys
+import tempfile
 import time
 import tracemalloc
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from support.router_fuzzing import Checks, mutate
@@ -29,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--inputs", type=int, default=1_000_000, help="inputs in all")
+    parser.add_argument("--inputs", type=int, default=1_200_000, help="inputs in all")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same inputs")
     parser.add_argument("--guided", metavar="NAME", help="let atheris choose the inputs of this check")
     options = parser.parse_args()
@@ -81,14 +83,18 @@ def guided(checks: Checks, name: str, inputs: int) -> None:
         import atheris  # noqa: PLC0415 - only needed for this
     except ImportError:
         sys.exit("atheris is not installed here: pip install atheris, or leave --guided out")
-    check, _ = checks.all()[name]
+    check, corpus = checks.all()[name]
+    folder = Path(tempfile.mkdtemp(prefix="turnout-fuzz-"))
+    for number, data in enumerate(corpus):
+        (folder / str(number)).write_bytes(data)
 
     def one(data: bytes) -> None:
         signal.setitimer(signal.ITIMER_REAL, HANG_SECONDS)
         check(data, random.Random(len(data)))  # noqa: S311 - makes test inputs
 
     atheris.instrument_all()
-    atheris.Setup([sys.argv[0], f"-runs={inputs}", "-max_len=4096", "-verbosity=0"], one)
+    print("inputs that reached new code:", folder)
+    atheris.Setup([sys.argv[0], f"-runs={inputs}", "-max_len=4096", "-verbosity=0", str(folder)], one)
     atheris.Fuzz()
 
 

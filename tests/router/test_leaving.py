@@ -66,7 +66,7 @@ async def test_a_client_that_leaves_is_heard_of_at_once(
     async with mock_worker(pause_seconds=0.01) as prefill, mock_worker(pause_seconds=0.01) as decode:
         at_work: MockWorker = prefill if half == "prefill" else decode
         at_work.behaviour = behaviour
-        async with running_router(tmp_path, pair(prefill, decode)) as r:
+        async with running_router(tmp_path, pair(prefill, decode, policy="LeastLoaded")) as r:
             body = json.dumps(chat(LONG, stream=stream)).encode()
             took = [
                 await leave(
@@ -102,7 +102,7 @@ async def test_a_prefill_worker_that_dies_during_the_exchange(tmp_path: Path) ->
     """Its prompt is computed by the decode worker itself, and the client notices nothing."""
     async with mock_worker() as decode:
         async with mock_worker(behaviour="hang") as prefill:
-            router = running_router(tmp_path, pair(prefill, decode))
+            router = running_router(tmp_path, pair(prefill, decode, policy="LeastLoaded"))
             r = await router.__aenter__()
             asking = asyncio.create_task(r.chat(LONG, stream=True))
             await eventually(lambda: prefill.received)
@@ -122,7 +122,7 @@ async def test_a_prefill_worker_that_dies_after_the_exchange(tmp_path: Path) -> 
     async with (
         mock_worker() as prefill,
         mock_worker(behaviour="cannot_fetch") as decode,
-        running_router(tmp_path, pair(prefill, decode)) as r,
+        running_router(tmp_path, pair(prefill, decode, policy="LeastLoaded")) as r,
     ):
         answer = await r.chat(LONG, stream=True)
         assert answer.status_code == 200
@@ -134,7 +134,7 @@ async def test_without_any_prefill_worker_prompts_are_computed_locally(tmp_path:
     nowhere = [("prefill", f"http://127.0.0.1:{free_port()}") for _ in range(3)]
     async with (
         mock_worker() as decode,
-        running_router(tmp_path, config([*nowhere, ("decode", decode.url)])) as r,
+        running_router(tmp_path, config([*nowhere, ("decode", decode.url)], policy="LeastLoaded")) as r,
     ):
         for _ in range(5):
             assert (await r.chat(LONG, stream=True)).status_code == 200

@@ -183,6 +183,8 @@ def answers(written: bytes) -> list[int]:
         if status == b"100":
             continue
         statuses.append(int(status))
+        if written.startswith(b"HTTP/1.1 "):
+            continue  # the answer to a HEAD, which has a length and no body
         length = int(fields[b"content-length"])
         body, written = written[:length], written[length:]
         if len(body) < length:
