@@ -298,7 +298,8 @@ class Exchange:
         self._backends.succeeded(backend)
         if relay.status < _CLIENT_ERROR and request.endpoint.serves:
             self._account(tap, body)
-            if params is None:  # what was moved there counts as cached, too: nothing to be learnt of its own cache
+            if params is None:
+                # What was moved there counts as cached, too: nothing would be learnt of its own cache.
                 cached = cached_in(body) if tap is None else tap.cached_tokens
                 hold.found(cached, request.endpoint.usage_of(body)[0] if tap is None else tap.prompt_tokens)
         return relay.status
