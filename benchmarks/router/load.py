@@ -65,7 +65,7 @@ async def run(port: int, load: Load, deadline_seconds: float) -> Outcome:
         count = min(load.connections, load.total)
         for number in range(count):
             wait = load.ramp_seconds * number / count
-            group.create_task(_keep_connected(loop, port, todo, load, outcome, wait))
+            group.create_task(_keep_connected(loop, port, todo, load, outcome, wait_seconds=wait))
     outcome.seconds = time.perf_counter() - began
     return outcome
 
@@ -76,6 +76,7 @@ async def _keep_connected(
     todo: Iterator[bytes],
     load: Load,
     outcome: Outcome,
+    *,
     wait_seconds: float,
 ) -> None:
     await asyncio.sleep(wait_seconds)
