@@ -121,7 +121,7 @@ class Backends:
         """Return what a choice needs to know of *request*; its prefix only where there is a choice by it."""
         blocks: tuple[int, ...] = ()
         if route.key in self._policies and len(self.fleet.backends.get(route.key, ())) > 1:
-            blocks = prompt_blocks(request.body, request.endpoint.prompt)
+            blocks = prompt_blocks(request.body, request.prompt)
         tokens = max(1, request.prompt_tokens, len(blocks) * BLOCK_TOKENS)
         return Prompt(tokens, blocks, request.expected_output_tokens)
 

@@ -52,13 +52,15 @@ EXPECTED_OUTPUT_TOKENS: Final = 256
 class Completion(NamedTuple):
     """One request for a model, understood.
 
-    `body` is the client's object without engine-internal fields and is never changed; `prompt_tokens` is an
-    estimate; `wants_usage` says whether the client asked a stream of chunks for its usage itself. `local` is why
+    `body` is the client's object without engine-internal fields and is never changed; the values of its prompt's
+    fields are JSON already (`prompt`, in the endpoint's order), so that a long prompt is written once for both
+    halves and its hash; `prompt_tokens` is an estimate; `wants_usage` says whether the client asked a stream of chunks for its usage itself. `local` is why
     no prefill worker can take part, None where one can.
     """
 
     endpoint: Endpoint
     body: dict[str, Any]
+    prompt: tuple[bytes, ...]
     model: str
     stream: bool
     wants_usage: bool
@@ -90,16 +92,18 @@ def parse(endpoint: Endpoint, raw: bytes) -> Completion:
     if not _ENGINE_FIELDS.isdisjoint(body):
         for name in ENGINE_FIELDS:
             body.pop(name, None)
-    prefill = endpoint.prefill
+    local = _local_reason(endpoint, body)
+    prompt_tokens = estimate_prompt_tokens(body, endpoint.prompt)
     return Completion(
-        endpoint=endpoint,
-        body=body,
-        model=model,
-        stream=bool(stream) and endpoint.stream is not None,
-        wants_usage=options is not None and options.get("include_usage") is True,
-        prompt_tokens=estimate_prompt_tokens(body, endpoint.prompt),
-        expected_output_tokens=_expected_output(endpoint, body),
-        local="no_generation" if prefill is None else "request_form" if prefill.local_if(body) else None,
+        endpoint,
+        body,
+        _write_prompt(endpoint, body),
+        model,
+        bool(stream) and endpoint.stream is not None,
+        options is not None and options.get("include_usage") is True,
+        prompt_tokens,
+        _expected_output(endpoint, body),
+        local,
     )
 
 
@@ -143,6 +147,27 @@ def decode_body(request: Completion, backend: Backend, kv_transfer_params: dict[
     if kv_transfer_params is not None:
         body["kv_transfer_params"] = kv_transfer_params
     return orjson.dumps(body)
+
+
+def _local_reason(endpoint: Endpoint, body: dict[str, Any]) -> LocalReason | None:
+    if endpoint.prefill is None:
+        return "no_generation"
+    return "request_form" if endpoint.prefill.local_if(body) else None
+
+
+def _write_prompt(endpoint: Endpoint, body: dict[str, Any]) -> tuple[bytes, ...]:
+    """Write the fields of the prompt as JSON, in *body* too, and return them. Raise ApiError (400) for too deep ones."""
+    parts = []
+    for name in endpoint.prompt:
+        value = body.get(name)
+        if value is not None:
+            try:
+                part = orjson.dumps(value)
+            except orjson.JSONEncodeError as error:
+                raise malformed(f"`{name}` is nested too deeply.", name) from error
+            parts.append(part)
+            body[name] = orjson.Fragment(part)
+    return tuple(parts)
 
 
 def _name_for(model: str, backend: Backend) -> str:

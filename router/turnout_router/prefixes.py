@@ -13,7 +13,7 @@ import orjson
 from xxhash import xxh3_64_intdigest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 BLOCK_TOKENS: Final = 256
 BLOCK_BYTES: Final = 4 * BLOCK_TOKENS
@@ -26,15 +26,17 @@ _BEFORE: Final = ("tools", "cache_salt")
 """What stands before the prompt, or parts caches: chat templates write the tools' definitions first."""
 
 
-def prompt_blocks(body: Mapping[str, Any], fields: tuple[str, ...]) -> tuple[int, ...]:
-    """Return the hashes of the full blocks of the prompt in *fields* of a request; () for a shorter one."""
+def prompt_blocks(body: Mapping[str, Any], prompt: Sequence[bytes]) -> tuple[int, ...]:
+    """Return the hashes of the full blocks of *prompt*, the JSON of its fields; () for a shorter one.
+
+    *body* is the request, of which more stands before the prompt.
+    """
     seed = 0
     for name in _BEFORE:
         value = body.get(name)
         if value:
             seed = xxh3_64_intdigest(orjson.dumps(value), seed)
-    parts = [orjson.dumps(value) for name in fields if (value := body.get(name)) is not None]
-    data = parts[0] if len(parts) == 1 else b"".join(parts)
+    data = prompt[0] if len(prompt) == 1 else b"".join(prompt)
     ends = range(0, min(len(data), MAX_BLOCKS * BLOCK_BYTES) + 1, BLOCK_BYTES)
     hashes = []
     for begin, end in pairwise(ends):

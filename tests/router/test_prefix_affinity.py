@@ -6,6 +6,7 @@ import asyncio
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+import orjson
 import pytest
 
 from support.router_mock_backend import mock_worker
@@ -120,22 +121,26 @@ async def test_least_loaded_ignores_prefixes(tmp_path: Path) -> None:
     assert len({answer.headers["x-turnout-backend"] for answer in answers}) == 2
 
 
+def _blocks(body: dict[str, Any], field: str) -> tuple[int, ...]:
+    return prompt_blocks(body, [orjson.dumps(body[field])])
+
+
 def test_equal_beginnings_have_equal_hashes() -> None:
     """A longer conversation begins with the blocks of a shorter one; what stands before the prompt changes them all."""
     messages = [{"role": "user", "content": "a" * 3000}, {"role": "user", "content": "b" * 3000}]
-    short = prompt_blocks({"messages": messages[:1]}, ("messages",))
-    longer = prompt_blocks({"messages": messages}, ("messages",))
+    short = _blocks({"messages": messages[:1]}, "messages")
+    longer = _blocks({"messages": messages}, "messages")
     assert (len(short), len(longer), longer[:2]) == (2, 5, short)
     for before in ({"tools": [{"type": "function"}]}, {"cache_salt": "x"}):
-        assert prompt_blocks({"messages": messages, **before}, ("messages",))[0] != longer[0]
-    assert prompt_blocks({"prompt": "a" * (BLOCK_BYTES - 3)}, ("prompt",)) == ()
-    assert prompt_blocks({}, ("prompt",)) == ()
+        assert _blocks({"messages": messages, **before}, "messages")[0] != longer[0]
+    assert _blocks({"prompt": "a" * (BLOCK_BYTES - 3)}, "prompt") == ()
+    assert prompt_blocks({}, ()) == ()
     assert len(set(longer)) == len(longer)
 
 
 def test_the_longest_prompt_is_bounded() -> None:
     """However long, no more than so many blocks are hashed and kept."""
-    assert len(prompt_blocks({"prompt": "a" * (MAX_BLOCKS + 10) * BLOCK_BYTES}, ("prompt",))) == MAX_BLOCKS
+    assert len(_blocks({"prompt": "a" * (MAX_BLOCKS + 10) * BLOCK_BYTES}, "prompt")) == MAX_BLOCKS
 
 
 def test_cached_tokens_are_found_in_a_whole_answer() -> None:

@@ -11,6 +11,7 @@ Bounded: no more than `capacity` blocks and those of requests in flight.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 from turnout.routing.prefix import PrefixIndex
@@ -38,7 +39,8 @@ class ShadowCache:
         self._index = index
         self._number = number
         self._references: dict[int, int] = {}
-        self._evictable: dict[int, None] = {}  # least recently used first
+        # Least recently used first. Not a dict: its first entry is found by walking past all that were taken out.
+        self._evictable: OrderedDict[int, None] = OrderedDict()
         self._private = 0
 
     @property
@@ -109,8 +111,7 @@ class ShadowCache:
         references, evictable = self._references, self._evictable
         excess = self._private + len(references) - int(self._room)
         while excess > 0 and evictable:
-            block = next(iter(evictable))
-            del evictable[block]
+            block, _ = evictable.popitem(last=False)
             del references[block]
             self._index.remove(block, self._number)
             excess -= 1
