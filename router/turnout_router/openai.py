@@ -135,7 +135,7 @@ def prefill_body(request: Completion, backend: Backend) -> bytes:
             body[name] = 1
     for name in form.without:
         body.pop(name, None)
-    return orjson.dumps(body)
+    return _written(body)
 
 
 def decode_body(request: Completion, backend: Backend, kv_transfer_params: dict[str, Any] | None) -> bytes:
@@ -146,7 +146,15 @@ def decode_body(request: Completion, backend: Backend, kv_transfer_params: dict[
         body["stream_options"] = (body.get("stream_options") or {}) | {"include_usage": True}
     if kv_transfer_params is not None:
         body["kv_transfer_params"] = kv_transfer_params
-    return orjson.dumps(body)
+    return _written(body)
+
+
+def _written(body: dict[str, Any]) -> bytes:
+    """Return *body* as JSON. Raise ApiError (400) where it is deeper than orjson writes (it reads deeper ones)."""
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError as error:
+        raise malformed("The body is nested too deeply: at most 250 levels.") from error
 
 
 def _local_reason(endpoint: Endpoint, body: dict[str, Any]) -> LocalReason | None:

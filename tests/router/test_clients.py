@@ -160,6 +160,11 @@ BAD_BODIES = {
     "empty": (b"", 400, "empty"),
     "not a number": (b'{"model":"m","messages":[{}],"temperature":NaN}', 400, "could not parse"),
     "too deep": (b'{"model":' + b"[" * 2000, 400, "could not parse"),
+    "too deep to pass on": (
+        b'{"model":"tiny-1b","messages":[{}],"metadata":%b%b}' % (b"[" * 500, b"]" * 500),
+        400,
+        "nested too deeply",
+    ),
     "not UTF-8": (b'{"model":"\xff"}', 400, "could not parse"),
     "no model": (b'{"messages":[{}]}', 400, "model"),
     "model no text": (b'{"model":5,"messages":[{}]}', 400, "model"),

@@ -109,7 +109,10 @@ async def test_a_retry_of_decoding_begins_with_a_new_prefill(tmp_path: Path) -> 
         mock_worker(behaviour="reset") as bad,
         mock_worker() as good,
         running_router(
-            tmp_path, config([("prefill", prefill.url), ("decode", bad.url), ("decode", good.url)])
+            tmp_path,
+            config(
+                [("prefill", prefill.url), ("decode", bad.url), ("decode", good.url)], policy="LeastLoaded"
+            ),
         ) as r,
     ):
         while not bad.received:
