@@ -65,7 +65,7 @@ bench-scaling: $(READY) ## Scaling beside an HPA on queue length, in closed loop
 bench-engine: $(READY) ## The engine model's speed, and what a simulated worker costs.
 	@$(BIN)/python benchmarks/engine/speed.py $(ARGS)
 fuzz: $(READY) ## A million inputs for everything in the router that reads bytes of others.
-	@$(BIN)/python benchmarks/fuzz/router.py $(ARGS)
+	@PYTHONPATH=tests $(BIN)/python benchmarks/fuzz/router.py $(ARGS)
 
 .PHONY: crds
 crds: $(READY) ## Write the CRDs anew from the models.
