@@ -12,6 +12,7 @@ from typing import Any, Final
 import orjson
 
 from turnout_router.errors import UpstreamError
+from turnout_router.usage import Tap
 
 _END: Final = b"\n\n"
 
@@ -52,33 +53,14 @@ MESSAGE_EVENTS: Final = _form(
 )
 
 
-class EventTap:
-    """What a stream of typed events told. Times are on the caller's clock; 0 tokens where usage never came."""
+class EventTap(Tap):
+    """What a stream of typed events told."""
 
-    __slots__ = (
-        "_form",
-        "_max_event_bytes",
-        "_tail",
-        "cached_tokens",
-        "done",
-        "error",
-        "first_token_at",
-        "last_token_at",
-        "output_tokens",
-        "prompt_tokens",
-    )
+    __slots__ = ("_form",)
 
     def __init__(self, form: EventForm, *, max_event_bytes: int) -> None:
+        super().__init__(max_event_bytes=max_event_bytes)
         self._form = form
-        self._max_event_bytes = max_event_bytes
-        self._tail = b""
-        self.done = False
-        self.error = False
-        self.first_token_at: float | None = None
-        self.last_token_at = 0.0
-        self.prompt_tokens = 0
-        self.output_tokens = 0
-        self.cached_tokens: int | None = None
 
     def feed(self, data: bytes, now: float) -> bytes:
         """Return what of *data*, received at *now*, is to be passed on: whole events.

@@ -22,11 +22,10 @@ _DONE_BYTES: Final = 32
 """The last event and the ends of lines around it have no more."""
 
 
-class StreamTap:
+class Tap:
     """What a stream of server-sent events told. Times are on the caller's clock; 0 tokens where usage never came."""
 
     __slots__ = (
-        "_drop_usage",
         "_max_event_bytes",
         "_tail",
         "cached_tokens",
@@ -38,8 +37,7 @@ class StreamTap:
         "prompt_tokens",
     )
 
-    def __init__(self, *, drop_usage: bool, max_event_bytes: int) -> None:
-        self._drop_usage = drop_usage
+    def __init__(self, *, max_event_bytes: int) -> None:
         self._max_event_bytes = max_event_bytes
         self._tail = b""
         self.done = False
@@ -49,6 +47,16 @@ class StreamTap:
         self.prompt_tokens = 0
         self.output_tokens = 0
         self.cached_tokens: int | None = None
+
+
+class StreamTap(Tap):
+    """What a stream of chunks in OpenAI's form told."""
+
+    __slots__ = ("_drop_usage",)
+
+    def __init__(self, *, drop_usage: bool, max_event_bytes: int) -> None:
+        super().__init__(max_event_bytes=max_event_bytes)
+        self._drop_usage = drop_usage
 
     def feed(self, data: bytes, now: float) -> bytes:
         """Return what of *data*, received at *now*, is to be passed on: whole events.
