@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from turnout.engine import (
@@ -119,6 +119,10 @@ def _blocked(one: Engine) -> bool:
 
 
 @given(life=arrivals, looks=st.lists(st.floats(0.0001, 0.02), max_size=60))
+@example(  # a look between the growth of a block and its filling must not keep it out of the cache
+    life=[(0.0, 1, 8, 0, "plain"), (0.0234375, 1, 1, 0, "plain"), (0.046875, 9, 1, 0, "plain")],
+    looks=[0.015625, 0.015625],
+)
 @settings(max_examples=60, deadline=None)
 def test_looking_changes_nothing(life: list[tuple[float, int, int, int, str]], looks: list[float]) -> None:
     """The same requests end at the same times however often the engine is looked at in between."""

@@ -287,6 +287,7 @@ class Engine:
             missing = -(-tokens // size) - holding.blocks
             if missing > 0:
                 kv.grow(holding, missing)
+            if tokens // size > (tokens - steps) // size:  # a block has become full
                 self._publish(sequence, tokens)
 
     def _plan(self, at: float) -> None:
