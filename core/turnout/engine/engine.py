@@ -146,20 +146,24 @@ class Engine:
 
     def generated(self, request_id: str) -> int:
         """Output tokens of a request in the engine so far. Raise KeyError for another."""
-        self._settle()
-        return self._sequences[request_id].generated
+        sequence = self._sequences[request_id]
+        # While steps are not yet credited the batch is decodes alone: whatever runs takes part in each of them.
+        return sequence.generated + (self._uncredited if sequence.state is State.RUNNING else 0)
 
     def stats(self) -> EngineStats:
-        """Return the engine as it is."""
-        self._settle()
+        """Return the engine as it is. Reading books nothing: when it is done must not change what is evicted."""
+        steps = self._uncredited
+        counters = self.counters.copy()
+        counters.generation_tokens += steps * len(self._decodes)
+        used = self._kv.used + (self._growth(self._decodes, steps) if steps else 0)
         deferred = sum(1 for s in self._sequences.values() if s.state in {State.FETCHING, State.READY})
         return EngineStats(
             running=len(self._running),
             waiting=len(self._waiting) + deferred,
             waiting_deferred=deferred,
             pinned=len(self._pinned),
-            kv_usage=self._kv.used / self._kv.capacity,
-            counters=self.counters.copy(),
+            kv_usage=used / self._kv.capacity,
+            counters=counters,
         )
 
     def set_latency(self, latency: LatencyModel) -> None:
@@ -271,9 +275,14 @@ class Engine:
                 self._running.remove(sequence)
                 self._end(sequence, at, sequence.request.finish_reason)
 
+    @property
+    def _uncredited(self) -> int:
+        """Steps of the batch that are over and not yet credited to its sequences."""
+        return self._done - self._settled
+
     def _settle(self) -> None:
         """Credit the steps that are over to the sequences of the batch."""
-        steps = self._done - self._settled
+        steps = self._uncredited
         if not steps:
             return
         self._settled = self._done
