@@ -134,7 +134,7 @@ class Driver:
             except KeyError:
                 continue  # ended by what another follower did just now: its end is told in the next look
             follower.progress(tokens)
-        if self._crash_at is not None and self._engine.counters.generation_tokens >= self._crash_at:
+        if self._crash_at is not None and self._engine.stats().counters.generation_tokens >= self._crash_at:
             self._crash_at = None
             self.on_crash.set_result(None)
         self._looked = self._loop.time()
