@@ -17,6 +17,9 @@ from turnout.routing.shadow import ShadowCache
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from turnout.routing.exact import ExactCaches
+    from turnout.routing.tokens import Tokenized
+
 DRAIN: Final = 0.5
 """Seconds of prefill that an engine is taken to work off in a second: decodes share its iterations."""
 LEARNING_RATE: Final = 0.01
@@ -36,6 +39,8 @@ class Prompt:
     expected_output_tokens: int = 256
     adapter: str | None = None
     """LoRA adapter that it asks for."""
+    tokenized: Tokenized | None = None
+    """Its tokens as an engine reads them, where engines say what they hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +165,8 @@ class Ledger:
             raise ValueError(f"a block has at least one token, not {block_tokens}")
         self.block_tokens = block_tokens
         self.index = PrefixIndex()
+        self.exact: ExactCaches | None = None
+        """What engines themselves say that they hold, where they do."""
         self.states: dict[str, BackendState] = {}
         self._free: list[int] = []
         self.slots = 0
@@ -254,6 +261,13 @@ class Ledger:
         if not state.others_running:
             return 0.0
         return max(0.0, scrape.pending_tokens + waiting * self.uncached_tokens - state.queued_tokens)
+
+    def matches(self, prompt: Prompt) -> list[int]:
+        """Return, by slot, how many leading blocks of *prompt* each backend holds: by its own word, else as believed."""
+        matches = self.index.match(prompt.blocks, self.slots)
+        if self.exact is not None and prompt.tokenized is not None:
+            self.exact.put_right(matches, prompt, self.states, self.block_tokens)
+        return matches
 
     def blocks_of(self, prompt: Prompt) -> int:
         """Return the KV blocks that *prompt* and its expected answer take."""

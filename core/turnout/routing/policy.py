@@ -84,7 +84,7 @@ class PrefixAware:
         """Return the cheapest of *states*, which are aggregated workers or prefill workers. Raise ValueError for none."""
         if not states:
             raise ValueError("there is no backend to choose from")
-        matches = self.ledger.index.match(prompt.blocks, self.ledger.slots)
+        matches = self.ledger.matches(prompt)
         return self._cheapest(prompt, states, matches, now)
 
     def choose_pair(
@@ -107,7 +107,7 @@ class PrefixAware:
         if not decodes:
             raise ValueError("there is no backend to decode with")
         ledger, work, size = self.ledger, self.work, self.ledger.block_tokens
-        matches = ledger.index.match(prompt.blocks, ledger.slots)
+        matches = ledger.matches(prompt)
         prefill = self._cheapest(prompt, prefills, matches, now) if prefills else None
         weight = self._affinity(decodes, now, pair=True)
         needed = ledger.blocks_of(prompt)

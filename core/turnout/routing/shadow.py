@@ -48,6 +48,14 @@ class ShadowCache:
         """Blocks that requests in flight hold."""
         return self._private + len(self._references) - len(self._evictable)
 
+    def leading_held(self, blocks: Sequence[int], most: int) -> int:
+        """Return how many of the first *most* blocks requests in flight hold, without a gap."""
+        references = self._references
+        count = 0
+        while count < most and references.get(blocks[count], 0):
+            count += 1
+        return count
+
     def admit(self, blocks: Sequence[int], private: int) -> None:
         """Take a request's prefix *blocks* and room for *private* further ones that no other prompt shares."""
         references, evictable = self._references, self._evictable

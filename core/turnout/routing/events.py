@@ -1,0 +1,364 @@
+"""What an engine's KV events say: which blocks its prefix cache holds, and whether any of its events were missed.
+
+An engine numbers its batches of events from 0. `EventStream` checks the numbers: a gap is filled by a replay, a number
+that went back means that the engine has started anew. Whatever was lost or repeated on the way, after a replay
+`ExactCache` holds what the engine holds. Where a replay cannot give all that was missed, what is left over is right
+but not `complete`: of blocks that were cached before, nothing is known until the engine names them again, clears its
+cache, or starts anew.
+
+Pure: whoever feeds it owns sockets, deadlines and retries.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from turnout.routing.tokens import ROOT, link
+
+if TYPE_CHECKING:
+    from turnout.routing.prefix import PrefixIndex
+
+BlockHash = int | bytes
+"""A block as the engine calls it."""
+
+MAX_PENDING: Final = 10_000
+"""Batches kept that arrive during a replay: as many as vLLM's own replay buffer."""
+MAX_MEDIA: Final = 8
+"""Kinds of memory told apart; vLLM has three (GPU, CPU, STORAGE). What lies in further ones is left out."""
+MAX_FRUITLESS: Final = 2
+"""Replays in a row that brought nothing new, after which what is missing counts as lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Blocks are cached: consecutive ones of a prompt, behind the block *parent*.
+
+    *extra* is what else parts caches, one for each block (see `turnout.routing.tokens`), or () for none. *group*
+    is the kind of layers that it is about, in models that have several.
+    """
+
+    blocks: tuple[BlockHash, ...]
+    parent: BlockHash | None
+    tokens: tuple[int, ...]
+    block_size: int
+    medium: str = "GPU"
+    extra: tuple[str, ...] = ()
+    group: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """Blocks are not cached in this medium any more."""
+
+    blocks: tuple[BlockHash, ...]
+    medium: str = "GPU"
+    group: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """No block is cached any more."""
+
+
+KvEvent = Stored | Removed | Cleared
+
+
+class ExactCache:
+    """The blocks that one engine says it has cached. *number* is the engine's in *index*, *bound* the most blocks kept.
+
+    A block counts as cached wherever it lies, on the accelerator or in a slower tier. Of a model with several groups of
+    layers the group that was named first decides. An engine that speaks of more blocks than *bound* has the oldest ones
+    forgotten here: it must not fill the router's memory.
+    """
+
+    __slots__ = (
+        "_blocks",
+        "_bound",
+        "_group",
+        "_index",
+        "_media",
+        "_number",
+        "block_size",
+        "dropped",
+        "unplaced",
+    )
+
+    def __init__(self, index: PrefixIndex, number: int, bound: int) -> None:
+        if bound < 1:
+            raise ValueError(f"an engine has at least one block, not {bound}")
+        self._index = index
+        self._number = number
+        self._bound = bound
+        # The engine's hash -> (number of its chain, media that hold it as a bit set), the first one stored first.
+        self._blocks: OrderedDict[BlockHash, tuple[int, int]] = OrderedDict()
+        self._media: dict[str, int] = {}
+        self._group: int | None = None
+        self.block_size = 0
+        """Tokens of its blocks; 0 as long as it has named none."""
+        self.dropped = 0
+        """Blocks forgotten because there were too many."""
+        self.unplaced = 0
+        """Blocks left out because nobody knows what stands before them."""
+
+    def __len__(self) -> int:
+        """Return the number of blocks."""
+        return len(self._blocks)
+
+    def apply(self, event: KvEvent) -> None:
+        """Take note of *event*."""
+        if isinstance(event, Stored):
+            self._store(event)
+        elif isinstance(event, Removed):
+            self._remove(event)
+        else:
+            self.clear()
+
+    def clear(self) -> None:
+        """Forget all blocks."""
+        for number, _ in self._blocks.values():
+            self._index.remove(number, self._number)
+        self._blocks.clear()
+        self._media.clear()
+        self._group = None
+        self.block_size = 0
+
+    def _store(self, event: Stored) -> None:
+        if self._group is None:
+            self._group = event.group
+        medium = self._medium(event.medium)
+        if event.group != self._group or not medium:
+            return
+        parent = self._place(event)
+        if parent is None:
+            self._mark(event.blocks, medium)
+            return
+        size = event.block_size
+        for index, block in enumerate(event.blocks):
+            tokens = event.tokens[index * size : (index + 1) * size]
+            parent = link(parent, tokens, event.extra[index] if event.extra else "")
+            number, media = self._blocks.get(block, (parent, 0))
+            if number != parent:
+                self._index.remove(number, self._number)
+            self._blocks[block] = parent, media | medium
+            self._index.add(parent, self._number)
+        while len(self._blocks) > self._bound:
+            _, (oldest, _) = self._blocks.popitem(last=False)
+            self._index.remove(oldest, self._number)
+            self.dropped += 1
+
+    def _medium(self, name: str) -> int:
+        """Return the bit of a kind of memory, 0 for one too many."""
+        bit = self._media.get(name, 0)
+        if not bit and len(self._media) < MAX_MEDIA:
+            bit = self._media[name] = 1 << len(self._media)
+        return bit
+
+    def _place(self, event: Stored) -> int | None:
+        """Return the number of what stands before the blocks of *event*, None where it does not say where they stand."""
+        size, count = event.block_size, len(event.blocks)
+        if size < 1 or len(event.tokens) != count * size or (event.extra and len(event.extra) != count):
+            return None
+        if not self.block_size:
+            self.block_size = size
+        if size != self.block_size:
+            return None
+        if event.parent is None:
+            return ROOT
+        known = self._blocks.get(event.parent)
+        return None if known is None else known[0]
+
+    def _mark(self, blocks: Sequence[BlockHash], medium: int) -> None:
+        """Note that *blocks*, whose place in a prompt is not told, are in *medium* too, where they are known."""
+        for block in blocks:
+            known = self._blocks.get(block)
+            if known is None:
+                self.unplaced += 1
+            else:
+                self._blocks[block] = known[0], known[1] | medium
+
+    def _remove(self, event: Removed) -> None:
+        medium = self._media.get(event.medium, 0)
+        if event.group != self._group or not medium:
+            return
+        for block in event.blocks:
+            known = self._blocks.get(block)
+            if known is None:
+                continue
+            number, media = known
+            if media & ~medium:
+                self._blocks[block] = number, media & ~medium
+            else:
+                del self._blocks[block]
+                self._index.remove(number, self._number)
+
+
+Batch = Sequence[KvEvent] | None
+"""What one message holds; None where nobody can read it."""
+
+
+class EventStream:
+    """One engine's batches, checked for their numbers.
+
+    `connected`, `live` and `replay_ended` return the number to ask a replay from, or None where nothing is to be asked.
+    Every replay asked for is answered by calls of `replayed` and then one of `replay_ended` or `replay_failed`.
+    """
+
+    __slots__ = (
+        "_applied",
+        "_fruitless",
+        "_hole",
+        "_pending",
+        "_syncing",
+        "cache",
+        "complete",
+        "following",
+        "gaps",
+        "lost",
+        "next",
+        "restarts",
+        "unreadable",
+    )
+
+    def __init__(self, cache: ExactCache) -> None:
+        self.cache = cache
+        self.following = False
+        """Whether the engine's events arrive. Without them nothing that was known counts."""
+        self.complete = False
+        """Whether the cache holds all that the engine holds."""
+        self.next: int | None = None
+        """Number of the batch that is due; None: whichever comes."""
+        self.gaps = 0
+        self.restarts = 0
+        self.lost = 0
+        """Times that something missed could not be had again."""
+        self.unreadable = 0
+        self._pending: deque[tuple[int, Batch]] = deque(maxlen=MAX_PENDING)
+        self._syncing = False
+        self._applied = 0
+        self._fruitless = 0
+        self._hole = False
+
+    def connected(self) -> int:
+        """Begin to follow: everything from the engine's start on is asked for."""
+        self._forget()
+        self.following = True
+        return self._sync(0)
+
+    def disconnected(self) -> None:
+        """Stop following: the engine is gone, or nobody knows what it does."""
+        self._forget()
+        self.following = False
+        self.next = None
+        self._syncing = False
+
+    def live(self, number: int, batch: Batch) -> int | None:
+        """Take a batch as the engine publishes it."""
+        if self._syncing:
+            self._pending.append((number, batch))
+            return None
+        if self.next is None:
+            self.complete = False
+        elif number < self.next:
+            self.restarts += 1
+            self._forget()
+            self._pending.append((number, batch))
+            return self._sync(0)
+        elif number > self.next:
+            self.gaps += 1
+            self._pending.append((number, batch))
+            return self._sync(self.next)
+        self._apply(number, batch)
+        return None
+
+    def replayed(self, number: int, batch: Batch) -> None:
+        """Take a batch out of a replay."""
+        due = self.next
+        if not self._syncing or self._hole or due is None or number < due:
+            return
+        if number > due:
+            if self._applied:
+                self._hole = True  # the replay itself lost something: it is asked for again from there
+                return
+            self._lose()
+        self._apply(number, batch)
+        self._applied += 1
+
+    def replay_ended(self) -> int | None:
+        """Take the end of a replay, and what arrived meanwhile."""
+        due = self.next
+        if not self._syncing or due is None:
+            return None
+        self._fruitless = 0 if self._applied else self._fruitless + 1
+        if self._hole:
+            return self._sync(due)
+        while self._pending:
+            number, batch = self._pending[0]
+            if number > due:
+                if self._fruitless < MAX_FRUITLESS:
+                    return self._sync(due)
+                self._lose()
+            self._pending.popleft()
+            if number >= due:
+                self._apply(number, batch)
+                due = number + 1
+        if not due:
+            self.complete = True  # it has published nothing yet, so nothing is cached
+        self._settle()
+        return None
+
+    def replay_failed(self) -> None:
+        """Go on without what was missed: there is no replay, or it did not come in time."""
+        if not self._syncing:
+            return
+        due = self.next
+        if not due:
+            self.next = due = None
+        while self._pending:
+            number, batch = self._pending.popleft()
+            if due is not None and number < due:
+                continue
+            if due is not None and number > due:
+                self._lose()
+            self._apply(number, batch)
+            due = number + 1
+        self._settle()
+
+    def _sync(self, first: int) -> int:
+        self.next = first
+        self._syncing = True
+        self._applied = 0
+        self._hole = False
+        return first
+
+    def _settle(self) -> None:
+        self._syncing = False
+        self._fruitless = 0
+
+    def _forget(self) -> None:
+        self.cache.clear()
+        self.complete = False
+        self._pending.clear()
+        self._fruitless = 0
+
+    def _lose(self) -> None:
+        """Give up what was missed: blocks may have gone that are known, and have come that are not."""
+        self.lost += 1
+        self.cache.clear()
+        self.complete = False
+
+    def _apply(self, number: int, batch: Batch) -> None:
+        self.next = number + 1
+        if not number:
+            self.complete = True  # from its start on
+        if batch is None:
+            self.unreadable += 1
+            self.cache.clear()
+            self.complete = False
+            return
+        for event in batch:
+            self.cache.apply(event)
+            if isinstance(event, Cleared):
+                self.complete = True

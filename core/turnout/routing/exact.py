@@ -1,0 +1,112 @@
+"""What engines say that they hold of a prompt, in place of what is believed of them.
+
+Of an engine whose events are all known, its own word decides; beside it counts only what this router has under way
+there, for a block is named when it has been computed and not before. Of an engine of which something was missed, and
+of one without events, the belief (`turnout.routing.shadow`) stands wherever it says more.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from turnout.routing.events import EventStream, ExactCache
+from turnout.routing.prefix import PrefixIndex
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from turnout.routing.ledger import BackendState, Prompt
+
+MIN_BLOCK_TOKENS: Final = 16
+"""vLLM's smallest usual block. An engine whose KV cache holds N tokens has at most N / 16 blocks."""
+SLOWER_TIERS: Final = 2
+"""Blocks kept of an engine, relative to its KV cache: as many again may lie in a slower tier."""
+MAX_BLOCK_SIZES: Final = 4
+"""Sizes of blocks that a prompt is compared in; those of one deployment's engines hardly differ."""
+
+
+class _Followed:
+    """One engine: its number in the index, the revision of its model, its events."""
+
+    __slots__ = ("number", "revision", "stream")
+
+    def __init__(self, number: int, revision: str, stream: EventStream) -> None:
+        self.number = number
+        self.revision = revision
+        self.stream = stream
+
+
+class ExactCaches:
+    """The engines of one deployment whose events are followed. Bounded by their KV caches."""
+
+    __slots__ = ("_engines", "_free", "_numbers", "index")
+
+    def __init__(self) -> None:
+        self.index = PrefixIndex()
+        self._engines: dict[str, _Followed] = {}
+        self._free: list[int] = []
+        self._numbers = 0
+
+    def set_engines(self, engines: Iterable[tuple[str, str, int]]) -> None:
+        """Know exactly these, given as (id, revision, KV capacity in tokens). Those that stay keep what is known."""
+        wanted = {id_: (revision, tokens) for id_, revision, tokens in engines}
+        for id_ in [each for each in self._engines if each not in wanted]:
+            gone = self._engines.pop(id_)
+            gone.stream.disconnected()
+            self._free.append(gone.number)
+        for id_, (revision, tokens) in wanted.items():
+            if id_ in self._engines:
+                continue
+            if self._free:
+                number = self._free.pop()
+            else:
+                number = self._numbers
+                self._numbers += 1
+            bound = max(1, SLOWER_TIERS * tokens // MIN_BLOCK_TOKENS)
+            stream = EventStream(ExactCache(self.index, number, bound))
+            self._engines[id_] = _Followed(number, revision, stream)
+
+    def stream(self, id_: str) -> EventStream:
+        """Return the events of one engine. Raise KeyError for one that is not known."""
+        return self._engines[id_].stream
+
+    def block_sizes(self) -> dict[str, tuple[int, ...]]:
+        """Return the sizes of blocks, by revision, in which there is something to compare a prompt with."""
+        sizes: dict[str, tuple[int, ...]] = {}
+        for engine in self._engines.values():
+            size = engine.stream.cache.block_size
+            known = sizes.get(engine.revision, ())
+            if size and len(engine.stream.cache) and size not in known and len(known) < MAX_BLOCK_SIZES:
+                sizes[engine.revision] = (*known, size)
+        return sizes
+
+    def put_right(
+        self, matches: list[int], prompt: Prompt, states: Mapping[str, BackendState], block_tokens: int
+    ) -> None:
+        """Write what engines say over *matches*, which holds by slot how many of the prompt's blocks are believed cached.
+
+        The prompt's blocks are of text, *block_tokens* tokens by estimate; an engine's word is in its own tokens. Their
+        shares of the whole prompt are what is compared, rounded to whole blocks.
+        """
+        tokenized = prompt.tokenized
+        if tokenized is None:
+            return
+        depths = {
+            size: self.index.match(numbers, self._numbers) for size, numbers in tokenized.chains.items()
+        }
+        most = len(prompt.blocks)
+        blocks_per_token = prompt.tokens / block_tokens / max(1, tokenized.tokens)
+        for id_, engine in self._engines.items():
+            state, stream = states.get(id_), engine.stream
+            if state is None or not stream.following or engine.revision != tokenized.revision:
+                continue
+            size = stream.cache.block_size
+            depth = depths[size][engine.number] if size in depths else 0
+            found = min(most, int(depth * size * blocks_per_token + 0.5))
+            if not stream.complete:
+                matches[state.slot] = max(found, matches[state.slot])
+            elif found < matches[state.slot]:
+                under_way = state.cache.leading_held(prompt.blocks, matches[state.slot])
+                matches[state.slot] = max(found, under_way)
+            else:
+                matches[state.slot] = found
