@@ -8,6 +8,7 @@ from turnout.engine.errors import (
     RequestTooLargeError,
     SettingsError,
 )
+from turnout.engine.journal import BlocksCached, BlocksEvicted, CacheCleared, JournaledKvCache
 from turnout.engine.request import (
     Decoded,
     EngineRequest,
@@ -23,6 +24,9 @@ from turnout.engine.request import (
 from turnout.engine.stats import Counters, EngineStats
 
 __all__ = [
+    "BlocksCached",
+    "BlocksEvicted",
+    "CacheCleared",
     "Counters",
     "Decoded",
     "DuplicateRequestError",
@@ -36,6 +40,7 @@ __all__ = [
     "FinishReason",
     "Finished",
     "FirstToken",
+    "JournaledKvCache",
     "LeaseExpired",
     "Preempted",
     "QueueFullError",

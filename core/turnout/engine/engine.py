@@ -42,13 +42,16 @@ _IDLE: Final = Steps(0.0, 1.0, 0.0, 0)
 
 
 class Engine:
-    """One engine. Drive it by `submit`, `abort`, `deliver`, `release` and `advance`, in the order of time."""
+    """One engine. Drive it by `submit`, `abort`, `deliver`, `release` and `advance`, in the order of time.
 
-    def __init__(self, settings: EngineSettings, latency: LatencyModel) -> None:
+    *cache* is an empty one of `settings.kv_blocks` blocks, for who wants to read along (`turnout.engine.journal`).
+    """
+
+    def __init__(self, settings: EngineSettings, latency: LatencyModel, cache: KvCache | None = None) -> None:
         self.settings = settings
         self.counters = Counters()
         self._latency = latency
-        self._kv = KvCache(settings.kv_blocks)
+        self._kv = KvCache(settings.kv_blocks) if cache is None else cache
         self._now = 0.0
         self._events: list[Event] = []
         self._sequences: dict[str, Sequence] = {}
@@ -128,6 +131,11 @@ class Engine:
         self._kv.release(holding)
         self._wake(now)
         return True
+
+    def reset_prefix_cache(self, now: float) -> bool:
+        """Forget all cached blocks. Returns False, and does nothing, while requests hold blocks."""
+        self._advance(now)
+        return self._kv.clear()
 
     def advance(self, now: float) -> list[Event]:
         """Let time pass until *now* and return what happened, in order. Raise ValueError where time goes back."""

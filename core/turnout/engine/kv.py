@@ -41,6 +41,11 @@ class KvCache:
         self._private = 0
 
     @property
+    def free(self) -> int:
+        """Blocks that hold nothing."""
+        return self.capacity - self._private - len(self._references)
+
+    @property
     def available(self) -> int:
         """Blocks that can be taken: free ones and those that can be evicted."""
         return self.capacity - self._private - len(self._references) + len(self._evictable)
@@ -131,6 +136,14 @@ class KvCache:
         self._private -= holding.private
         holding.shared = []
         holding.private = 0
+
+    def clear(self) -> bool:
+        """Forget all cached blocks. Returns False, and changes nothing, while somebody holds any, as vLLM does."""
+        if self.used:
+            return False
+        self._references.clear()
+        self._evictable.clear()
+        return True
 
     def check(self) -> None:
         """Raise AssertionError where the invariant does not hold. For tests."""
