@@ -14,6 +14,7 @@ import orjson
 from turnout_worker import errors, messages, openai, text
 from turnout_worker.errors import AnswerError, EngineFailedError, MethodError, UnknownPathError
 from turnout_worker.faults import GARBAGE, Fault, parse_fault
+from turnout_worker.metrics import LoraState
 from turnout_worker.serving import MAX_REQUEST_ID
 
 if TYPE_CHECKING:
@@ -163,22 +164,26 @@ class WorkerApplication:
         exchange.respond(HTTPStatus.INTERNAL_SERVER_ERROR if self.dead else HTTPStatus.OK, b"")
 
     def _models(self, exchange: Exchange) -> None:
+        settings = self._settings
         models = [
             {
                 "id": name,
                 "object": "model",
                 "created": self._started,
                 "owned_by": "vllm",
-                "root": self._settings.model.removeprefix("hf://"),
-                "parent": None,
-                "max_model_len": self._settings.max_length,
+                "root": settings.model.removeprefix("hf://"),
+                "parent": settings.served_names[0] if name in settings.adapters else None,
+                "max_model_len": settings.max_length,
             }
-            for name in self._settings.served_names
+            for name in settings.names
         ]
         _json(exchange, {"object": "list", "data": models})
 
     def _metrics_text(self, exchange: Exchange) -> None:
-        body = self._metrics.exposition(self._driver.stats())
+        lora = None
+        if self._settings.adapters:
+            lora = LoraState(self._settings.max_loras, self._serving.adapters_under_way(), time.time())
+        body = self._metrics.exposition(self._driver.stats(), lora)
         exchange.respond(200, body, type_="text/plain; version=0.0.4; charset=utf-8")
 
     # Tokens without the engine
@@ -199,7 +204,7 @@ class WorkerApplication:
 
     def _about_tokens(self, exchange: Exchange) -> dict[str, Any]:
         fields = openai.object_of(exchange.request.body)
-        openai.model_of(fields, self._settings.served_names)
+        openai.model_of(fields, self._settings.names)
         return fields
 
 

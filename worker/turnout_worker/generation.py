@@ -40,7 +40,7 @@ class Answer:
 class Generation:
     """Writes what the engine does with one request to the client. `choices` follow the engine's sequences."""
 
-    __slots__ = ("_answer", "_exchange", "_failure", "_request", "choices", "on_failed")
+    __slots__ = ("_answer", "_exchange", "_failure", "_request", "choices", "model", "on_failed")
 
     def __init__(
         self,
@@ -50,6 +50,7 @@ class Generation:
         on_fetch: Callable[[Choice, int], None],
     ) -> None:
         self._request = request
+        self.model = request.model
         self._exchange = exchange
         self._answer = answer
         self._failure: EngineFailedError | None = None

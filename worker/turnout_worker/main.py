@@ -71,6 +71,8 @@ def settings_of(options: argparse.Namespace) -> WorkerSettings:
     return WorkerSettings(
         model=options.model,
         served_names=tuple(options.served_name or [options.model.removeprefix("hf://")]),
+        adapters=_adapters(options),
+        max_loras=options.max_loras,
         role=options.role,
         accelerator=options.accelerator,
         tensor_parallel=options.tensor_parallel,
@@ -87,6 +89,19 @@ def settings_of(options: argparse.Namespace) -> WorkerSettings:
         engine=engine,
         latency=latency,
     )
+
+
+def _adapters(options: argparse.Namespace) -> tuple[str, ...]:
+    """Return the adapters' names. Raise ConfigurationError, saying what to write instead."""
+    found = []
+    for module in options.lora_modules:
+        name, _, path = module.partition("=")
+        if not name or not path:
+            raise ConfigurationError(f"--lora-modules {module!r} says no adapter: write NAME=PATH")
+        if name in found or name in (options.served_name or ()):
+            raise ConfigurationError(f"--lora-modules: {name!r} is taken: give each adapter its own name")
+        found.append(name)
+    return tuple(found)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -109,6 +124,14 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", required=True, help="such as hf://meta-llama/Llama-3.1-8B-Instruct")
     add("--served-name", action="append", help="a name that clients call it by; may be repeated")
+    add(
+        "--lora-modules",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="a LoRA adapter that clients call by NAME; may be repeated; the path is not read",
+    )
+    add("--max-loras", type=_positive, default=1, help="adapters that find room at a time")
     add("--role", choices=("prefill", "decode", "aggregated"), default="aggregated")
     add("--accelerator", default="H100-SXM")
     add("--tensor-parallel", type=_positive, default=1)

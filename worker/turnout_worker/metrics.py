@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from turnout.engine import EngineSettings, EngineStats, Finished, FirstToken
@@ -45,6 +45,14 @@ class Histogram:
             total += count
             result.append(f'{name}_bucket{{{labels},le="{bound}"}} {total}')
         return [*result, f"{name}_sum{{{labels}}} {self._sum}", f"{name}_count{{{labels}}} {total}"]
+
+
+class LoraState(NamedTuple):
+    """LoRA adapters: how many find room at a time, those of requests under way, and when that was so (Unix time)."""
+
+    most: int
+    running: tuple[str, ...]
+    at: float
 
 
 class Metrics:
@@ -90,8 +98,8 @@ class Metrics:
         if event.output_tokens > 1:
             self.time_per_output_token.observe((event.at - event.first_token_at) / (event.output_tokens - 1))
 
-    def exposition(self, stats: EngineStats) -> bytes:
-        """Return everything in the Prometheus text format."""
+    def exposition(self, stats: EngineStats, lora: LoraState | None = None) -> bytes:
+        """Return everything in the Prometheus text format. *lora*: where adapters are served."""
         counters, labels = stats.counters, self._labels
         lines: list[str] = []
 
@@ -128,6 +136,11 @@ class Metrics:
         sample("gauge", "turnout_simulated_pinned_requests", stats.pinned)
         sample("counter", "turnout_simulated_stale_kv_reads", self.stale_reads)
         sample("counter", "turnout_simulated_iterations", counters.iterations)
+        if lora is not None:
+            name = "vllm:lora_requests_info"
+            told = f'max_lora="{lora.most}",running_lora_adapters="{_escape(",".join(lora.running))}"'
+            lines.extend((f"# HELP {name} {_HELP[name]}", f"# TYPE {name} gauge"))
+            lines.append(f'{name}{{{told},waiting_lora_adapters=""}} {lora.at}')
         for name, histogram in self._histograms().items():
             lines.extend((f"# HELP {name} {_HELP[name]}", f"# TYPE {name} histogram"))
             lines.extend(histogram.lines(name, labels))
@@ -170,6 +183,7 @@ _HELP: Final = {
     "vllm:admission_rejections": "Requests refused because the queue was full.",
     "vllm:nixl_num_kv_expired_reqs": "Prefilled prompts that nobody fetched before their lease ended.",
     "vllm:nixl_num_failed_transfers": "Fetches of KV that failed.",
+    "vllm:lora_requests_info": "LoRA adapters of requests under way, and how many find room; the value is the time.",
     "turnout_simulated_pinned_requests": "Prefilled prompts that wait to be fetched.",
     "turnout_simulated_stale_kv_reads": "Fetches of KV that was no longer there: answered from freed blocks.",
     "turnout_simulated_iterations": "Iterations of the engine.",

@@ -58,6 +58,11 @@ class Serving:
         for task in self._fetches:
             task.cancel()
 
+    def adapters_under_way(self) -> tuple[str, ...]:
+        """Return the LoRA adapters of the requests that are under way."""
+        models = {owner.model for owner in self._live.values()}
+        return tuple(name for name in self._settings.adapters if name in models)
+
     def complete(self, exchange: Exchange, kind: Kind, cut_after: int | None) -> None:
         """Generate. Raise an AnswerError, or openai.FatalTransferError as its docstring says."""
         settings = self._settings
@@ -70,7 +75,7 @@ class Serving:
         request = openai.understand(
             chat,
             kind,
-            served_names=settings.served_names,
+            served_names=settings.names,
             max_length=settings.max_length,
             seed=settings.seed,
             transfers=settings.role != "aggregated",
@@ -106,7 +111,7 @@ class Serving:
     def pool(self, exchange: Exchange, kind: PoolingKind) -> None:
         """Compute vectors. Raise an AnswerError."""
         fields = openai.object_of(exchange.request.body)
-        model = openai.model_of(fields, self._settings.served_names)
+        model = openai.model_of(fields, self._settings.names)
         request = pooling.parse(fields, kind, self._settings.max_length - 1)
         known_as = known_as_of(exchange)
         pooled = _Pooled(request, exchange, model, known_as)
@@ -148,11 +153,15 @@ class Serving:
     def _engine_request(self, request: CompletionRequest, index: int, request_id: str) -> EngineRequest:
         said = request.said[index]
         whole = request.prompt if request.pin else text.pad(request.prompt) + said.text
+        hashes = text.block_hashes(whole, self._settings.engine.block_size)
+        if request.model in self._settings.adapters:  # another cache than the model's own
+            other = hash(request.model)
+            hashes = tuple(number ^ other for number in hashes)
         return EngineRequest(
             id=request_id,
             prompt_tokens=request.prompt_tokens,
             output_tokens=said.tokens,
-            block_hashes=text.block_hashes(whole, self._settings.engine.block_size),
+            block_hashes=hashes,
             finish_reason=said.finish_reason,
             pin=request.pin,
             remote_tokens=_remote_tokens(request),
@@ -216,7 +225,7 @@ class _Pooled:
     def __init__(self, request: PoolingRequest, exchange: Exchange, model: str, known_as: str) -> None:
         self._request = request
         self._exchange = exchange
-        self._model = model
+        self.model = model
         self._known_as = known_as
         self._left = len(request.texts)
         self._failure = EngineFailedError("The request was aborted by the engine.")
@@ -246,7 +255,7 @@ class _Pooled:
             self._left = -1
             self._exchange.respond(self._failure.status, errors.error_body(self._failure), headers)
         elif not self._left:
-            value = pooling.answer(self._request, self._model, self._known_as, int(time.time()))
+            value = pooling.answer(self._request, self.model, self._known_as, int(time.time()))
             self._exchange.respond(200, orjson.dumps(value), headers)
 
 

@@ -28,6 +28,10 @@ class WorkerSettings:
 
     model: str
     served_names: tuple[str, ...]
+    adapters: tuple[str, ...]
+    """LoRA adapters by the names that clients call; answered like the model, with a prefix cache of their own each."""
+    max_loras: int
+    """Adapters that find room at a time, as metrics tell it. Loading one takes the simulated engine no time."""
     role: Role
     accelerator: str
     tensor_parallel: int
@@ -48,6 +52,11 @@ class WorkerSettings:
     """Whether usage tells cached_tokens (vLLM's --enable-prompt-tokens-details)."""
     engine: EngineSettings
     latency: LatencyModel
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Everything that it may be called."""
+        return self.served_names + self.adapters
 
     @property
     def kv_bytes_per_token(self) -> int:
