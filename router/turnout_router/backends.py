@@ -33,11 +33,13 @@ from turnout.routing.work import WorkModel
 from turnout_router.admission import Gates
 from turnout_router.hold import Hold
 from turnout_router.prefixes import BLOCK_TOKENS, prompt_blocks
+from turnout_router.scrapes.adapters import LoadedAdapters, blocks_under
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from turnout.routing import DeploymentRoute, HealthPolicy
+    from turnout.routing.ledger import BackendState, Scrape
     from turnout.routing.pick import LocalReason
     from turnout_router.errors import UpstreamError
     from turnout_router.metrics import Metrics
@@ -82,6 +84,7 @@ class Backends:
         self._picks = 0
         self._policies: dict[str, PrefixAware] = {}
         self._scales: dict[str, float] = {}
+        self._adapters: dict[str, LoadedAdapters] = {}
 
     def update(self, fleet: Fleet) -> None:
         """Use *fleet* from now on. What runs on workers that left goes on; what is known of them is forgotten."""
@@ -89,6 +92,7 @@ class Backends:
         present = {b.id: b for group in fleet.backends.values() for b in group}
         self._health = {id_: state for id_, state in self._health.items() if id_ in present}
         self._loads = {id_: load for id_, load in self._loads.items() if id_ in present or load.requests}
+        self._adapters = {id_: loaded for id_, loaded in self._adapters.items() if id_ in present}
         self.gates.resize(
             {key: sum(b.role != "prefill" for b in group) for key, group in fleet.backends.items()}
         )
@@ -123,6 +127,9 @@ class Backends:
         if route.key in self._policies and len(self.fleet.backends.get(route.key, ())) > 1:
             blocks = prompt_blocks(request.body, request.prompt)
         tokens = max(1, request.prompt_tokens, len(blocks) * BLOCK_TOKENS)
+        if route.adapters and request.model in route.adapters:
+            adapter = request.model
+            return Prompt(tokens, blocks_under(adapter, blocks), request.expected_output_tokens, adapter)
         return Prompt(tokens, blocks, request.expected_output_tokens)
 
     def pick(
@@ -140,7 +147,10 @@ class Backends:
         recovered, the prefill worker is paired with another decode worker, if there is one.
         """
         now = self._clock()
-        backends = usable(self.fleet.backends.get(route.key, ()), self._health, now)
+        group = self.fleet.backends.get(route.key, ())
+        if prompt.adapter is not None:
+            group = tuple(b for b in group if prompt.adapter in b.names)
+        backends = usable(group, self._health, now)
         policy = self._policies.get(route.key)
         choose: Callable[..., Choice | None]
         if policy is None:
@@ -164,7 +174,39 @@ class Backends:
             for backend in (choice.decode, choice.prefill):
                 if backend is not None and backend.id in self._health:
                     self._health[backend.id] = on_pick(self._health[backend.id], now, self._policy)
+        if choice is not None and prompt.adapter is not None:
+            self._loads_adapter(choice, prompt.adapter)
         return choice
+
+    def compared(self) -> list[Backend]:
+        """Return the workers among which a prefix-aware policy has a choice."""
+        groups = [self.fleet.backends.get(key, ()) for key in self._policies]
+        return [backend for group in groups if len(group) > 1 for backend in group]
+
+    def may_ask(self, backend: Backend) -> bool:
+        """Say whether *backend* is still there and not left alone."""
+        return self._state_of(backend) is not None and not self._health.get(backend.id, HEALTHY).ejected
+
+    def scraped(self, backend: Backend, scrape: Scrape) -> None:
+        """Take note of what *backend* has just said of its load."""
+        policy = self._policies.get(backend.deployment)
+        if policy is not None:
+            policy.scraped(backend.id, scrape, self._clock() * self._scales.get(backend.deployment, 1.0))
+
+    def adapters_seen(self, backend: Backend, names: frozenset[str], most: int) -> None:
+        """Take note of the LoRA adapters in use on *backend*, which holds *most* at a time."""
+        state = self._state_of(backend)
+        if state is not None and (names or most > 1 or backend.id in self._adapters):
+            state.adapters = self._adapters.setdefault(backend.id, LoadedAdapters()).seen(names, most)
+
+    def _loads_adapter(self, choice: Choice, name: str) -> None:
+        for backend in (choice.decode, choice.prefill):
+            if backend is not None and (state := self._state_of(backend)) is not None:
+                state.adapters = self._adapters.setdefault(backend.id, LoadedAdapters()).used(name)
+
+    def _state_of(self, backend: Backend) -> BackendState | None:
+        policy = self._policies.get(backend.deployment)
+        return None if policy is None else policy.ledger.states.get(backend.id)
 
     @contextmanager
     def holding(self, backend: Backend, tokens: int, choice: Choice) -> Iterator[Hold]:

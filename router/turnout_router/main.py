@@ -22,6 +22,7 @@ from turnout_router.kube import load_access
 from turnout_router.listener import Listener
 from turnout_router.metrics import Metrics
 from turnout_router.options import parse_options, settings_of
+from turnout_router.scrapes.scraper import Scraper
 from turnout_router.tls import Certificate
 from turnout_router.upstream import Pools
 
@@ -79,6 +80,9 @@ class Router:
         self.admin_port = await self._admin.start(settings.host, settings.admin_port)
         working = [asyncio.create_task(self._source.run(self), name="fleet")]
         working.append(asyncio.create_task(HealthChecks(self._backends).run(), name="health checks"))
+        if settings.scrape_seconds:
+            scraper = Scraper(self._backends, self._metrics, settings.scrape_seconds)
+            working.append(asyncio.create_task(scraper.run(), name="scrapes"))
         if certificate is not None:
             working.append(asyncio.create_task(certificate.follow(), name="certificate"))
         try:

@@ -81,6 +81,7 @@ _COUNTERS_BY: Final = (
     ("shed", "shed", "reason", "Requests turned away for want of room, by why."),
     ("retries", "retries", "reason", "Requests sent to another worker, by what went wrong."),
     ("local_prefills", "local_prefills", "reason", "Prompts computed by the decode worker itself, by why."),
+    ("scrapes", "scrapes", "outcome", "Metrics pages asked of workers: read, or what went wrong."),
 )
 
 
@@ -125,6 +126,7 @@ class DeploymentMetrics:
         "output_tokens",
         "prompt_tokens",
         "retries",
+        "scrapes",
         "shed",
         "waiting",
     )
@@ -144,6 +146,7 @@ class DeploymentMetrics:
         self.codes: dict[int, int] = {}
         self.retries: dict[str, int] = {}
         self.local_prefills: dict[str, int] = {}
+        self.scrapes: dict[str, int] = {}
 
     def answered(self, status: int) -> None:
         """Count an answer."""
@@ -156,6 +159,10 @@ class DeploymentMetrics:
     def turned_away(self, reason: str) -> None:
         """Count a request for which there was no room."""
         self.shed[reason] = self.shed.get(reason, 0) + 1
+
+    def scraped(self, outcome: str) -> None:
+        """Count a metrics page that was asked for."""
+        self.scrapes[outcome] = self.scrapes.get(outcome, 0) + 1
 
     def prefilled_locally(self, reason: str) -> None:
         """Count a prompt that the decode worker computes itself."""

@@ -34,6 +34,11 @@ _WAITS: Final = (
     ("--prefill-timeout", _UPSTREAM.prefill_seconds, "for the prefill exchange"),
     ("--first-byte-timeout", _UPSTREAM.first_byte_seconds, "for the first byte of a streamed answer"),
     ("--answer-timeout", _UPSTREAM.answer_seconds, "for an answer that is not streamed"),
+    (
+        "--scrape-interval",
+        _SETTINGS.scrape_seconds,
+        "between two looks at a worker's metrics, by which several routers learn of each other's load; 0: never",
+    ),
     ("--stream-idle-timeout", _UPSTREAM.stream_idle_seconds, "between two pieces of a stream"),
 )
 
@@ -120,6 +125,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         shutdown_grace_seconds=options.shutdown_grace,
         tls_certificate=options.tls_cert,
         tls_key=options.tls_key,
+        scrape_seconds=options.scrape_interval,
         admission=AdmissionLimits(
             requests_per_worker=options.max_requests_per_worker,
             tokens_per_worker=options.max_tokens_per_worker,

@@ -105,5 +105,7 @@ class Settings:
     """PEM file of its key, not encrypted."""
     admission: AdmissionLimits = field(default_factory=AdmissionLimits)
     """How much of a deployment's requests is let in at a time, and how many wait."""
+    scrape_seconds: float = 1.0
+    """How often each worker is asked for its metrics, where a prefix-aware policy chooses among several. 0: never."""
     client: ClientLimits = field(default_factory=ClientLimits)
     upstream: UpstreamLimits = field(default_factory=UpstreamLimits)

@@ -42,6 +42,11 @@ class MockWorker:
     healthy: bool = True
     """What it answers when it is asked for its health."""
     checks: int = 0
+    page: bytes = b""
+    """Its metrics page; empty: 404."""
+    scrapes: int = 0
+    page_gate: asyncio.Event | None = None
+    """What pages wait for, where it is given."""
     reused: int = 0
     received: list[Received] = field(default_factory=list)
     left: int = 0
@@ -88,6 +93,9 @@ class MockWorker:
             self.checks += 1
             self._json(writer, {}, 200 if self.healthy else 503)
             return True
+        if first.split()[1] == "/metrics":
+            await self._metrics(writer)
+            return True
         body = json.loads(await reader.readexactly(int(headers["content-length"])))
         self.received.append(Received(first.split()[1], headers, body))
         self._running += 1
@@ -105,6 +113,13 @@ class MockWorker:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError, ConnectionError):
                     await task
+
+    async def _metrics(self, writer: asyncio.StreamWriter) -> None:
+        self.scrapes += 1
+        if self.page_gate is not None:
+            await self.page_gate.wait()
+        status = 200 if self.page else 404
+        writer.write(b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n%b" % (status, len(self.page), self.page))
 
     async def _answer(self, body: dict[str, Any], writer: asyncio.StreamWriter) -> bool:  # noqa: C901, PLR0911 - one per behaviour
         match self.behaviour:

@@ -47,6 +47,9 @@ class RecordingWorker:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
                 first, *lines = head.strip().split("\r\n")
                 fields = {k.strip().lower(): v.strip() for k, v in (line.split(":", 1) for line in lines)}
+                if first.startswith("GET "):  # the router's own questions: health, metrics
+                    writer.write(b"HTTP/1.1 404 X\r\ncontent-length: 0\r\n\r\n")
+                    continue
                 body = await reader.readexactly(int(fields["content-length"]))
                 self.paths.append(first.split()[1])
                 self.heads.append(fields)

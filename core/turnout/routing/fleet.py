@@ -55,6 +55,8 @@ class DeploymentRoute:
     time_scale: float = 1.0
     local_prefill_below_tokens: int = 256
     policy: RoutingPolicy = "PrefixAware"
+    adapters: frozenset[str] = frozenset()
+    """LoRA adapters that its workers serve, by the names that clients call."""
 
 
 @dataclass(frozen=True, slots=True)

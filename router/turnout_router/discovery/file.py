@@ -10,6 +10,7 @@ Example::
         timeScale: 1
         localPrefillBelowTokens: 256
         policy: PrefixAware                     # or LeastLoaded
+        adapters: [sql]                         # LoRA adapters that its workers serve, by name
         backends:
           - {url: "http://127.0.0.1:8001", role: prefill, revision: a}
           - {url: "http://127.0.0.1:8002", role: decode, revision: a}
@@ -81,6 +82,7 @@ class FileDeployment(Model):
     time_scale: int = Field(default=1, ge=1, le=100)
     local_prefill_below_tokens: int = Field(default=256, ge=0, le=1_048_576)
     policy: RoutingPolicy = "PrefixAware"
+    adapters: list[_Name] = Field(default_factory=list, max_length=256)
     backends: list[FileBackend] = Field(default_factory=list, max_length=10_000)
 
 
@@ -145,7 +147,7 @@ def _check_references(path: Path, config: FileConfig) -> None:
         )
     claimed: dict[str, str] = {}
     for owner, names in (
-        *((d.name, d.served_names) for d in config.deployments),
+        *((d.name, (*d.served_names, *d.adapters)) for d in config.deployments),
         *((f"routes[{i}]", r.names) for i, r in enumerate(config.routes)),
     ):
         for name in names:
@@ -164,14 +166,15 @@ def _fleet_of(config: FileConfig) -> Fleet:
         deployments=[
             DeploymentRoute(
                 key=d.name,
-                claimed_names=tuple(d.served_names),
-                settled_names=tuple(d.served_names),
+                claimed_names=(*d.served_names, *d.adapters),
+                settled_names=(*d.served_names, *d.adapters),
                 time_to_first_token_seconds=seconds(d.slo.time_to_first_token),
                 inter_token_seconds=seconds(d.slo.inter_token_latency),
                 max_output_tokens=d.max_output_tokens,
                 time_scale=d.time_scale,
                 local_prefill_below_tokens=d.local_prefill_below_tokens,
                 policy=d.policy,
+                adapters=frozenset(d.adapters),
             )
             for d in config.deployments
         ],
@@ -207,7 +210,7 @@ def _backend(deployment: FileDeployment, backend: FileBackend) -> Backend:
         port=parts.port or 80,
         role=backend.role,
         revision=backend.revision,
-        names=tuple(deployment.served_names),
+        names=(*deployment.served_names, *deployment.adapters),
         kv_tokens=backend.kv_tokens,
     )
 
