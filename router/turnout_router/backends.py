@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from turnout.routing import (
@@ -31,12 +28,12 @@ from turnout.routing.policy import PrefixAware
 from turnout.routing.select import select
 from turnout.routing.work import WorkModel
 from turnout_router.admission import Gates
-from turnout_router.hold import Hold
+from turnout_router.hold import Hold, InFlight
 from turnout_router.prefixes import BLOCK_TOKENS, prompt_blocks
 from turnout_router.scrapes.adapters import LoadedAdapters, blocks_under
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Sequence
 
     from turnout.routing import DeploymentRoute, HealthPolicy
     from turnout.routing.ledger import BackendState, Scrape
@@ -50,15 +47,6 @@ if TYPE_CHECKING:
 UNTOLD_KV_TOKENS: Final = 400_000
 """KV cache of a worker that nobody has said anything of: about an 8B model on one accelerator of 80 GB. What usage
 says of cached tokens puts it right."""
-
-
-@dataclass(slots=True)
-class InFlight:
-    """What one worker has in flight from this router: expected tokens, requests, and when it was last picked."""
-
-    tokens: int = 0
-    requests: int = 0
-    last_pick: int = 0
 
 
 class Backends:
@@ -151,26 +139,15 @@ class Backends:
         if prompt.adapter is not None:
             group = tuple(b for b in group if prompt.adapter in b.names)
         backends = usable(group, self._health, now)
-        policy = self._policies.get(route.key)
-        choose: Callable[..., Choice | None]
-        if policy is None:
-            below = route.local_prefill_below_tokens
-            choose = partial(pick_pair, backends, self._loads, prompt.tokens, below)
-        else:
-            choose = partial(
-                select,
-                policy,
-                backends,
-                prompt,
-                now * route.time_scale,
-                local_prefill_below_tokens=route.local_prefill_below_tokens,
-            )
-        choose = partial(choose, avoided=avoided, local=local)
-        choice = choose(excluded=excluded)
+        choice = self._choose(route, prompt, backends, now, excluded=excluded, avoided=avoided, local=local)
         if choice is not None and self._health:
             pair = (choice.decode, choice.prefill)
             if all(b is not None and self._health.get(b.id, HEALTHY).ejected for b in pair):
-                choice = choose(excluded=excluded | {choice.decode.id}) or choice
+                others = excluded | {choice.decode.id}
+                again = self._choose(
+                    route, prompt, backends, now, excluded=others, avoided=avoided, local=local
+                )
+                choice = again or choice
             for backend in (choice.decode, choice.prefill):
                 if backend is not None and backend.id in self._health:
                     self._health[backend.id] = on_pick(self._health[backend.id], now, self._policy)
@@ -208,23 +185,49 @@ class Backends:
         policy = self._policies.get(backend.deployment)
         return None if policy is None else policy.ledger.states.get(backend.id)
 
-    @contextmanager
-    def holding(self, backend: Backend, tokens: int, choice: Choice) -> Iterator[Hold]:
-        """Count *tokens* and one request as in flight on *backend*, one of the two of *choice*."""
+    def _choose(
+        self,
+        route: DeploymentRoute,
+        prompt: Prompt,
+        backends: Sequence[Backend],
+        now: float,
+        *,
+        excluded: frozenset[str],
+        avoided: frozenset[str],
+        local: LocalReason | None,
+    ) -> Choice | None:
+        below = route.local_prefill_below_tokens
+        policy = self._policies.get(route.key)
+        if policy is None:
+            return pick_pair(
+                backends,
+                self._loads,
+                prompt.tokens,
+                below,
+                excluded=excluded,
+                avoided=avoided,
+                local=local,
+            )
+        return select(
+            policy,
+            backends,
+            prompt,
+            now * route.time_scale,
+            local_prefill_below_tokens=below,
+            excluded=excluded,
+            avoided=avoided,
+            local=local,
+        )
+
+    def hold(self, backend: Backend, tokens: int, choice: Choice) -> Hold:
+        """Count *tokens* and one request as in flight on *backend*, one of the two of *choice*, until its end."""
         load = self._loads.get(backend.id)
         if load is None:
             load = self._loads[backend.id] = InFlight()
         self._picks += 1
         load.last_pick = self._picks
-        load.tokens += tokens
-        load.requests += 1
-        hold = Hold(choice.picks, backend.id, self._clock, self._scales.get(backend.deployment, 1.0))
-        try:
-            yield hold
-        finally:
-            load.tokens -= tokens
-            load.requests -= 1
-            hold.end()
+        scale = self._scales.get(backend.deployment, 1.0)
+        return Hold(load, tokens, choice.picks, backend.id, self._clock, scale)
 
     def paired(self, decode: Backend, prefill: Backend) -> None:
         """Note that this pair worked: only now what *prefill* handed out has proved to be good."""

@@ -186,27 +186,36 @@ class Exchange:
         while True:
             choice = self._pick()
             self._decisions.chosen(self._decision, choice)
-            with self._backends.holding(choice.decode, self._tokens, choice) as hold:
-                params = None
-                if choice.prefill is not None:
-                    try:
-                        answer, params = await self._prefill(choice.prefill, choice)
-                    except UpstreamError as error:
-                        self._note_prefill_failure(choice.prefill, error)
-                        continue
-                    if params is None:
-                        self._client.respond(answer.status, self._fields(choice.prefill, answer), answer.body)
-                        return answer.status
-                elif choice.local_reason is not None:
-                    self._metrics.prefilled_locally(choice.local_reason)
-                try:
-                    status = await self._decode(choice.decode, params, hold)
-                except UpstreamError as error:
-                    self._note_decode_failure(choice, error)
-                    continue
-            if choice.prefill is not None:
-                self._backends.paired(choice.decode, choice.prefill)
-            return status
+            hold = self._backends.hold(choice.decode, self._tokens, choice)
+            try:
+                status = await self._attempt(choice, hold)
+            finally:
+                hold.end()
+            if status is not None:
+                return status
+
+    async def _attempt(self, choice: Choice, hold: Hold) -> int | None:
+        """Serve as *choice* says and return the status, or None where it failed and can be tried once more."""
+        params: dict[str, Any] | None = None
+        if choice.prefill is not None:
+            try:
+                answer, params = await self._prefill(choice.prefill, choice)
+            except UpstreamError as error:
+                self._note_prefill_failure(choice.prefill, error)
+                return None
+            if params is None:
+                self._client.respond(answer.status, self._fields(choice.prefill, answer), answer.body)
+                return answer.status
+        elif choice.local_reason is not None:
+            self._metrics.prefilled_locally(choice.local_reason)
+        try:
+            status = await self._decode(choice.decode, params, hold)
+        except UpstreamError as error:
+            self._note_decode_failure(choice, error)
+            return None
+        if choice.prefill is not None:
+            self._backends.paired(choice.decode, choice.prefill)
+        return status
 
     def _pick(self) -> Choice:
         """Return who serves next. Raise ApiError where nobody can."""
@@ -248,7 +257,8 @@ class Exchange:
     async def _prefill(self, backend: Backend, choice: Choice) -> tuple[Collected, dict[str, Any] | None]:
         """Return the answer of *backend* and what it hands out; None where it refused the request (4xx)."""
         answer = Collected(self._limits.prefill_answer_bytes)
-        with self._backends.holding(backend, self._request.prompt_tokens, choice) as hold:
+        hold = self._backends.hold(backend, self._request.prompt_tokens, choice)
+        try:
             await self._backends.pools.of((backend.host, backend.port)).exchange(
                 self._post(backend, prefill_body(self._request, backend)),
                 answer,
@@ -257,6 +267,8 @@ class Exchange:
                 what="the prefill",
             )
             hold.found(cached_in(answer.body), self._request.endpoint.usage_of(answer.body)[0])
+        finally:
+            hold.end()
         if answer.status >= _SERVER_ERROR:
             fault: UpstreamFault = "overloaded" if answer.status == _UNAVAILABLE else "status"
             raise UpstreamError(fault, f"the prefill worker answered {answer.status}", answer.status)
@@ -279,7 +291,7 @@ class Exchange:
         fields = self._own_fields(backend)
         relay = Relay(self._client, self._limits, tap, fields, self._clock, on_first=hold.first_token)
         if not request.stream:
-            hold.expect_first_token(asyncio.get_running_loop())
+            hold.expect_first_token()
         if request.stream:
             seconds = self._backends.patience(backend, self._limits.first_byte_seconds)
         else:

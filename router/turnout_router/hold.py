@@ -1,4 +1,4 @@
-"""One request in flight on one worker, as the prefix-aware policy hears of it."""
+"""One request in flight on one worker: what it counts there, and what the prefix-aware policy hears of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import re
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop, TimerHandle
     from collections.abc import Callable
 
     from turnout.routing.ledger import Ledger, Ticket
@@ -15,8 +14,19 @@ if TYPE_CHECKING:
 _CACHED: Final = re.compile(rb'"(?:cached_tokens|cache_read_input_tokens)":\s*([0-9]{1,12})')
 
 
+class InFlight:
+    """What one worker has in flight from this router: expected tokens, requests, and when it was last picked."""
+
+    __slots__ = ("last_pick", "requests", "tokens")
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.requests = 0
+        self.last_pick = 0
+
+
 class Hold:
-    """Opens the policy's book on the request; `end` closes it. Does nothing where no such policy chose.
+    """Counts *tokens* and one request in *load*, and in the policy's book where one chose; `end` takes both back.
 
     The policy reckons in the deployment's seconds, of which *scale* pass in one of *clock*.
     """
@@ -24,22 +34,32 @@ class Hold:
     __slots__ = (
         "_cached_tokens",
         "_clock",
-        "_expected",
         "_ledger",
+        "_load",
         "_prompt_tokens",
         "_scale",
         "_ticket",
+        "_tokens",
         "_wait",
     )
 
-    def __init__(
-        self, picks: Picks | None, backend_id: str, clock: Callable[[], float], scale: float
+    def __init__(  # noqa: PLR0917 - made once for every request
+        self,
+        load: InFlight,
+        tokens: int,
+        picks: Picks | None,
+        backend_id: str,
+        clock: Callable[[], float],
+        scale: float,
     ) -> None:
+        load.tokens += tokens
+        load.requests += 1
+        self._load = load
+        self._tokens = tokens
         self._clock = clock
         self._scale = scale
         self._ledger: Ledger | None = None
         self._ticket: Ticket | None = None
-        self._expected: TimerHandle | None = None
         self._cached_tokens: int | None = None
         self._prompt_tokens = 0
         self._wait = 0.0
@@ -56,19 +76,19 @@ class Hold:
         if self._ledger is not None and self._ticket is not None:
             self._ledger.first_token(self._ticket, self._clock() * self._scale)
 
-    def expect_first_token(self, loop: AbstractEventLoop) -> None:
+    def expect_first_token(self) -> None:
         """Take the first token to come when it is expected: of an answer in one piece nobody sees it."""
         if self._ticket is not None:
-            self._expected = loop.call_later(self._wait / self._scale, self.first_token)
+            self._ticket.expected_at = self._clock() * self._scale + self._wait
 
     def found(self, cached_tokens: int | None, prompt_tokens: int) -> None:
         """Keep what usage says of the worker's own cache."""
         self._cached_tokens, self._prompt_tokens = cached_tokens, prompt_tokens
 
     def end(self) -> None:
-        """Note the request's end, whatever its kind."""
-        if self._expected is not None:
-            self._expected.cancel()
+        """Note the request's end, whatever its kind. To be called once."""
+        self._load.tokens -= self._tokens
+        self._load.requests -= 1
         if self._ledger is not None and self._ticket is not None:
             now = self._clock() * self._scale
             self._ledger.finished(self._ticket, now, self._cached_tokens, self._prompt_tokens)

@@ -281,27 +281,41 @@ class Pool:
         new one if it is *repeatable*; else the failure is called stale.
         """
         connection = self._take()
-        while True:
-            if connection is None:
-                connection = await self._connect()
-            self._used.add(connection)
-            done = connection.begin(request, answer, seconds=seconds, idle_seconds=idle_seconds, what=what)
-            if on_start is not None:
-                on_start(connection)
+        if connection is not None:
             try:
-                await done
+                await self._run(
+                    connection, request, answer, seconds, idle_seconds, what=what, on_start=on_start
+                )
             except UpstreamError as error:
                 if error.fault != "reset" or not connection.stale:
                     raise
                 if not repeatable:
                     raise UpstreamError("stale", "the connection kept to it was dead") from error
-                connection = None
             else:
                 return
-            finally:
-                if connection is not None:
-                    # Not before the exchange's own coroutine runs again: until then nobody else may get it.
-                    self._settle(connection)
+        connection = await self._connect()
+        await self._run(connection, request, answer, seconds, idle_seconds, what=what, on_start=on_start)
+
+    async def _run(
+        self,
+        connection: UpstreamConnection,
+        request: bytes,
+        answer: Answer,
+        seconds: float,
+        idle_seconds: float | None,
+        *,
+        what: str,
+        on_start: ConnectionTaker | None,
+    ) -> None:
+        self._used.add(connection)
+        try:
+            done = connection.begin(request, answer, seconds=seconds, idle_seconds=idle_seconds, what=what)
+            if on_start is not None:
+                on_start(connection)
+            await done
+        finally:
+            # Not before the exchange's own coroutine runs again: until then nobody else may get it.
+            self._settle(connection)
 
     def forget(self, connection: UpstreamConnection) -> None:
         """Let go of a connection that has ended."""

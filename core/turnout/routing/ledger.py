@@ -8,6 +8,7 @@ old scrape counts for nothing by itself.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 from turnout.routing.affinity import seed_of
@@ -15,7 +16,7 @@ from turnout.routing.prefix import PrefixIndex
 from turnout.routing.shadow import ShadowCache
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from turnout.routing.exact import ExactCaches
     from turnout.routing.tokens import Tokenized
@@ -125,6 +126,7 @@ class Ticket:
 
     __slots__ = (
         "blocks",
+        "expected_at",
         "home",
         "matched",
         "private",
@@ -153,6 +155,8 @@ class Ticket:
         self.uncached_tokens = uncached
         self.seconds = seconds
         self.running_since: float | None = None
+        self.expected_at = inf
+        """When its first token is taken to have come, where nobody can see it come."""
         self.home = False
         """Whether it was sent to its session's home, where others may have sent what this router knows nothing of."""
 
@@ -215,6 +219,15 @@ class Ledger:
         self.request_blocks += LEARNING_RATE * (blocks - self.request_blocks)
         self.work_seconds += LEARNING_RATE * (seconds - self.work_seconds)
         return ticket
+
+    def advance(self, states: Sequence[BackendState], now: float) -> None:
+        """Note the first tokens that were expected by *now*. Prompts are computed in the order in which they were sent."""
+        for state in states:
+            while state.waiting:
+                first = next(iter(state.waiting))
+                if first.expected_at > now:
+                    break
+                self.first_token(first, now)
 
     def first_token(self, ticket: Ticket, now: float) -> None:
         """Note that the prompt of *ticket* has been computed."""

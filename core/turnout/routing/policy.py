@@ -84,6 +84,7 @@ class PrefixAware:
         """Return the cheapest of *states*, which are aggregated workers or prefill workers. Raise ValueError for none."""
         if not states:
             raise ValueError("there is no backend to choose from")
+        self.ledger.advance(states, now)
         matches = self.ledger.matches(prompt)
         return self._cheapest(prompt, states, matches, now)
 
@@ -107,6 +108,8 @@ class PrefixAware:
         if not decodes:
             raise ValueError("there is no backend to decode with")
         ledger, work, size = self.ledger, self.work, self.ledger.block_tokens
+        ledger.advance(prefills, now)
+        ledger.advance(decodes, now)
         matches = ledger.matches(prompt)
         prefill = self._cheapest(prompt, prefills, matches, now) if prefills else None
         weight = self._affinity(decodes, now, pair=True)
