@@ -73,6 +73,7 @@ class WorkerApplication:
             "/metrics": {"GET": self._metrics_text},
             "/tokenize": {"POST": self._tokenize},
             "/detokenize": {"POST": self._detokenize},
+            "/reset_prefix_cache": {"POST": self._reset_prefix_cache},
             "/admin/faults": {
                 "GET": lambda e: e.respond(200, self._fault.body()),
                 "POST": self._order_fault,
@@ -185,6 +186,9 @@ class WorkerApplication:
             lora = LoraState(self._settings.max_loras, self._serving.adapters_under_way(), time.time())
         body = self._metrics.exposition(self._driver.stats(), lora)
         exchange.respond(200, body, type_="text/plain; version=0.0.4; charset=utf-8")
+
+    def _reset_prefix_cache(self, exchange: Exchange) -> None:
+        _json(exchange, {"success": self._driver.reset_prefix_cache()})
 
     # Tokens without the engine
 

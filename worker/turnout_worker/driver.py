@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from turnout.engine import EngineRequest, EngineStats, Event
     from turnout.sizing.latency import LatencyModel
     from turnout_worker.clock import ScaledClock
+    from turnout_worker.kvevents import CacheEvents
     from turnout_worker.metrics import Metrics
 
 WAKE_SECONDS: Final = 0.005
@@ -40,11 +41,20 @@ class Follower(Protocol):
 class Driver:
     """One engine and those who follow its requests."""
 
-    def __init__(self, engine: Engine, latency: LatencyModel, clock: ScaledClock, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        latency: LatencyModel,
+        clock: ScaledClock,
+        metrics: Metrics,
+        *,
+        events: CacheEvents | None = None,
+    ) -> None:
         self._engine = engine
         self._latency = latency
         self._clock = clock
         self._metrics = metrics
+        self._events = events
         self._loop = asyncio.get_running_loop()
         self._followers: dict[str, Follower] = {}
         self._streams: dict[str, Follower] = {}  # those that have a first token and want the rest as it comes
@@ -82,6 +92,12 @@ class Driver:
         held = self._engine.release(request_id, self._now())
         self._look_soon()
         return held
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget all cached blocks. Returns False, and does nothing, while requests hold blocks."""
+        reset = self._engine.reset_prefix_cache(self._now())
+        self._look_soon()
+        return reset
 
     def stats(self) -> EngineStats:
         """Return the engine as it is now."""
@@ -126,7 +142,10 @@ class Driver:
         self._soon = False
         if self._hung_at is not None:
             return
-        for event in self._engine.advance(self._clock.now()):
+        happened = self._engine.advance(self._clock.now())
+        if self._events is not None:
+            self._events.publish()  # while it is known what the requests that end now have cached
+        for event in happened:
             self._tell(event)
         for request_id, follower in list(self._streams.items()):
             try:
@@ -163,6 +182,8 @@ class Driver:
             case Finished():
                 self._metrics.finished(event)
                 self._streams.pop(event.id, None)
+                if self._events is not None:
+                    self._events.forget(event.id)
                 self._followers.pop(event.id).finished(event)
             case Fetch():
                 self._followers[event.id].fetch(event.tokens)

@@ -16,6 +16,7 @@ from turnout_worker.settings import (
     ENV_POD_IP,
     WorkerSettings,
     engine_settings,
+    kv_events_settings,
 )
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def settings_of(options: argparse.Namespace) -> WorkerSettings:
         prompt_tokens_details=options.enable_prompt_tokens_details,
         engine=engine,
         latency=latency,
+        kv_events=kv_events_settings(options.kv_events_config),
     )
 
 
@@ -163,6 +165,11 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
         type=_seconds,
         default=100.0,
         help="real seconds that streams have after SIGTERM",
+    )
+    add(
+        "--kv-events-config",
+        metavar="JSON",
+        help="publish what the prefix cache holds, as vLLM does (default: nothing is published)",
     )
     add(
         "--enable-prompt-tokens-details",

@@ -11,7 +11,8 @@ from uuid import uuid4
 
 import uvloop
 
-from turnout.engine import Engine
+from turnout.engine import Engine, JournaledKvCache
+from turnout.engine.kv import KvCache
 from turnout_worker.application import WorkerApplication
 from turnout_worker.clock import ScaledClock
 from turnout_worker.driver import Driver
@@ -48,9 +49,18 @@ async def _serve(settings: WorkerSettings) -> int:
     engine_id = str(uuid4())
     metrics = Metrics(settings.served_names[0], settings.engine, settings.kv_bytes_per_token)
     clock = ScaledClock(settings.time_scale, loop.time)
-    driver = Driver(Engine(settings.engine, settings.latency), settings.latency, clock, metrics)
+    publisher, events = None, None
+    cache = KvCache(settings.engine.kv_blocks)
+    if settings.kv_events is not None:
+        from turnout_worker.kvevents import CacheEvents, KvEventPublisher  # noqa: PLC0415 - see there
+
+        cache = journal = JournaledKvCache(settings.engine.kv_blocks)
+        publisher = KvEventPublisher(settings.kv_events, settings.host)
+        events = CacheEvents(journal, settings.engine.block_size, publisher)
+    engine = Engine(settings.engine, settings.latency, cache)
+    driver = Driver(engine, settings.latency, clock, metrics, events=events)
     fetcher = Fetcher()
-    serving = Serving(settings, driver, metrics, fetcher, engine_id)
+    serving = Serving(settings, driver, metrics, fetcher, engine_id, events=events)
     application = WorkerApplication(settings, driver, metrics, serving)
     server = HttpServer(application)
     side_channel = SideChannel(engine_id, driver.release)
@@ -85,6 +95,8 @@ async def _serve(settings: WorkerSettings) -> int:
     await server.stop(_LAST_WORDS_SECONDS)
     fetcher.stop()
     driver.stop()
+    if publisher is not None:
+        publisher.stop()
     _log.info("ended")
     return 0
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from turnout_worker.driver import Driver, Follower
     from turnout_worker.generation import Choice
     from turnout_worker.http import Exchange
+    from turnout_worker.kvevents import CacheEvents
     from turnout_worker.metrics import Metrics
     from turnout_worker.openai import CompletionRequest, Kind
     from turnout_worker.pooling import PoolingKind, PoolingRequest
@@ -38,13 +39,21 @@ class Serving:
     """Hands requests to the engine, and what it makes of them to clients. Knows which are under way."""
 
     def __init__(
-        self, settings: WorkerSettings, driver: Driver, metrics: Metrics, fetcher: Fetcher, engine_id: str
+        self,
+        settings: WorkerSettings,
+        driver: Driver,
+        metrics: Metrics,
+        fetcher: Fetcher,
+        engine_id: str,
+        *,
+        events: CacheEvents | None = None,
     ) -> None:
         self._settings = settings
         self._driver = driver
         self._metrics = metrics
         self._fetcher = fetcher
         self._engine_id = engine_id
+        self._events = events
         self._numbers = count()
         self._fetches: set[asyncio.Task[None]] = set()
         self._live: dict[str, Generation | _Pooled] = {}
@@ -102,7 +111,11 @@ class Serving:
         for index, choice in enumerate(generation.choices):
             ids[index] = f"{known_as}-{next(self._numbers)}"
             try:
-                self._submit(self._engine_request(request, index, ids[index]), choice, generation)
+                engine_request = self._engine_request(request, index, ids[index])
+                self._submit(engine_request, choice, generation)
+                if self._events is not None:
+                    adapter = request.model if request.model in settings.adapters else None
+                    self._events.expect(engine_request, _content(request, index), adapter)
             except BaseException:
                 generation.on_failed = exchange.on_gone = None
                 abort()
@@ -133,6 +146,8 @@ class Serving:
             )
             try:
                 self._submit(engine_request, pooled, pooled)
+                if self._events is not None:
+                    self._events.expect(engine_request, one, None)
             except BaseException:
                 exchange.on_gone = None
                 pooled.forget()
@@ -152,8 +167,7 @@ class Serving:
 
     def _engine_request(self, request: CompletionRequest, index: int, request_id: str) -> EngineRequest:
         said = request.said[index]
-        whole = request.prompt if request.pin else text.pad(request.prompt) + said.text
-        hashes = text.block_hashes(whole, self._settings.engine.block_size)
+        hashes = text.block_hashes(_content(request, index), self._settings.engine.block_size)
         if request.model in self._settings.adapters:  # another cache than the model's own
             other = hash(request.model)
             hashes = tuple(number ^ other for number in hashes)
@@ -289,6 +303,11 @@ def _form(request: CompletionRequest, fields: dict[str, Any], known_as: str, cre
     if request.kind == "message":
         return messages.MessageForm(request, known_as)
     return CompletionForm(request, known_as, created)
+
+
+def _content(request: CompletionRequest, index: int) -> bytes:
+    """Return the tokens whose KV the choice number *index* leaves behind, as bytes."""
+    return request.prompt if request.pin else text.pad(request.prompt) + request.said[index].text
 
 
 def _remote_tokens(request: CompletionRequest) -> int:

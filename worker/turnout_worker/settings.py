@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, fields
 from typing import Final, Literal
 
 from turnout.engine import EngineSettings, SettingsError
@@ -20,6 +21,21 @@ ENV_BIND_ADDRESS: Final = "TURNOUT_BIND_ADDRESS"
 A test compares them."""
 
 ENV_POD_IP: Final = "POD_IP"
+
+
+@dataclass(frozen=True, slots=True)
+class KvEventsSettings:
+    """Where KV events are published: vLLM's --kv-events-config, with its defaults."""
+
+    endpoint: str = "tcp://*:5557"
+    """PUB. Wildcards, ipc and inproc are bound, everything else is connected to."""
+    replay_endpoint: str | None = None
+    """ROUTER, always bound. None: what a subscriber misses is lost."""
+    topic: str = ""
+    buffer_steps: int = 10_000
+    """Batches kept for replays."""
+    hwm: int = 100_000
+    """Batches that may wait for a slow subscriber."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +68,8 @@ class WorkerSettings:
     """Whether usage tells cached_tokens (vLLM's --enable-prompt-tokens-details)."""
     engine: EngineSettings
     latency: LatencyModel
+    kv_events: KvEventsSettings | None = None
+    """None: nobody is told what the prefix cache holds."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -105,3 +123,28 @@ def engine_settings(
     except SettingsError as error:
         raise ConfigurationError(str(error)) from error
     return engine, latency
+
+
+def kv_events_settings(text: str | None) -> KvEventsSettings | None:
+    """Return what *text*, the JSON of --kv-events-config, asks for. Raise ConfigurationError, saying what to write."""
+    if text is None:
+        return None
+    try:
+        told = json.loads(text)
+    except ValueError as error:
+        raise ConfigurationError(f"--kv-events-config is no JSON: {error}") from error
+    if not isinstance(told, dict):
+        raise ConfigurationError("--kv-events-config must be a JSON object")
+    told.pop("max_queue_size", None)  # batches that wait for vLLM's publishing thread; there is none here
+    enabled, publisher = told.pop("enable_kv_cache_events", False), told.pop("publisher", None)
+    numbers = {"buffer_steps", "hwm"}
+    known = {field.name for field in fields(KvEventsSettings)}
+    for name, value in told.items():
+        if name not in known:
+            raise ConfigurationError(f"--kv-events-config: {name} is none of {', '.join(sorted(known))}")
+        fitting = type(value) is int and value > 0 if name in numbers else isinstance(value, str)
+        if not fitting and not (value is None and name == "replay_endpoint"):
+            raise ConfigurationError(f"--kv-events-config: {name} cannot be {value!r}")
+    if publisher not in {None, "null", "zmq"}:
+        raise ConfigurationError(f"--kv-events-config: publisher {publisher!r} is neither 'zmq' nor 'null'")
+    return KvEventsSettings(**told) if enabled is True and publisher != "null" else None

@@ -1,0 +1,216 @@
+"""KV events as vLLM publishes them: what the prefix cache stores and forgets, over ZeroMQ, with a replay.
+
+PUB sends [topic, number (8 bytes, big-endian), batch]; a batch is MessagePack of [time, [events], data-parallel rank].
+Who has missed some sends ["", number] to the ROUTER and is sent ["", topic, number, batch] from that number on, as far
+as they are kept, and then ["", "", -1, ""] (vLLM 0.32 and later; before, the topic was missing).
+Imported only where events are asked for: workers without them do without ZeroMQ.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import zmq
+
+from turnout.engine import BlocksCached, BlocksEvicted
+from turnout_worker.errors import ConfigurationError
+from turnout_worker.text import TOKEN_BYTES
+
+if TYPE_CHECKING:
+    from turnout.engine import EngineRequest, JournaledKvCache
+    from turnout.engine.journal import Entry
+    from turnout_worker.settings import KvEventsSettings
+
+_log = logging.getLogger(__name__)
+
+MEDIUM: Final = "GPU"
+END: Final = (-1).to_bytes(8, "big", signed=True)
+_UNSIGNED: Final = (1 << 64) - 1
+
+
+class BlockStored(msgspec.Struct, tag=True, omit_defaults=True):
+    """Blocks are cached: vLLM's event of this name."""
+
+    block_hashes: list[int]
+    parent_block_hash: int | None
+    token_ids: list[int]
+    block_size: int
+    lora_id: int | None
+    medium: str | None
+    lora_name: str | None
+    extra_keys: list[list[str] | None] | None = None
+    group_idx: int | None = None
+
+
+class BlockRemoved(msgspec.Struct, tag=True, omit_defaults=True):
+    """Blocks are cached no more: vLLM's event of this name."""
+
+    block_hashes: list[int]
+    medium: str | None
+    group_idx: int | None = None
+
+
+class AllBlocksCleared(msgspec.Struct, tag=True, omit_defaults=True):
+    """No block is cached any more: vLLM's event of this name."""
+
+
+KvEvent = BlockStored | BlockRemoved | AllBlocksCleared
+
+
+class KvEventBatch(msgspec.Struct, array_like=True, omit_defaults=True):
+    """Events that go out together."""
+
+    ts: float
+    events: list[KvEvent]
+    data_parallel_rank: int | None = None
+
+
+class KvEventPublisher:
+    """The sockets. Nothing here waits: what a subscriber cannot take is dropped, and it asks for it again."""
+
+    def __init__(self, settings: KvEventsSettings, host: str) -> None:
+        self._topic = settings.topic.encode()
+        self._kept: deque[tuple[bytes, bytes]] = deque(maxlen=settings.buffer_steps)
+        self._number = 0
+        self._encoder = msgspec.msgpack.Encoder()
+        self._context = zmq.Context()
+        self._publisher = self._context.socket(zmq.PUB)
+        self._publisher.set(zmq.LINGER, 0)
+        self._publisher.set(zmq.SNDHWM, settings.hwm)
+        self._replay: zmq.Socket[bytes] | None = None
+        try:
+            _open(self._publisher, settings.endpoint, host)
+            if settings.replay_endpoint is not None:
+                self._replay = self._context.socket(zmq.ROUTER)
+                self._replay.set(zmq.LINGER, 0)
+                self._replay.bind(_on(settings.replay_endpoint, host))
+        except zmq.ZMQError as error:
+            self._context.destroy(linger=0)
+            raise ConfigurationError(f"--kv-events-config: an endpoint cannot be used: {error}") from error
+        if self._replay is not None:
+            asyncio.get_running_loop().add_reader(int(self._replay.fd), self._answer)
+
+    def publish(self, events: list[KvEvent]) -> None:
+        """Send *events* as one batch."""
+        payload = self._encoder.encode(KvEventBatch(time.time(), events, 0))
+        number = self._number.to_bytes(8, "big")
+        self._number += 1
+        self._publisher.send_multipart((self._topic, number, payload), zmq.NOBLOCK)
+        self._kept.append((number, payload))
+
+    def stop(self) -> None:
+        """Close the sockets."""
+        if self._replay is not None:
+            asyncio.get_running_loop().remove_reader(int(self._replay.fd))
+        self._context.destroy(linger=0)
+
+    def _answer(self) -> None:
+        """Answer all replays that are asked for: the socket says only once that there is something to read."""
+        replay = self._replay
+        if replay is None:
+            return
+        while True:
+            try:
+                frames = replay.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            if len(frames) != 3 or len(frames[2]) != len(END):  # noqa: PLR2004 - who asks, nothing, the number
+                _log.warning("a replay was asked for in %d frames that make no sense", len(frames))
+                continue
+            who, _, first = frames
+            for number, payload in self._kept:
+                if number >= first:  # of the same length, so they compare as numbers do
+                    replay.send_multipart((who, b"", self._topic, number, payload), zmq.NOBLOCK)
+            replay.send_multipart((who, b"", b"", END, b""), zmq.NOBLOCK)
+
+
+class CacheEvents:
+    """Makes events of a cache's journal. Knows the tokens of the blocks that requests under way may cache."""
+
+    def __init__(self, cache: JournaledKvCache, block_size: int, publisher: KvEventPublisher) -> None:
+        self._cache = cache
+        self._block_size = block_size
+        self._publisher = publisher
+        self._requests: dict[str, tuple[int, ...]] = {}
+        self._contents: dict[int, _Content] = {}
+
+    def expect(self, request: EngineRequest, content: bytes, adapter: str | None) -> None:
+        """Know the blocks of *request*, which has just been taken: *content* are the bytes of its tokens."""
+        width = self._block_size * TOKEN_BYTES
+        self._requests[request.id] = request.block_hashes
+        for index, block in enumerate(request.block_hashes):
+            known = self._contents.get(block)
+            if known is None:
+                data = content[index * width : (index + 1) * width]
+                known = self._contents[block] = _Content(data, adapter)
+            known.requests += 1
+
+    def forget(self, request_id: str) -> None:
+        """Let go of a request that has ended: it caches nothing any more."""
+        for block in self._requests.pop(request_id, ()):
+            known = self._contents[block]
+            known.requests -= 1
+            if not known.requests:
+                del self._contents[block]
+
+    def publish(self) -> None:
+        """Publish what has happened to the cache since the last call, if anything has."""
+        entries = self._cache.read()
+        if entries:
+            self._publisher.publish([self._event(entry) for entry in entries])
+
+    def _event(self, entry: Entry) -> KvEvent:
+        if isinstance(entry, BlocksCached):
+            return self._stored(entry)
+        if isinstance(entry, BlocksEvicted):
+            return BlockRemoved([block & _UNSIGNED for block in entry.blocks], MEDIUM)
+        return AllBlocksCleared()
+
+    def _stored(self, entry: BlocksCached) -> BlockStored:
+        contents = [self._contents[block] for block in entry.blocks]
+        adapter = contents[0].adapter
+        tokens = [
+            int.from_bytes(content.data[at : at + TOKEN_BYTES], "big")
+            for content in contents
+            for at in range(0, self._block_size * TOKEN_BYTES, TOKEN_BYTES)
+        ]
+        return BlockStored(
+            block_hashes=[block & _UNSIGNED for block in entry.blocks],
+            parent_block_hash=None if entry.parent is None else entry.parent & _UNSIGNED,
+            token_ids=tokens,
+            block_size=self._block_size,
+            lora_id=None if adapter is None else 1,
+            medium=MEDIUM,
+            lora_name=adapter,
+            extra_keys=[None if adapter is None else [adapter] for _ in contents],
+            group_idx=0,
+        )
+
+
+class _Content:
+    """A block's tokens, the adapter that reads them, and how many requests under way have it."""
+
+    __slots__ = ("adapter", "data", "requests")
+
+    def __init__(self, data: bytes, adapter: str | None) -> None:
+        self.data = data
+        self.adapter = adapter
+        self.requests = 0
+
+
+def _open(socket: zmq.Socket[bytes], endpoint: str, host: str) -> None:
+    """Bind wildcards and paths, connect to everything else, as vLLM does."""
+    if "*" in endpoint or "::" in endpoint or endpoint.startswith(("ipc://", "inproc://")):
+        socket.bind(_on(endpoint, host))
+    else:
+        socket.connect(endpoint)
+
+
+def _on(endpoint: str, host: str) -> str:
+    """Return *endpoint* with a wildcard narrowed to the address that this worker listens on."""
+    return endpoint if host == "0.0.0.0" else endpoint.replace("*", host)  # noqa: S104 - compared, not bound
