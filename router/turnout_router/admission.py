@@ -4,10 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from turnout.routing.admission import HIGH, LOW, NORMAL, TIERS, AdmissionLimits, Tier, has_room, judge
+from turnout.routing.admission import (
+    HIGH,
+    LOW,
+    NORMAL,
+    TIERS,
+    AdmissionBounds,
+    AdmissionLimits,
+    Tier,
+    Verdict,
+    has_room,
+    judge,
+)
 from turnout_router.errors import overloaded
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _TIER_OF: Final[dict[bytes, Tier]] = {b"high": HIGH, b"normal": NORMAL, b"low": LOW}
 
@@ -25,7 +39,7 @@ class Gate:
         self._workers = 0
         self._requests = 0
         self._tokens = 0
-        self._waiting: tuple[deque[_Waiter], ...] = tuple(deque() for _ in TIERS)
+        self._waiting = tuple(_Queue() for _ in TIERS)
 
     def try_enter(self, tokens: int) -> bool:
         """Let a request of *tokens* in where nobody waits and there is room. Else say no: see `enter`."""
@@ -34,21 +48,24 @@ class Gate:
         self._take(tokens)
         return True
 
-    async def enter(self, tokens: int, tier: Tier, seconds: float) -> None:
+    async def enter(self, tokens: int, tier: Tier) -> None:
         """Return once there is room for a request of *tokens*. Raise ApiError (503) where it cannot wait, or no longer."""
-        waiting = self._waiting
-        room = has_room(self._requests, self._tokens, tokens, self._workers, self._limits)
-        verdict = judge([len(queue) for queue in waiting], tier, self._limits, room=room)
+        while (verdict := self._judge(tokens, tier)).displaced is not None:
+            self._waiting[verdict.displaced].youngest().turn.set_result(False)
         if verdict.does == "enter":
             self._take(tokens)
             return
         if verdict.does == "leave":
             raise overloaded("too many requests wait for this model already", "queue_full")
-        if verdict.displaced is not None:
-            waiting[verdict.displaced].pop().turn.set_result(False)
-        await self._wait(_Waiter(tokens), waiting[tier], seconds)
+        await self._wait(_Waiter(tokens), self._waiting[tier], self._limits.wait_seconds)
 
-    async def _wait(self, waiter: _Waiter, queue: deque[_Waiter], seconds: float) -> None:
+    def _judge(self, tokens: int, tier: Tier) -> Verdict:
+        counts = [len(queue) for queue in self._waiting]
+        queued = [queue.tokens for queue in self._waiting]
+        room = has_room(self._requests, self._tokens, tokens, self._workers, self._limits)
+        return judge(counts, queued, tokens, tier, self._limits, room=room)
+
+    async def _wait(self, waiter: _Waiter, queue: _Queue, seconds: float) -> None:
         queue.append(waiter)
         turn = waiter.turn
         try:
@@ -73,9 +90,10 @@ class Gate:
         if self.waiting:
             self._admit()
 
-    def resize(self, workers: int) -> None:
-        """Take note of how many workers decode now."""
+    def resize(self, workers: int, limits: AdmissionLimits) -> None:
+        """Take note of how many workers decode now, and of the bounds. Who waits already goes on waiting."""
         self._workers = workers
+        self._limits = limits
         self._admit()
 
     @property
@@ -90,12 +108,12 @@ class Gate:
 
     def _admit(self) -> None:
         for queue in self._waiting:
-            while queue:
-                tokens = queue[0].tokens
+            while len(queue):
+                tokens = queue.first_tokens
                 if not has_room(self._requests, self._tokens, tokens, self._workers, self._limits):
                     return
                 self._take(tokens)
-                queue.popleft().turn.set_result(True)
+                queue.oldest().turn.set_result(True)
 
 
 class _Waiter:
@@ -106,6 +124,47 @@ class _Waiter:
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
         self.turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+
+class _Queue:
+    """Requests of one tier that wait, in the order in which they came, and their tokens."""
+
+    __slots__ = ("_waiters", "tokens")
+
+    def __init__(self) -> None:
+        self._waiters: deque[_Waiter] = deque()
+        self.tokens = 0
+
+    def __len__(self) -> int:
+        """Count those that wait."""
+        return len(self._waiters)
+
+    @property
+    def first_tokens(self) -> int:
+        """Tokens of the one whose turn is next."""
+        return self._waiters[0].tokens
+
+    def append(self, waiter: _Waiter) -> None:
+        """Let *waiter* wait behind all others."""
+        self._waiters.append(waiter)
+        self.tokens += waiter.tokens
+
+    def remove(self, waiter: _Waiter) -> None:
+        """Let *waiter* go, whatever its place."""
+        self._waiters.remove(waiter)
+        self.tokens -= waiter.tokens
+
+    def oldest(self) -> _Waiter:
+        """Take out who came first."""
+        return self._out(self._waiters.popleft())
+
+    def youngest(self) -> _Waiter:
+        """Take out who came last."""
+        return self._out(self._waiters.pop())
+
+    def _out(self, waiter: _Waiter) -> _Waiter:
+        self.tokens -= waiter.tokens
+        return waiter
 
 
 class Gates:
@@ -122,14 +181,14 @@ class Gates:
             gate = self._gates[deployment] = Gate(self._limits)
         return gate
 
-    def resize(self, decoders: dict[str, int]) -> None:
-        """Take over how many workers of each deployment decode; forget deployments that are gone.
+    def resize(self, decoders: Mapping[str, int], bounds: Mapping[str, AdmissionBounds]) -> None:
+        """Take over how many workers of each deployment decode, and its own bounds; forget deployments that are gone.
 
         Who waits at the gate of one that is gone goes on, to be told so.
         """
         for key, gate in tuple(self._gates.items()):
-            gate.resize(decoders.get(key, 0))
             if key not in decoders:
+                gate.resize(0, self._limits)
                 del self._gates[key]
         for key, count in decoders.items():
-            self.of(key).resize(count)
+            self.of(key).resize(count, bounds.get(key, AdmissionBounds()).over(self._limits))

@@ -82,7 +82,8 @@ class Backends:
         self._loads = {id_: load for id_, load in self._loads.items() if id_ in present or load.requests}
         self._adapters = {id_: loaded for id_, loaded in self._adapters.items() if id_ in present}
         self.gates.resize(
-            {key: sum(b.role != "prefill" for b in group) for key, group in fleet.backends.items()}
+            {key: sum(b.role != "prefill" for b in group) for key, group in fleet.backends.items()},
+            {key: route.admission for key, route in fleet.deployments.items()},
         )
         self._policies = {
             key: self._policies.get(key) or PrefixAware(Ledger(BLOCK_TOKENS), WorkModel())

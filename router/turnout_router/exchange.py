@@ -174,7 +174,7 @@ class Exchange:
         if not gate.try_enter(self._tokens):
             self._metrics.waiting += 1
             try:
-                await gate.enter(self._tokens, self._tier, self._limits.queue_seconds)
+                await gate.enter(self._tokens, self._tier)
             except ApiError as error:
                 self._metrics.turned_away(error.code or "")
                 raise

@@ -29,7 +29,11 @@ _WAITS: Final = (
     ("--body-timeout", _CLIENT.body_seconds, "for a request's body to arrive"),
     ("--idle-timeout", _CLIENT.idle_seconds, "keep a client's connection without requests"),
     ("--stall-timeout", _CLIENT.stall_seconds, "for a client that does not read its answer"),
-    ("--queue-timeout", _UPSTREAM.queue_seconds, "for a request to wait for room, before it gets 503"),
+    (
+        "--queue-timeout",
+        _SETTINGS.admission.wait_seconds,
+        "for a request to wait for room, before it gets 503",
+    ),
     ("--connect-timeout", _UPSTREAM.connect_seconds, "to connect to a worker"),
     ("--prefill-timeout", _UPSTREAM.prefill_seconds, "for the prefill exchange"),
     ("--first-byte-timeout", _UPSTREAM.first_byte_seconds, "for the first byte of a streamed answer"),
@@ -54,6 +58,11 @@ _ADMISSION: Final = (
         "likewise, prompt and expected output tokens",
     ),
     ("--max-waiting", _SETTINGS.admission.waiting, "requests of one deployment that wait; more get 503"),
+    (
+        "--max-waiting-tokens",
+        _SETTINGS.admission.waiting_tokens,
+        "tokens of the requests of one deployment that wait; beyond that 503",
+    ),
 )
 
 
@@ -130,6 +139,8 @@ def settings_of(options: argparse.Namespace) -> Settings:
             requests_per_worker=options.max_requests_per_worker,
             tokens_per_worker=options.max_tokens_per_worker,
             waiting=options.max_waiting,
+            waiting_tokens=options.max_waiting_tokens,
+            wait_seconds=options.queue_timeout,
         ),
         client=ClientLimits(
             body_bytes=options.max_body_bytes,
@@ -140,7 +151,6 @@ def settings_of(options: argparse.Namespace) -> Settings:
             connections=options.max_connections,
         ),
         upstream=UpstreamLimits(
-            queue_seconds=options.queue_timeout,
             connect_seconds=options.connect_timeout,
             prefill_seconds=options.prefill_timeout,
             first_byte_seconds=options.first_byte_timeout,

@@ -78,8 +78,6 @@ class UpstreamLimits:
     """How long an unused connection to a worker is kept: vLLM closes its own after 5 s."""
     idle_connections: int = 256
     """Unused connections kept per worker."""
-    queue_seconds: float = 30.0
-    """How long a request waits for room before it is turned away."""
     retries: int = 2
     """Retries of one request, beside which the fleet-wide budget holds."""
     health: HealthPolicy = field(default_factory=HealthPolicy)
@@ -104,7 +102,7 @@ class Settings:
     tls_key: Path | None = None
     """PEM file of its key, not encrypted."""
     admission: AdmissionLimits = field(default_factory=AdmissionLimits)
-    """How much of a deployment's requests is let in at a time, and how many wait."""
+    """How much of a deployment's requests is let in at a time, and how many wait how long, where it does not say so itself."""
     scrape_seconds: float = 1.0
     """How often each worker is asked for its metrics, where a prefix-aware policy chooses among several. 0: never."""
     client: ClientLimits = field(default_factory=ClientLimits)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,7 +14,6 @@ from support.router_mock_backend import mock_worker
 from support.router_running import DEPLOYMENT, Running, chat, config, eventually_async, running_router
 from turnout.routing.admission import HIGH, LOW, NORMAL, AdmissionLimits
 from turnout_router.admission import tier_of
-from turnout_router.settings import UpstreamLimits
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,8 +71,7 @@ async def test_who_waits_too_long_is_turned_away(tmp_path: Path) -> None:
         running_router(
             tmp_path,
             config([("aggregated", worker.url)]),
-            admission=ONE_AT_A_TIME,
-            upstream=UpstreamLimits(queue_seconds=0.2),
+            admission=replace(ONE_AT_A_TIME, wait_seconds=0.2),
         ) as r,
     ):
         first = asyncio.create_task(ask(r, "first"))
@@ -210,3 +209,71 @@ async def test_output_is_capped(tmp_path: Path, asked: dict[str, Any], sent: dic
 def test_a_client_can_only_step_back(granted: Any, wanted: bytes | None, tier: int) -> None:
     """Whatever a client writes, it goes no sooner than its key grants."""
     assert tier_of(granted, wanted) == tier
+
+
+async def test_a_deployments_own_bounds_hold(tmp_path: Path) -> None:
+    """What a deployment says of its room, its queue and the wait stands over the router's flags; others keep those."""
+    async with mock_worker(behaviour="gated") as worker, mock_worker(behaviour="gated") as other:
+        content = config(
+            [("aggregated", worker.url)],
+            admission={"requestsPerWorker": 1, "waitingRequests": 1, "maxWait": "300ms"},
+        )
+        content["deployments"] += [
+            {
+                "name": "default/other",
+                "servedNames": ["other"],
+                "backends": [{"role": "aggregated", "url": other.url}],
+            }
+        ]
+        async with running_router(tmp_path, content) as r:
+            first = asyncio.create_task(ask(r, "first"))
+            await eventually_async(lambda: _has(worker.received))
+            second = asyncio.create_task(ask(r, "second"))
+            await waiting(r, 1)
+            assert (await ask(r, "third")).json()["error"]["code"] == "queue_full"
+            assert (await second).json()["error"]["code"] == "queue_timeout"
+            others = [asyncio.create_task(r.chat(f"{n}", model="other")) for n in range(3)]
+            await eventually_async(lambda: _has(other.received, 3))
+            worker.gate.set()
+            other.gate.set()
+            assert {answer.status_code for answer in await asyncio.gather(first, *others)} == {200}
+
+
+async def _has(received: list[Any], count: int = 1) -> bool:
+    return len(received) == count
+
+
+async def test_bounds_that_change_hold_at_once(tmp_path: Path) -> None:
+    """A deployment that is given more room lets in who waits."""
+    async with mock_worker(behaviour="gated") as worker:
+        narrow, wide = (
+            config([("aggregated", worker.url)], admission={"requestsPerWorker": count}) for count in (1, 2)
+        )
+        async with running_router(tmp_path, narrow) as r:
+            asking = [asyncio.create_task(ask(r, "first"))]
+            await eventually_async(lambda: _has(worker.received))
+            asking.append(asyncio.create_task(ask(r, "second")))
+            await waiting(r, 1)
+            (tmp_path / "router.yaml").write_text(json.dumps(wide))
+            r.router.reload()
+            await eventually_async(lambda: _has(worker.received, 2))
+            worker.gate.set()
+            assert [(await task).status_code for task in asking] == [200, 200]
+
+
+async def test_tokens_that_wait_are_bounded(tmp_path: Path) -> None:
+    """A long prompt finds no place in a queue in which a short one still does."""
+    async with mock_worker(behaviour="gated") as worker:
+        content = config(
+            [("aggregated", worker.url)], admission={"requestsPerWorker": 1, "waitingTokens": 1000}
+        )
+        async with running_router(tmp_path, content) as r:
+            asking = [asyncio.create_task(ask(r, "first"))]
+            await eventually_async(lambda: _has(worker.received))
+            asking.append(asyncio.create_task(ask(r, "second")))
+            await waiting(r, 1)
+            assert (await ask(r, "word " * 800)).json()["error"]["code"] == "queue_full"
+            asking.append(asyncio.create_task(ask(r, "third")))
+            await waiting(r, 2)
+            worker.gate.set()
+            assert [(await task).status_code for task in asking] == [200, 200, 200]

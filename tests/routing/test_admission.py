@@ -11,6 +11,7 @@ from turnout.routing.admission import (
     LOW,
     NORMAL,
     TIERS,
+    AdmissionBounds,
     AdmissionLimits,
     Tier,
     Verdict,
@@ -18,7 +19,7 @@ from turnout.routing.admission import (
     judge,
 )
 
-LIMITS = AdmissionLimits(requests_per_worker=2, tokens_per_worker=100, waiting=3)
+LIMITS = AdmissionLimits(requests_per_worker=2, tokens_per_worker=100, waiting=3, waiting_tokens=90)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,33 @@ def test_room(requests: int, tokens: int, cost: int, workers: int, room: bool) -
 )
 def test_verdicts(waiting: tuple[int, int, int], tier: Tier, room: bool, verdict: Verdict) -> None:  # noqa: FBT001 - a table's column
     """Order of tier and arrival; a full queue makes way for a higher tier, from the lowest one."""
-    assert judge(waiting, tier, LIMITS, room=room) == verdict
+    assert judge(waiting, waiting, 1, tier, LIMITS, room=room) == verdict
+
+
+@pytest.mark.parametrize(
+    ("waiting", "tokens", "cost", "tier", "verdict"),
+    [
+        ((0, 1, 0), (0, 80, 0), 10, NORMAL, Verdict("wait")),
+        ((0, 1, 0), (0, 80, 0), 11, NORMAL, Verdict("leave")),
+        ((0, 0, 0), (0, 0, 0), 5000, NORMAL, Verdict("wait")),  # alone, however large
+        ((0, 0, 2), (0, 0, 90), 50, NORMAL, Verdict("wait", displaced=LOW)),
+        ((0, 1, 1), (0, 60, 30), 40, NORMAL, Verdict("leave")),  # nobody is turned away for nothing
+        ((0, 1, 1), (0, 60, 30), 40, HIGH, Verdict("wait", displaced=LOW)),
+    ],
+)
+def test_verdicts_by_tokens(
+    waiting: tuple[int, int, int], tokens: tuple[int, int, int], cost: int, tier: Tier, verdict: Verdict
+) -> None:
+    """The tokens that wait are bounded like the requests."""
+    assert judge(waiting, tokens, cost, tier, LIMITS, room=False) == verdict
+
+
+def test_a_deployments_own_bounds_stand_over_the_routers() -> None:
+    """What it does not say stays the router's; 0 is a bound like any other."""
+    own = AdmissionBounds(waiting=0, wait_seconds=1.5).over(LIMITS)
+    assert own == AdmissionLimits(2, 100, 0, 90, 1.5)
+    assert judge((0, 0, 0), (0, 0, 0), 1, NORMAL, own, room=False) == Verdict("leave")
+    assert judge((0, 0, 0), (0, 0, 0), 1, NORMAL, own, room=True) == Verdict("enter")
 
 
 @given(
@@ -67,7 +94,7 @@ def test_the_queue_never_outgrows_its_bound_and_nobody_is_overtaken_from_below(
     room: bool,  # noqa: FBT001 - drawn
 ) -> None:
     """Whoever waits on top of a full queue takes the place of one of a lower tier."""
-    verdict = judge(waiting, tier, LIMITS, room=room)
+    verdict = judge(waiting, waiting, 1, tier, LIMITS, room=room)
     if verdict.does == "wait" and sum(waiting) >= LIMITS.waiting:
         assert verdict.displaced is not None
         assert verdict.displaced > tier

@@ -93,6 +93,18 @@ def _both(changes: Manifest) -> Manifest:
 
 
 REFUSED = [
+    # Admission
+    Refused(
+        "no-room-at-all",
+        deployment({"spec.routing.admission.requestsPerWorker": 0}),
+        "should be greater than or equal to 1",
+        "spec.routing.admission.requestsPerWorker",
+    ),
+    Refused(
+        "wait-without-a-unit",
+        deployment({"spec.routing.admission.maxWait": "30"}),
+        "not a duration: write hours, minutes, seconds and milliseconds in this order",
+    ),
     # Replicas
     Refused(
         "max-below-min",
@@ -434,6 +446,17 @@ ACCEPTED = {
     "zeros-before-digits": deployment({"spec.slo.timeToFirstToken": "0s050ms"}),
     "no-stabilization": deployment({"spec.scaling.scaleDown.stabilization": "0s"}),
     "names-of-every-form": deployment({"spec.model.servedNames": ["a", "A.b_c:d-9", "a" * 96]}),
+    "own-admission": deployment(
+        {
+            "spec.routing.admission": {
+                "requestsPerWorker": 1,
+                "tokensPerWorker": 1,
+                "waitingRequests": 0,
+                "waitingTokens": 1,
+                "maxWait": "0s",
+            }
+        }
+    ),
     "local-prefill-never": deployment({"spec.routing.localPrefillBelowTokens": 0}),
     "route": route(),
     "route-with-a-resting-target": route(

@@ -198,6 +198,36 @@ class Scaling(Model):
     )
 
 
+class Admission(Model):
+    """How much of this deployment's requests a router lets in at a time, and what waits. Unset: the router's own setting."""
+
+    requests_per_worker: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="Requests under way at a time, for each worker that decodes, per router. What comes on top waits.",
+    )
+    tokens_per_worker: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000_000,
+        description="The same in tokens: those of the prompt and of the expected output.",
+    )
+    waiting_requests: int | None = Field(
+        default=None,
+        ge=0,
+        le=1_000_000,
+        description="Requests that may wait, per router; beyond that the lowest priority is turned away with 503. 0: none waits.",
+    )
+    waiting_tokens: int | None = Field(
+        default=None, ge=1, le=1_000_000_000, description="Tokens of the requests that may wait, per router."
+    )
+    max_wait: Duration | None = Field(
+        default=None,
+        description="How long a request waits for room in real time, such as 30s; then it is turned away with 503.",
+    )
+
+
 class Routing(Model):
     """How the router treats requests to this deployment."""
 
@@ -220,6 +250,10 @@ class Routing(Model):
         le=1_048_576,
         description="Most output tokens that a request may ask for; more is refused with 400, and a request that names no"
         " bound gets this one. Unset: no such bound.",
+    )
+    admission: Admission = Field(
+        default_factory=Admission,
+        description="How much of its requests a router lets in at a time, and what waits.",
     )
 
 

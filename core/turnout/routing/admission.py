@@ -10,7 +10,7 @@ workers divided by routers where that matters.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
@@ -35,12 +35,31 @@ class AdmissionLimits:
 
     `requests_per_worker`: twice vLLM's default batch of 1024 on H100-class accelerators, so that its own queue, by
     which pools are scaled, can be seen. `tokens_per_worker`: prompt and expected output tokens, some times what the
-    largest caches hold. `waiting`: requests that wait here, over all tiers.
+    largest caches hold. `waiting`, `waiting_tokens`: requests that wait here, over all tiers, and their tokens: some
+    minutes of work for a few workers. `wait_seconds`: how long one waits, in real time.
     """
 
     requests_per_worker: int = 2048
     tokens_per_worker: int = 4_000_000
     waiting: int = 1024
+    waiting_tokens: int = 16_000_000
+    wait_seconds: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionBounds:
+    """What one deployment says of its own `AdmissionLimits`; None: as every other one."""
+
+    requests_per_worker: int | None = None
+    tokens_per_worker: int | None = None
+    waiting: int | None = None
+    waiting_tokens: int | None = None
+    wait_seconds: float | None = None
+
+    def over(self, limits: AdmissionLimits) -> AdmissionLimits:
+        """Return *limits* with what is said here in their place."""
+        said = {each.name: getattr(self, each.name) for each in fields(self)}
+        return replace(limits, **{name: value for name, value in said.items() if value is not None})
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +89,32 @@ def has_room(requests: int, tokens: int, cost_tokens: int, workers: int, limits:
     )
 
 
-def judge(waiting: Sequence[int], tier: Tier, limits: AdmissionLimits, *, room: bool) -> Verdict:
-    """Return what becomes of a request of *tier*. *waiting* are the numbers that wait, by tier; *room*: see `has_room`.
+def judge(
+    waiting: Sequence[int],
+    waiting_tokens: Sequence[int],
+    tokens: int,
+    tier: Tier,
+    limits: AdmissionLimits,
+    *,
+    room: bool,
+) -> Verdict:
+    """Return what becomes of a request of *tokens* and *tier*; *room*: see `has_room`.
 
-    Nobody of the same or a lower tier overtakes who waits. Where the queue is full, a lower tier makes way.
+    *waiting* and *waiting_tokens* are the requests that wait, and their tokens, by tier. Nobody of the same or a lower
+    tier overtakes who waits. Where the queue is full, requests of lower tiers make way, one by one: once the named one
+    has left, ask again. Nobody makes way where even all of them would not be enough. Alone a request may wait however
+    large it is.
     """
     if room and not any(waiting[: tier + 1]):
         return _ENTER
-    if sum(waiting) < limits.waiting:
+    if _may_queue(sum(waiting), sum(waiting_tokens), tokens, limits):
         return _WAIT
-    for lower in reversed(TIERS):
-        if lower > tier and waiting[lower]:
-            return Verdict("wait", displaced=lower)
+    if _may_queue(sum(waiting[: tier + 1]), sum(waiting_tokens[: tier + 1]), tokens, limits):
+        for lower in reversed(TIERS):
+            if lower > tier and waiting[lower]:
+                return Verdict("wait", displaced=lower)
     return _LEAVE
+
+
+def _may_queue(requests: int, queued_tokens: int, tokens: int, limits: AdmissionLimits) -> bool:
+    return requests < limits.waiting and (requests == 0 or queued_tokens + tokens <= limits.waiting_tokens)

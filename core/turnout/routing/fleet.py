@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from turnout.routing.admission import NORMAL
+from turnout.routing.admission import NORMAL, AdmissionBounds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -57,6 +57,8 @@ class DeploymentRoute:
     policy: RoutingPolicy = "PrefixAware"
     adapters: frozenset[str] = frozenset()
     """LoRA adapters that its workers serve, by the names that clients call."""
+    admission: AdmissionBounds = field(default_factory=AdmissionBounds)
+    """Its own bounds on what is let in and what waits."""
 
 
 @dataclass(frozen=True, slots=True)

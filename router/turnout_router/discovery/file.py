@@ -10,6 +10,7 @@ Example::
         timeScale: 1
         localPrefillBelowTokens: 256
         policy: PrefixAware                     # or LeastLoaded
+        admission: {requestsPerWorker: 256, waitingRequests: 100, maxWait: 10s}  # see LLMDeployment
         adapters: [sql]                         # LoRA adapters that its workers serve, by name
         backends:
           - {url: "http://127.0.0.1:8001", role: prefill, revision: a}
@@ -34,12 +35,13 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from turnout.api import ApiKey, Objectives
 from turnout.api.budget import Priority
-from turnout.api.deployment import RoutingPolicy
+from turnout.api.deployment import Admission, RoutingPolicy
 from turnout.api.loading import faults
 from turnout.api.meta import Model
 from turnout.api.quantities import seconds
 from turnout.routing import Backend, DeploymentRoute, Fleet, Grant, NamedRoute, build_fleet
 from turnout.routing.admission import TIER_OF
+from turnout_router.discovery.translate import bounds_of
 from turnout_router.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -82,6 +84,7 @@ class FileDeployment(Model):
     time_scale: int = Field(default=1, ge=1, le=100)
     local_prefill_below_tokens: int = Field(default=256, ge=0, le=1_048_576)
     policy: RoutingPolicy = "PrefixAware"
+    admission: Admission = Field(default_factory=Admission)
     adapters: list[_Name] = Field(default_factory=list, max_length=256)
     backends: list[FileBackend] = Field(default_factory=list, max_length=10_000)
 
@@ -175,6 +178,7 @@ def _fleet_of(config: FileConfig) -> Fleet:
                 local_prefill_below_tokens=d.local_prefill_below_tokens,
                 policy=d.policy,
                 adapters=frozenset(d.adapters),
+                admission=bounds_of(d.admission),
             )
             for d in config.deployments
         ],

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from datetime import datetime
 from itertools import pairwise
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from turnout.api import Role, names
 from turnout.api.loading import load_budget, load_deployment, load_route
 from turnout.api.quantities import seconds
 from turnout.routing import Backend, DeploymentRoute, Grant, NamedRoute
-from turnout.routing.admission import TIER_OF
+from turnout.routing.admission import TIER_OF, AdmissionBounds
 from turnout.sizing.capacity import Fit, fits
+
+if TYPE_CHECKING:
+    from turnout.api.deployment import Admission
 
 _ROLES: Final = ("prefill", "decode", "aggregated")
 _SERVED_NAME: Final = "--served-name"
@@ -32,6 +35,18 @@ def deployment_of(raw: dict[str, Any]) -> DeploymentRoute:
         time_scale=spec.engine.simulated.time_scale,
         local_prefill_below_tokens=spec.routing.local_prefill_below_tokens,
         policy=spec.routing.policy,
+        admission=bounds_of(spec.routing.admission),
+    )
+
+
+def bounds_of(admission: Admission) -> AdmissionBounds:
+    """Return a deployment's own bounds, from a resource or a file."""
+    return AdmissionBounds(
+        requests_per_worker=admission.requests_per_worker,
+        tokens_per_worker=admission.tokens_per_worker,
+        waiting=admission.waiting_requests,
+        waiting_tokens=admission.waiting_tokens,
+        wait_seconds=None if admission.max_wait is None else seconds(admission.max_wait),
     )
 
 
