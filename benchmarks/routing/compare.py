@@ -25,6 +25,7 @@ from chart import draw, mean_over_seeds
 from turnout.routing.work import work_of
 from turnout_simulator.generate import generate
 from turnout_simulator.outcomes import figures
+from turnout_simulator.policies.told import Exchange
 from turnout_simulator.replay import (
     Setting,
     at_rate,
@@ -57,6 +58,15 @@ class Case:
     policy: int
     seed: int
     routers: int = 1
+    scraping: bool = False
+    """Whether several routers know of each other by scraping only; otherwise they tell each other."""
+
+    @property
+    def routed_by(self) -> str:
+        """What follows the policy's name."""
+        if self.routers == 1:
+            return ""
+        return f", {self.routers} routers{', scraping only' if self.scraping else ''}"
 
     @property
     def pools(self) -> str:
@@ -73,12 +83,14 @@ def cases(*, quick: bool, seeds: Sequence[int]) -> Iterator[Case]:
             for blocks in (850, 6000):
                 for load in loads:
                     yield from (Case(number, 0, blocks, load, policy, seed) for policy in NUMBERS)
+                    yield Case(number, 0, blocks, load, OWN, seed, ROUTERS)
                     if number == 8:
-                        yield Case(number, 0, blocks, load, OWN, seed, ROUTERS)
+                        yield Case(number, 0, blocks, load, OWN, seed, ROUTERS, scraping=True)
         for prefill in () if quick else (4, 6):
             for blocks in (850, 6000):
                 for load in loads:
                     yield from (Case(8, prefill, blocks, load, policy, seed) for policy in PAIRED)
+                    yield Case(8, prefill, blocks, load, OWN, seed, ROUTERS)
 
 
 class Bench:
@@ -100,12 +112,15 @@ class Bench:
         setting = Setting(case.engines, case.blocks, case.prefill)
         trace = at_rate(self._spread(case.seed), self.rate(setting) * case.load)
         began = time.monotonic()
+        exchange = Exchange() if case.routers > 1 and not case.scraping else None
         if case.prefill:
-            pair = paired(case.policy, setting, self._work)
-            name, outcomes = pair.name, replay_pairs(trace, setting, [pair], self._latency)
+            pairs = [paired(case.policy, setting, self._work, exchange) for _ in range(case.routers)]
+            name, outcomes = pairs[0].name, replay_pairs(trace, setting, pairs, self._latency)
         else:
-            scrape = SCRAPE_SECONDS if case.routers > 1 else None
-            routers = [aggregated(case.policy, setting, self._work, scrape) for _ in range(case.routers)]
+            scrape = SCRAPE_SECONDS if case.scraping else None
+            routers = [
+                aggregated(case.policy, setting, self._work, scrape, exchange) for _ in range(case.routers)
+            ]
             name, outcomes = routers[0].name, replay(trace, setting, routers, self._latency)
         row = asdict(figures(outcomes))
         return {
@@ -114,7 +129,7 @@ class Bench:
             "blocks": case.blocks,
             "load": case.load,
             "routers": case.routers,
-            "policy": name if case.routers == 1 else f"{name}, {case.routers} routers",
+            "policy": f"{name}{case.routed_by}",
             "seed": case.seed,
             "requests_per_second": self.rate(setting) * case.load,
             **row,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from turnout.routing.work import WorkModel
     from turnout_simulator.policies.port import PairPolicy, Policy
+    from turnout_simulator.policies.told import Exchange
     from turnout_simulator.replay import Setting
 
     Maker = Callable[[int, Setting, WorkModel], Policy]
@@ -43,17 +44,27 @@ PAIRED: Final = (1, 3, 5, 7, OWN)
 """Those that are compared on prefill/decode pools, too: least requests, SGLang, llm-d, Dynamo, Turnout."""
 
 
-def aggregated(number: int, setting: Setting, work: WorkModel, scrape_seconds: float | None = None) -> Policy:
+def aggregated(
+    number: int,
+    setting: Setting,
+    work: WorkModel,
+    scrape_seconds: float | None = None,
+    exchange: Exchange | None = None,
+) -> Policy:
     """Return the *number*-th policy for a pool of engines that do both halves."""
     if number == OWN:
-        return Turnout(setting.engines, setting.kv_blocks, setting.block_tokens, work, scrape_seconds)
+        return Turnout(
+            setting.engines, setting.kv_blocks, setting.block_tokens, work, scrape_seconds, exchange
+        )
     return PEERS[number](setting.engines, setting, work)
 
 
-def paired(number: int, setting: Setting, work: WorkModel) -> PairPolicy:
+def paired(number: int, setting: Setting, work: WorkModel, exchange: Exchange | None = None) -> PairPolicy:
     """Return the *number*-th policy for a prefill and a decode pool."""
     if number == OWN:
-        return TurnoutPairs(setting.prefill, setting.engines, setting.kv_blocks, setting.block_tokens, work)
+        return TurnoutPairs(
+            setting.prefill, setting.engines, setting.kv_blocks, setting.block_tokens, work, exchange
+        )
     make = PEERS[number]
     decode_engines = setting.engines - setting.prefill
     return TwoPools(

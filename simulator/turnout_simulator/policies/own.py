@@ -12,20 +12,25 @@ if TYPE_CHECKING:
 
     from turnout.routing.work import WorkModel
     from turnout_simulator.policies.port import Arrival, Sample
+    from turnout_simulator.policies.told import Exchange
 
 
 class Turnout:
-    """One router. With *scrape_seconds* it also scrapes, as it must where other routers send to the same engines."""
+    """One router. Where others send to the same engines it scrapes (*scrape_seconds*), or they tell each other.
+
+    The latter through an *exchange*, one for all of them.
+    """
 
     name = "Turnout"
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - the setting, as the other policies take it
         self,
         engines: int,
         kv_blocks: int,
         block_tokens: int,
         work: WorkModel,
         scrape_seconds: float | None = None,
+        exchange: Exchange | None = None,
     ) -> None:
         self.scrape_seconds = scrape_seconds
         ledger = Ledger(block_tokens)
@@ -34,20 +39,31 @@ class Turnout:
         self._ledger = ledger
         self._states = list(ledger.states.values())
         self._tickets: dict[int, Ticket] = {}
+        self._others = None if exchange is None else exchange.join(ledger)
 
     def choose(self, arrival: Arrival) -> int:  # noqa: D102 - the protocol says it
+        if self._others is not None:
+            self._others.until(arrival.at)
         prompt = Prompt(arrival.prompt_tokens, arrival.blocks)
         pick = self._policy.choose(prompt, self._states, arrival.at)
-        self._tickets[arrival.number] = self._policy.sent(pick, prompt, arrival.at)
+        ticket = self._tickets[arrival.number] = self._policy.sent(pick, prompt, arrival.at)
+        if self._others is not None:
+            self._others.sent(arrival.number, ticket, prompt, arrival.at)
         return pick.state.slot
 
     def first_token(self, number: int, now: float) -> None:  # noqa: D102 - the protocol says it
+        if self._others is not None:
+            self._others.first_token(number, now)
         self._ledger.first_token(self._tickets[number], now)
 
     def finished(self, number: int, now: float, cached_tokens: int, output_tokens: int) -> None:  # noqa: ARG002, D102
+        if self._others is not None:
+            self._others.finished(number, now, cached_tokens)
         self._ledger.finished(self._tickets.pop(number), now, cached_tokens)
 
     def scraped(self, now: float, samples: Sequence[Sample]) -> None:  # noqa: D102 - the protocol says it
+        if self._others is not None:
+            self._others.until(now)
         for state, sample in zip(self._states, samples, strict=True):
             pending = sample.queried_tokens - sample.hit_tokens - sample.computed_tokens
             scrape = Scrape(sample.running, sample.waiting, sample.kv_usage, pending)

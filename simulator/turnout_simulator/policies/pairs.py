@@ -11,11 +11,17 @@ from turnout_simulator.policies.port import Placement
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from turnout.routing.policy import Pick
     from turnout.routing.work import WorkModel
     from turnout_simulator.policies.port import Arrival, Policy, Sample
+    from turnout_simulator.policies.told import Exchange
 
 LOCAL_BELOW_TOKENS: Final = 256
 """Prompts shorter than this are computed where they are decoded: moving them costs more. The resource's default."""
+
+_PREFILL: Final = 0
+_DECODE: Final = 1
+"""The halves of a request, as they are numbered when others are told of them."""
 
 
 class TwoPools:
@@ -54,13 +60,19 @@ class TwoPools:
 
 
 class TurnoutPairs:
-    """Turnout's choice of a pair: the code that runs in the router."""
+    """Turnout's choice of a pair: the code that runs in the router. Several tell each other through *exchange*."""
 
     name = "Turnout"
     scrape_seconds: float | None = None
 
-    def __init__(
-        self, prefill_engines: int, engines: int, kv_blocks: int, block_tokens: int, work: WorkModel
+    def __init__(  # noqa: PLR0917 - the setting, as the other policies take it
+        self,
+        prefill_engines: int,
+        engines: int,
+        kv_blocks: int,
+        block_tokens: int,
+        work: WorkModel,
+        exchange: Exchange | None = None,
     ) -> None:
         ledger = Ledger(block_tokens)
         ledger.set_backends((f"engine-{e}", kv_blocks * block_tokens) for e in range(engines))
@@ -71,31 +83,46 @@ class TurnoutPairs:
         self._decodes = states[prefill_engines:]
         self._prefilling: dict[int, Ticket] = {}
         self._decoding: dict[int, Ticket] = {}
+        self._others = None if exchange is None else exchange.join(ledger)
 
     def place(self, arrival: Arrival) -> Placement:  # noqa: D102 - the protocol says it
         prompt = Prompt(arrival.prompt_tokens, arrival.blocks)
+        if self._others is not None:
+            self._others.until(arrival.at)
         pair = self._policy.choose_pair(
             prompt, self._prefills, self._decodes, arrival.at, local_below_tokens=LOCAL_BELOW_TOKENS
         )
-        self._decoding[arrival.number] = self._policy.sent(pair.decode, prompt, arrival.at)
+        self._decoding[arrival.number] = self._sent(_DECODE, pair.decode, prompt, arrival)
         decode = pair.decode.state.slot - len(self._prefills)
         if pair.prefill is None:
             return Placement(decode)
         half = Prompt(arrival.prompt_tokens, arrival.blocks, expected_output_tokens=1)
-        self._prefilling[arrival.number] = self._policy.sent(pair.prefill, half, arrival.at)
+        self._prefilling[arrival.number] = self._sent(_PREFILL, pair.prefill, half, arrival)
         return Placement(decode, pair.prefill.state.slot)
 
     def prefilled(self, number: int, now: float, cached_tokens: int) -> None:  # noqa: D102 - the protocol says it
+        if self._others is not None:
+            self._others.finished(2 * number + _PREFILL, now, cached_tokens)
         ticket = self._prefilling.pop(number)
         self._ledger.first_token(ticket, now)
         self._ledger.finished(ticket, now, cached_tokens)
 
     def first_token(self, number: int, now: float) -> None:  # noqa: D102 - the protocol says it
+        if self._others is not None:
+            self._others.first_token(2 * number + _DECODE, now)
         self._ledger.first_token(self._decoding[number], now)
 
     def finished(self, number: int, now: float, cached_tokens: int, output_tokens: int) -> None:  # noqa: ARG002, D102
         # What a decode engine reports as cached includes what was moved there: it says nothing of its own cache.
+        if self._others is not None:
+            self._others.finished(2 * number + _DECODE, now)
         self._ledger.finished(self._decoding.pop(number), now)
 
     def scraped(self, now: float, samples: Sequence[Sample]) -> None:
-        """Learn nothing: a router that is alone knows all from its own accounting."""
+        """Learn nothing: a router that is alone knows all from its own accounting, one of several is told."""
+
+    def _sent(self, half: int, pick: Pick, prompt: Prompt, arrival: Arrival) -> Ticket:
+        ticket = self._policy.sent(pick, prompt, arrival.at)
+        if self._others is not None:
+            self._others.sent(2 * arrival.number + half, ticket, prompt, arrival.at)
+        return ticket

@@ -1,0 +1,104 @@
+"""Another router's requests in this router's books, as that router tells of them.
+
+Routers in front of the same workers tell each other of each request that it was sent, that its first token has come, and
+that it has ended. Each is booked as if it were an own one, so that choices, shadows and running means see all of them,
+and what a scrape finds beyond that is what nobody told of.
+
+Messages may come late, twice, in a wrong order or not at all: none of that can do more than leave a request open, and
+all that a peer has open goes with the peer.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from turnout.routing.ledger import Ledger, Prompt, Ticket
+
+
+class PeerBook:
+    """One peer's requests in flight, by the numbers that it gave them; *most* at a time.
+
+    Times are seconds of this router's clock; of a deployment's own time `scale` pass in one of them.
+    """
+
+    __slots__ = ("_most", "_open")
+
+    def __init__(self, most: int) -> None:
+        if most < 1:
+            raise ValueError(f"a peer may have at least one request open, not {most}")
+        self._most = most
+        self._open: dict[int, tuple[Ledger, Ticket, float]] = {}
+
+    def __len__(self) -> int:
+        """Return the number of requests that are open."""
+        return len(self._open)
+
+    def sent(  # noqa: PLR0917 - what the message says, and where it belongs
+        self,
+        number: int,
+        ledger: Ledger,
+        backend_id: str,
+        prompt: Prompt,
+        matched: int,
+        seconds: float,
+        now: float,
+        scale: float = 1.0,
+    ) -> bool:
+        """Book that the peer has sent *prompt* to a backend of *ledger*; otherwise as `Ledger.sent`.
+
+        Return False, and book nothing, for a backend that is not known, a number that is open already, and a request
+        beyond the most that may be open.
+        """
+        state = ledger.states.get(backend_id)
+        if state is None or number in self._open or len(self._open) >= self._most:
+            return False
+        matched = max(0, min(matched, len(prompt.blocks)))
+        ticket = ledger.sent(state, prompt, matched, max(0.0, seconds), now * scale)
+        self._open[number] = (ledger, ticket, scale)
+        return True
+
+    def first_token(self, number: int, now: float) -> bool:
+        """Book that the prompt of *number* has been computed. Return False where it is not open."""
+        entry = self._open.get(number)
+        if entry is None:
+            return False
+        ledger, ticket, scale = entry
+        ledger.first_token(ticket, now * scale)
+        return True
+
+    def expected(self, number: int, wait: float, now: float) -> bool:
+        """Book that nobody will see the first token of *number*, which is taken to come in *wait* of its own seconds.
+
+        Return False where it is not open.
+        """
+        entry = self._open.get(number)
+        if entry is None:
+            return False
+        _, ticket, scale = entry
+        ticket.expected_at = now * scale + max(0.0, wait)
+        return True
+
+    def finished(
+        self, number: int, now: float, cached_tokens: int | None = None, prompt_tokens: int = 0
+    ) -> bool:
+        """Book the end of *number*, as `Ledger.finished`. Return False where it is not open."""
+        entry = self._open.pop(number, None)
+        if entry is None:
+            return False
+        ledger, ticket, scale = entry
+        ledger.finished(ticket, now * scale, cached_tokens, prompt_tokens)
+        return True
+
+    def lost(self, now: float) -> int:
+        """Close all that is open, for the peer is gone, and return how many these were.
+
+        What they have left in caches stays believed. How long answers run is not learnt from them: a running one ends
+        as if it had run as long as most do.
+        """
+        count = len(self._open)
+        for ledger, ticket, scale in self._open.values():
+            since = ticket.running_since
+            ledger.finished(ticket, now * scale if since is None else since + ledger.residence_seconds)
+        self._open.clear()
+        return count
