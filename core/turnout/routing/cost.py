@@ -22,7 +22,6 @@ what won on a conversation trace at 70, 90 and 110 % load (docs/routing.md, with
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -39,32 +38,70 @@ ADAPTER_LOAD_SECONDS: Final = 0.5
 """Reading a LoRA adapter of some 100 MB from disk into an accelerator."""
 
 
-@dataclass(frozen=True, slots=True)
 class Cost:
-    """One backend's cost in seconds, the sum of the terms above (`affinity` being affinity * prefill), less `home`."""
+    """One backend's cost in seconds, term by term (`affinity` being affinity * prefill).
 
-    backend: str
-    total: float
-    queue: float
-    prefill: float
-    affinity: float
-    decode: float
-    kv_wait: float
-    adapter: float
-    home: float
-    cached_tokens: int
-    waiting: int
-    """This router's prompts without a first token there."""
+    `total` is their sum less `home`, unless the chooser says otherwise. `waiting` are this router's prompts without a
+    first token there.
+    """
 
+    __slots__ = (
+        "adapter",
+        "affinity",
+        "backend",
+        "cached_tokens",
+        "decode",
+        "home",
+        "kv_wait",
+        "prefill",
+        "queue",
+        "total",
+        "waiting",
+    )
 
-Compared = tuple[str, float, tuple[float, float, float, float, float, float], float, int, int]
-"""A backend's cost as it is kept while nobody asks: id, total, the six terms, home, cached tokens, waiting."""
+    def __init__(  # noqa: PLR0917 - made for every backend of every request
+        self,
+        backend: str,
+        cached_tokens: int,
+        waiting: int,
+        queue: float,
+        prefill: float,
+        affinity: float,
+        decode: float,
+        kv_wait: float,
+        adapter: float,
+    ) -> None:
+        self.backend = backend
+        self.cached_tokens = cached_tokens
+        self.waiting = waiting
+        self.queue = queue
+        self.prefill = prefill
+        self.affinity = affinity
+        self.decode = decode
+        self.kv_wait = kv_wait
+        self.adapter = adapter
+        self.home = 0.0
+        self.total = queue + prefill + affinity + decode + kv_wait + adapter
 
+    @property
+    def wait(self) -> float:
+        """Seconds in which the first token would be there."""
+        return self.queue + self.prefill + self.decode + self.kv_wait
 
-def cost_of(compared: Compared) -> Cost:
-    """Return *compared* with names."""
-    backend, total, (queue, prefill, charged, decode, kv_wait, adapter), home, cached, waiting = compared
-    return Cost(backend, total, queue, prefill, charged, decode, kv_wait, adapter, home, cached, waiting)
+    def figures(self) -> tuple[tuple[str, float], ...]:
+        """Return all of it with names for people."""
+        return (
+            ("cost", round(self.total, 6)),
+            ("queueSeconds", round(self.queue, 6)),
+            ("prefillSeconds", round(self.prefill, 6)),
+            ("affinitySeconds", round(self.affinity, 6)),
+            ("decodeSeconds", round(self.decode, 6)),
+            ("kvWaitSeconds", round(self.kv_wait, 6)),
+            ("adapterSeconds", round(self.adapter, 6)),
+            ("homeSeconds", round(self.home, 6)),
+            ("cachedTokens", self.cached_tokens),
+            ("waiting", self.waiting),
+        )
 
 
 def affinity(waiting: Sequence[float], most: float) -> float:

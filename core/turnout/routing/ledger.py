@@ -30,18 +30,29 @@ FIRST_WORK_SECONDS: Final = 0.2
 FIRST_UNCACHED_TOKENS: Final = 8192.0
 
 
-@dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a choice needs to know of a request."""
+    """What a choice needs to know of a request.
 
-    tokens: int
-    blocks: tuple[int, ...] = ()
-    """Chain hashes of its full blocks: equal ones stand for equal text from the beginning on."""
-    expected_output_tokens: int = 256
-    adapter: str | None = None
-    """LoRA adapter that it asks for."""
-    tokenized: Tokenized | None = None
-    """Its tokens as an engine reads them, where engines say what they hold."""
+    `blocks` are chain hashes of its full blocks: equal ones stand for equal text from the beginning on. `adapter` is
+    the LoRA adapter that it asks for. `tokenized` are its tokens as an engine reads them, where engines say what they
+    hold.
+    """
+
+    __slots__ = ("adapter", "blocks", "expected_output_tokens", "tokenized", "tokens")
+
+    def __init__(
+        self,
+        tokens: int,
+        blocks: tuple[int, ...] = (),
+        expected_output_tokens: int = 256,
+        adapter: str | None = None,
+        tokenized: Tokenized | None = None,
+    ) -> None:
+        self.tokens: Final = tokens
+        self.blocks: Final = blocks
+        self.expected_output_tokens: Final = expected_output_tokens
+        self.adapter: Final = adapter
+        self.tokenized: Final = tokenized
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,7 @@ from the router's own accounting, so that they are never stale; the last pick ma
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from turnout.routing.reason import Half, LeastLoaded, Ranking, Reason
 
@@ -49,16 +48,27 @@ class Load(Protocol):
     def last_pick(self) -> int: ...  # noqa: D102 - said above
 
 
-@dataclass(frozen=True, slots=True)
 class Choice:
-    """Who serves a request. Either `prefill` is there, or `local_reason` says why not. `reason` is for people."""
+    """Who serves a request. Either `prefill` is there, or `local_reason` says why not.
 
-    decode: Backend
-    prefill: Backend | None
-    local_reason: LocalReason | None
-    reason: Reason | None = field(default=None, compare=False)
-    picks: Picks | None = field(default=None, compare=False)
-    """What a prefix-aware policy is to be told of, once the request is on its way."""
+    `reason` is for people; `picks` is what a prefix-aware policy is to be told of, once the request is on its way.
+    """
+
+    __slots__ = ("decode", "local_reason", "picks", "prefill", "reason")
+
+    def __init__(
+        self,
+        decode: Backend,
+        prefill: Backend | None,
+        local_reason: LocalReason | None,
+        reason: Reason | None = None,
+        picks: Picks | None = None,
+    ) -> None:
+        self.decode: Final = decode
+        self.prefill: Final = prefill
+        self.local_reason: Final = local_reason
+        self.reason: Final = reason
+        self.picks: Final = picks
 
 
 def pick_pair(

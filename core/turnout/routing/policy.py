@@ -6,22 +6,19 @@ becomes of each request, and hands in scrapes. The router and the simulator run 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Final
 
 from turnout.routing.affinity import home_hash
-from turnout.routing.cost import ADAPTER_LOAD_SECONDS, DECODE_WEIGHT, PROGRESS, Cost, affinity, cost_of
+from turnout.routing.cost import ADAPTER_LOAD_SECONDS, DECODE_WEIGHT, PROGRESS, Cost, affinity
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from turnout.routing.cost import Compared
     from turnout.routing.ledger import BackendState, Ledger, Prompt, Scrape, Ticket
     from turnout.routing.work import WorkModel
 
 _LEAST_WORK_SECONDS: Final = 1e-3
-_NOTHING: Final = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 HOME_SHARE: Final = 0.05
 HOME_SHARE_OF_OTHERS: Final = 0.2
@@ -36,41 +33,49 @@ LOCAL_MARGIN_SECONDS: Final = 0.1
 """What local prefill must save where a prefill worker has nothing to do: the prompt is that pool's business."""
 
 
-@dataclass(frozen=True, slots=True)
 class Pick:
-    """A backend and what speaks for it. `matched` leading blocks are thought to be there; the rest takes `seconds`."""
+    """A backend and what speaks for it: `matched` leading blocks are thought to be there, the rest takes `seconds`.
 
-    state: BackendState
-    matched: int
-    seconds: float
-    cost: float
-    wait: float = 0.0
-    """Seconds in which the first token is expected there."""
-    at_home: bool = False
-    """Whether it is the session's home, where others may have sent what this router knows nothing of."""
-    compared: Sequence[Compared] = ()
+    `wait` are the seconds in which the first token is expected there. `at_home`: it is the session's home, where
+    others may have sent what this router knows nothing of. `compared` is what every backend would have cost.
+    """
 
-    def costs(self) -> tuple[Cost, ...]:
+    __slots__ = ("at_home", "compared", "cost", "matched", "seconds", "state", "wait")
+
+    def __init__(  # noqa: PLR0917 - made for every request
+        self,
+        state: BackendState,
+        matched: int,
+        seconds: float,
+        cost: float,
+        wait: float,
+        compared: list[Cost],
+        *,
+        at_home: bool = False,
+    ) -> None:
+        self.state = state
+        self.matched = matched
+        self.seconds = seconds
+        self.cost = cost
+        self.wait = wait
+        self.compared = compared
+        self.at_home = at_home
+
+    def costs(self) -> list[Cost]:
         """Return what every backend would have cost, cheapest first."""
-        return tuple(cost_of(each) for each in sorted(self.compared, key=lambda each: each[1]))
+        return sorted(self.compared, key=lambda each: each.total)
 
 
-@dataclass(frozen=True, slots=True)
-class PairPick:
-    """A decode worker and, unless it computes the prompt itself, a prefill worker."""
-
-    decode: Pick
-    prefill: Pick | None
-
-
-@dataclass(frozen=True, slots=True)
 class Picks:
-    """What was picked for a request, and by whom."""
+    """What was picked for a request, and by whom: a worker that decodes and, unless it computes the prompt, one that does."""
 
-    policy: PrefixAware
-    prompt: Prompt
-    decode: Pick
-    prefill: Pick | None
+    __slots__ = ("decode", "policy", "prefill", "prompt")
+
+    def __init__(self, policy: PrefixAware, prompt: Prompt, decode: Pick, prefill: Pick | None) -> None:
+        self.policy = policy
+        self.prompt = prompt
+        self.decode = decode
+        self.prefill = prefill
 
 
 class PrefixAware:
@@ -96,7 +101,7 @@ class PrefixAware:
         now: float,
         *,
         local_below_tokens: int = 0,
-    ) -> PairPick:
+    ) -> Picks:
         """Return who decodes *prompt* and who computes it. Raise ValueError where nobody can decode.
 
         The decode worker's cost with a remote prompt is the cheapest prefill worker's, the transfer of what it
@@ -116,30 +121,39 @@ class PrefixAware:
         needed = ledger.blocks_of(prompt)
         idle = prefill is not None and not prefill.state.waiting
         margin = LOCAL_MARGIN_SECONDS if idle else 0.0
-        compared: list[Compared] = []
-        best: tuple[float, int, Pick, bool] | None = None
+        compared: list[Cost] = []
+        best: Pick | None = None
+        best_is_local = False
         for state in decodes:
             matched = matches[state.slot]
             uncached = max(1, prompt.tokens - matched * size)
-            terms = self._terms(state, prompt, matched, needed, weight, now)
-            seconds = terms[1]
-            local = margin + sum(terms) + STALL_WEIGHT * state.running * seconds
+            cost = self._cost(state, prompt, matched, needed, weight, now)
+            seconds = cost.prefill
+            local = margin + cost.total + STALL_WEIGHT * state.running * seconds
             remote = float("inf")
             if prefill is not None:
                 # The decode term of no prefill at all: one step of waiting.
-                step = terms[3] / (1 + (terms[0] + seconds) / work.full_iteration)
-                remote = prefill.cost + uncached * work.transfer_per_token + step + terms[4]
+                step = cost.decode / (1 + (cost.queue + seconds) / work.full_iteration)
+                remote = prefill.cost + uncached * work.transfer_per_token + step + cost.kv_wait
             worth_moving = uncached >= local_below_tokens and local >= remote
-            is_local = prefill is None or prompt.tokens < local_below_tokens or not (worth_moving or terms[4])
-            cost = local if is_local else remote
-            compared.append((state.id, cost, terms, 0.0, matched * size, len(state.waiting)))
-            if best is None or (cost, state.last_pick) < best[:2]:
-                wait = terms[0] + seconds + terms[3] + terms[4] if is_local else cost
-                pick = Pick(state, matched, seconds if is_local else 0.0, cost, wait, compared=compared)
-                best = (cost, state.last_pick, pick, is_local)
+            is_local = (
+                prefill is None
+                or prompt.tokens < local_below_tokens
+                or not (worth_moving or cost.kv_wait > 0)
+            )
+            total = cost.total = local if is_local else remote
+            compared.append(cost)
+            if (
+                best is None
+                or total < best.cost
+                or (total == best.cost and state.last_pick < best.state.last_pick)
+            ):
+                wait = cost.wait if is_local else total
+                best = Pick(state, matched, seconds if is_local else 0.0, total, wait, compared)
+                best_is_local = is_local
         if best is None:
             raise ValueError("there is no backend to decode with")
-        return PairPick(best[2], None if best[3] else prefill)
+        return Picks(self, prompt, best, None if best_is_local else prefill)
 
     def scraped(self, backend_id: str, scrape: Scrape, now: float) -> None:
         """Take note of a scrape of one backend; of one that is not known nothing is noted."""
@@ -161,28 +175,29 @@ class PrefixAware:
         weight = self._affinity(states, now)
         needed = self.ledger.blocks_of(prompt)
         home = self._home(prompt, states, matches)
-        best_cost, best_pick = inf, 0
-        chosen, chosen_terms = states[0], _NOTHING
-        size = self.ledger.block_tokens
-        compared: list[Compared] = []
+        chosen, least = states[0], inf
+        best: Cost | None = None
+        compared: list[Cost] = []
         for state in states:
-            matched = matches[state.slot]
-            terms = self._terms(state, prompt, matched, needed, weight, now)
-            queue, prefill, charged, decode, kv_wait, adapter = terms
-            hope = self._hope(states) * (prefill + charged) if state is home else 0.0
-            cost = queue + prefill + charged + decode + kv_wait + adapter - hope
-            compared.append((state.id, cost, terms, hope, matched * size, len(state.waiting)))
-            if cost < best_cost or (cost == best_cost and state.last_pick < best_pick):
-                best_cost, best_pick = cost, state.last_pick
-                chosen, chosen_terms = state, terms
-        wait = chosen_terms[0] + chosen_terms[1] + chosen_terms[3] + chosen_terms[4]
-        at_home = chosen is home
-        return Pick(chosen, matches[chosen.slot], chosen_terms[1], best_cost, wait, at_home, compared)
+            cost = self._cost(state, prompt, matches[state.slot], needed, weight, now)
+            if state is home:
+                cost.home = self._hope(states) * (cost.prefill + cost.affinity)
+                cost.total -= cost.home
+            compared.append(cost)
+            if (
+                best is None
+                or cost.total < least
+                or (cost.total == least and state.last_pick < chosen.last_pick)
+            ):
+                chosen, best, least = state, cost, cost.total
+        if best is None:
+            raise ValueError("there is no backend to choose from")
+        matched = matches[chosen.slot]
+        return Pick(chosen, matched, best.prefill, least, best.wait, compared, at_home=chosen is home)
 
-    def _terms(  # noqa: PLR0917 - called for every backend of every request
+    def _cost(  # noqa: PLR0917 - called for every backend of every request
         self, state: BackendState, prompt: Prompt, matched: int, needed: int, weight: float, now: float
-    ) -> tuple[float, float, float, float, float, float]:
-        """Return queue, prefill, affinity, decode, kv_wait and adapter of one backend, in seconds."""
+    ) -> Cost:
         work, ledger, cache = self.work, self.ledger, state.cache
         cached = min(matched * ledger.block_tokens, prompt.tokens - 1)
         prefill = work.prefill(prompt.tokens - cached, cached)
@@ -205,7 +220,9 @@ class PrefixAware:
         adapter = 0.0
         if prompt.adapter is not None and prompt.adapter not in state.adapters:
             adapter = ADAPTER_LOAD_SECONDS
-        return queue, prefill, weight * prefill, decode, kv_wait, adapter
+        tokens, waiting = matched * ledger.block_tokens, len(state.waiting)
+        charged = weight * prefill
+        return Cost(state.id, tokens, waiting, queue, prefill, charged, decode, kv_wait, adapter)
 
     def _affinity(self, states: Sequence[BackendState], now: float, *, pair: bool = False) -> float:
         work_seconds = max(self.ledger.work_seconds, _LEAST_WORK_SECONDS)

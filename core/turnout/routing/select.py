@@ -6,11 +6,10 @@ first; excluded never, avoided last); only the choice among equals is by cost in
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from turnout.routing.pick import Choice, LocalReason
-from turnout.routing.policy import PairPick, Picks
+from turnout.routing.policy import Picks
 from turnout.routing.reason import LOCAL_SENTENCES, Candidate
 
 if TYPE_CHECKING:
@@ -22,15 +21,17 @@ if TYPE_CHECKING:
     from turnout.routing.reason import Half
 
 
-@dataclass(frozen=True, slots=True)
 class PrefixReason:
     """Why a prefix-aware choice was made, see `turnout.routing.cost`. `local` is the `LocalReason`, if there is one."""
 
-    decode: Pick
-    prefill: Pick | None
-    local: LocalReason | None
-    prompt_tokens: int
-    block_tokens: int
+    __slots__ = ("block_tokens", "decode", "local", "prefill", "prompt_tokens")
+
+    def __init__(self, picks: Picks, local: LocalReason | None) -> None:
+        self.decode: Final = picks.decode
+        self.prefill: Final = picks.prefill
+        self.local: Final = local
+        self.prompt_tokens: Final = picks.prompt.tokens
+        self.block_tokens: Final = picks.policy.ledger.block_tokens
 
     @property
     def sentence(self) -> str:
@@ -56,18 +57,7 @@ class PrefixReason:
                 backend=cost.backend,
                 half=half,
                 chosen=cost.backend == pick.state.id,
-                figures=(
-                    ("cost", round(cost.total, 6)),
-                    ("queueSeconds", round(cost.queue, 6)),
-                    ("prefillSeconds", round(cost.prefill, 6)),
-                    ("affinitySeconds", round(cost.affinity, 6)),
-                    ("decodeSeconds", round(cost.decode, 6)),
-                    ("kvWaitSeconds", round(cost.kv_wait, 6)),
-                    ("adapterSeconds", round(cost.adapter, 6)),
-                    ("homeSeconds", round(cost.home, 6)),
-                    ("cachedTokens", cost.cached_tokens),
-                    ("waiting", cost.waiting),
-                ),
+                figures=cost.figures(),
             )
             for half, pick in halves
             if pick is not None
@@ -115,7 +105,7 @@ def select(
         prefillers = [b for b in prefillers if b.revision == revision]
     if all(b.role == "aggregated" for b in decoders):
         pick = policy.choose(prompt, _states(policy, decoders), now)
-        return _choice(policy, prompt, backends, PairPick(pick, None), "aggregated")
+        return _choice(backends, Picks(policy, prompt, pick, None), "aggregated")
     pair = policy.choose_pair(
         prompt,
         _states(policy, prefillers),
@@ -124,27 +114,26 @@ def select(
         local_below_tokens=local_prefill_below_tokens,
     )
     if pair.prefill is not None:
-        return _choice(policy, prompt, backends, pair, None)
+        return _choice(backends, pair, None)
     if local is None:
         if prompt.tokens < local_prefill_below_tokens:
             local = "short_prompt"
         else:
             local = "cheaper_locally" if prefillers else "no_prefill"
-    return _choice(policy, prompt, backends, pair, local)
+    return _choice(backends, pair, local)
 
 
-def _choice(
-    policy: PrefixAware,
-    prompt: Prompt,
-    backends: Sequence[Backend],
-    pair: PairPick,
-    local: LocalReason | None,
-) -> Choice:
-    by_id = {b.id: b for b in backends}
-    decode = by_id[pair.decode.state.id]
-    prefill = None if pair.prefill is None else by_id[pair.prefill.state.id]
-    reason = PrefixReason(pair.decode, pair.prefill, local, prompt.tokens, policy.ledger.block_tokens)
-    return Choice(decode, prefill, local, reason, Picks(policy, prompt, pair.decode, pair.prefill))
+def _choice(backends: Sequence[Backend], picks: Picks, local: LocalReason | None) -> Choice:
+    decode = _called(backends, picks.decode.state.id)
+    prefill = None if picks.prefill is None else _called(backends, picks.prefill.state.id)
+    return Choice(decode, prefill, local, PrefixReason(picks, local), picks)
+
+
+def _called(backends: Sequence[Backend], name: str) -> Backend:
+    for backend in backends:
+        if backend.id == name:
+            return backend
+    raise ValueError(f"no backend is called {name}")
 
 
 def _states(policy: PrefixAware, backends: Iterable[Backend]) -> list[BackendState]:
