@@ -49,6 +49,9 @@ class Handler(Protocol):
     def refused(self, status: int) -> None:
         """Count a request that was refused before it was complete."""
 
+    def error_body(self, error: ApiError, target: bytes, fields: Fields) -> bytes:
+        """Return *error* as the clients of the API under *target*, as far as it is known, read it."""
+
 
 class ClientConnection(asyncio.Protocol):
     """One client's connection: has its requests read, one after the other, and writes the answers.
@@ -156,9 +159,12 @@ class ClientConnection(asyncio.Protocol):
         bodiless = self._request is not None and self._request.method == "HEAD"
         self._transport.write(head if bodiless else head + body)
 
-    def respond_error(self, error: ApiError, fields: Fields = ()) -> None:
-        """Send an OpenAI error object."""
-        self.respond(error.status, (JSON, *error.headers, *fields), error.body())
+    def respond_error(self, error: ApiError) -> None:
+        """Send *error* in the form of the API that was asked, as far as that is known."""
+        request = self._request
+        target, fields = self._reader.begun if request is None else (request.target, request.fields)
+        body = self._listener.handler.error_body(error, target, fields)
+        self.respond(error.status, (JSON, *error.headers), body)
 
     def begin(self, status: int, fields: Fields, length: int | None) -> None:
         """Begin a streamed answer; its head goes out with the first piece. *length* where it is known."""

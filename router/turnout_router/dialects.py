@@ -46,7 +46,10 @@ _ANTHROPIC_TYPES: Final = {
     408: "timeout_error",
     411: "invalid_request_error",
     413: "request_too_large",
+    414: "invalid_request_error",
+    417: "invalid_request_error",
     429: "rate_limit_error",
+    431: "invalid_request_error",
     503: "overloaded_error",
     504: "timeout_error",
 }

@@ -19,6 +19,8 @@ from turnout_router.events import MESSAGE_EVENTS, RESPONSE_EVENTS, EventForm
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from turnout_router.http import Fields
+
 _GENERATED: Final = (
     re.compile(rb'"prompt_tokens":\s*([0-9]{1,12})'),
     re.compile(rb'"completion_tokens":\s*([0-9]{1,12})'),
@@ -245,9 +247,16 @@ ENDPOINTS: Final[Mapping[bytes, Endpoint]] = {
 """Everything that leads to workers, by path. All of it is POST."""
 
 
-def dialect_of(path: bytes) -> Dialect:
-    """Return how errors are written under *path*, one that leads nowhere included."""
+MODELS: Final = b"/v1/models"
+"""What may be called; a name may follow. The only path that two APIs share: Anthropic's clients name its version."""
+_ANTHROPIC_FIELD: Final = b"anthropic-version"
+
+
+def dialect_of(path: bytes, fields: Fields) -> Dialect:
+    """Return how errors are written under *path*, one that leads nowhere included, for a client that sent *fields*."""
     endpoint = ENDPOINTS.get(path)
     if endpoint is not None:
         return endpoint.dialect
+    if path == MODELS or path.startswith(MODELS + b"/"):
+        return ANTHROPIC if any(name == _ANTHROPIC_FIELD for name, _ in fields) else OPENAI
     return ANTHROPIC if path.startswith(MESSAGE.path) else OPENAI

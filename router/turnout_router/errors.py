@@ -156,6 +156,16 @@ def overloaded(reason: str, code: str) -> ApiError:
     )
 
 
+def deadline_passed() -> ApiError:
+    """Return 504: the client's own deadline is over, and nobody works on its request any longer."""
+    return ApiError(
+        504,
+        "No answer had begun within the time given in x-turnout-timeout.",
+        type="server_error",
+        code="deadline_exceeded",
+    )
+
+
 def from_upstream(failure: UpstreamError) -> ApiError:
     """Return what the client is told when *failure* was the last of its tries."""
     if failure.fault == "timeout":

@@ -19,6 +19,7 @@ from turnout_router.errors import (
     ApiError,
     UpstreamError,
     UpstreamFault,
+    deadline_passed,
     from_upstream,
     stream_broken,
     unavailable,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 _CLIENT_LEFT: Final = 499
 _BAD_GATEWAY: Final = 502
 _UNAVAILABLE: Final = 503
+_GATEWAY_TIMEOUT: Final = 504
 _OK: Final = 200
 _CLIENT_ERROR: Final = 400
 _SERVER_ERROR: Final = 500
@@ -61,8 +63,10 @@ class Identity(NamedTuple):
     shown: bytes
     sent: bytes
     trace: Fields = ()
+    asks: Fields = ()
+    """The client's fields that are for the router itself."""
     explain: bool = False
-    """Whether the client wants to be told why its workers were chosen."""
+    """Whether the client is to be told why its workers were chosen."""
 
 
 class Exchange:
@@ -90,6 +94,7 @@ class Exchange:
         "_route",
         "_tier",
         "_tokens",
+        "expired",
     )
 
     def __init__(
@@ -118,6 +123,7 @@ class Exchange:
         self._gate: Gate | None = None
         self._prompt = backends.prompt_of(request, route)
         self._clock = clock
+        self.expired = False
         self._began = clock()
         self._retries = 0
         self._excluded: frozenset[str] = frozenset()
@@ -156,8 +162,14 @@ class Exchange:
             if self._client.gone:
                 status = _CLIENT_LEFT
                 raise
-            status = _UNAVAILABLE  # the router is going down and its grace period is over
-            self._tell(unavailable("The router is shutting down."))
+            if self.expired:
+                status = _GATEWAY_TIMEOUT
+                if self._gate is None:
+                    metrics.turned_away("deadline")
+                self._tell(deadline_passed())
+            else:
+                status = _UNAVAILABLE  # the router is going down and its grace period is over
+                self._tell(unavailable("The router is shutting down."))
         finally:
             metrics.in_flight -= 1
             if self._gate is not None:

@@ -13,15 +13,15 @@ import re
 import time
 import uuid
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import unquote
-
-import orjson
 
 from turnout.routing import resolve
 from turnout.routing.admission import NORMAL
 from turnout_router.admission import tier_of
+from turnout_router.asks import NOTHING, PREFIX, read_asks
+from turnout_router.deadline import within
 from turnout_router.decisions import Decisions
-from turnout_router.endpoints import ENDPOINTS, dialect_of
+from turnout_router.dialects import ANTHROPIC
+from turnout_router.endpoints import ENDPOINTS, MESSAGE, MODELS, dialect_of
 from turnout_router.errors import (
     ApiError,
     key_missing,
@@ -34,19 +34,20 @@ from turnout_router.errors import (
 from turnout_router.exchange import Exchange, Identity
 from turnout_router.http import JSON, Request
 from turnout_router.metrics import NO_DEPLOYMENT, Metrics
+from turnout_router.models import models_body
 from turnout_router.openai import capped, parse
 from turnout_router.reader import require_body
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from turnout.routing import Grant, Served
+    from turnout.routing import Grant
     from turnout_router.backends import Backends
     from turnout_router.connection import ClientConnection
     from turnout_router.endpoints import Endpoint
+    from turnout_router.http import Fields
     from turnout_router.settings import Settings
 
-_MODELS: Final = b"/v1/models"
 _POST: Final = b"POST, OPTIONS"
 _GET: Final = b"GET, HEAD, OPTIONS"
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
@@ -79,7 +80,7 @@ class Gateway:
             self._metrics.of(NO_DEPLOYMENT).answered(error.status)
             if error.close:
                 raise
-            dialect = dialect_of(request.path)
+            dialect = dialect_of(request.path, request.fields)
             fields = (JSON, *error.headers, *dialect.id_fields(identity.shown))
             client.respond(error.status, fields, dialect.body(error))
             return None
@@ -87,6 +88,10 @@ class Gateway:
     def refused(self, status: int) -> None:
         """Count a request that was refused before it was complete."""
         self._metrics.of(NO_DEPLOYMENT).answered(status)
+
+    def error_body(self, error: ApiError, target: bytes, fields: Fields) -> bytes:
+        """Return *error* as the clients of the API under *target* read it."""
+        return dialect_of(target.partition(b"?")[0], fields).body(error)
 
     def _route(
         self, request: Request, client: ClientConnection, identity: Identity
@@ -97,10 +102,13 @@ class Gateway:
             if method == "POST":
                 return self._complete(endpoint, request, client, identity)
             allowed = _POST
-        elif path == _MODELS or path.startswith(_MODELS + b"/"):
+        elif path == MODELS or path.startswith(MODELS + b"/"):
             if method in {"GET", "HEAD"}:
-                body = self._models(path, self._authenticate(request))
-                client.respond(200, (JSON, (b"x-request-id", identity.shown)), body)
+                dialect = dialect_of(path, request.fields)
+                anthropic = dialect is ANTHROPIC
+                grant = self._authenticate(request, MESSAGE.key_field if anthropic else None)
+                body = models_body(self._backends.fleet, grant, request.target, anthropic=anthropic)
+                client.respond(200, (JSON, *dialect.id_fields(identity.shown)), body)
                 return None
             allowed = _GET
         else:
@@ -127,7 +135,10 @@ class Gateway:
                 raise unavailable(f"No deployment that `{completion.model}` leads to exists now.")
             raise model_not_found(completion.model)
         route = fleet.deployments[key]
-        return Exchange(
+        asks = read_asks(identity.asks) if identity.asks else NOTHING
+        if asks.explain and self._may_explain(grant):
+            identity = identity._replace(explain=True)
+        exchange = Exchange(
             client=client,
             request=capped(completion, route.max_output_tokens),
             route=route,
@@ -136,9 +147,16 @@ class Gateway:
             decisions=self.decisions,
             metrics=self._metrics.of(key),
             limits=self._settings.upstream,
-            tier=tier_of(NORMAL if grant is None else grant.tier, request.field(b"x-turnout-priority")),
+            tier=tier_of(NORMAL if grant is None else grant.tier, asks.priority),
             clock=self._clock,
-        ).run()
+        )
+        return exchange.run() if asks.seconds is None else within(asks.seconds, exchange, client)
+
+    def _may_explain(self, grant: Grant | None) -> bool:
+        """Say whether the holder of *grant* may learn of workers and their load."""
+        if self._settings.explain == "keys":
+            return self._settings.auth == "open" or (grant is not None and grant.explain)
+        return self._settings.explain == "all"
 
     def _authenticate(self, request: Request, key_field: bytes | None = None) -> Grant | None:
         """Return what the client's key grants, None for a client that needs none. Raise ApiError (401) otherwise.
@@ -163,36 +181,17 @@ class Gateway:
             raise key_wrong()
         return grant
 
-    def _models(self, path: bytes, grant: Grant | None) -> bytes:
-        fleet = self._backends.fleet
-        if path == _MODELS:
-            data = [
-                _describe(name, served)
-                for name, served in sorted(fleet.names.items())
-                if served.listed and (grant is None or grant.allows(name))
-            ]
-            return orjson.dumps({"object": "list", "data": data})
-        name = unquote(path[len(_MODELS) + 1 :].decode("latin-1"))
-        found = fleet.names.get(name)
-        if found is None or (grant is not None and not grant.allows(name)):
-            raise model_not_found(name[:256])
-        return orjson.dumps(_describe(name, found))
-
     def _identify(self, request: Request) -> Identity:
         own = b"%b-%x" % (self._prefix, next(self._count))
-        given, explain = None, False
-        trace = []
+        given = None
+        trace, asks = [], []
         for field in request.fields:
             if field[0] == b"x-request-id":
                 given = field[1]
             elif field[0] in _TRACE_FIELDS:
                 trace.append(field)
-            elif field[0] == b"x-turnout-explain":
-                explain = field[1] == b"1"
+            elif field[0].startswith(PREFIX):
+                asks.append(field)
         if given is None or not _REQUEST_ID.fullmatch(given):
-            return Identity(own, own, tuple(trace), explain)
-        return Identity(given, b"%b-%b" % (given, own), tuple(trace), explain)
-
-
-def _describe(name: str, served: Served) -> dict[str, object]:
-    return {"id": name, "object": "model", "created": int(served.created), "owned_by": "turnout"}
+            return Identity(own, own, tuple(trace), tuple(asks))
+        return Identity(given, b"%b-%b" % (given, own), tuple(trace), tuple(asks))

@@ -102,6 +102,13 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         help="required: 401 without a key of a TokenBudget; open: a key is optional, a wrong one is refused",
     )
     add(
+        "--explain",
+        choices=("keys", "all", "off"),
+        default=_SETTINGS.explain,
+        help="who may ask with x-turnout-explain why a worker was chosen: keys whose TokenBudget allows it (and "
+        "everybody with --auth open), all, or nobody",
+    )
+    add(
         "--tls-cert",
         metavar="FILE",
         type=Path,
@@ -130,6 +137,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         port=options.port,
         admin_port=options.admin_port,
         auth=options.auth,
+        explain=options.explain,
         shutdown_delay_seconds=options.shutdown_delay,
         shutdown_grace_seconds=options.shutdown_grace,
         tls_certificate=options.tls_cert,

@@ -18,6 +18,7 @@ from turnout_router.http import Request
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from turnout_router.http import Fields
     from turnout_router.settings import ClientLimits
 
 _CHUNKING_OVERHEAD_BYTES: Final = 64 * 1024
@@ -99,6 +100,11 @@ class RequestReader:
             return
         if self.in_message:
             self._bound_raw(len(data))
+
+    @property
+    def begun(self) -> tuple[bytes, Fields]:
+        """Target and fields of the request that has begun, as far as they have come; nothing where none has."""
+        return (origin_form(self._target), tuple(self._fields)) if self.in_message else (b"", ())
 
     def restart(self) -> None:
         """Count the time of the request that has begun from now on: until now it was not read."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 AuthMode = Literal["open", "required"]
+ExplainMode = Literal["keys", "all", "off"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,9 @@ class Settings:
     admin_port: int = 9090
     auth: AuthMode = "open"
     """open: a key is optional, but a wrong one is refused where keys are known at all. required: 401 without one."""
+    explain: ExplainMode = "keys"
+    """Who is told why its request went where it did (`x-turnout-explain: 1`), which names workers and their load.
+    keys: holders of keys whose budget allows it, and everybody where no key is required. all, off: as it says."""
     shutdown_delay_seconds: float = 3.0
     """After SIGTERM: how long new requests are still accepted while /readyz says 503, until load balancers know."""
     shutdown_grace_seconds: float = 60.0

@@ -54,6 +54,11 @@ class TokenBudgetSpec(Model):
         description="Whose requests go first where a deployment has no room for all: High before Normal before Low."
         " A client can step back for one request with the header x-turnout-priority, never forward.",
     )
+    explain: bool = Field(
+        default=False,
+        description="Whether holders may ask with x-turnout-explain why their requests went where they did: that tells"
+        " names of workers and their load.",
+    )
     models: Annotated[list[CallableName], Unique()] = Field(
         default_factory=list, max_length=64, description="Names that these keys may call. Empty: every name."
     )

@@ -80,6 +80,8 @@ class Grant:
     sha256: str
     models: frozenset[str] = frozenset()
     tier: Tier = NORMAL
+    explain: bool = False
+    """Whether the holder may ask why its requests went where they did."""
 
     def allows(self, model: str) -> bool:
         """Say whether the holder may call *model*, the name as the client wrote it."""

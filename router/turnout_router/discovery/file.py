@@ -104,11 +104,12 @@ class FileRoute(Model):
 
 
 class FileBudget(Model):
-    """Keys and the names that they may call; none means all. `priority`: whose requests go first in an overload."""
+    """Keys and the names that they may call; none means all. The rest is as in a TokenBudget."""
 
     name: _Key
     keys: list[ApiKey] = Field(min_length=1, max_length=64)
     priority: Priority = "Normal"
+    explain: bool = False
     models: list[str] = Field(default_factory=list, max_length=64)
 
 
@@ -197,6 +198,7 @@ def _fleet_of(config: FileConfig) -> Fleet:
                 sha256=k.sha256,
                 models=frozenset(b.models),
                 tier=TIER_OF[b.priority],
+                explain=b.explain,
             )
             for b in config.budgets
             for k in b.keys

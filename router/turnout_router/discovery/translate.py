@@ -68,7 +68,14 @@ def grants_of(raw: dict[str, Any]) -> tuple[Grant, ...]:
     models = frozenset(resource.spec.models)
     tier = TIER_OF[resource.spec.priority]
     return tuple(
-        Grant(budget=resource.key, name=key.name, sha256=key.sha256, models=models, tier=tier)
+        Grant(
+            budget=resource.key,
+            name=key.name,
+            sha256=key.sha256,
+            models=models,
+            tier=tier,
+            explain=resource.spec.explain,
+        )
         for key in resource.spec.keys
     )
 
