@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from turnout.routing.ledger import BackendState, Scrape
     from turnout.routing.pick import LocalReason
     from turnout_router.errors import UpstreamError
+    from turnout_router.kvevents import ExactMode
     from turnout_router.metrics import Metrics
     from turnout_router.openai import Completion
     from turnout_router.upstream import Pools
@@ -73,6 +74,8 @@ class Backends:
         self._policies: dict[str, PrefixAware] = {}
         self._scales: dict[str, float] = {}
         self._adapters: dict[str, LoadedAdapters] = {}
+        self.exact: ExactMode | None = None
+        """Follows workers that publish KV events. None as long as none does."""
 
     def update(self, fleet: Fleet) -> None:
         """Use *fleet* from now on. What runs on workers that left goes on; what is known of them is forgotten."""
@@ -95,9 +98,25 @@ class Backends:
             policy.ledger.set_backends(
                 (b.id, b.kv_tokens or UNTOLD_KV_TOKENS) for b in fleet.backends.get(key, ())
             )
+        if self.exact is not None or any(b.kv_events is not None for b in present.values()):
+            self._follow_events(fleet)
         self.pools.retain((b.host, b.port) for b in present.values())
         self._metrics.retain(fleet.deployments)
         self._metrics.fleet_updates.inc()
+
+    def stop(self) -> None:
+        """Follow nobody's events any more."""
+        if self.exact is not None:
+            self.exact.stop()
+
+    def _follow_events(self, fleet: Fleet) -> None:
+        if self.exact is None:
+            from turnout_router.kvevents import ExactMode  # noqa: PLC0415 - ZeroMQ is for those who use it
+
+            self.exact = ExactMode(
+                self.pools, self._clock, self._metrics.registry, lambda b: b.kv_tokens or UNTOLD_KV_TOKENS
+            )
+        self.exact.update(fleet, {key: policy.ledger for key, policy in self._policies.items()})
 
     def arrived(self) -> None:
         """Pay a request into the retry budget."""
@@ -302,4 +321,5 @@ class Backends:
             "ejected": health.ejected,
             "down": health.down,
             "ejectedForSeconds": round(ejected, 3),
+            "kvEvents": None if self.exact is None else self.exact.describe(backend),
         }

@@ -154,6 +154,9 @@ class Exchange:
         status = _BAD_GATEWAY
         try:
             await self._enter()
+            exact = self._backends.exact
+            if exact is not None:
+                self._prompt = await exact.read(self._route, self._request, self._prompt)
             status = await self._serve()
         except ApiError as error:
             status = error.status

@@ -103,6 +103,7 @@ class Router:
         finally:
             for task in working:
                 task.cancel()
+            self._backends.stop()
             self._pools.stop()
             await self._admin.stop()
 

@@ -39,6 +39,12 @@ WORKER_PORT: Final = 8000
 WORKER_PORT_NAME: Final = "http"
 KV_SIDE_CHANNEL_PORT: Final = 5600
 """Where a prefill worker hands out KV blocks (vLLM's VLLM_NIXL_SIDE_CHANNEL_PORT)."""
+KV_EVENTS_PORT: Final = 5557
+KV_EVENTS_PORT_NAME: Final = "kv-events"
+"""Where a worker publishes what its prefix cache holds (vLLM's default), and what its container's port is called."""
+KV_REPLAY_PORT: Final = 5558
+KV_REPLAY_PORT_NAME: Final = "kv-replay"
+"""Where it repeats what a router has missed."""
 ROUTER_PORT: Final = 8080
 """The router's public port."""
 ROUTER_ADMIN_PORT: Final = 9090

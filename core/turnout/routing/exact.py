@@ -55,7 +55,9 @@ class ExactCaches:
             gone.stream.disconnected()
             self._free.append(gone.number)
         for id_, (revision, tokens) in wanted.items():
-            if id_ in self._engines:
+            known = self._engines.get(id_)
+            if known is not None:
+                known.revision = revision
                 continue
             if self._free:
                 number = self._free.pop()

@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class KvEventPorts:
+    """Where a worker publishes what its prefix cache holds, and where it repeats that; 0: it does not."""
+
+    events: int
+    replay: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Backend:
     """One worker that may be sent requests now.
 
@@ -33,6 +41,8 @@ class Backend:
     ready: bool = True
     kv_tokens: int = 0
     """Tokens that its KV cache holds; 0 where nobody has said."""
+    kv_events: KvEventPorts | None = None
+    """None: what it holds is a matter of belief."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ Example::
         admission: {requestsPerWorker: 256, waitingRequests: 100, maxWait: 10s}  # see LLMDeployment
         adapters: [sql]                         # LoRA adapters that its workers serve, by name
         backends:
-          - {url: "http://127.0.0.1:8001", role: prefill, revision: a}
+          - {url: "http://127.0.0.1:8001", role: prefill, revision: a, kvEvents: {port: 5557, replayPort: 5558}}
           - {url: "http://127.0.0.1:8002", role: decode, revision: a}
     routes:
       - names: [chat]
@@ -38,8 +38,9 @@ from turnout.api.budget import Priority
 from turnout.api.deployment import Admission, RoutingPolicy
 from turnout.api.loading import faults
 from turnout.api.meta import Model
+from turnout.api.names import KV_EVENTS_PORT
 from turnout.api.quantities import seconds
-from turnout.routing import Backend, DeploymentRoute, Fleet, Grant, NamedRoute, build_fleet
+from turnout.routing import Backend, DeploymentRoute, Fleet, Grant, KvEventPorts, NamedRoute, build_fleet
 from turnout.routing.admission import TIER_OF
 from turnout_router.discovery.translate import bounds_of
 from turnout_router.errors import ConfigError
@@ -65,6 +66,13 @@ def _check_url(url: str) -> str:
     return url
 
 
+class FileKvEvents(Model):
+    """Where a worker publishes KV events, as its --kv-events-config says. `replay_port` 0: it does not repeat them."""
+
+    port: int = Field(default=KV_EVENTS_PORT, ge=1, le=65535)
+    replay_port: int = Field(default=0, ge=0, le=65535)
+
+
 class FileBackend(Model):
     """One worker."""
 
@@ -72,6 +80,7 @@ class FileBackend(Model):
     role: Literal["prefill", "decode", "aggregated"]
     revision: _Name = "a"
     kv_tokens: int = Field(default=0, ge=0)
+    kv_events: FileKvEvents | None = None
 
 
 class FileDeployment(Model):
@@ -157,6 +166,12 @@ def _check_references(path: Path, config: FileConfig) -> None:
         for name in names:
             if claimed.setdefault(name, owner) != owner:
                 raise ConfigError(f"{path}: {owner} and {claimed[name]} both claim the name {name!r}")
+    for deployment in config.deployments:
+        if deployment.policy != "PrefixAware" and any(b.kv_events for b in deployment.backends):
+            raise ConfigError(
+                f"{path}: kvEvents of {deployment.name} have no effect with the policy {deployment.policy}:"
+                " leave them out, or choose PrefixAware"
+            )
     for index, route in enumerate(config.routes):
         for target in route.targets:
             if target.deployment not in keys:
@@ -208,7 +223,7 @@ def _fleet_of(config: FileConfig) -> Fleet:
 
 
 def _backend(deployment: FileDeployment, backend: FileBackend) -> Backend:
-    parts = urlsplit(backend.url)
+    parts, told = urlsplit(backend.url), backend.kv_events
     return Backend(
         id=parts.netloc,
         deployment=deployment.name,
@@ -218,6 +233,7 @@ def _backend(deployment: FileDeployment, backend: FileBackend) -> Backend:
         revision=backend.revision,
         names=(*deployment.served_names, *deployment.adapters),
         kv_tokens=backend.kv_tokens,
+        kv_events=None if told is None else KvEventPorts(told.port, told.replay_port),
     )
 
 

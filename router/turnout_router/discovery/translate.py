@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from turnout.api import Role, names
 from turnout.api.loading import load_budget, load_deployment, load_route
 from turnout.api.quantities import seconds
-from turnout.routing import Backend, DeploymentRoute, Grant, NamedRoute
+from turnout.routing import Backend, DeploymentRoute, Grant, KvEventPorts, NamedRoute
 from turnout.routing.admission import TIER_OF, AdmissionBounds
 from turnout.sizing.capacity import Fit, fits
 
@@ -110,6 +110,7 @@ def backend_of(raw: dict[str, Any]) -> Backend | None:
         revision=labels.get(names.LABEL_REVISION, ""),
         names=_served_names(container),
         kv_tokens=_kv_tokens(container),
+        kv_events=_kv_events(container),
         ready=ready,
     )
 
@@ -138,6 +139,13 @@ def _port(container: dict[str, Any]) -> int:
         if port.get("name") == names.WORKER_PORT_NAME:
             return int(port["containerPort"])
     return names.WORKER_PORT
+
+
+def _kv_events(container: dict[str, Any]) -> KvEventPorts | None:
+    """Return where this worker publishes KV events, None where it does not."""
+    ports = {port.get("name"): int(port["containerPort"]) for port in container.get("ports") or ()}
+    events = ports.get(names.KV_EVENTS_PORT_NAME)
+    return None if events is None else KvEventPorts(events, ports.get(names.KV_REPLAY_PORT_NAME, 0))
 
 
 def _served_names(container: dict[str, Any]) -> tuple[str, ...]:

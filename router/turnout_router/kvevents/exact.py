@@ -1,0 +1,133 @@
+"""Exact mode as a whole: whose events are followed, and a prompt's tokens where there is something to compare them with."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import zmq
+
+from turnout.routing.exact import ExactCaches
+from turnout.routing.ledger import Prompt
+from turnout_router.kvevents.counts import Counts, Worker, state_of
+from turnout_router.kvevents.subscription import Subscription
+from turnout_router.kvevents.tokens import Tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from prometheus_client import CollectorRegistry
+
+    from turnout.routing import Backend, DeploymentRoute, Fleet
+    from turnout.routing.ledger import Ledger
+    from turnout_router.openai import Completion
+    from turnout_router.upstream import Pools
+
+MAX_SOCKETS: Final = 60_000
+"""Three for a worker; ZeroMQ's own default is 1023."""
+
+
+class ExactMode:
+    """Follows the workers that publish KV events, and puts what they say into their deployments' ledgers."""
+
+    def __init__(
+        self,
+        pools: Pools,
+        clock: Callable[[], float],
+        registry: CollectorRegistry,
+        room_of: Callable[[Backend], int],
+    ) -> None:
+        """*room_of* returns the tokens that a worker's KV cache holds."""
+        self._room_of = room_of
+        self._counts = Counts()
+        registry.register(self._counts)
+        self._context = zmq.Context()
+        self._context.set(zmq.MAX_SOCKETS, MAX_SOCKETS)
+        self._tokenizer = Tokenizer(pools, clock, self._counts.tokenized)
+        self._caches: dict[str, ExactCaches] = {}
+        self._engines: dict[str, dict[str, list[Backend]]] = {}  # by deployment and revision
+        self._followed: dict[str, tuple[Backend, Subscription]] = {}
+
+    def update(self, fleet: Fleet, ledgers: Mapping[str, Ledger]) -> None:
+        """Follow exactly the workers of *fleet* that publish events and are chosen by *ledgers*."""
+        publishing = {
+            key: [b for b in fleet.backends.get(key, ()) if b.kv_events is not None] for key in ledgers
+        }
+        wanted = {b.id: b for group in publishing.values() for b in group}
+        for id_, (known, subscription) in tuple(self._followed.items()):
+            now = wanted.get(id_)
+            if now is None or _where(now) != _where(known) or now.deployment != known.deployment:
+                subscription.stop()
+                self._counts.left(id_)
+                del self._followed[id_]
+        self._caches = {
+            key: self._caches.get(key) or ExactCaches() for key, group in publishing.items() if group
+        }
+        self._engines = {}
+        for key, ledger in ledgers.items():
+            ledger.exact = caches = self._caches.get(key)
+            if caches is None:
+                continue
+            caches.set_engines((b.id, b.revision, self._room_of(b)) for b in publishing[key])
+            revisions = self._engines[key] = {}
+            for backend in publishing[key]:
+                revisions.setdefault(backend.revision, []).append(backend)
+                if backend.id not in self._followed:
+                    self._followed[backend.id] = backend, self._follow(backend, caches)
+        self._counts.retain(frozenset(fleet.deployments))
+
+    def stop(self) -> None:
+        """Follow nobody any more."""
+        for _, subscription in self._followed.values():
+            subscription.stop()
+        self._followed = {}
+        self._tokenizer.stop()
+        self._context.destroy(linger=0)
+
+    async def read(self, route: DeploymentRoute, request: Completion, prompt: Prompt) -> Prompt:
+        """Return *prompt* with its tokens, if workers of *route* hold anything that they could be compared with."""
+        engines = self._engines.get(route.key)
+        if engines is None or not prompt.blocks:
+            return prompt
+        sizes = self._caches[route.key].block_sizes()
+        if not sizes:
+            return prompt
+        revision = max(sizes, key=lambda each: (len(engines.get(each, ())), each))
+        asked = engines.get(revision)
+        if not asked:
+            return prompt
+        tokenized = await self._tokenizer.read(request, prompt, asked, sizes[revision])
+        return Prompt(prompt.tokens, prompt.blocks, prompt.expected_output_tokens, prompt.adapter, tokenized)
+
+    def describe(self, backend: Backend) -> dict[str, Any] | None:
+        """Return what is known of a worker's cache, for people; None where it publishes nothing."""
+        worker = self._counts.workers.get(backend.id)
+        if worker is None:
+            return None
+        stream = worker.stream
+        return {
+            "state": state_of(stream),
+            "blocks": len(stream.cache),
+            "blockTokens": stream.cache.block_size,
+            "nextBatch": stream.next,
+            **worker.totals(),
+        }
+
+    def _follow(self, backend: Backend, caches: ExactCaches) -> Subscription:
+        worker = self._counts.workers[backend.id] = Worker(backend.deployment, caches.stream(backend.id))
+
+        def seen(at: float) -> None:
+            worker.batches += 1
+            worker.lag = max(0.0, time.time() - at) if at else 0.0
+
+        subscription = Subscription(
+            self._context, asyncio.get_running_loop(), _where(backend), worker.stream, seen
+        )
+        subscription.start()
+        return subscription
+
+
+def _where(backend: Backend) -> tuple[str, int, int]:
+    ports = backend.kv_events
+    return (backend.host, 0, 0) if ports is None else (backend.host, ports.events, ports.replay)

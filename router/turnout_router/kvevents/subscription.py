@@ -1,0 +1,249 @@
+"""One worker's KV events over ZeroMQ: subscribed to, replayed where some are missing, begun anew after every loss.
+
+A socket lives as long as its connection: what an engine said before it died never mixes with what its successor says.
+On the event loop's own thread, and idle when nothing is published: ZeroMQ's sockets have a file descriptor that becomes
+readable, once, when there is something to do, and then everything has to be read.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from turnout_router.kvevents.wire import END, MAX_MESSAGE_BYTES, batch_of
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from turnout.routing.events import Batch, EventStream
+
+_LOG = logging.getLogger("turnout_router")
+
+AT_ONCE: Final = 64
+"""Batches read before others have their turn."""
+REPLAY_SECONDS: Final = 2.0
+"""Between two batches of a replay; vLLM looks for requests every 0.1 s."""
+RETRY_SECONDS: Final = 5.0
+"""Until a replay is asked for again that was not answered at all."""
+REOPEN_SECONDS: Final = 0.1
+"""Until a lost worker is connected to again; from then on ZeroMQ tries, every 0.1 to 2 s."""
+WAITING_BATCHES: Final = 100_000
+"""Batches that wait to be read, as many as vLLM keeps for a slow reader. Beyond that they are lost, and replayed."""
+_NUMBER_BYTES: Final = 8
+_FRAMES: Final = 3
+_EVENTS: Final = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
+
+
+class Subscription:
+    """Feeds *stream* with what is published at *host*:*port*. *replay_port* 0: there is no replay.
+
+    *seen* is told the time (Unix, as the worker says) of every batch that comes as it is published.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        loop: asyncio.AbstractEventLoop,
+        address: tuple[str, int, int],
+        stream: EventStream,
+        seen: Callable[[float], None],
+    ) -> None:
+        self._context = context
+        self._loop = loop
+        self._host, self._port, self._replay_port = address
+        self._stream = stream
+        self._seen = seen
+        self._sockets: list[zmq.Socket[bytes]] = []
+        self._replay: Replay | None = None
+        self._anew = False
+        self._timer: asyncio.Handle | None = None
+
+    def start(self) -> None:
+        """Connect, now and whenever the connection is lost."""
+        publisher = self._context.socket(zmq.SUB)
+        publisher.set(zmq.LINGER, 0)
+        publisher.set(zmq.RCVHWM, WAITING_BATCHES)
+        publisher.set(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+        publisher.set(zmq.RECONNECT_IVL, 100)
+        publisher.set(zmq.RECONNECT_IVL_MAX, 2000)
+        publisher.set(zmq.HEARTBEAT_IVL, 5000)
+        publisher.set(zmq.HEARTBEAT_TIMEOUT, 15_000)
+        publisher.set(zmq.IPV6, 1)
+        publisher.set(zmq.SUBSCRIBE, b"")
+        monitor = publisher.get_monitor_socket(_EVENTS)
+        self._sockets = [publisher, monitor]
+        publisher.connect(_endpoint(self._host, self._port))
+        self._loop.add_reader(int(monitor.fd), self._watch)
+        self._loop.add_reader(int(publisher.fd), self._read)
+        self._watch()
+
+    def stop(self) -> None:
+        """Let go of the worker, for good."""
+        self._close()
+
+    def _close(self) -> None:
+        self._stream.disconnected()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._replay is not None:
+            self._replay.close()
+            self._replay = None
+        sockets, self._sockets = self._sockets, []
+        for socket in sockets:
+            self._loop.remove_reader(int(socket.fd))
+        if sockets:
+            sockets[0].disable_monitor()
+            for socket in sockets:
+                socket.close(linger=0)
+
+    def _watch(self) -> None:
+        """Hear of the connection."""
+        while self._sockets:
+            try:
+                frames = self._sockets[1].recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            if parse_monitor_message(frames)["event"] == zmq.Event.HANDSHAKE_SUCCEEDED:
+                self._ask(self._stream.connected())
+                self._read()
+            else:
+                self._close()
+                self._timer = self._loop.call_later(REOPEN_SECONDS, self.start)
+
+    def _read(self) -> None:
+        """Read what has been published."""
+        for _ in range(AT_ONCE):
+            if not self._sockets:
+                return
+            try:
+                frames = self._sockets[0].recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            number, batch = self._understand(frames)
+            self._ask(self._stream.live(number, batch))
+        self._loop.call_soon(self._read)
+
+    def _understand(self, frames: list[bytes]) -> tuple[int, Batch]:
+        if len(frames) != _FRAMES or len(frames[1]) != _NUMBER_BYTES:
+            return self._stream.next or 0, None
+        batch = batch_of(frames[2])
+        if batch is None:
+            _LOG.warning("KV events of %s cannot be read", self._host)
+            return int.from_bytes(frames[1], "big"), None
+        self._seen(batch.at)
+        return int.from_bytes(frames[1], "big"), batch.events
+
+    # Replays
+
+    def _ask(self, first: int | None) -> None:
+        """Ask for everything from number *first* on, where that is not None."""
+        if first is None:
+            return
+        if self._replay is not None:
+            self._replay.close()
+            self._replay = None
+        if self._replay_port:
+            self._replay = Replay(
+                self._context, self._loop, _endpoint(self._host, self._replay_port), first, self
+            )
+        else:
+            self._stream.replay_failed()
+
+    def replayed(self, number: int, batch: Batch) -> None:
+        """Take a batch out of the replay that was asked for."""
+        if self._anew:
+            self._anew = False
+            self._stream.connected()
+        self._stream.replayed(number, batch)
+
+    def replay_ended(self, *, answered: bool) -> None:
+        """Take the end of a replay: a whole one, one that broke off, or, without an answer, none."""
+        self._replay = None
+        if answered:
+            if self._anew:
+                self._anew = False
+                self._stream.connected()
+            self._ask(self._stream.replay_ended())
+            return
+        _LOG.warning("%s:%d replays no KV events", self._host, self._replay_port)
+        self._anew = False
+        self._stream.replay_failed()
+        self._timer = self._loop.call_later(RETRY_SECONDS, self._retry)
+
+    def _retry(self) -> None:
+        """Ask once more for everything; what is known stays until there is an answer."""
+        if self._replay is None and not self._stream.complete:
+            self._anew = True
+            self._ask(0)
+
+
+class Replay:
+    """One replay under way: asks *endpoint* for everything from number *first* on, and tells *asker* of it."""
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        loop: asyncio.AbstractEventLoop,
+        endpoint: str,
+        first: int,
+        asker: Subscription,
+    ) -> None:
+        self._loop = loop
+        self._asker = asker
+        self._answered = False
+        self._closed = False
+        self._socket = context.socket(zmq.DEALER)
+        self._socket.set(zmq.LINGER, 0)
+        self._socket.set(zmq.RCVHWM, WAITING_BATCHES)
+        self._socket.set(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+        self._socket.set(zmq.IPV6, 1)
+        self._socket.connect(endpoint)
+        self._socket.send_multipart((b"", first.to_bytes(_NUMBER_BYTES, "big")), zmq.NOBLOCK)
+        self._patience = loop.call_later(REPLAY_SECONDS, self._expire)
+        loop.add_reader(int(self._socket.fd), self._read)
+        loop.call_soon(self._read)
+
+    def close(self) -> None:
+        """Listen no longer."""
+        if not self._closed:
+            self._closed = True
+            self._patience.cancel()
+            self._loop.remove_reader(int(self._socket.fd))
+            self._socket.close(linger=0)
+
+    def _read(self) -> None:
+        for _ in range(AT_ONCE):
+            if self._closed:
+                return
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._take(frames)
+        self._loop.call_soon(self._read)
+
+    def _take(self, frames: list[bytes]) -> None:
+        """Take [nothing, topic, number, batch]; before vLLM 0.32 there is no topic."""
+        if len(frames) < _FRAMES or len(frames[-2]) != _NUMBER_BYTES:
+            return
+        self._answered = True
+        if frames[-2] == END:
+            self.close()
+            self._asker.replay_ended(answered=True)
+            return
+        batch = batch_of(frames[-1])
+        self._asker.replayed(int.from_bytes(frames[-2], "big"), None if batch is None else batch.events)
+        self._patience.cancel()
+        self._patience = self._loop.call_later(REPLAY_SECONDS, self._expire)
+
+    def _expire(self) -> None:
+        self.close()
+        self._asker.replay_ended(answered=self._answered)
+
+
+def _endpoint(host: str, port: int) -> str:
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"

@@ -1,0 +1,194 @@
+"""Following a publisher over real sockets: whatever is lost, broken or dies, what is known is right again afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+import zmq
+
+from support.kv_events_publisher import CLEARED, SIZE, Publisher, publisher, removed, stored
+from support.router_running import eventually
+from turnout.routing.events import EventStream, ExactCache
+from turnout.routing.prefix import PrefixIndex
+from turnout.routing.tokens import chain
+from turnout_router.kvevents import subscription
+from turnout_router.kvevents.subscription import Subscription
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Following:
+    """A subscription and what it knows."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], source: Publisher, *, replay: bool) -> None:
+        self.index = PrefixIndex()
+        self.stream = EventStream(ExactCache(self.index, 0, 1000))
+        self.seen: list[float] = []
+        ports = (source.port, source.replay_port if replay else 0)
+        self._subscription = Subscription(
+            context, asyncio.get_running_loop(), ("127.0.0.1", *ports), self.stream, self.seen.append
+        )
+
+    def matched(self, *blocks: int) -> int:
+        tokens = [block for block in blocks for _ in range(SIZE)]
+        return self.index.match(chain(tokens, SIZE), 1)[0]
+
+
+@contextmanager
+def following(source: Publisher, *, replay: bool = True) -> Iterator[Following]:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    follower = Following(context, source, replay=replay)
+    follower._subscription.start()
+    try:
+        yield follower
+    finally:
+        follower._subscription.stop()
+        context.destroy(linger=0)
+
+
+async def test_a_router_that_comes_late_is_told_everything() -> None:
+    """The replay gives what was published before; what is published from then on arrives by itself."""
+    with publisher() as source:
+        source.publish(stored(1, 2))
+        source.publish(removed(2))
+        with following(source) as follower:
+            await eventually(lambda: follower.stream.complete)
+            assert (follower.matched(1, 2), source.asked) == (1, [0])
+            source.publish(stored(2, parent=1))
+            await eventually(lambda: follower.matched(1, 2) == 2)
+            source.publish(CLEARED)
+            await eventually(lambda: follower.matched(1, 2) == 0)
+            assert follower.seen == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("topic", [True, False], ids=["with a topic", "without one"])
+async def test_a_gap_is_replayed(topic: bool) -> None:  # noqa: FBT001 - a parameter
+    """A batch that was lost on the way is had from the replay as soon as the next one shows that it is missing."""
+    with publisher() as source, following(source) as follower:
+        source.topic_in_replay = topic
+        await eventually(lambda: follower.stream.complete)
+        source.publish(stored(1))
+        await eventually(lambda: follower.matched(1) == 1)
+        source.publish(stored(2, parent=1), removed(1), lost=True)
+        source.publish(stored(3))
+        await eventually(lambda: follower.matched(3) == 1)
+        assert (follower.matched(1), len(follower.stream.cache)) == (0, 2)
+        assert (follower.stream.gaps, follower.stream.lost, source.asked) == (1, 0, [0, 1])
+
+
+async def test_a_replay_that_loses_batches_is_continued() -> None:
+    """A replay's socket drops what its reader cannot take: what is missing is asked for again."""
+    with publisher() as source:
+        for block in range(1, 6):
+            source.publish(stored(block))
+        source.holes = [1, 3]
+        with following(source) as follower:
+            await eventually(lambda: follower.stream.complete and follower.stream.next == 5)
+            assert (len(follower.stream.cache), source.asked) == (5, [0, 1])
+
+
+async def test_a_worker_that_dies_is_forgotten_and_its_successor_followed() -> None:
+    """With its connection goes what it had cached; on the same ports another one starts from number 0."""
+    with publisher() as source:
+        ports = (source.port, source.replay_port)
+        follow = following(source)
+        follower = follow.__enter__()
+        source.publish(stored(1))
+        await eventually(lambda: follower.matched(1) == 1)
+    try:
+        await eventually(lambda: not follower.stream.following)
+        assert follower.matched(1) == 0
+        with publisher(ports) as successor:
+            successor.publish(stored(2))
+            await eventually(lambda: follower.stream.complete and follower.matched(2) == 1)
+            assert (follower.matched(1), follower.stream.next) == (0, 1)
+    finally:
+        follow.__exit__(None, None, None)
+
+
+async def test_without_a_replay_only_what_is_heard_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay that is not answered is given up in time, and asked for again later; it then makes all complete."""
+    monkeypatch.setattr(subscription, "REPLAY_SECONDS", 0.05)
+    monkeypatch.setattr(subscription, "RETRY_SECONDS", 0.05)
+    with publisher() as source:
+        source.silent = True
+        source.publish(stored(1))
+        with following(source) as follower:
+            await eventually(lambda: len(source.asked) > 1)
+            source.publish(stored(2))
+            await eventually(lambda: follower.matched(2) == 1)
+            assert not follower.stream.complete
+            source.silent = False
+            await eventually(lambda: follower.stream.complete)
+            assert (follower.matched(1), follower.matched(2)) == (1, 1)
+
+
+async def test_a_worker_without_a_replay_port_is_followed_all_the_same() -> None:
+    """From its start on everything is known, later only what comes."""
+    with publisher() as source, following(source, replay=False) as follower:
+        await eventually(lambda: follower.stream.following)
+        deadline = time.monotonic() + 10
+        while not follower.stream.complete:  # a subscription takes a moment to reach the publisher
+            assert time.monotonic() < deadline
+            if not follower.stream.next:
+                source.number = 0
+            source.publish(stored(1))
+            await asyncio.sleep(0.02)
+        assert follower.matched(1) == 1
+        source.publish(stored(9), lost=True)
+        source.publish(stored(2))
+        await eventually(lambda: follower.matched(2) == 1)
+        assert (follower.matched(1), follower.stream.complete, follower.stream.lost) == (0, False, 1)
+
+
+async def test_what_nobody_can_read_is_counted_and_survived() -> None:
+    """Garbage, wrong types, too few frames: what was known counts no more until the engine clears its cache."""
+    with publisher() as source, following(source) as follower:
+        await eventually(lambda: follower.stream.complete)
+        source.publish(stored(1))
+        await eventually(lambda: follower.matched(1) == 1)
+        source.publish(raw=b"\xc1 is no MessagePack")
+        await eventually(lambda: follower.stream.unreadable == 1)
+        assert (follower.matched(1), follower.stream.complete) == (0, False)
+        source.publish({"type": "BlockStored", "block_hashes": "all of them"})
+        source.send(b"kv", b"no number", msgspec.msgpack.encode([1.0, [], 0]))
+        source.publish(CLEARED)
+        source.publish(stored(2))
+        await eventually(lambda: follower.matched(2) == 1)
+        assert follower.stream.complete
+        assert follower.stream.unreadable > 1
+
+
+async def test_following_costs_nothing_while_nothing_is_published() -> None:
+    """The process uses no CPU to speak of for 50 idle publishers, and no callback runs."""
+    with publisher() as source:
+        source.publish(stored(1))
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        context.set(zmq.MAX_SOCKETS, 4096)
+        followers = [Following(context, source, replay=True) for _ in range(50)]
+        for follower in followers:
+            follower._subscription.start()
+        await eventually(lambda: all(f.stream.complete for f in followers))
+        reads = 0
+        original = Subscription._read
+
+        def counted(self: Subscription) -> None:
+            nonlocal reads
+            reads += 1
+            original(self)
+
+        Subscription._read = counted  # type: ignore[method-assign]
+        try:
+            await asyncio.sleep(0.3)
+        finally:
+            Subscription._read = original  # type: ignore[method-assign]
+        for follower in followers:
+            follower._subscription.stop()
+        context.destroy(linger=0)
+        assert reads == 0
