@@ -1,4 +1,4 @@
-"""The second port: health, /metrics, /admin/fleet, /admin/decisions. Never to be exposed beyond the cluster."""
+"""The second port: health, /metrics, /admin/fleet, /admin/peers, /admin/decisions. Only for the inside of a cluster."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from turnout_router.backends import Backends
     from turnout_router.decisions import Decisions
     from turnout_router.metrics import Metrics
+    from turnout_router.peers.mesh import Mesh
 
 
 _RECENT: Final = 50
@@ -81,7 +82,13 @@ class _Server(uvicorn.Server):
         yield
 
 
-def admin_app(readiness: Readiness, metrics: Metrics, backends: Backends, decisions: Decisions) -> Starlette:
+def admin_app(
+    readiness: Readiness,
+    metrics: Metrics,
+    backends: Backends,
+    decisions: Decisions,
+    mesh: Mesh | None = None,
+) -> Starlette:
     """Return the application behind the admin port."""
 
     async def healthz(_: Request) -> Response:
@@ -96,6 +103,9 @@ def admin_app(readiness: Readiness, metrics: Metrics, backends: Backends, decisi
 
     async def fleet(request: Request) -> Response:
         return _refusal(request) or JSONResponse(backends.describe())
+
+    async def peers(request: Request) -> Response:
+        return _refusal(request) or JSONResponse(None if mesh is None else mesh.describe())
 
     async def recent(request: Request) -> Response:
         asked = request.query_params
@@ -120,6 +130,7 @@ def admin_app(readiness: Readiness, metrics: Metrics, backends: Backends, decisi
             Route("/readyz", readyz),
             Route("/metrics", metrics_page),
             Route("/admin/fleet", fleet),
+            Route("/admin/peers", peers),
             Route("/admin/decisions", recent),
             Route("/admin/decisions/{id}", decision),
         ]

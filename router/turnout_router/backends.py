@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from turnout_router.kvevents import ExactMode
     from turnout_router.metrics import Metrics
     from turnout_router.openai import Completion
+    from turnout_router.peers.outbox import Outbox
     from turnout_router.upstream import Pools
 
 
@@ -74,6 +75,8 @@ class Backends:
         self._policies: dict[str, PrefixAware] = {}
         self._scales: dict[str, float] = {}
         self._adapters: dict[str, LoadedAdapters] = {}
+        self.outbox: Outbox | None = None
+        """Tells other routers of this one's requests. None where there are none."""
         self.exact: ExactMode | None = None
         """Follows workers that publish KV events. None as long as none does."""
 
@@ -247,7 +250,15 @@ class Backends:
         self._picks += 1
         load.last_pick = self._picks
         scale = self._scales.get(backend.deployment, 1.0)
-        return Hold(load, tokens, choice.picks, backend.id, self._clock, scale)
+        hold = Hold(load, tokens, choice.picks, backend.id, self._clock, scale)
+        if self.outbox is not None and choice.picks is not None:
+            hold.tell(self.outbox, backend.deployment, choice.picks)
+        return hold
+
+    def book_of(self, deployment: str) -> tuple[Ledger, float] | None:
+        """Return the ledger of *deployment* and its time scale; None where no prefix-aware policy serves it."""
+        policy = self._policies.get(deployment)
+        return None if policy is None else (policy.ledger, self._scales.get(deployment, 1.0))
 
     def paired(self, decode: Backend, prefill: Backend) -> None:
         """Note that this pair worked: only now what *prefill* handed out has proved to be good."""

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from turnout.routing.ledger import Ledger, Ticket
     from turnout.routing.policy import Picks
+    from turnout_router.peers.outbox import Outbox
 
 _CACHED: Final = re.compile(rb'"(?:cached_tokens|cache_read_input_tokens)":\s*([0-9]{1,12})')
 
@@ -36,6 +37,8 @@ class Hold:
         "_clock",
         "_ledger",
         "_load",
+        "_number",
+        "_outbox",
         "_prompt_tokens",
         "_scale",
         "_ticket",
@@ -63,6 +66,8 @@ class Hold:
         self._cached_tokens: int | None = None
         self._prompt_tokens = 0
         self._wait = 0.0
+        self._outbox: Outbox | None = None
+        self._number = 0
         if picks is not None:
             pick = picks.decode
             if picks.prefill is not None and picks.prefill.state.id == backend_id:
@@ -71,15 +76,25 @@ class Hold:
             self._ticket = picks.policy.sent(pick, picks.prompt, clock() * scale)
             self._wait = pick.wait
 
+    def tell(self, outbox: Outbox, deployment: str, picks: Picks) -> None:
+        """Tell other routers of it, too, from its beginning to its end."""
+        if self._ticket is not None:
+            self._outbox = outbox
+            self._number = outbox.sent(deployment, self._ticket, picks.prompt)
+
     def first_token(self) -> None:
         """Note that the prompt has been computed; a second time means nothing."""
         if self._ledger is not None and self._ticket is not None:
+            if self._outbox is not None and self._ticket.running_since is None:
+                self._outbox.first_token(self._number)
             self._ledger.first_token(self._ticket, self._clock() * self._scale)
 
     def expect_first_token(self) -> None:
         """Take the first token to come when it is expected: of an answer in one piece nobody sees it."""
         if self._ticket is not None:
             self._ticket.expected_at = self._clock() * self._scale + self._wait
+            if self._outbox is not None:
+                self._outbox.expected(self._number, self._wait)
 
     def found(self, cached_tokens: int | None, prompt_tokens: int) -> None:
         """Keep what usage says of the worker's own cache."""
@@ -92,6 +107,8 @@ class Hold:
         if self._ledger is not None and self._ticket is not None:
             now = self._clock() * self._scale
             self._ledger.finished(self._ticket, now, self._cached_tokens, self._prompt_tokens)
+            if self._outbox is not None:
+                self._outbox.finished(self._number, self._cached_tokens, self._prompt_tokens)
 
 
 def cached_in(body: bytes) -> int | None:

@@ -22,6 +22,8 @@ from turnout_router.kube import load_access
 from turnout_router.listener import Listener
 from turnout_router.metrics import Metrics
 from turnout_router.options import parse_options, settings_of
+from turnout_router.peers.finding import NamedPeers, ServicePeers
+from turnout_router.peers.mesh import Mesh, read_secret
 from turnout_router.scrapes.scraper import Scraper
 from turnout_router.tls import Certificate
 from turnout_router.upstream import Pools
@@ -31,7 +33,8 @@ if TYPE_CHECKING:
 
     from turnout.routing import Fleet
     from turnout_router.discovery import FleetSource
-    from turnout_router.settings import Settings
+    from turnout_router.peers.finding import PeerSource
+    from turnout_router.settings import PeerSettings, Settings
 
 _LOG = logging.getLogger("turnout_router")
 
@@ -39,7 +42,7 @@ _LOG = logging.getLogger("turnout_router")
 class Router:
     """All parts together. `run` serves until `stop` is called; also the observer of the fleet's source.
 
-    `port` and `admin_port` are the real ones once `started` is set, where the settings leave them open (0).
+    `port`, `admin_port` and `peers_port` are the real ones once `started` is set, where the settings leave them open (0).
     """
 
     def __init__(self, settings: Settings, source: FleetSource) -> None:
@@ -53,11 +56,18 @@ class Router:
         )
         self._gateway = Gateway(settings, self._backends, self._metrics, loop.time)
         self._listener = Listener(self._gateway, settings.client)
-        self._admin = AdminServer(admin_app(self, self._metrics, self._backends, self._gateway.decisions))
+        self._mesh = None if settings.peers is None else _mesh_of(settings.peers, self._backends)
+        if self._mesh is not None:
+            self._backends.outbox = self._mesh.outbox
+            self._metrics.registry.register(self._mesh.counts)
+        self._admin = AdminServer(
+            admin_app(self, self._metrics, self._backends, self._gateway.decisions, self._mesh)
+        )
         self._stopping = asyncio.Event()
         self._stale = ""
         self.port = settings.port
         self.admin_port = settings.admin_port
+        self.peers_port = 0 if settings.peers is None else settings.peers.port
         self.started = asyncio.Event()
 
     @property
@@ -90,6 +100,9 @@ class Router:
                 settings.host, settings.port, None if certificate is None else certificate.context
             )
             self._pools.start()
+            if self._mesh is not None:
+                self.peers_port = await self._mesh.start(settings.host, self.peers_port)
+                working.append(asyncio.create_task(self._mesh.run(), name="peers"))
             _LOG.info("serving on %s: port %d, admin port %d", settings.host, self.port, self.admin_port)
             self.started.set()
             gc.freeze()  # what is loaded by now stays: the collector need not look at it again
@@ -105,6 +118,8 @@ class Router:
                 task.cancel()
             self._backends.stop()
             self._pools.stop()
+            if self._mesh is not None:
+                await self._mesh.stop()
             await self._admin.stop()
 
     def stop(self) -> None:
@@ -142,6 +157,15 @@ class Router:
         await asyncio.sleep(self._settings.shutdown_delay_seconds)
         cut = await self._listener.stop(self._settings.shutdown_grace_seconds)
         _LOG.info("stopped, %d connections cut", cut)
+
+
+def _mesh_of(settings: PeerSettings, backends: Backends) -> Mesh:
+    """Return the conversation with other routers. Raise ConfigError where it cannot be had."""
+    secret = None if settings.secret_file is None else read_secret(settings.secret_file)
+    sources: list[PeerSource] = [NamedPeers(settings.hosts)] if settings.hosts else []
+    if settings.service is not None:
+        sources.append(ServicePeers(load_access(), settings.service))
+    return Mesh(backends, sources, secret, settings.batch_seconds)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

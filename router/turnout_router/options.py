@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from turnout.api import names
 from turnout.routing.admission import AdmissionLimits
-from turnout_router.settings import ClientLimits, Settings, UpstreamLimits
+from turnout_router.settings import ClientLimits, PeerSettings, Settings, UpstreamLimits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -115,6 +115,33 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         help="serve HTTPS with this certificate chain (PEM), read again on changes",
     )
     add("--tls-key", metavar="FILE", type=Path, help="the certificate's key (PEM, not encrypted)")
+    add(
+        "--peers-port",
+        type=_port,
+        metavar="PORT",
+        help="listen for other routers in front of the same workers here; for nobody else to reach "
+        f"({names.ROUTER_PEERS_PORT} where one of the next two is given)",
+    )
+    add(
+        "--peer",
+        type=_peer,
+        metavar="HOST:PORT",
+        action="append",
+        default=[],
+        help="another router's peers port; may be repeated; a name with several addresses is as many routers",
+    )
+    add(
+        "--peers-service",
+        type=_service,
+        metavar="NAMESPACE/NAME",
+        help="find other routers behind this headless Service, by its port called peers",
+    )
+    add(
+        "--peers-secret-file",
+        type=Path,
+        metavar="FILE",
+        help="what only routers know; without it whoever reaches the peers port is believed",
+    )
     add("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="what is logged")
     add("--max-body-bytes", type=_positive, default=_CLIENT.body_bytes, help="largest request body")
     add("--max-connections", type=_positive, default=_CLIENT.connections, help="most client connections")
@@ -127,6 +154,9 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--check needs --config FILE")
     if (options.tls_cert is None) != (options.tls_key is None):
         parser.error("--tls-cert and --tls-key go together: give both or neither")
+    asked = options.peers_port is not None or options.peer or options.peers_service
+    if options.peers_secret_file is not None and not asked:
+        parser.error("--peers-secret-file needs one of --peers-port, --peer, --peers-service")
     return options
 
 
@@ -142,6 +172,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         shutdown_grace_seconds=options.shutdown_grace,
         tls_certificate=options.tls_cert,
         tls_key=options.tls_key,
+        peers=_peers_of(options),
         scrape_seconds=options.scrape_interval,
         admission=AdmissionLimits(
             requests_per_worker=options.max_requests_per_worker,
@@ -166,6 +197,30 @@ def settings_of(options: argparse.Namespace) -> Settings:
             stream_idle_seconds=options.stream_idle_timeout,
         ),
     )
+
+
+def _peers_of(options: argparse.Namespace) -> PeerSettings | None:
+    """Return how to talk to other routers; None where nothing says that there are any."""
+    port = options.peers_port
+    if port is None:
+        if not options.peer and options.peers_service is None:
+            return None
+        port = names.ROUTER_PEERS_PORT
+    return PeerSettings(port, tuple(options.peer), options.peers_service, options.peers_secret_file)
+
+
+def _peer(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) <= 65535:  # noqa: PLR2004 - the range of ports
+        raise argparse.ArgumentTypeError(f"{text} is no peer: write HOST:PORT, or [ADDRESS]:PORT for IPv6")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _service(text: str) -> str:
+    namespace, _, name = text.partition("/")
+    if not namespace or not name or "/" in name:
+        raise argparse.ArgumentTypeError(f"{text} is no Service: write NAMESPACE/NAME")
+    return text
 
 
 def _port(text: str) -> int:

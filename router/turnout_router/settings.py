@@ -86,6 +86,22 @@ class UpstreamLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerSettings:
+    """Other routers in front of the same workers."""
+
+    port: int
+    """Where they tell of their requests."""
+    hosts: tuple[tuple[str, int], ...] = ()
+    """Where they listen; a host with several addresses is as many routers."""
+    service: str | None = None
+    """``NAMESPACE/NAME`` of a headless Service with a port called peers, whose pods they are."""
+    secret_file: Path | None = None
+    """What only routers know. None: whoever reaches the port is believed."""
+    batch_seconds: float = 0.01
+    """Least time between two batches of messages: about how long two routers may choose without each other."""
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that `turnout-router` can be told."""
 
@@ -105,6 +121,8 @@ class Settings:
     """PEM file of the public port's certificate chain, read again when it changes. None: plain HTTP."""
     tls_key: Path | None = None
     """PEM file of its key, not encrypted."""
+    peers: PeerSettings | None = None
+    """None: this router is alone, or knows of others by scraping workers only."""
     admission: AdmissionLimits = field(default_factory=AdmissionLimits)
     """How much of a deployment's requests is let in at a time, and how many wait how long, where it does not say so itself."""
     scrape_seconds: float = 1.0

@@ -22,7 +22,7 @@ def ledger_of(*backends: str, capacity: int = 400) -> Ledger:
 
 
 def book_and_ledger(most: int = 10) -> tuple[PeerBook, Ledger]:
-    return PeerBook(most), ledger_of("a", "b")
+    return PeerBook(most, 100), ledger_of("a", "b")
 
 
 def tell(book: PeerBook, ledger: Ledger, number: int, backend: str = "a", now: float = 1.0) -> bool:
@@ -48,7 +48,7 @@ def test_a_prefix_that_a_peer_sent_is_found_by_the_own_choice() -> None:
     policy = PrefixAware(ledger, WorkModel())
     prompt = Prompt(4000, tuple(range(1000)))
     for backend in ("a", "b"):
-        book = PeerBook(10)
+        book = PeerBook(10, 10_000)
         ledger.set_backends([("a", 8000), ("b", 8000)])
         book.sent(1, ledger, backend, prompt, 0, 0.5, 1.0)
         book.finished(1, 2.0)
@@ -81,7 +81,7 @@ def test_a_lost_peer_takes_its_requests_along_and_leaves_its_blocks() -> None:
 
 def test_a_lost_peer_teaches_nothing_of_how_long_answers_run() -> None:
     """A thousand answers that were cut right after their first token do not make answers look short."""
-    book, ledger = PeerBook(1000), ledger_of("a", capacity=10**6)
+    book, ledger = PeerBook(1000, 10_000), ledger_of("a", capacity=10**6)
     for number in range(1000):
         tell(book, ledger, number)
         book.first_token(number, 1.0)
@@ -126,7 +126,20 @@ def test_what_makes_no_sense_is_refused_and_books_nothing() -> None:
     assert not tell(book, ledger, 3)
     assert sum(state.in_flight for state in ledger.states.values()) == len(book) == 2
     with pytest.raises(ValueError, match="at least one request"):
-        PeerBook(0)
+        PeerBook(0, 1)
+
+
+def test_a_peers_blocks_are_bounded_too() -> None:
+    """What is too long is not booked; what ends makes room again."""
+    ledger = ledger_of("a")
+    book = PeerBook(10, 4)
+    assert tell(book, ledger, 1)
+    assert tell(book, ledger, 2)
+    assert not tell(book, ledger, 3)
+    assert book.finished(1, 2.0)
+    assert tell(book, ledger, 3)
+    book.lost(3.0)
+    assert tell(book, ledger, 4)
 
 
 _NUMBERS = st.integers(0, 4)
@@ -160,7 +173,7 @@ def test_whatever_is_told_in_whatever_order_the_books_end_at_zero(steps: list[tu
     """Two peers, a changing fleet, messages late, twice or never: nothing raises, and nothing stays in flight."""
     ledger = ledger_of("a", "b", capacity=20)
     every = {id(state): state for state in ledger.states.values()}
-    peers = [PeerBook(3), PeerBook(3)]
+    peers = [PeerBook(3, 7), PeerBook(3, 7)]
     now = 0.0
     for kind, *rest in steps:
         now += 0.25

@@ -17,17 +17,21 @@ if TYPE_CHECKING:
 
 
 class PeerBook:
-    """One peer's requests in flight, by the numbers that it gave them; *most* at a time.
+    """One peer's requests in flight, by the numbers that it gave them: *most* at a time, with *most_blocks* in all.
 
     Times are seconds of this router's clock; of a deployment's own time `scale` pass in one of them.
     """
 
-    __slots__ = ("_most", "_open")
+    __slots__ = ("_blocks", "_most", "_most_blocks", "_open")
 
-    def __init__(self, most: int) -> None:
-        if most < 1:
-            raise ValueError(f"a peer may have at least one request open, not {most}")
+    def __init__(self, most: int, most_blocks: int) -> None:
+        if most < 1 or most_blocks < 1:
+            raise ValueError(
+                f"a peer may have at least one request of one block open, not {most}, {most_blocks}"
+            )
         self._most = most
+        self._most_blocks = most_blocks
+        self._blocks = 0
         self._open: dict[int, tuple[Ledger, Ticket, float]] = {}
 
     def __len__(self) -> int:
@@ -47,15 +51,22 @@ class PeerBook:
     ) -> bool:
         """Book that the peer has sent *prompt* to a backend of *ledger*; otherwise as `Ledger.sent`.
 
-        Return False, and book nothing, for a backend that is not known, a number that is open already, and a request
+        Return False, and book nothing, for a backend that is not known, a number that is open already, and what goes
         beyond the most that may be open.
         """
         state = ledger.states.get(backend_id)
-        if state is None or number in self._open or len(self._open) >= self._most:
+        blocks = self._blocks + len(prompt.blocks)
+        if (
+            state is None
+            or number in self._open
+            or len(self._open) >= self._most
+            or blocks > self._most_blocks
+        ):
             return False
         matched = max(0, min(matched, len(prompt.blocks)))
         ticket = ledger.sent(state, prompt, matched, max(0.0, seconds), now * scale)
         self._open[number] = (ledger, ticket, scale)
+        self._blocks = blocks
         return True
 
     def first_token(self, number: int, now: float) -> bool:
@@ -87,6 +98,7 @@ class PeerBook:
         if entry is None:
             return False
         ledger, ticket, scale = entry
+        self._blocks -= len(ticket.blocks)
         ledger.finished(ticket, now * scale, cached_tokens, prompt_tokens)
         return True
 
@@ -101,4 +113,5 @@ class PeerBook:
             since = ticket.running_since
             ledger.finished(ticket, now * scale if since is None else since + ledger.residence_seconds)
         self._open.clear()
+        self._blocks = 0
         return count

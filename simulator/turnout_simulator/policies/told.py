@@ -19,7 +19,8 @@ BATCH_SECONDS: Final = 0.01
 """Least time between two batches of a router, which tells at once what comes later than that: as the real one does."""
 DELAY_SECONDS: Final = 0.001
 """From there to the other routers' books: one cluster's network and their event loops."""
-MOST_OPEN: Final = 1_000_000
+MOST_OPEN: Final = 1_000_000_000
+"""No bound that a replay would meet."""
 
 
 class Exchange:
@@ -93,7 +94,7 @@ class Telling:
         """Book what *sender* tells."""
         book = self._books.get(sender)
         if book is None:
-            book = self._books[sender] = PeerBook(MOST_OPEN)
+            book = self._books[sender] = PeerBook(MOST_OPEN, MOST_OPEN)
         for message in batch:
             message(book, self._ledger, at)
 

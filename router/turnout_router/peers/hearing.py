@@ -1,0 +1,133 @@
+"""The port where other routers tell of their requests."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final
+
+from turnout_router.peers.greeting import welcome
+from turnout_router.peers.inbox import Inbox
+from turnout_router.peers.link import GREETING_SECONDS, SILENCE_SECONDS
+from turnout_router.peers.messages import MAX_FRAME_BYTES, SIGN_OF_LIFE, PeerError, read_messages
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from turnout_router.peers.counts import PeerCounts
+    from turnout_router.peers.greeting import Identity
+    from turnout_router.peers.inbox import Ledgers
+
+_LOG = logging.getLogger("turnout_router.peers")
+
+MAX_CONNECTIONS: Final = 128
+"""Connections at a time, those that have not proved anything included."""
+
+
+class Hearing:
+    """Listens, and keeps one `Inbox` for each router that tells."""
+
+    def __init__(
+        self, identity: Identity, ledgers: Ledgers, counts: PeerCounts, clock: Callable[[], float]
+    ) -> None:
+        self._identity = identity
+        self._ledgers = ledgers
+        self._counts = counts
+        self._clock = clock
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._heard: dict[bytes, _Heard] = {}
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen and return the port. Raise OSError where it is taken."""
+        self._server = await asyncio.start_server(
+            self._accept, host, port, limit=MAX_FRAME_BYTES, backlog=MAX_CONNECTIONS
+        )
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def stop(self) -> None:
+        """Stop listening, and drop what others have open."""
+        if self._server is not None:
+            self._server.close()
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def describe(self) -> list[dict[str, object]]:
+        """Return who tells, for people."""
+        return [
+            {"identity": identity.hex(), "address": heard.address, "requests": len(heard.inbox)}
+            for identity, heard in self._heard.items()
+        ]
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._tasks) >= MAX_CONNECTIONS:
+            self._counts.end("too_many")
+            writer.transport.abort()
+            return
+        task = asyncio.get_running_loop().create_task(self._serve(reader, writer), name="a peer tells")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await self._converse(reader, writer)
+        except PeerError as error:
+            self._counts.end(error.fault)
+            _LOG.warning("%s is not heard: %s", _address(writer), error)
+        except TimeoutError:
+            self._counts.end("silent")
+        except (OSError, EOFError):
+            self._counts.end("closed")
+        finally:
+            writer.close()
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async with asyncio.timeout(GREETING_SECONDS):
+            identity = await welcome(self._identity, reader, writer)
+        before = self._heard.get(identity)
+        if before is not None:
+            before.replace()
+        inbox = Inbox(self._ledgers, self._counts, self._clock)
+        heard = self._heard[identity] = _Heard(inbox, writer)
+        self._counts.hearing += 1
+        _LOG.info("%s tells of its requests", heard.address)
+        try:
+            while True:
+                async with asyncio.timeout(SILENCE_SECONDS):
+                    messages = await read_messages(reader)
+                if heard.replaced:
+                    return
+                if messages:
+                    inbox.take(messages)
+                    await asyncio.sleep(0)  # what is there already is read without a pause: let others run
+                else:
+                    writer.write(SIGN_OF_LIFE)
+                    async with asyncio.timeout(SILENCE_SECONDS):
+                        await writer.drain()
+        finally:
+            self._counts.hearing -= 1
+            if self._heard.get(identity) is heard:
+                del self._heard[identity]
+            dropped = inbox.close()
+            _LOG.info("%s tells no more; dropped %d requests of it", heard.address, dropped)
+
+
+class _Heard:
+    """One conversation. A router that connects again before its old connection is known to be dead replaces it."""
+
+    def __init__(self, inbox: Inbox, writer: asyncio.StreamWriter) -> None:
+        self.inbox = inbox
+        self.address = _address(writer)
+        self.replaced = False
+        self._writer = writer
+
+    def replace(self) -> None:
+        self.replaced = True
+        self.inbox.close()
+        self._writer.transport.abort()
+
+
+def _address(writer: asyncio.StreamWriter) -> str:
+    host, port, *_ = writer.get_extra_info("peername") or ("?", 0)
+    return f"{host}:{port}"

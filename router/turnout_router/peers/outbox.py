@@ -1,0 +1,121 @@
+"""What this router has to tell the others of its own requests: gathered here, told in batches.
+
+What comes after a quiet while is told in the same turn of the event loop, what comes soon after a batch waits until
+`batch_seconds` have passed. A request's messages are small structures in a list; written they are once, whoever hears.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from turnout_router.peers.messages import Expected, Finished, FirstToken, Sent, frames
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Sequence
+
+    from turnout.routing.ledger import Prompt, Ticket
+    from turnout_router.peers.counts import PeerCounts
+    from turnout_router.peers.messages import Message
+
+
+class Hearer(Protocol):
+    """Someone who is told."""
+
+    def deliver(self, frames: Sequence[bytes]) -> None:
+        """Pass on what is new."""
+
+
+class Outbox:
+    """Gathers messages and tells `hearers`. What is open is kept, for those who begin to hear later."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, counts: PeerCounts, batch_seconds: float) -> None:
+        self._loop = loop
+        self._counts = counts
+        self._batch_seconds = batch_seconds
+        self._batch: list[Message] = []
+        self._timer: asyncio.Handle | None = None
+        self._flushed_at = loop.time() - batch_seconds
+        self._numbers = 0
+        self._open: dict[int, tuple[Sent, FirstToken | Expected | None]] = {}
+        self.hearers: set[Hearer] = set()
+
+    def sent(self, deployment: str, ticket: Ticket, prompt: Prompt) -> int:
+        """Tell that *prompt* was sent as *ticket* says; return the number to go on with."""
+        self._numbers += 1
+        backend = "" if ticket.state is None else ticket.state.id
+        self._batch.append(
+            Sent(
+                self._numbers,
+                deployment,
+                backend,
+                ticket.prompt_tokens,
+                ticket.blocks,
+                prompt.expected_output_tokens,
+                ticket.matched,
+                ticket.seconds,
+            )
+        )
+        if self._timer is None:
+            self._schedule()
+        return self._numbers
+
+    def first_token(self, number: int) -> None:
+        """Tell that the prompt of *number* has been computed."""
+        self._append(FirstToken(number))
+
+    def expected(self, number: int, wait: float) -> None:
+        """Tell that nobody will see the first token of *number*, which should take *wait* of its own seconds."""
+        self._append(Expected(number, max(0.0, wait)))
+
+    def finished(self, number: int, cached_tokens: int | None, prompt_tokens: int) -> None:
+        """Tell that *number* has ended."""
+        self._append(Finished(number, cached_tokens, prompt_tokens))
+
+    def begin(self, hearer: Hearer) -> list[Message]:
+        """Tell *hearer* from now on, and return what it has to be told of what came before."""
+        self._flush()
+        self.hearers.add(hearer)
+        return [message for pair in self._open.values() for message in pair if message is not None]
+
+    def stop(self) -> None:
+        """Tell nobody any more."""
+        self.hearers.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _append(self, message: Message) -> None:
+        self._batch.append(message)
+        if self._timer is None:
+            self._schedule()
+
+    def _schedule(self) -> None:
+        rest = self._flushed_at + self._batch_seconds - self._loop.time()
+        if rest <= 0:
+            self._timer = self._loop.call_soon(self._flush)
+        else:
+            self._timer = self._loop.call_later(rest, self._flush)
+
+    def _flush(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        batch, self._batch = self._batch, []
+        if not batch:
+            return
+        self._flushed_at = self._loop.time()
+        for message in batch:
+            self._keep(message)
+        if self.hearers:
+            self._counts.sent += len(batch)
+            written = tuple(frames(batch))
+            for hearer in tuple(self.hearers):
+                hearer.deliver(written)
+
+    def _keep(self, message: Message) -> None:
+        if isinstance(message, Sent):
+            self._open[message.number] = (message, None)
+        elif isinstance(message, Finished):
+            self._open.pop(message.number, None)
+        elif message.number in self._open:
+            self._open[message.number] = (self._open[message.number][0], message)
