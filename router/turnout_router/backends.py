@@ -16,7 +16,9 @@ from turnout.routing import (
     after_request,
     after_retry,
     after_success,
+    after_trial,
     may_retry,
+    needs_trial,
     on_pick,
     on_trial,
     pick_pair,
@@ -303,6 +305,19 @@ class Backends:
         """Note whether *backend* answered when it was asked for its health."""
         if backend.id in self._health:
             self._health[backend.id] = after_check(self._health[backend.id], self._clock(), answered=answered)
+
+    def begin_trial(self, backend: Backend) -> float | None:
+        """Return how long *backend* has to compute what the router asks of it, None where nothing is to be asked now."""
+        now, health = self._clock(), self._health.get(backend.id, HEALTHY)
+        if not needs_trial(health, now):
+            return None
+        self._health[backend.id] = on_pick(health, now, self._policy)
+        return self._policy.probe_seconds
+
+    def passed_trial(self, backend: Backend) -> None:
+        """Note that *backend* has computed what the router asked of it: a client's request may try it next."""
+        if backend.id in self._health:
+            self._health[backend.id] = after_trial(self._health[backend.id])
 
     def describe(self) -> dict[str, Any]:
         """Return the fleet with loads and health, for people."""

@@ -1,41 +1,64 @@
-"""Asking ejected workers for their health, so that a repaired one serves again without a client's request at stake."""
+"""Asking ejected workers for their health, and trying them, so that a repaired one serves again without a client at stake."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Final
 
+import orjson
+
 from turnout_router.errors import UpstreamError
-from turnout_router.http import get
+from turnout_router.http import get, post
 from turnout_router.relay import Collected
 
 if TYPE_CHECKING:
     from turnout.routing import Backend
     from turnout_router.backends import Backends
 
-_EVERY_SECONDS: Final = 1.0
+TRIAL_ID: Final = b"turnout-trial"
+"""The id of the router's own requests, by which they are known in a worker's log."""
+
+_EVERY_SECONDS: Final = 0.5
 _ANSWER_SECONDS: Final = 2.0
 _AT_ONCE: Final = 64
 _MOST_BYTES: Final = 64 * 1024
 _SERVER_ERROR: Final = 500
+_UNAVAILABLE: Final = 503
 
 
 class HealthChecks:
-    """Asks every ejected worker once a second; healthy ones are known by the requests that they serve."""
+    """Asks every ejected worker twice a second; healthy ones are known by the requests that they serve.
+
+    One that answers, and whose ejection is over, is asked for one token. An engine that hangs still answers /health;
+    so clients' requests go there again only once it has computed something. What it then says does not matter: a
+    model that cannot complete texts answers 400, and that is an answer.
+    """
 
     def __init__(self, backends: Backends) -> None:
         self._backends = backends
         self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._asked: set[str] = set()
 
     async def run(self) -> None:
-        """Ask until cancelled."""
-        while True:
-            await asyncio.sleep(_EVERY_SECONDS)
-            async with asyncio.TaskGroup() as group:
+        """Ask until cancelled. One worker that takes its time holds up none of the others."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await asyncio.sleep(_EVERY_SECONDS)
                 for backend in self._backends.ejected():
-                    group.create_task(self._check(backend))
+                    if backend.id not in self._asked:
+                        self._asked.add(backend.id)
+                        group.create_task(self._look_after(backend))
 
-    async def _check(self, backend: Backend) -> None:
+    async def _look_after(self, backend: Backend) -> None:
+        try:
+            answered = await self._answers(backend)
+            self._backends.checked(backend, answered=answered)
+            if answered and (seconds := self._backends.begin_trial(backend)) is not None:
+                await self._try(backend, seconds)
+        finally:
+            self._asked.discard(backend.id)
+
+    async def _answers(self, backend: Backend) -> bool:
         answer = Collected(_MOST_BYTES)
         async with self._slots:
             try:
@@ -47,7 +70,26 @@ class HealthChecks:
                     what="the answer to /health",
                 )
             except UpstreamError:
-                answered = False
-            else:
-                answered = answer.status < _SERVER_ERROR
-        self._backends.checked(backend, answered=answered)
+                return False
+        return answer.status < _SERVER_ERROR
+
+    async def _try(self, backend: Backend, seconds: float) -> None:
+        body = {"model": backend.names[0] if backend.names else None, "prompt": "Hello", "max_tokens": 1}
+        host = f"{backend.host}:{backend.port}".encode()
+        answer = Collected(_MOST_BYTES)
+        try:
+            await self._backends.pools.of((backend.host, backend.port)).exchange(
+                post(b"/v1/completions", host, orjson.dumps(body), ((b"x-request-id", TRIAL_ID),)),
+                answer,
+                seconds=seconds,
+                idle_seconds=None,
+                what="the answer to a trial",
+            )
+        except UpstreamError as error:
+            self._backends.failed(backend, error)
+            return
+        if answer.status >= _SERVER_ERROR and answer.status != _UNAVAILABLE:
+            error = UpstreamError("status", f"it answered a trial with {answer.status}", answer.status)
+            self._backends.failed(backend, error)
+        else:
+            self._backends.passed_trial(backend)

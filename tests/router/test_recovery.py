@@ -99,8 +99,9 @@ async def test_a_restarted_worker_serves_again_within_seconds(tmp_path: Path) ->
             assert await served_again(r, lambda: again.received) < BACK_WITHIN_SECONDS
 
 
-async def test_a_worker_that_is_tried_again_has_little_time(tmp_path: Path) -> None:
-    """A request that tries a hung worker waits seconds, not minutes, and is then served by another one."""
+@pytest.mark.parametrize("stream", [True, False])
+async def test_no_client_waits_for_a_worker_that_hangs(tmp_path: Path, *, stream: bool) -> None:
+    """The router tries it itself, gives up after a while, and sends nobody there before it has computed something."""
     limits = UpstreamLimits()
     policy = type(limits.health)(first_seconds=0.2, longest_seconds=0.2, probe_seconds=0.3)
     async with (
@@ -115,8 +116,29 @@ async def test_a_worker_that_is_tried_again_has_little_time(tmp_path: Path) -> N
         await eject(r, bad.id)
         bad.behaviour = "hang"
         before = len(bad.received)
-        assert await served_again(r, lambda: len(bad.received) > before, stream=True) < BACK_WITHIN_SECONDS
-        await eventually(lambda: bad.left == 1)
+        while bad.left < 3:  # trials that were given up
+            assert (await r.chat(stream=stream)).status_code == 200
+        assert bad.trials >= 3
+        assert len(bad.received) == before
+        bad.behaviour = "ok"
+        again = await served_again(r, lambda: len(bad.received) > before + 1, stream=stream)
+        assert again < BACK_WITHIN_SECONDS
+        assert await ejected(r) == set()
+
+
+async def test_a_model_that_completes_no_texts_recovers_too(tmp_path: Path) -> None:
+    """An embedding model answers the router's trial with 400: that is a sign of life, too."""
+    async with (
+        mock_worker(behaviour="reset") as bad,
+        mock_worker() as good,
+        running_router(tmp_path, config([("aggregated", bad.url), ("aggregated", good.url)])) as r,
+    ):
+        await eject(r, bad.id)
+        bad.behaviour, bad.status = "status", 400
+        await eventually(lambda: bad.trials > 0)
+        bad.behaviour = "ok"
+        before = len(bad.received)
+        assert await served_again(r, lambda: len(bad.received) > before) < BACK_WITHIN_SECONDS
 
 
 async def test_a_decode_worker_that_cannot_fetch_caches_is_found_out(tmp_path: Path) -> None:

@@ -16,8 +16,10 @@ from turnout.routing import (
     after_request,
     after_retry,
     after_success,
+    after_trial,
     may_retry,
     may_use,
+    needs_trial,
     on_pick,
     on_trial,
     usable,
@@ -42,7 +44,7 @@ def test_failures_in_a_row_eject_and_a_success_between_forgives() -> None:
 
 def test_an_ejected_backend_is_probed_by_one_request_at_a_time() -> None:
     """Half open: the first request is the probe, others wait for its outcome, or for its time to be over."""
-    state = failed(3)
+    state = after_trial(failed(3))
     assert not may_use(state, 0.9)
     assert may_use(state, 1.0)
     probing = on_pick(state, 1.0, POLICY)
@@ -69,10 +71,10 @@ def test_late_failures_do_not_prolong_an_ejection() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from(["fail", "ok", "pick"]), st.floats(0, 20)), max_size=60),
+    st.lists(st.tuples(st.sampled_from(["fail", "ok", "pick", "trial"]), st.floats(0, 20)), max_size=60),
 )
 def test_whatever_happens_an_ejection_ends(events: list[tuple[str, float]]) -> None:
-    """No sequence of events leaves a backend alone for longer than the bound."""
+    """No sequence of events leaves a backend alone, untried, for longer than the bound."""
     state, now = HEALTHY, 0.0
     for event, passed in events:
         now += passed
@@ -80,9 +82,12 @@ def test_whatever_happens_an_ejection_ends(events: list[tuple[str, float]]) -> N
             state = after_failure(state, now, POLICY)
         elif event == "ok":
             state = after_success(state)
+        elif event == "trial" and needs_trial(state, now):
+            state = after_trial(on_pick(state, now, POLICY))
         elif may_use(state, now):
             state = on_pick(state, now, POLICY)
-        assert may_use(state, now + POLICY.longest_seconds + POLICY.probe_seconds)
+        later = now + POLICY.longest_seconds + POLICY.probe_seconds
+        assert may_use(state, later) or needs_trial(state, later)
 
 
 @given(st.data())
@@ -128,8 +133,27 @@ def test_a_backend_that_is_down_is_not_used_until_it_answers() -> None:
     assert not may_use(down, 1000)
     assert on_pick(down, 1000, POLICY) == down
     back = after_check(down, 0.6, answered=True)
-    assert may_use(back, 0.6)
+    assert needs_trial(back, 0.6)
+    assert may_use(after_trial(back), 0.6)
     assert after_success(back) == HEALTHY
+
+
+def test_the_router_tries_a_backend_before_clients_do() -> None:
+    """Once, when its ejection is over; a failed trial prolongs that like a failed request."""
+    state = failed(3)
+    assert not needs_trial(state, 0.9)
+    assert needs_trial(state, 1.0)
+    assert not may_use(state, 1000)
+    trying = on_pick(state, 1.0, POLICY)
+    assert not needs_trial(trying, 5)
+    assert needs_trial(trying, 11)  # nobody heard how it ended
+    passed = after_trial(trying)
+    assert may_use(passed, 1.5)
+    assert not needs_trial(passed, 1.5)
+    again = after_failure(trying, 2.0, POLICY)
+    assert again.ejected_until == 4.0
+    assert needs_trial(again, 4.0)
+    assert after_trial(HEALTHY) == HEALTHY
 
 
 def test_answering_about_its_health_all_along_ends_no_ejection() -> None:

@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from turnout_router.checks import TRIAL_ID
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
@@ -26,7 +28,7 @@ class Received:
 class MockWorker:
     """How it behaves, and what it has seen.
 
-    `behaviour`: ok, status (answers `status`), hang (never answers), reset (closes without an answer), garbage,
+    `behaviour`: ok, status (answers `status`), hang (does not answer as long as it is so), reset (closes without an answer), garbage,
     cut (streams half of the tokens and dies), cut_cleanly (ends there as if that were all), endless (streams until the other side leaves), stream_error (an error
     event after half of the tokens), bad_params (a prefill without a cache), head_then_cut (200, then closes), head_then_hang,
     cut_in_head, endless_head, cannot_fetch (500 where it is to take over another one's cache), gated (waits for `gate` before it answers).
@@ -42,6 +44,8 @@ class MockWorker:
     healthy: bool = True
     """What it answers when it is asked for its health."""
     checks: int = 0
+    trials: int = 0
+    """Requests of the router's own, by which it tries whether a worker has recovered; they are not in `received`."""
     page: bytes = b""
     """Its metrics page; empty: 404."""
     scrapes: int = 0
@@ -97,7 +101,10 @@ class MockWorker:
             await self._metrics(writer)
             return True
         body = json.loads(await reader.readexactly(int(headers["content-length"])))
-        self.received.append(Received(first.split()[1], headers, body))
+        if headers.get("x-request-id") == TRIAL_ID.decode():
+            self.trials += 1
+        else:
+            self.received.append(Received(first.split()[1], headers, body))
         self._running += 1
         answering = asyncio.create_task(self._answer(body, writer))
         leaving = asyncio.create_task(reader.read(1))
@@ -121,10 +128,11 @@ class MockWorker:
         status = 200 if self.page else 404
         writer.write(b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n%b" % (status, len(self.page), self.page))
 
-    async def _answer(self, body: dict[str, Any], writer: asyncio.StreamWriter) -> bool:  # noqa: C901, PLR0911 - one per behaviour
+    async def _answer(self, body: dict[str, Any], writer: asyncio.StreamWriter) -> bool:  # noqa: C901, PLR0911, PLR0912 - one per behaviour
         match self.behaviour:
             case "hang":
-                await asyncio.Event().wait()
+                while self.behaviour == "hang":  # noqa: ASYNC110 - tests assign it like any other field
+                    await asyncio.sleep(0.01)
             case "gated":
                 await self.gate.wait()
             case "reset":

@@ -3,11 +3,13 @@
 States of one backend::
 
     healthy --failures in a row reach the threshold--> ejected for a growing time
-    ejected --time over--> half open: one request at a time probes it
+    ejected --time over--> on trial: the router has it compute one token of its own
+    on trial --answer--> half open          on trial --failure--> ejected, for twice as long
+    half open: one client's request at a time probes it
     half open --success--> healthy          half open --failure--> ejected, for twice as long
 
-Beside that an ejected backend is asked for its health now and then: as long as it does not answer, no request is
-wasted on it, and when it answers again, it is half open at once.
+So no client waits for a backend that hangs. Beside that an ejected backend is asked for its health now and then: as
+long as it does not answer, nothing is wasted on it, and when it answers again, its time is over at once.
 
 Ejection is the router's own and only about requests: a pod that Kubernetes calls unready is no backend at all.
 """
@@ -29,7 +31,8 @@ class HealthPolicy:
 
     `failures` in a row eject a backend, for `first_seconds` the first time and twice as long each further time
     without a success between, at most `longest_seconds`: below 5, so that a repaired backend never waits longer.
-    A request that tries whether a backend has recovered has `probe_seconds` to show it; then another one may try.
+    What tries whether a backend has recovered, the router's own request or a client's, has `probe_seconds` to show it;
+    then another one may try.
     """
 
     failures: int = 3
@@ -42,7 +45,8 @@ class HealthPolicy:
 class Health:
     """What is known of one backend: failures in a row, ejections since the last success, times on the caller's clock.
 
-    `down`: since it was ejected it was asked for its health and did not answer.
+    `down`: since it was ejected it was asked for its health and did not answer. `tried`: since its time was over it
+    has computed what the router asked of it.
     """
 
     failures: int = 0
@@ -50,6 +54,7 @@ class Health:
     ejected_until: float | None = None
     probing_until: float | None = None
     down: bool = False
+    tried: bool = False
 
     @property
     def ejected(self) -> bool:
@@ -94,22 +99,34 @@ def after_check(health: Health, now: float, *, answered: bool) -> Health:
     return health
 
 
+def needs_trial(health: Health, now: float) -> bool:
+    """Say whether the router has to try the backend before any client's request is sent there."""
+    if health.ejected_until is None or health.down or health.tried or now < health.ejected_until:
+        return False
+    return health.probing_until is None or now >= health.probing_until
+
+
+def after_trial(health: Health) -> Health:
+    """Return the state after the backend has computed what the router asked of it; see `after_failure` for the other end."""
+    return health if health.ejected_until is None else replace(health, tried=True, probing_until=None)
+
+
 def on_trial(health: Health) -> bool:
     """Say whether a request tries whether the backend has recovered: it must not wait for it as for a healthy one."""
     return health.ejected_until is not None and health.probing_until is not None
 
 
 def may_use(health: Health, now: float) -> bool:
-    """Say whether a request may be sent now: healthy, or half open with no probe under way."""
+    """Say whether a client's request may be sent now: healthy, or half open with no probe under way."""
     if health.ejected_until is None:
         return True
-    if health.down or now < health.ejected_until:
+    if health.down or not health.tried or now < health.ejected_until:
         return False
     return health.probing_until is None or now >= health.probing_until
 
 
 def on_pick(health: Health, now: float, policy: HealthPolicy) -> Health:
-    """Return the state once a request is on its way: the first one to a half-open backend is its probe."""
+    """Return the state once a request is on its way: the first one to a backend whose time is over is its probe."""
     if health.ejected_until is None or health.down or now < health.ejected_until:
         return health
     return replace(health, probing_until=now + policy.probe_seconds)
