@@ -125,7 +125,8 @@ class Settings:
     """None: this router is alone, or knows of others by scraping workers only."""
     admission: AdmissionLimits = field(default_factory=AdmissionLimits)
     """How much of a deployment's requests is let in at a time, and how many wait how long, where it does not say so itself."""
-    scrape_seconds: float = 1.0
-    """How often each worker is asked for its metrics, where a prefix-aware policy chooses among several. 0: never."""
+    scrape_seconds: float = 0.25
+    """How often each worker is asked for its metrics, where a prefix-aware policy chooses among several; more seldom where
+    there are many, see `Scraper`. 0: never. docs/routing.md has what an interval brings and costs."""
     client: ClientLimits = field(default_factory=ClientLimits)
     upstream: UpstreamLimits = field(default_factory=UpstreamLimits)

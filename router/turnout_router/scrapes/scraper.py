@@ -20,13 +20,18 @@ if TYPE_CHECKING:
 ANSWER_SECONDS: Final = 2.0
 """For a page. A worker that takes longer has told nothing that would still be so."""
 MAX_PAGE_BYTES: Final = 1024 * 1024
+MOST_A_SECOND: Final = 100
+"""Pages over all workers: one costs half a millisecond of CPU. Beyond that each worker is asked more seldom."""
 IDLE_SECONDS: Final = 1.0
 """How long to wait before looking again whether there is anybody to ask."""
 _OK: Final = 200
 
 
 class Scraper:
-    """Asks the workers among which a prefix-aware policy chooses, each once every *seconds*, never twice at a time."""
+    """Asks the workers among which a prefix-aware policy chooses, each once every *seconds*, never twice at a time.
+
+    More seldom where that would be more than `MOST_A_SECOND` pages a second in all.
+    """
 
     def __init__(self, backends: Backends, metrics: Metrics, seconds: float) -> None:
         self._backends = backends
@@ -43,12 +48,13 @@ class Scraper:
                 began = loop.time()
                 workers = self._backends.compared()
                 known = {worker.id for worker in workers}
+                seconds = max(self._seconds, len(workers) / MOST_A_SECOND)
                 self._pending = {id_: one for id_, one in self._pending.items() if id_ in known}
                 for number, worker in enumerate(workers):
-                    await asyncio.sleep(began + self._seconds * number / len(workers) - loop.time())
+                    await asyncio.sleep(began + seconds * number / len(workers) - loop.time())
                     if worker.id not in self._asked and self._backends.may_ask(worker):
                         group.create_task(self._scrape(worker))
-                rest = self._seconds if workers else IDLE_SECONDS
+                rest = seconds if workers else IDLE_SECONDS
                 await asyncio.sleep(began + rest - loop.time())
 
     async def _scrape(self, worker: Backend) -> None:
