@@ -353,6 +353,11 @@ REFUSED = [
         aggregated({"spec.routing.localPrefillBelowTokens": 64}),
         "routing.localPrefillBelowTokens has no effect without a prefill pool: remove it or add spec.prefill",
     ),
+    Refused(
+        "exact-without-prefixes",
+        deployment({"spec.routing.policy": "LeastLoaded", "spec.routing.cacheKnowledge": "Exact"}),
+        "routing.cacheKnowledge Exact has no effect with the policy LeastLoaded: remove it or choose PrefixAware",
+    ),
     # Routes
     Refused(
         "route-to-nowhere",
@@ -457,6 +462,7 @@ ACCEPTED = {
             }
         }
     ),
+    "exact-caches": deployment({"spec.routing.cacheKnowledge": "Exact"}),
     "local-prefill-never": deployment({"spec.routing.localPrefillBelowTokens": 0}),
     "route": route(),
     "route-with-a-resting-target": route(

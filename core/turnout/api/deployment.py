@@ -16,6 +16,7 @@ from turnout.api.served import SERVED_NAMES, ServedName
 
 Role = Literal["prefill", "decode", "aggregated"]
 RoutingPolicy = Literal["PrefixAware", "LeastLoaded"]
+CacheKnowledge = Literal["Estimated", "Exact"]
 AcceleratorType = Literal["H100-SXM", "H200-SXM", "A100-SXM-80GB", "L40S"]
 """Keep in step with turnout.sizing.accelerators, whose test compares the two."""
 
@@ -238,6 +239,14 @@ class Routing(Model):
             " KV room. LeastLoaded: by the tokens in flight alone, for prompts that have nothing in common."
         ),
     )
+    cache_knowledge: CacheKnowledge = Field(
+        default="Estimated",
+        description=(
+            "How the router knows what workers' prefix caches hold. Estimated: from what it has sent them. Exact: from"
+            " the KV events that they publish, whoever has sent what; prompts are tokenized by the workers for it."
+            " A change restarts the workers, a few at a time."
+        ),
+    )
     local_prefill_below_tokens: int = Field(
         default=_LOCAL_PREFILL_BELOW_TOKENS,
         ge=0,
@@ -254,6 +263,15 @@ class Routing(Model):
     admission: Admission = Field(
         default_factory=Admission,
         description="How much of its requests a router lets in at a time, and what waits.",
+    )
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "self.cacheKnowledge == 'Estimated' || self.policy == 'PrefixAware'",
+            "routing.cacheKnowledge Exact has no effect with the policy LeastLoaded: remove it or choose PrefixAware",
+            lambda routing: routing.cache_knowledge == "Estimated" or routing.policy == "PrefixAware",
+            field_path=".cacheKnowledge",
+        ),
     )
 
 

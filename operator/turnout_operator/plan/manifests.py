@@ -22,6 +22,17 @@ GRACE_PERIOD_SECONDS: Final = 120
 STARTUP_ATTEMPTS: Final = 3600
 """Start-up probes, one a second, before a worker that never answers is restarted: loading may take an hour."""
 
+_KV_EVENTS: Final = json.dumps(
+    {
+        "enable_kv_cache_events": True,
+        "publisher": "zmq",
+        "endpoint": f"tcp://*:{names.KV_EVENTS_PORT}",
+        "replay_endpoint": f"tcp://*:{names.KV_REPLAY_PORT}",
+        "topic": "kv-events",
+    }
+)
+"""vLLM's --kv-events-config: what the prefix cache holds is published, and repeated for who has missed it."""
+
 
 def worker_labels(deployment: str, role: Role, revision: str | None = None) -> dict[str, str]:
     """Labels that select the workers of a role, at one revision or at all of them."""
@@ -99,6 +110,8 @@ def arguments(deployment: LLMDeployment, role: Role) -> list[str]:
         ("--port", names.WORKER_PORT),
         ("--side-channel-port", names.KV_SIDE_CHANNEL_PORT),
     )
+    if spec.routing.cache_knowledge == "Exact":
+        values += (("--kv-events-config", _KV_EVENTS),)
     flat = [str(part) for pair in values for part in pair]
     return ["simulate", "--model", spec.model.source, *named, *flat]
 
@@ -109,6 +122,14 @@ def _template(deployment: LLMDeployment, role: Role, labels: dict[str, str], ima
     ports = [{"name": names.WORKER_PORT_NAME, "containerPort": names.WORKER_PORT, "protocol": "TCP"}]
     if role == "prefill":
         ports.append({"name": "kv", "containerPort": names.KV_SIDE_CHANNEL_PORT, "protocol": "TCP"})
+    if deployment.spec.routing.cache_knowledge == "Exact":
+        ports += [
+            {"name": name, "containerPort": port, "protocol": "TCP"}
+            for name, port in (
+                (names.KV_EVENTS_PORT_NAME, names.KV_EVENTS_PORT),
+                (names.KV_REPLAY_PORT_NAME, names.KV_REPLAY_PORT),
+            )
+        ]
     # Patient on purpose. The router notices a dead worker within milliseconds by itself, so readiness is for
     # start-up and for long hangs: a node short of CPU, where all answer late, must not take a whole pool out.
     health = {"httpGet": {"path": "/health", "port": names.WORKER_PORT_NAME}}

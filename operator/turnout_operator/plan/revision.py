@@ -15,7 +15,8 @@ def model_revision(deployment: LLMDeployment, worker_image: str) -> str:
     """Return the revision that *deployment* asks for, run from *worker_image*.
 
     It covers what changes a worker's answers or the form of its KV cache. Bounds, objectives, scaling and
-    routing are no part of it: to change them replaces no pod.
+    routing are no part of it: to change them makes no other model, and replaces no pod but for
+    `routing.cacheKnowledge`, which is a flag of the workers.
     """
     spec = deployment.spec
     canonical = {
