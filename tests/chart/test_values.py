@@ -134,6 +134,23 @@ def test_crds_can_be_left_to_others(cluster: Cluster) -> None:
 
 
 @pytest.mark.cluster
+def test_rights_follow_the_watched_namespaces(cluster: Cluster) -> None:
+    """Nobody gets a ClusterRole where namespaces are named; else nobody gets a Role over anybody's resources."""
+    narrow = render(cluster, {"watchNamespaces": ["team-a", "team-b"]})
+    assert narrow.kind("ClusterRole") == narrow.kind("ClusterRoleBinding") == {}
+    where = [
+        manifest["metadata"]["namespace"]
+        for manifest in narrow.manifests
+        if manifest["kind"] == "Role"
+        and manifest["metadata"]["name"] == "turnout-router"
+        and any("llmdeployments" in rule["resources"] for rule in manifest["rules"])
+    ]
+    assert where == ["team-a", "team-b"]
+    wide = render(cluster)
+    assert set(wide.kind("ClusterRole")) == {"turnout-operator", "turnout-router"}
+
+
+@pytest.mark.cluster
 def test_settings_reach_the_pods(cluster: Cluster) -> None:
     """Each setting of operator and router arrives where Kubernetes or the program reads it."""
     own = {

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
+import ssl
+import uuid
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -277,3 +281,54 @@ async def test_the_charts_role_is_enough_and_no_more(cluster: Cluster, namespace
     assert all(may(verb, resource) for verb in ("list", "watch") for resource in followed)
     assert not any(may("get", resource) for resource in ("secrets", "configmaps"))
     assert not any(may(verb, "pods") for verb in ("patch", "delete", "create"))
+
+
+@pytest.mark.usefixtures("crds")
+async def test_rights_in_the_watched_namespaces_are_enough(cluster: Cluster, namespace: str) -> None:
+    """With watchNamespaces there is no ClusterRole: the router sees the fleets of these namespaces and of no other one."""
+    second, other = (f"{namespace}-{name}" for name in ("b", "c"))
+    release = f"t{uuid.uuid4().hex[:8]}"
+    for name in (second, other):
+        cluster.kubectl("create", "namespace", name)
+    try:
+        rendered = cluster.helm(
+            *("template", release, str(REPOSITORY / "charts" / "turnout"), "--namespace", namespace),
+            *("--show-only", "templates/router-rbac.yaml"),
+            *("--set", f"watchNamespaces={{{namespace},{second}}}"),
+        )
+        kinds = [document["kind"] for document in yaml.safe_load_all(rendered)]
+        assert "ClusterRole" not in kinds
+        assert kinds.count("RoleBinding") == kinds.count("Role") >= 2
+        cluster.kubectl("apply", "--filename", "-", stdin=rendered)
+        token = cluster.kubectl(
+            *("create", "token", f"{release}-turnout-router", "--namespace", namespace, "--duration=1h")
+        ).strip()
+        admin = load_access({"KUBECONFIG": str(cluster.kubeconfig)})
+        authority = yaml.safe_load(cluster.kubeconfig.read_text())["clusters"][0]["cluster"]
+        tls = ssl.create_default_context(
+            cadata=base64.b64decode(authority["certificate-authority-data"]).decode()
+        )
+        access = replace(admin, tls=tls, token=token)
+        for name in (namespace, second, other):
+            apply(cluster, name, deployment("m"))
+        settings = Settings(host="127.0.0.1", port=0, admin_port=0, shutdown_delay_seconds=0)
+        router = Router(settings, KubernetesSource(access, (namespace, second)))
+        task = asyncio.create_task(router.run())
+        await asyncio.wait_for(router.started.wait(), 20)
+        await eventually(lambda: not router.not_ready_because, 30)
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{router.port}", timeout=30) as client:
+
+            async def answers(deployment_of: str, status: int) -> bool:
+                answer = await client.post("/v1/chat/completions", json=chat(f"{deployment_of}/m"))
+                return answer.status_code == status
+
+            await eventually_async(lambda: answers(namespace, 503))
+            await eventually_async(lambda: answers(second, 503))
+            assert await answers(other, 404)
+            cluster.kubectl("delete", "llmdeployment", "m", "--namespace", second)
+            await eventually_async(lambda: answers(second, 404))  # it is watched, not only listed
+        router.stop()
+        await asyncio.wait_for(task, 20)
+    finally:
+        for name in (second, other):
+            cluster.kubectl("delete", "namespace", name, "--wait=false")
