@@ -7,16 +7,14 @@ several requests: then the last of them is found.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turnout.routing import Backend, Choice
-    from turnout.routing.pick import LocalReason
-    from turnout.routing.reason import Half, Reason
+    from turnout.routing.reason import Half
     from turnout_router.errors import UpstreamError
 
 MAX_DECISIONS: Final = 1000
@@ -26,46 +24,83 @@ MAX_SENTENCE: Final = 2000
 """Characters of the reason in a header field."""
 
 
-class Chosen(NamedTuple):
+class Chosen:
     """A choice without what it was made from: only what can be told of it is kept."""
 
-    at: float
-    decode: Backend
-    prefill: Backend | None
-    local: LocalReason | None
-    reason: Reason | None
+    __slots__ = ("at", "decode", "local", "prefill", "reason")
+
+    def __init__(self, at: float, choice: Choice) -> None:
+        self.at: Final = at
+        self.decode: Final = choice.decode
+        self.prefill: Final = choice.prefill
+        self.local: Final = choice.local_reason
+        self.reason: Final = choice.reason
 
 
-@dataclass(frozen=True, slots=True)
 class Failed:
     """A worker failed its half of a request."""
 
-    at: float
-    half: Half
-    backend: Backend
-    fault: str
-    message: str
+    __slots__ = ("at", "backend", "fault", "half", "message")
+
+    def __init__(self, at: float, half: Half, backend: Backend, fault: str, message: str) -> None:
+        self.at: Final = at
+        self.half: Final = half
+        self.backend: Final = backend
+        self.fault: Final = fault
+        self.message: Final = message
 
 
-@dataclass(slots=True)
 class Decision:
-    """One request's way. Times are on the router's clock; tokens are estimates until `usage` has come."""
+    """One request's way. Times are on the router's clock; tokens are estimates until `usage` has come.
 
-    id: str
-    path: str
-    model: str
-    deployment: str
-    stream: bool
-    prompt_tokens: int
-    expected_output_tokens: int
-    began: float
-    steps: list[Chosen | Failed] = field(default_factory=list)
-    prefilled_at: float | None = None
-    first_token_at: float | None = None
-    ended_at: float | None = None
-    status: int | None = None
-    usage: tuple[int, int] | None = None
-    weight: int = 0
+    `weight` is about how many figures it holds.
+    """
+
+    __slots__ = (
+        "began",
+        "deployment",
+        "ended_at",
+        "expected_output_tokens",
+        "first_token_at",
+        "id",
+        "model",
+        "path",
+        "prefilled_at",
+        "prompt_tokens",
+        "status",
+        "steps",
+        "stream",
+        "usage",
+        "weight",
+    )
+
+    def __init__(
+        self,
+        *,
+        id: str,  # noqa: A002 - what it is called everywhere else
+        path: str,
+        model: str,
+        deployment: str,
+        stream: bool,
+        prompt_tokens: int,
+        expected_output_tokens: int,
+        began: float,
+    ) -> None:
+        self.id: Final = id
+        self.path: Final = path
+        self.model: Final = model
+        self.deployment: Final = deployment
+        self.stream: Final = stream
+        self.prompt_tokens: Final = prompt_tokens
+        self.expected_output_tokens: Final = expected_output_tokens
+        self.began: Final = began
+        self.steps: list[Chosen | Failed] = []
+        self.prefilled_at: float | None = None
+        self.first_token_at: float | None = None
+        self.ended_at: float | None = None
+        self.status: int | None = None
+        self.usage: tuple[int, int] | None = None
+        self.weight = 0
 
     def failed(self, at: float, half: Half, backend: Backend, error: UpstreamError) -> None:
         """Note a failure; of the error only its words are kept, for it would keep its frames."""
@@ -117,9 +152,7 @@ class Decisions:
     def chosen(self, decision: Decision, choice: Choice) -> None:
         """Note a choice."""
         reason = choice.reason
-        decision.steps.append(
-            Chosen(self._clock(), choice.decode, choice.prefill, choice.local_reason, reason)
-        )
+        decision.steps.append(Chosen(self._clock(), choice))
         weight = 1 if reason is None else reason.weight
         decision.weight += weight
         if self._kept.get(decision.id) is decision:

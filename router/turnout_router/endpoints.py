@@ -7,6 +7,7 @@ returns `kv_transfer_params` in chat completions, completions, responses and mes
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -17,8 +18,6 @@ from turnout_router.errors import malformed
 from turnout_router.events import MESSAGE_EVENTS, RESPONSE_EVENTS, EventForm
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from turnout_router.http import Fields
 
 _GENERATED: Final = (

@@ -9,7 +9,7 @@ After the first byte nothing is repeated: the stream ends with an error event an
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
@@ -57,16 +57,21 @@ _CLIENT_ERROR: Final = 400
 _SERVER_ERROR: Final = 500
 
 
-class Identity(NamedTuple):
-    """How a request is called: `shown` to the client, `sent` to workers (unique, so that no client can clash)."""
+class Identity:
+    """How a request is called: `shown` to the client, `sent` to workers (unique, so that no client can clash).
 
-    shown: bytes
-    sent: bytes
-    trace: Fields = ()
-    asks: Fields = ()
-    """The client's fields that are for the router itself."""
-    explain: bool = False
-    """Whether the client is to be told why its workers were chosen."""
+    `asks` are the client's fields that are for the router itself; `explain`: whether the client is to be told why its
+    workers were chosen.
+    """
+
+    __slots__ = ("asks", "explain", "sent", "shown", "trace")
+
+    def __init__(self, shown: bytes, sent: bytes, trace: Fields, asks: Fields) -> None:
+        self.shown: Final = shown
+        self.sent: Final = sent
+        self.trace: Final = trace
+        self.asks: Final = asks
+        self.explain = False
 
 
 class Exchange:

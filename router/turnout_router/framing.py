@@ -6,7 +6,7 @@ smuggled past a front door (RFC 9112, sections 3.2, 6.1 and 6.3; RFC 9110, secti
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from turnout_router.errors import ApiError, not_http
 
@@ -19,12 +19,15 @@ _ALLOWED: Final = b"GET, HEAD, POST, OPTIONS"
 _SCHEMES: Final = (b"http://", b"https://")
 
 
-class Framing(NamedTuple):
+class Framing:
     """How the request goes on after its head. `length` is None where the body comes in chunks or not at all."""
 
-    has_body: bool
-    length: int | None
-    expects_continue: bool
+    __slots__ = ("expects_continue", "has_body", "length")
+
+    def __init__(self, length: int | None, *, has_body: bool, expects_continue: bool) -> None:
+        self.length: Final = length
+        self.has_body: Final = has_body
+        self.expects_continue: Final = expects_continue
 
     def as_field(self) -> bytes:
         """Return the field line that says so, of a request that has a body."""
@@ -64,7 +67,7 @@ def framing_of(method: bytes, version: str, fields: Fields | list[tuple[bytes, b
             expects_continue = version == "1.1"
     if hosts > 1 or (not hosts and version == "1.1"):
         raise not_http("Exactly one Host field is needed.")
-    return Framing(chunked or length is not None, length, expects_continue)
+    return Framing(length, has_body=chunked or length is not None, expects_continue=expects_continue)
 
 
 def origin_form(target: bytes) -> bytes:

@@ -137,7 +137,7 @@ class Gateway:
         route = fleet.deployments[key]
         asks = read_asks(identity.asks) if identity.asks else NOTHING
         if asks.explain and self._may_explain(grant):
-            identity = identity._replace(explain=True)
+            identity.explain = True
         exchange = Exchange(
             client=client,
             request=capped(completion, route.max_output_tokens),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Final, NamedTuple
+from typing import Final
 
 Fields = tuple[tuple[bytes, bytes], ...]
 
@@ -13,21 +13,33 @@ LAST_CHUNK: Final = b"0\r\n\r\n"
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-class Request(NamedTuple):
-    """One request of a client, complete. Field names are in lower case; `target` is path and query, never decoded."""
+class Request:
+    """One request of a client, complete. Field names are in lower case; `target` is path and query, never decoded.
 
-    method: str
-    target: bytes
-    fields: Fields
-    body: bytes
-    keep_alive: bool
-    may_chunk: bool
-    has_body: bool
+    `path` is the target without its query.
+    """
 
-    @property
-    def path(self) -> bytes:
-        """The target without its query."""
-        return self.target.partition(b"?")[0]
+    __slots__ = ("body", "fields", "has_body", "keep_alive", "may_chunk", "method", "path", "target")
+
+    def __init__(
+        self,
+        method: str,
+        target: bytes,
+        fields: Fields,
+        body: bytes,
+        *,
+        keep_alive: bool,
+        may_chunk: bool,
+        has_body: bool,
+    ) -> None:
+        self.method: Final = method
+        self.target: Final = target
+        self.path: Final = target if target.find(b"?") < 0 else target.partition(b"?")[0]
+        self.fields: Final = fields
+        self.body: Final = body
+        self.keep_alive: Final = keep_alive
+        self.may_chunk: Final = may_chunk
+        self.has_body: Final = has_body
 
     def field(self, name: bytes) -> bytes | None:
         """Return the value of the first field called *name* (lower case)."""

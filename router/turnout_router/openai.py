@@ -7,7 +7,7 @@ knows, and a stream of chunks is asked for its usage. Changed for the prefill ha
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
@@ -49,7 +49,7 @@ EXPECTED_OUTPUT_TOKENS: Final = 256
 """Output tokens that a request is counted with while it runs, where it does not cap them lower."""
 
 
-class Completion(NamedTuple):
+class Completion:
     """One request for a model, understood.
 
     `body` is the client's object without engine-internal fields and is never changed; the values of its prompt's
@@ -58,15 +58,54 @@ class Completion(NamedTuple):
     no prefill worker can take part, None where one can.
     """
 
-    endpoint: Endpoint
-    body: dict[str, Any]
-    prompt: tuple[bytes, ...]
-    model: str
-    stream: bool
-    wants_usage: bool
-    prompt_tokens: int
-    expected_output_tokens: int
-    local: LocalReason | None
+    __slots__ = (
+        "body",
+        "endpoint",
+        "expected_output_tokens",
+        "local",
+        "model",
+        "prompt",
+        "prompt_tokens",
+        "stream",
+        "wants_usage",
+    )
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        body: dict[str, Any],
+        prompt: tuple[bytes, ...],
+        model: str,
+        *,
+        stream: bool,
+        wants_usage: bool,
+        prompt_tokens: int,
+        expected_output_tokens: int,
+        local: LocalReason | None,
+    ) -> None:
+        self.endpoint: Final = endpoint
+        self.body: Final = body
+        self.prompt: Final = prompt
+        self.model: Final = model
+        self.stream: Final = stream
+        self.wants_usage: Final = wants_usage
+        self.prompt_tokens: Final = prompt_tokens
+        self.expected_output_tokens: Final = expected_output_tokens
+        self.local: Final = local
+
+    def with_body(self, body: dict[str, Any]) -> Completion:
+        """Return the same request with another body; its prompt is as it was."""
+        return Completion(
+            self.endpoint,
+            body,
+            self.prompt,
+            self.model,
+            stream=self.stream,
+            wants_usage=self.wants_usage,
+            prompt_tokens=self.prompt_tokens,
+            expected_output_tokens=self.expected_output_tokens,
+            local=self.local,
+        )
 
 
 def parse(endpoint: Endpoint, raw: bytes) -> Completion:
@@ -99,11 +138,11 @@ def parse(endpoint: Endpoint, raw: bytes) -> Completion:
         body,
         _write_prompt(endpoint, body),
         model,
-        bool(stream) and endpoint.stream is not None,
-        options is not None and options.get("include_usage") is True,
-        prompt_tokens,
-        _expected_output(endpoint, body),
-        local,
+        stream=bool(stream) and endpoint.stream is not None,
+        wants_usage=options is not None and options.get("include_usage") is True,
+        prompt_tokens=prompt_tokens,
+        expected_output_tokens=_expected_output(endpoint, body),
+        local=local,
     )
 
 
@@ -120,7 +159,7 @@ def capped(request: Completion, most_tokens: int | None) -> Completion:
     for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, int) or value > most_tokens:
             raise malformed(f"`{name}` must be a whole number of at most {most_tokens} for this model.", name)
-    return request if given else request._replace(body=request.body | {names[-1]: most_tokens})
+    return request if given else request.with_body(request.body | {names[-1]: most_tokens})
 
 
 def prefill_body(request: Completion, backend: Backend) -> bytes:

@@ -194,16 +194,26 @@ class RequestReader:
                 self._target,
                 tuple(self._fields),
                 self._whole_body(),
-                keep_alive,
-                may_chunk,
-                self._has_body,
+                keep_alive=keep_alive,
+                may_chunk=may_chunk,
+                has_body=self._has_body,
             )
         )
 
     def on_late_body_complete(self, request: Request) -> None:
         """Line *request* up, whose body had to be read apart."""
         self.in_message = False
-        self.ready.append(request._replace(body=self._whole_body()))
+        self.ready.append(
+            Request(
+                request.method,
+                request.target,
+                request.fields,
+                self._whole_body(),
+                keep_alive=request.keep_alive,
+                may_chunk=request.may_chunk,
+                has_body=True,
+            )
+        )
 
     def _reset(self) -> None:
         self._target = b""

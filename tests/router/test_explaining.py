@@ -114,7 +114,16 @@ def choice_among(count: int) -> Choice:
 
 
 def decision(name: str) -> Decision:
-    return Decision(name, "/p", "m", "d", stream=False, prompt_tokens=1, expected_output_tokens=1, began=0.0)
+    return Decision(
+        id=name,
+        path="/p",
+        model="m",
+        deployment="d",
+        stream=False,
+        prompt_tokens=1,
+        expected_output_tokens=1,
+        began=0.0,
+    )
 
 
 @pytest.mark.parametrize(("most", "figures", "kept"), [(10, 10**6, 10), (10**6, 100, 20), (10**6, 1, 1)])

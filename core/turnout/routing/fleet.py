@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from turnout.routing.admission import NORMAL, AdmissionBounds
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from turnout.api.deployment import Role, RoutingPolicy
-    from turnout.routing.admission import Tier
+from turnout.api.deployment import Role, RoutingPolicy
+from turnout.routing.admission import NORMAL, AdmissionBounds, Tier
 
 
 @dataclass(frozen=True, slots=True)
