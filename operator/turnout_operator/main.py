@@ -61,7 +61,11 @@ async def run(settings: Settings) -> None:
         )
         store = Store()
         scaler = Scaler(store, collector, metrics, settings.namespace)
-        config = PlanConfig(settings.worker_image, f"{settings.router_service}.{settings.namespace}.svc")
+        config = PlanConfig(
+            settings.worker_image,
+            f"{settings.router_service}.{settings.namespace}.svc",
+            settings.namespace,
+        )
         reconciler = Reconciler(
             store,
             executor=Executor(client, store, settings.identity),

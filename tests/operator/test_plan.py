@@ -376,4 +376,7 @@ def test_bounds_objectives_and_routing_are_no_part_of_the_revision() -> None:
         raw_deployment(prefill=None),
     ):
         assert revision(other) != here
-    assert revision(raw_deployment(), PlanConfig("turnout-worker:next", CONFIG.router_host)) != here
+    assert (
+        revision(raw_deployment(), PlanConfig("turnout-worker:next", CONFIG.router_host, CONFIG.namespace))
+        != here
+    )

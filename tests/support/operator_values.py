@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from turnout_operator.plan.effects import Plan
 
 NOW = 1_790_000_000.0
-CONFIG = PlanConfig("turnout-worker:test", "turnout-router.turnout-system.svc")
+CONFIG = PlanConfig("turnout-worker:test", "turnout-router.turnout-system.svc", "turnout-system")
 
 
 def raw_deployment(

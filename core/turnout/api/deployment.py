@@ -294,6 +294,12 @@ class LLMDeploymentSpec(Model):
     routing: Routing = Field(
         default_factory=Routing, description="How the router treats requests to this deployment."
     )
+    network_policy: Literal["None", "Restrict"] = Field(
+        default="None",
+        description="Restrict: a NetworkPolicy lets nobody reach the workers but Turnout's router and operator and each"
+        " other. Whoever else has to (Prometheus, say) needs a further NetworkPolicy of yours; and the cluster's network"
+        " has to enforce them. None: Turnout makes none.",
+    )
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(

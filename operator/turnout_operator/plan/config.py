@@ -15,6 +15,8 @@ class PlanConfig:
     """Image of the workers. A change is a new model revision of every deployment."""
     router_host: str
     """Host name of the router's Service inside the cluster."""
+    namespace: str
+    """Where router and operator run."""
 
     @property
     def endpoint(self) -> str:

@@ -56,9 +56,14 @@ def pool(deployment: LLMDeployment, role: Role, revision: str, replicas: int, im
     return _child(deployment, "apps/v1", "Deployment", name, labels, spec=spec)
 
 
-def constants(deployment: LLMDeployment) -> tuple[Manifest, ...]:
-    """Return the children that do not depend on the revision, in the order in which to apply them."""
+def constants(deployment: LLMDeployment, namespace: str) -> tuple[Manifest, ...]:
+    """Return the children that do not depend on the revision, in the order in which to apply them.
+
+    *namespace* is where router and operator run.
+    """
     made = [_service_account(deployment)]
+    if deployment.spec.network_policy == "Restrict":
+        made.append(_network_policy(deployment, namespace))
     for role in deployment.spec.roles:
         made += [_service(deployment, role), _disruption_budget(deployment, role)]
     return tuple(made)
@@ -215,6 +220,35 @@ def _service_account(deployment: LLMDeployment) -> Manifest:
     labels = {names.LABEL_DEPLOYMENT: deployment.metadata.name}
     name = service_account_name(deployment.metadata.name)
     return _child(deployment, "v1", "ServiceAccount", name, labels, automountServiceAccountToken=False)
+
+
+def _network_policy(deployment: LLMDeployment, namespace: str) -> Manifest:
+    """Return what closes the workers to everybody but router, operator and each other.
+
+    Among each other on every port: where a cache is moved, the connector chooses ports of its own. The kubelet's
+    probes come from the node, which Kubernetes always lets in.
+    """
+    labels = {names.LABEL_DEPLOYMENT: deployment.metadata.name}
+    turnout = {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
+        "podSelector": {
+            "matchLabels": {names.LABEL_NAME: "turnout"},
+            "matchExpressions": [
+                {
+                    "key": names.LABEL_COMPONENT,
+                    "operator": "In",
+                    "values": [names.COMPONENT_OPERATOR, names.COMPONENT_ROUTER],
+                }
+            ],
+        },
+    }
+    spec = {
+        "podSelector": {"matchLabels": labels},
+        "policyTypes": ["Ingress"],
+        "ingress": [{"from": [turnout, {"podSelector": {"matchLabels": labels}}]}],
+    }
+    name = service_account_name(deployment.metadata.name)
+    return _child(deployment, "networking.k8s.io/v1", "NetworkPolicy", name, labels, spec=spec)
 
 
 def _common_labels() -> dict[str, str]:

@@ -96,7 +96,8 @@ def plan(observed: Observed, config: PlanConfig, now: float) -> Plan:
 
     patches, workloads, sentences = _pools(observed, pools, division, target=target, config=config, now=now)
     removals = (*_emptied(pools, division, target), *_orphans(observed, pools))
-    wanted = (*manifests.constants(deployment), *workloads) if misfit is None else workloads
+    constants = manifests.constants(deployment, config.namespace)
+    wanted = (*constants, *workloads) if misfit is None else workloads
     live = {(child["kind"], child["metadata"]["name"]): child for child in observed.own}
     apply = tuple(
         manifest
@@ -269,14 +270,17 @@ def _emptied(pools: Iterable[ObservedPool], division: RolloutPlan, target: str) 
 
 
 def _orphans(observed: Observed, pools: Sequence[ObservedPool]) -> tuple[Removal, ...]:
-    """Return services and disruption budgets of roles that neither the spec nor any pool has."""
-    roles = {*observed.deployment.spec.roles, *(pool.role for pool in pools)}
-    return tuple(
-        _removal(child)
-        for child in observed.own
-        if child["kind"] in {"Service", "PodDisruptionBudget"}
-        and child["metadata"].get("labels", {}).get(names.LABEL_ROLE) not in roles
-    )
+    """Return services and disruption budgets of roles that neither the spec nor any pool has, and an unwanted NetworkPolicy."""
+    spec = observed.deployment.spec
+    roles = {*spec.roles, *(pool.role for pool in pools)}
+
+    def unwanted(child: Mapping[str, Any]) -> bool:
+        if child["kind"] == "NetworkPolicy":
+            return spec.network_policy == "None"
+        role = child["metadata"].get("labels", {}).get(names.LABEL_ROLE)
+        return child["kind"] in {"Service", "PodDisruptionBudget"} and role not in roles
+
+    return tuple(_removal(child) for child in observed.own if unwanted(child))
 
 
 def _removal(raw: Mapping[str, Any]) -> Removal:
