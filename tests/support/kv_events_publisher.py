@@ -53,7 +53,7 @@ class Publisher:
         self.silent = False
         """Whether replays are not answered."""
         self.topic_in_replay = True
-        """vLLM 0.32; without it the form before."""
+        """Without it the form of older versions of vLLM."""
         self.holes: list[int] = []
         """Numbers that the next replay loses."""
         self.without_end = False

@@ -2,7 +2,7 @@
 
 PUB sends [topic, number (8 bytes, big-endian), batch]; a batch is MessagePack of [time, [events], data-parallel rank].
 Who has missed some sends ["", number] to the ROUTER and is sent ["", topic, number, batch] from that number on, as far
-as they are kept, and then ["", "", -1, ""] (vLLM 0.32 and later; before, the topic was missing).
+as they are kept, and then ["", "", -1, ""]. (Older versions of vLLM leave the topic out there.)
 Imported only where events are asked for: workers without them do without ZeroMQ.
 """
 

@@ -202,7 +202,7 @@ Batch = Sequence[KvEvent] | None
 class EventStream:
     """One engine's batches, checked for their numbers.
 
-    `connected`, `live` and `replay_ended` return the number to ask a replay from, or None where nothing is to be asked.
+    `connected`, `confirm`, `live` and `replay_ended` return the number to ask a replay from, None for no replay.
     Every replay asked for is answered by calls of `replayed` and then one of `replay_ended` or `replay_failed`.
     """
 
@@ -253,6 +253,12 @@ class EventStream:
         self.following = False
         self.next = None
         self._syncing = False
+
+    def confirm(self) -> int | None:
+        """Ask whether anything was missed that no further batch has shown yet."""
+        if self._syncing or not self.following or self.next is None:
+            return None
+        return self._sync(self.next)
 
     def live(self, number: int, batch: Batch) -> int | None:
         """Take a batch as the engine publishes it."""

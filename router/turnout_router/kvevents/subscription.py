@@ -29,6 +29,9 @@ REPLAY_SECONDS: Final = 2.0
 """Between two batches of a replay; vLLM looks for requests every 0.1 s."""
 RETRY_SECONDS: Final = 5.0
 """Until a replay is asked for again that was not answered at all."""
+CONFIRM_SECONDS: Final = 1.0
+"""From a connection to the question whether all was had: a publisher may answer the replay before it takes note of the
+subscription, and what it publishes in between goes to nobody."""
 REOPEN_SECONDS: Final = 0.1
 """Until a lost worker is connected to again; from then on ZeroMQ tries, every 0.1 to 2 s."""
 WAITING_BATCHES: Final = 100_000
@@ -61,6 +64,7 @@ class Subscription:
         self._replay: Replay | None = None
         self._anew = False
         self._timer: asyncio.Handle | None = None
+        self._confirming: asyncio.Handle | None = None
 
     def start(self) -> None:
         """Connect, now and whenever the connection is lost."""
@@ -87,8 +91,9 @@ class Subscription:
 
     def _close(self) -> None:
         self._stream.disconnected()
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._confirming):
+            if timer is not None:
+                timer.cancel()
         if self._replay is not None:
             self._replay.close()
             self._replay = None
@@ -109,6 +114,8 @@ class Subscription:
                 return
             if parse_monitor_message(frames)["event"] == zmq.Event.HANDSHAKE_SUCCEEDED:
                 self._ask(self._stream.connected())
+                if self._replay_port:
+                    self._confirming = self._loop.call_later(CONFIRM_SECONDS, self._confirm)
                 self._read()
             else:
                 self._close()
@@ -138,6 +145,9 @@ class Subscription:
         return int.from_bytes(frames[1], "big"), batch.events
 
     # Replays
+
+    def _confirm(self) -> None:
+        self._ask(self._stream.confirm())
 
     def _ask(self, first: int | None) -> None:
         """Ask for everything from number *first* on, where that is not None."""
@@ -227,7 +237,7 @@ class Replay:
         self._loop.call_soon(self._read)
 
     def _take(self, frames: list[bytes]) -> None:
-        """Take [nothing, topic, number, batch]; before vLLM 0.32 there is no topic."""
+        """Take [nothing, topic, number, batch]; older versions of vLLM leave the topic out."""
         if len(frames) < _FRAMES or len(frames[-2]) != _NUMBER_BYTES:
             return
         self._answered = True

@@ -1,7 +1,7 @@
 """KV events as they come over the wire, into the core's. Whatever comes, nothing here raises.
 
 A batch is MessagePack: an array [time, [events], data-parallel rank], or a map with `ts` and `events`. An event is a map
-with its name under `type` (vLLM 0.32), or an array that begins with it (vLLM before, SGLang); field for field as in
+with its name under `type` (vLLM 0.32), or an array that begins with it (older vLLM, SGLang); field for field as in
 vLLM's vllm/distributed/kv_events.py. Block hashes are 64-bit numbers or whole digests.
 """
 
