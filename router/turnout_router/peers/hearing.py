@@ -22,6 +22,8 @@ _LOG = logging.getLogger("turnout_router.peers")
 
 MAX_CONNECTIONS: Final = 128
 """Connections at a time, those that have not proved anything included."""
+COMPLAIN_SECONDS: Final = 60.0
+"""A fault of the same kind is logged no more often: whoever is refused tries again."""
 
 
 class Hearing:
@@ -37,6 +39,8 @@ class Hearing:
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._heard: dict[bytes, _Heard] = {}
+        self._stopped = False
+        self._complain_at: dict[str, float] = {}
 
     async def start(self, host: str, port: int) -> int:
         """Listen and return the port. Raise OSError where it is taken."""
@@ -47,6 +51,7 @@ class Hearing:
 
     async def stop(self) -> None:
         """Stop listening, and drop what others have open."""
+        self._stopped = True
         if self._server is not None:
             self._server.close()
         for task in tuple(self._tasks):
@@ -61,26 +66,31 @@ class Hearing:
         ]
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._tasks) >= MAX_CONNECTIONS:
+        if self._stopped or len(self._tasks) >= MAX_CONNECTIONS:
             self._counts.end("too_many")
             writer.transport.abort()
             return
         task = asyncio.get_running_loop().create_task(self._serve(reader, writer), name="a peer tells")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: writer.close())  # also of one that was cancelled before it began
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await self._converse(reader, writer)
         except PeerError as error:
             self._counts.end(error.fault)
-            _LOG.warning("%s is not heard: %s", _address(writer), error)
+            self._complain(error, writer)
         except TimeoutError:
             self._counts.end("silent")
         except (OSError, EOFError):
             self._counts.end("closed")
-        finally:
-            writer.close()
+
+    def _complain(self, error: PeerError, writer: asyncio.StreamWriter) -> None:
+        now = self._clock()
+        if now >= self._complain_at.get(error.fault, now):
+            self._complain_at[error.fault] = now + COMPLAIN_SECONDS
+            _LOG.warning("%s is not heard: %s", _address(writer), error)
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         async with asyncio.timeout(GREETING_SECONDS):

@@ -26,7 +26,7 @@ BLOCKS: Final = f"xxh3-64/{BLOCK_BYTES}"
 MAX_GREETING_BYTES: Final = 512
 MAX_FRAME_BYTES: Final = 256 * 1024
 _FRAME_BLOCKS: Final = 2048
-_FRAME_MESSAGES: Final = 512
+_FRAME_MESSAGES: Final = 256
 """After so many a frame is closed: with one more prompt of `MAX_BLOCKS` it stays below `MAX_FRAME_BYTES`."""
 _LENGTH_BYTES: Final = 4
 _MAX_TOKENS: Final = 1 << 31

@@ -1,0 +1,484 @@
+"""The peers' port and its connections where the other side is a stranger, broken, slow, silent or lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from support.router_mock_backend import mock_worker
+from support.router_peers import connect, knowing, routers
+from support.router_running import config, eventually, eventually_async
+from support.worker_process import free_port
+from turnout.routing.ledger import Ledger, Prompt, Ticket
+from turnout.routing.policy import PrefixAware
+from turnout.routing.work import WorkModel
+from turnout_router.errors import ConfigError
+from turnout_router.options import parse_options, settings_of
+from turnout_router.peers import link
+from turnout_router.peers.counts import PeerCounts
+from turnout_router.peers.finding import NamedPeers, addresses_in
+from turnout_router.peers.greeting import Identity, greet, welcome
+from turnout_router.peers.hearing import MAX_CONNECTIONS
+from turnout_router.peers.inbox import Inbox
+from turnout_router.peers.link import Links
+from turnout_router.peers.mesh import Mesh, read_secret
+from turnout_router.peers.messages import (
+    MAX_FRAME_BYTES,
+    SIGN_OF_LIFE,
+    Expected,
+    Finished,
+    FirstToken,
+    PeerError,
+    Sent,
+    framed,
+    frames,
+    read_greeting,
+    read_messages,
+)
+from turnout_router.prefixes import MAX_BLOCKS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from support.router_running import Running
+
+KEY = "default/tiny"
+
+
+class Books:
+    """Ledgers of one deployment with one worker."""
+
+    def __init__(self) -> None:
+        self.ledger = Ledger(256)
+        self.ledger.set_backends([("w", 10_000_000)])
+
+    def book_of(self, deployment: str) -> tuple[Ledger, float] | None:
+        return (self.ledger, 1.0) if deployment == KEY else None
+
+    @property
+    def in_flight(self) -> int:
+        return self.ledger.states["w"].in_flight
+
+    def ticket(self, blocks: int = 2) -> tuple[Ticket, Prompt]:
+        prompt = Prompt(256 * blocks, tuple(secrets.randbits(64) for _ in range(blocks)))
+        policy = PrefixAware(self.ledger, WorkModel())
+        pick = policy.choose(prompt, list(self.ledger.states.values()), 0.0)
+        return policy.sent(pick, prompt, 0.0), prompt
+
+
+def sent(number: int, blocks: int = 2) -> Sent:
+    return Sent(number, KEY, "w", 256 * blocks, tuple(range(blocks)), 256, 0, 0.1)
+
+
+@asynccontextmanager
+async def mesh(
+    books: Books, *peers: int, secret: bytes | None = None, port: int = 0
+) -> AsyncIterator[tuple[Mesh, int]]:
+    one = Mesh(books, [NamedPeers([("127.0.0.1", peer) for peer in peers])] if peers else [], secret, 0.005)
+    port = await one.start("127.0.0.1", port)
+    task = asyncio.create_task(one.run())
+    try:
+        yield one, port
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        await one.stop()
+
+
+@asynccontextmanager
+async def telling(
+    port: int, identity: Identity | None = None
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Play a router that tells."""
+    reader, writer = await connect(port)
+    try:
+        await greet(identity or Identity(), reader, writer, lambda _: None)
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+
+
+class ForgetfulPeer:
+    """A router that reads nothing of its first conversation, and all of those that follow."""
+
+    def __init__(self) -> None:
+        self.heard: list[int] = []
+        """Requests that it was told of, by conversation."""
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._tasks.add(asyncio.create_task(self._serve(reader, writer)))
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await welcome(Identity(), reader, writer)
+            self.heard.append(0)
+            if len(self.heard) == 1:
+                await asyncio.Event().wait()
+            while True:
+                messages = await read_messages(reader)
+                self.heard[-1] += sum(isinstance(message, Sent) for message in messages)
+                if not messages:
+                    writer.write(SIGN_OF_LIFE)
+        finally:
+            writer.transport.abort()
+
+
+async def closed(reader: asyncio.StreamReader, seconds: float = 8.0) -> None:
+    async with asyncio.timeout(seconds):
+        with contextlib.suppress(ConnectionError):
+            while await reader.read(65536):
+                pass
+
+
+GARBAGE = {
+    "HTTP": b"GET / HTTP/1.1\r\nhost: x\r\n\r\n",
+    "a length without end": b"\xff\xff\xff\xff",
+    "MessagePack of something else": framed({"version": 1}),
+    "a greeting of the wrong side": framed([3, b""]),
+    "an unknown greeting": framed([9, 1, 2, 3]),
+    "zeros": bytes(64),
+    "random": bytes(range(7, 255)) * 3,
+}
+
+
+@pytest.mark.parametrize("said", GARBAGE.values(), ids=GARBAGE.keys())
+async def test_a_stranger_is_cut_off_and_the_routers_go_on(said: bytes) -> None:
+    """Whatever comes instead of a hello ends that connection, books nothing, and harms no other."""
+    books = Books()
+    async with mesh(books) as (one, port), telling(port) as (_, peer):
+        peer.write(framed([sent(1)]))
+        await eventually(lambda: books.in_flight == 1)
+        reader, writer = await connect(port)
+        writer.write(said)
+        await closed(reader)
+        writer.close()
+        assert one.counts.ended == {"garbage": 1}
+        peer.write(framed([sent(2)]))
+        await eventually(lambda: books.in_flight == 2)
+
+
+NONSENSE = {
+    "no list": framed({"a": 1}),
+    "unknown messages": framed([[77, 1]]),
+    "a negative number": framed([[2, -1]]),
+    "a time that is none": framed([[3, 1, float("nan")]]),
+    "too many blocks": framed([Sent(1, KEY, "w", 1, (0,) * (MAX_BLOCKS + 1), 1, 0, 0.0)]),
+    "a frame beyond all bounds": (MAX_FRAME_BYTES + 1).to_bytes(4, "big"),
+    "no MessagePack": b"\x00\x00\x00\x02\xc1\xc1",
+}
+
+
+@pytest.mark.parametrize("said", NONSENSE.values(), ids=NONSENSE.keys())
+async def test_a_peer_that_talks_nonsense_is_dropped_with_all_that_it_told(said: bytes) -> None:
+    """What it has in flight is not believed any longer."""
+    books = Books()
+    async with mesh(books) as (one, port), telling(port) as (reader, writer):
+        writer.write(framed([sent(1)]))
+        await eventually(lambda: books.in_flight == 1)
+        writer.write(said)
+        await closed(reader)
+        await eventually(lambda: books.in_flight == 0)
+        assert one.counts.ended == {"garbage": 1}
+        assert (one.counts.hearing, one.counts.requests) == (0, 0)
+
+
+async def test_a_wrong_secret_is_refused_on_either_side(tmp_path: Path) -> None:
+    """Neither router is told by the other, both say so, and both serve."""
+    files = []
+    for number, secret in enumerate(("right", "wrong")):
+        files.append(tmp_path / f"secret-{number}")
+        files[-1].write_text(f"{secret}\n")
+    async with (
+        mock_worker() as one,
+        mock_worker() as two,
+        routers(
+            tmp_path, config([("aggregated", w.url) for w in (one, two)]), (files[0], files[1], None)
+        ) as running,
+    ):
+
+        async def refused() -> bool:
+            return all([await _ended(r, "secret") and await _ended(r, "refused") for r in running[:2]])
+
+        await eventually_async(refused)
+        for r in running:
+            assert await r.metric("turnout_router_peers", direction="told") == 0
+            assert (await r.chat("hello " * 1000)).status_code == 200
+            assert await r.metric("turnout_router_peer_messages_total", direction="received") == 0
+
+
+async def test_routers_with_the_same_secret_talk(tmp_path: Path) -> None:
+    """White space around it does not count."""
+    files = [tmp_path / "a.key", tmp_path / "b.key"]
+    files[0].write_bytes(b"the secret")
+    files[1].write_bytes(b"the secret\n")
+    async with (
+        mock_worker() as one,
+        mock_worker() as two,
+        routers(tmp_path, config([("aggregated", w.url) for w in (one, two)]), (files[0], files[1])) as both,
+    ):
+        await knowing(both, 1)
+
+
+async def test_a_proof_holds_for_one_conversation_only() -> None:
+    """A recorded hello does not open a second one: the nonce is another."""
+    identity = Identity(b"secret")
+    async with mesh(Books(), secret=b"secret") as (one, port):
+        reader, writer = await connect(port)
+        challenge = await read_greeting(reader)
+        proof = identity.proof(b"turnout teller", challenge, identity.number, b"n" * 16)
+        hello = framed([2, 1, identity.number, b"n" * 16, "xxh3-64/1024", proof])
+        writer.write(hello)
+        assert type(await read_greeting(reader)).__name__ == "Welcome"
+        again, writer_again = await connect(port)
+        await read_greeting(again)
+        writer_again.write(hello)
+        refused = await read_greeting(again)
+        assert "wrong secret" in refused.reason
+        await closed(again)
+        assert one.counts.ended == {"secret": 1}
+        for each in (writer, writer_again):
+            each.transport.abort()
+
+
+async def test_prompts_that_are_cut_otherwise_and_other_versions_are_refused() -> None:
+    """Blocks of another size mean nothing here; the reason is told."""
+    async with mesh(Books()) as (one, port):
+        for version, blocks, reason in (
+            (1, "xxh3-64/4096", "prompts are cut"),
+            (2, "xxh3-64/1024", "version"),
+        ):
+            reader, writer = await connect(port)
+            await read_greeting(reader)
+            writer.write(framed([2, version, b"i" * 16, b"n" * 16, blocks, b""]))
+            assert reason in (await read_greeting(reader)).reason
+            await closed(reader)
+            writer.close()
+        assert one.counts.ended == {"blocks": 1, "version": 1}
+
+
+async def test_who_says_nothing_is_cut_off() -> None:
+    """Neither a greeting that does not come nor a peer without a sign of life is waited for."""
+    books = Books()
+    async with mesh(books) as (one, port), telling(port) as (reader, writer):
+        writer.write(framed([sent(1)]))
+        await eventually(lambda: books.in_flight == 1)
+        stranger, stranger_writer = await connect(port)
+        await closed(stranger)
+        stranger_writer.close()
+        await closed(reader)
+        await eventually(lambda: books.in_flight == 0)
+        assert one.counts.ended == {"silent": 2}
+
+
+async def test_signs_of_life_are_returned_and_keep_a_quiet_peer() -> None:
+    """A router that has nothing to tell is heard all the same."""
+    async with mesh(Books()) as (one, port), telling(port) as (reader, writer):
+        for _ in range(3):
+            writer.write(SIGN_OF_LIFE)
+            async with asyncio.timeout(2):
+                assert await read_messages(reader) == []
+        assert one.counts.hearing == 1
+
+
+async def test_a_peer_that_does_not_read_is_bounded_cut_off_and_told_anew() -> None:
+    """What it leaves unread stays below a bound; connected again, it is told what is open then, and no more."""
+    peer = ForgetfulPeer()
+    server = await asyncio.start_server(peer.accept, "127.0.0.1", 0, limit=4096)
+    try:
+        books = Books()
+        async with mesh(books, server.sockets[0].getsockname()[1]) as (one, _):
+            await eventually(lambda: peer.heard)
+            numbers = []
+            most = 0
+            longest = books.ticket(MAX_BLOCKS)
+            async with asyncio.timeout(60):
+                while "slow" not in one.counts.ended:
+                    numbers += [one.outbox.sent(KEY, *longest) for _ in range(10)]
+                    (told,) = [each for each, _ in one._links.values()]
+                    if told._writer is not None:
+                        most = max(most, told._writer.transport.get_write_buffer_size())
+                    await asyncio.sleep(0.001)
+            assert most < link.UNREAD_BYTES + 64 * 40_000
+            for number in numbers[3:]:
+                one.outbox.finished(number, None, 0)
+            await eventually(lambda: peer.heard[1:] == [3])
+            assert one.counts.ended["slow"] == 1
+            one.outbox.sent(KEY, *books.ticket())
+            await eventually(lambda: peer.heard[1:] == [4])
+    finally:
+        server.close()
+        await peer.stop()
+
+
+async def test_a_router_that_connects_again_replaces_its_old_connection() -> None:
+    """Its machine forgot the connection without a word: what it told there is dropped, what it tells now counts."""
+    books, identity = Books(), Identity()
+    async with mesh(books) as (one, port), telling(port, identity) as (old, writer):
+        writer.write(framed([sent(1), sent(2)]))
+        await eventually(lambda: books.in_flight == 2)
+        async with telling(port, identity) as (_, new):
+            await closed(old)
+            new.write(framed([sent(1)]))
+            await eventually(lambda: books.in_flight == 1)
+            assert one.counts.hearing == 1
+        await eventually(lambda: books.in_flight == 0)
+
+
+async def test_more_connections_than_allowed_are_closed_at_once() -> None:
+    """Whoever floods the port takes nothing but the port."""
+    async with mesh(Books()) as (one, port):
+        held = [await connect(port) for _ in range(MAX_CONNECTIONS)]
+        reader, writer = await connect(port)
+        await closed(reader)
+        assert one.counts.ended == {"too_many": 1}
+        for _, each in (*held, (reader, writer)):
+            each.transport.abort()
+
+
+async def test_a_peer_that_is_away_is_told_as_soon_as_it_listens() -> None:
+    """Tried again and again, for it may be starting."""
+    port = free_port()
+    here, there = Books(), Books()
+    async with mesh(here, port) as (one, _):
+        ticket, prompt = here.ticket()
+        number = one.outbox.sent(KEY, ticket, prompt)
+        one.outbox.first_token(number)
+        await eventually(lambda: one.counts.ended.get("closed"))
+        async with mesh(there, port=port):
+            await eventually(lambda: there.ledger.states["w"].running == 1)
+            one.outbox.finished(number, 256, 512)
+            await eventually(lambda: there.in_flight == 0)
+
+
+def test_one_router_under_two_addresses_is_told_once() -> None:
+    """Neither itself nor somebody who is told already."""
+    links = Links(b"me")
+    links.take(b"you")
+    for identity, fault in ((b"me", "self"), (b"you", "twice")):
+        with pytest.raises(PeerError) as raised:
+            links.take(identity)
+        assert raised.value.fault == fault
+    links.free(b"you")
+    links.take(b"you")
+
+
+@given(st.binary(max_size=600))
+async def test_whatever_bytes_come_only_known_errors_follow(data: bytes) -> None:
+    """Greetings and messages alike: understood, refused, or an end too early."""
+    for read in (read_greeting, read_messages):
+        reader = asyncio.StreamReader()
+        reader.feed_data(len(data).to_bytes(4, "big") + data)
+        reader.feed_eof()
+        with contextlib.suppress(PeerError):
+            await read(reader)
+        reader = asyncio.StreamReader()
+        reader.feed_data(data)
+        reader.feed_eof()
+        with contextlib.suppress(PeerError, EOFError):
+            await read(reader)
+
+
+_NUMBERS = st.integers(0, 5)
+_MESSAGES = st.one_of(
+    st.builds(
+        Sent,
+        _NUMBERS,
+        st.sampled_from([KEY, "default/none"]),
+        st.sampled_from(["w", "x"]),
+        st.integers(0, 1 << 31),
+        st.lists(st.integers(0, (1 << 64) - 1), max_size=4).map(tuple),
+        st.integers(0, 1 << 31),
+        st.integers(0, 1 << 62),
+        st.floats(0, 1e6),
+    ),
+    st.builds(FirstToken, _NUMBERS),
+    st.builds(Expected, _NUMBERS, st.floats(0, 1e6)),
+    st.builds(Finished, _NUMBERS, st.one_of(st.none(), st.integers(0, 1 << 31)), st.integers(0, 1 << 31)),
+)
+
+
+@given(st.lists(_MESSAGES, max_size=30))
+async def test_whatever_a_peer_tells_is_written_read_and_forgotten(said: list[Sent]) -> None:
+    """Frames bring what went in; booked and closed, nothing stays in flight."""
+    reader = asyncio.StreamReader()
+    reader.feed_data(b"".join(frames(said)))
+    reader.feed_eof()
+    books, counts = Books(), PeerCounts()
+    inbox = Inbox(books, counts, lambda: 1.0)
+    read: list[object] = []
+    with contextlib.suppress(EOFError):
+        while True:
+            messages = await read_messages(reader)
+            read += messages
+            inbox.take(messages)
+    assert read == said
+    assert counts.requests == len(inbox)
+    inbox.close()
+    assert (counts.requests, books.in_flight, books.ledger.states["w"].cache.held) == (0, 0, 0)
+
+
+def test_frames_of_the_longest_prompts_stay_within_their_bound() -> None:
+    """So that no peer refuses what another one sends."""
+    longest = Sent(
+        1 << 62, "d" * 300, "b" * 300, 1 << 31, ((1 << 64) - 1,) * MAX_BLOCKS, 1 << 31, 1 << 62, 1.0
+    )
+    short = Sent(1 << 62, "d" * 300, "b" * 300, 1, (), 1, 0, 1.0)
+    for messages in ([longest] * 5, [short] * 2000, [*[short] * 255, longest] * 3):
+        assert all(len(frame) <= MAX_FRAME_BYTES for frame in frames(messages))
+
+
+def test_addresses_are_those_of_the_port_called_peers() -> None:
+    """Whatever the endpoint's condition: a router that drains has requests in flight, too."""
+    slice_ = {
+        "metadata": {"name": "s"},
+        "ports": [{"name": "http", "port": 8080}, {"name": "peers", "port": 9092}],
+        "endpoints": [
+            {"addresses": ["10.0.0.1"], "conditions": {"ready": True}},
+            {"addresses": ["10.0.0.2"], "conditions": {"ready": False, "terminating": True}},
+        ],
+    }
+    assert addresses_in(slice_) == {("10.0.0.1", 9092), ("10.0.0.2", 9092)}
+    assert addresses_in({"metadata": {"name": "s"}, "ports": None, "endpoints": None}) == frozenset()
+
+
+async def test_options_that_make_no_sense_are_refused_with_a_word(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Ports, Services, and a secret for nobody; what makes sense becomes settings."""
+    for flags, word in (
+        (["--peer", "nowhere"], "write HOST:PORT"),
+        (["--peer", "host:0"], "write HOST:PORT"),
+        (["--peers-service", "name"], "write NAMESPACE/NAME"),
+        (["--peers-secret-file", "x"], "needs one of"),
+    ):
+        with pytest.raises(SystemExit):
+            parse_options(flags)
+        assert word in capsys.readouterr().err
+    assert settings_of(parse_options([])).peers is None
+    peers = settings_of(parse_options(["--peer", "[::1]:9", "--peer", "r:7"])).peers
+    assert peers is not None
+    assert (peers.port, peers.hosts) == (9092, (("::1", 9), ("r", 7)))
+    empty = tmp_path / "empty"
+    empty.write_text("\n")
+    for path, word in ((empty, "must have 1 to"), (tmp_path / "none", "cannot be read")):
+        with pytest.raises(ConfigError, match=word):
+            read_secret(path)
+
+
+async def _ended(r: Running, reason: str) -> bool:
+    return await r.metric("turnout_router_peer_conversations_ended_total", reason=reason) > 0
