@@ -89,7 +89,7 @@ class HealthChecks:
             self._backends.failed(backend, error)
             return
         if answer.status >= _SERVER_ERROR and answer.status != _UNAVAILABLE:
-            error = UpstreamError("status", f"it answered a trial with {answer.status}", answer.status)
-            self._backends.failed(backend, error)
+            message = f"it answered a trial with {answer.status}"
+            self._backends.failed(backend, UpstreamError("status", message, answer.status))
         else:
             self._backends.passed_trial(backend)

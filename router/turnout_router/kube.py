@@ -1,17 +1,19 @@
 """Access to Kubernetes' API server: where it is and who we are, and following a collection by list and watch.
 
-Small on purpose: the router only reads four collections, and a full client costs more memory than the router itself.
+Small on purpose: the router only reads a few collections, and a full client costs more memory than the router itself.
+In a pod its service account is all there is to know. Kubeconfigs are read by the `kubernetes` library, programs that
+hand out credentials included; it is imported only then, for it costs 8 MB.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
+import contextlib
 import os
 import random
 import ssl
-import tempfile
-from dataclasses import dataclass, field
+import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -22,9 +24,14 @@ import yaml
 from turnout_router.errors import ConfigError, DiscoveryError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
+
+    from kubernetes.client.configuration import Configuration
 
 _ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_DEFAULT: Final = "~/.kube/config"
+_LOGIN_SECONDS: Final = 15.0
+"""For the credentials: a kubeconfig's program may ask somebody over the network."""
 _LIST_LIMIT: Final = 500
 _LIST_SECONDS: Final = 30.0
 _WATCH_SECONDS: Final = 50
@@ -37,102 +44,144 @@ _OK: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Where the API server is and how to speak to it. The token is read anew, for kubelets replace it."""
+    """Where the API server is and how to speak to it.
+
+    `authorization` returns the field of that name, None where a certificate says who we are. It is asked each time,
+    for tokens are replaced, and not on the event loop, for it may read files or run a program. It raises
+    DiscoveryError or ConfigError.
+    """
 
     server: str
-    tls: ssl.SSLContext | None = None
-    token: str | None = field(default=None, repr=False)
-    token_file: Path | None = None
+    tls: ssl.SSLContext | None
+    authorization: Callable[[], str | None]
 
-    def headers(self) -> dict[str, str]:
-        """Return the header that says who we are. Raise DiscoveryError where the token's file cannot be read."""
-        token = self.token
-        if self.token_file is not None:
-            try:
-                token = self.token_file.read_text().strip()
-            except OSError as error:
-                raise DiscoveryError(
-                    f"the token {self.token_file} cannot be read: {error.strerror}"
-                ) from error
-        return {} if token is None else {"authorization": f"Bearer {token}"}
+    async def headers(self) -> dict[str, str]:
+        """Return the header that says who we are. Raise DiscoveryError where nothing can be found out in time."""
+        try:
+            async with asyncio.timeout(_LOGIN_SECONDS):
+                value = await _aside(self.authorization)
+        except TimeoutError as error:
+            raise DiscoveryError(f"no credentials within {_LOGIN_SECONDS:g} s") from error
+        return {} if value is None else {"authorization": value}
+
+
+async def _aside(function: Callable[[], str | None]) -> str | None:
+    """Return what *function* does, from a thread that nobody has to wait for: not even the process's end."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[str | None] = loop.create_future()
+
+    def tell(result: str | None, error: Exception | None) -> None:
+        if done.done():
+            return  # nobody waited so long
+        if error is None:
+            done.set_result(result)
+        else:
+            done.set_exception(error)
+
+    def work() -> None:
+        result, failure = None, None
+        try:
+            result = function()
+        except DiscoveryError as error:
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(tell, result, failure)
+
+    threading.Thread(target=work, name="credentials", daemon=True).start()
+    return await done
 
 
 def load_access(environ: Mapping[str, str] = os.environ) -> Access:
     """Return access from KUBECONFIG, else the pod's service account, else ~/.kube/config. Raise ConfigError without any."""
-    path = environ.get("KUBECONFIG")
-    if path:
-        return _from_kubeconfig(Path(path.split(os.pathsep)[0]))
+    paths = environ.get("KUBECONFIG")
     host = environ.get("KUBERNETES_SERVICE_HOST")
-    if host and (_ACCOUNT / "token").exists():
+    if not paths and host and (_ACCOUNT / "token").exists():
         host = f"[{host}]" if ":" in host else host
         return Access(
             server=f"https://{host}:{environ.get('KUBERNETES_SERVICE_PORT', '443')}",
             tls=ssl.create_default_context(cafile=str(_ACCOUNT / "ca.crt")),
-            token_file=_ACCOUNT / "token",
+            authorization=_account_token,
         )
-    home = Path("~/.kube/config").expanduser()
-    if home.exists():
-        return _from_kubeconfig(home)
-    raise ConfigError(
-        "no Kubernetes to read the fleet from: set KUBECONFIG, run in a pod with a service account, "
-        "or name a file with --config"
-    )
-
-
-def _from_kubeconfig(path: Path) -> Access:
-    try:
-        config = yaml.safe_load(path.read_text())
-        context = _named(config["contexts"], config["current-context"])["context"]
-        cluster = _named(config["clusters"], context["cluster"])["cluster"]
-        user = _named(config["users"], context["user"])["user"]
-        server = cluster["server"]
-    except OSError as error:
-        raise ConfigError(f"the kubeconfig {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, KeyError, TypeError, LookupError) as error:
-        raise ConfigError(f"the kubeconfig {path} is not complete: {error!r}") from error
-    if "exec" in user or "auth-provider" in user:
+    if not paths and not Path(_DEFAULT).expanduser().exists():
         raise ConfigError(
-            f"the kubeconfig {path} asks a program for its credentials; use a token or a certificate"
+            "no Kubernetes to read the fleet from: set KUBECONFIG, run in a pod with a service account, "
+            "or name a file with --config"
         )
-    token_file = user.get("tokenFile")
-    return Access(
-        server=str(server).rstrip("/"),
-        tls=_tls(path, cluster, user) if str(server).startswith("https:") else None,
-        token=user.get("token"),
-        token_file=None if token_file is None else path.parent / token_file,
-    )
+    return _Kubeconfig(paths or _DEFAULT).access()
 
 
-def _named(entries: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    for entry in entries:
-        if entry["name"] == name:
-            return entry
-    raise LookupError(f"nothing is called {name!r}")
-
-
-def _tls(path: Path, cluster: dict[str, Any], user: dict[str, Any]) -> ssl.SSLContext:
+def _account_token() -> str:
     try:
-        authority = _material(path, cluster, "certificate-authority")
-        context = ssl.create_default_context(cadata=None if authority is None else authority.decode())
-        if cluster.get("insecure-skip-tls-verify"):
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        certificate = _material(path, user, "client-certificate")
-        key = _material(path, user, "client-key")
-        if certificate is not None and key is not None:
-            with tempfile.NamedTemporaryFile(suffix=".pem") as file:  # mode 0600; ssl reads files only
-                file.write(certificate + b"\n" + key)
-                file.flush()
-                context.load_cert_chain(file.name)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"the certificates of the kubeconfig {path} cannot be used: {error}") from error
-    return context
+        return f"Bearer {(_ACCOUNT / 'token').read_text().strip()}"
+    except OSError as error:
+        raise DiscoveryError(f"the token {_ACCOUNT / 'token'} cannot be read: {error.strerror}") from error
 
 
-def _material(path: Path, entry: dict[str, Any], name: str) -> bytes | None:
-    if f"{name}-data" in entry:
-        return base64.b64decode(entry[f"{name}-data"])
-    return (path.parent / entry[name]).read_bytes() if name in entry else None
+class _Kubeconfig:
+    """The files that KUBECONFIG names, read anew whenever somebody asks; one at a time, for a program may hang."""
+
+    def __init__(self, paths: str) -> None:
+        self._paths = paths
+        self._reading = threading.Lock()
+
+    def access(self) -> Access:
+        """Raise ConfigError where the files cannot be used."""
+        found = self._read()
+        return Access(found.host, self._tls(found), self._authorization)
+
+    def _authorization(self) -> str | None:
+        if not self._reading.acquire(timeout=_LOGIN_SECONDS):
+            raise DiscoveryError(f"the kubeconfig {self._paths} still waits for its program's credentials")
+        try:
+            value: str | None = self._read().get_api_key_with_prefix("BearerToken")
+        finally:
+            self._reading.release()
+        return value
+
+    def _read(self) -> Configuration:
+        from kubernetes.client.configuration import Configuration  # noqa: PLC0415 - see the module's docstring
+        from kubernetes.config import ConfigException, load_kube_config  # noqa: PLC0415
+
+        found = Configuration()
+        try:
+            load_kube_config(self._paths, client_configuration=found, persist_config=False)
+        except (
+            ConfigException,
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            yaml.YAMLError,
+        ) as error:
+            raise ConfigError(f"the kubeconfig {self._paths} cannot be used: {error}") from error
+        if found.tls_server_name:
+            raise ConfigError(
+                f"the kubeconfig {self._paths} sets tls-server-name, which cannot be honoured here: "
+                "give the server's address as its certificate has it"
+            )
+        if not found.api_key and not found.cert_file and found.host.startswith("https:"):
+            raise ConfigError(
+                f"the kubeconfig {self._paths} has no credentials for its current context: give its user a token, "
+                "a certificate or a program (why a program failed is logged above)"
+            )
+        return found
+
+    def _tls(self, found: Configuration) -> ssl.SSLContext | None:
+        if not found.host.startswith("https:"):
+            return None
+        try:
+            context = ssl.create_default_context(cafile=found.ssl_ca_cert)
+            if not found.verify_ssl:
+                context.check_hostname = False
+                context.verify_mode = ssl.CERT_NONE
+            if found.cert_file:
+                context.load_cert_chain(found.cert_file, found.key_file)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"the certificates of the kubeconfig {self._paths} cannot be used: {error}"
+            ) from error
+        return context
 
 
 class CollectionObserver(Protocol):
@@ -208,7 +257,7 @@ async def _list(
     if selector is not None:
         params["labelSelector"] = selector
     while True:
-        response = await client.get(path, params=params, headers=access.headers())
+        response = await client.get(path, params=params, headers=await access.headers())
         if response.status_code == _GONE:
             raise _Expired
         _check(response.status_code, response.content)
@@ -242,7 +291,7 @@ async def _watch(
     """Tell *observer* of changes and yield the version reached, until the API server ends the watch."""
     timeout = httpx.Timeout(_LIST_SECONDS, connect=5.0, read=_WATCH_SECONDS + _WATCH_SLACK_SECONDS)
     async with client.stream(
-        "GET", path, params=params, headers=access.headers(), timeout=timeout
+        "GET", path, params=params, headers=await access.headers(), timeout=timeout
     ) as response:
         if response.status_code == _GONE:
             raise _Expired

@@ -22,7 +22,6 @@ from support.router_running import (
 from turnout_cli.key import app
 from turnout_router.discovery.file import read_config
 from turnout_router.errors import ConfigError
-from turnout_router.kube import load_access
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -231,11 +230,3 @@ async def test_a_worker_that_leaves_the_fleet_finishes_what_it_has(tmp_path: Pat
 
         await eventually_async(moved)
         assert "[DONE]" in (await answer.aread()).decode()
-
-
-def test_an_incomplete_kubeconfig_is_explained(tmp_path: Path) -> None:
-    """The message says which file, and what it lacks."""
-    file = tmp_path / "kubeconfig"
-    file.write_text("clusters: []")
-    with pytest.raises(ConfigError, match=r"kubeconfig .* is not complete: KeyError\('contexts'\)"):
-        load_access({"KUBECONFIG": str(file)})

@@ -308,7 +308,7 @@ async def test_rights_in_the_watched_namespaces_are_enough(cluster: Cluster, nam
         tls = ssl.create_default_context(
             cadata=base64.b64decode(authority["certificate-authority-data"]).decode()
         )
-        access = replace(admin, tls=tls, token=token)
+        access = replace(admin, tls=tls, authorization=lambda: f"Bearer {token}")
         for name in (namespace, second, other):
             apply(cluster, name, deployment("m"))
         settings = Settings(host="127.0.0.1", port=0, admin_port=0, shutdown_delay_seconds=0)
