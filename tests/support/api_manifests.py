@@ -92,7 +92,43 @@ def _both(changes: Manifest) -> Manifest:
     return {f"spec.{pool}.{path}": value for path, value in changes.items() for pool in ("prefill", "decode")}
 
 
+ADAPTER = {"name": "sql", "source": "hf://acme/sql-lora"}
+
 REFUSED = [
+    # Adapters
+    Refused(
+        "adapter-named-like-the-model",
+        deployment({"spec.model.servedNames": ["sql"], "spec.lora.adapters": [ADAPTER]}),
+        "an adapter has the name of the model itself",
+    ),
+    Refused(
+        "adapter-named-like-the-deployment",
+        deployment({"spec.lora.adapters": [ADAPTER | {"name": "case"}]}),
+        "an adapter has the name of the model itself",
+    ),
+    Refused(
+        "adapter-twice",
+        deployment({"spec.lora.adapters": [ADAPTER, ADAPTER]}),
+        "Duplicate value",
+        "spec.lora.adapters",
+    ),
+    Refused(
+        "adapter-with-a-slash",
+        deployment({"spec.lora.adapters": [ADAPTER | {"name": "acme/sql"}]}),
+        "a name has 1 to 96 letters, digits",
+    ),
+    Refused(
+        "room-for-no-adapters",
+        deployment({"spec.lora.maxLoaded": 2}),
+        "lora.maxLoaded has no effect without adapters",
+    ),
+    # Network
+    Refused(
+        "unknown-network-policy",
+        deployment({"spec.networkPolicy": "Deny"}),
+        "Unsupported value",
+        "spec.networkPolicy",
+    ),
     # Admission
     Refused(
         "no-room-at-all",
@@ -451,6 +487,13 @@ ACCEPTED = {
     "zeros-before-digits": deployment({"spec.slo.timeToFirstToken": "0s050ms"}),
     "no-stabilization": deployment({"spec.scaling.scaleDown.stabilization": "0s"}),
     "names-of-every-form": deployment({"spec.model.servedNames": ["a", "A.b_c:d-9", "a" * 96]}),
+    "adapters": deployment(
+        {
+            "spec.model.servedNames": ["case-8b"],
+            "spec.lora": {"adapters": [ADAPTER, ADAPTER | {"name": "case"}], "maxLoaded": 16},
+        }
+    ),
+    "closed-workers": deployment({"spec.networkPolicy": "Restrict"}),
     "own-admission": deployment(
         {
             "spec.routing.admission": {

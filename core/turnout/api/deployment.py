@@ -12,7 +12,7 @@ from turnout.api.meta import Model, ObjectMeta
 from turnout.api.names import MAX_NAME_LENGTH
 from turnout.api.quantities import RATIO_PATTERN, Duration, Ratio, fraction
 from turnout.api.rules import Rule, Unique
-from turnout.api.served import SERVED_NAMES, ServedName
+from turnout.api.served import SERVED_NAMES, LoneName, ServedName
 
 Role = Literal["prefill", "decode", "aggregated"]
 RoutingPolicy = Literal["PrefixAware", "LeastLoaded"]
@@ -30,17 +30,20 @@ _RATIO_OF: Final = "self.scaling.prefillToDecode."
 _NAME = re.compile("[a-z]([-a-z0-9]*[a-z0-9])?")
 
 
+_Source = Annotated[
+    str,
+    Rule(
+        f"self.matches('{_SOURCE_PATTERN}')",
+        "not a model source: write hf://ORGANISATION/NAME, such as hf://meta-llama/Llama-3.1-8B-Instruct",
+        lambda text: _SOURCE.fullmatch(text) is not None,
+    ),
+]
+
+
 class ModelSource(Model):
     """Which model, and under which names clients call it."""
 
-    source: Annotated[
-        str,
-        Rule(
-            f"self.matches('{_SOURCE_PATTERN}')",
-            "not a model source: write hf://ORGANISATION/NAME, such as hf://meta-llama/Llama-3.1-8B-Instruct",
-            lambda text: _SOURCE.fullmatch(text) is not None,
-        ),
-    ] = Field(
+    source: _Source = Field(
         max_length=256,
         description="Where the model comes from: hf://ORGANISATION/NAME on the Hugging Face hub.",
     )
@@ -60,6 +63,41 @@ class ModelSource(Model):
         ge=256,
         le=1_048_576,
         description="Longest prompt plus output, in tokens. Longer requests are refused with 400.",
+    )
+
+
+class LoraAdapter(Model):
+    """One LoRA adapter of the model."""
+
+    name: LoneName = Field(description="What clients put into the field `model` to be answered with it.")
+    source: _Source = Field(
+        max_length=256,
+        description="Where it comes from: hf://ORGANISATION/NAME on the Hugging Face hub.",
+    )
+
+
+class Lora(Model):
+    """LoRA adapters that the workers serve beside the model."""
+
+    adapters: Annotated[list[LoraAdapter], Unique("name")] = Field(
+        default_factory=list,
+        max_length=16,
+        description="The adapters. Requests for one go to a worker that has it loaded, if its queue allows. A change rolls"
+        " prefill and decode out together.",
+    )
+    max_loaded: int = Field(
+        default=1,
+        ge=1,
+        le=16,
+        description="Adapters that a worker holds on its accelerator at a time; the one used longest ago makes way.",
+    )
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "self.adapters.size() > 0 || self.maxLoaded == 1",
+            "lora.maxLoaded has no effect without adapters: remove it or add lora.adapters",
+            lambda lora: bool(lora.adapters) or lora.max_loaded == 1,
+        ),
     )
 
 
@@ -280,6 +318,9 @@ class LLMDeploymentSpec(Model):
 
     model: ModelSource = Field(description="Which model, and under which names clients call it.")
     engine: Engine = Field(description="What runs the model.")
+    lora: Lora = Field(
+        default_factory=Lora, description="LoRA adapters that the workers serve beside the model."
+    )
     prefill: Pool | None = Field(
         default=None,
         description="Workers that compute prompts. Absent: one aggregated pool, described by `decode`, does both halves.",
@@ -389,6 +430,12 @@ class LLMDeployment(Model):
             " are named after it; what clients call goes into spec.model.servedNames",
             lambda resource: _NAME.fullmatch(resource.metadata.name) is not None,
         ),
+        Rule(
+            "self.spec.lora.adapters.all(a, !(a.name in self.spec.model.servedNames)"
+            " && (self.spec.model.servedNames.size() > 0 || a.name != self.metadata.name))",
+            "an adapter has the name of the model itself: give it another one, or the two could not be told apart",
+            lambda resource: not {a.name for a in resource.spec.lora.adapters} & {*resource.served_names},
+        ),
     )
 
     @property
@@ -400,3 +447,8 @@ class LLMDeployment(Model):
     def served_names(self) -> tuple[str, ...]:
         """Names that clients may call it by, before conflicts are settled."""
         return tuple(self.spec.model.served_names) or (self.metadata.name,)
+
+    @property
+    def adapter_names(self) -> tuple[str, ...]:
+        """Names that clients may call its LoRA adapters by, before conflicts are settled."""
+        return tuple(adapter.name for adapter in self.spec.lora.adapters)

@@ -50,7 +50,8 @@ class LLMDeploymentStatus(Model):
         default="", description="The model revision that serves; the newest one once a rollout is over."
     )
     served_names: list[str] = Field(
-        default_factory=list, description="Names that clients call it by, conflicts left out."
+        default_factory=list,
+        description="Names that clients call it and its adapters by, conflicts left out.",
     )
     goodput_percent: int | None = Field(
         default=None,

@@ -21,5 +21,16 @@ SERVED_NAMES: Final = Rule(
     lambda names: all(_NAME.fullmatch(name) is not None for name in names),
 )
 
+LoneName = Annotated[
+    str,
+    Field(max_length=128),
+    Rule(
+        f"self.matches('{_PATTERN}')",
+        SERVED_NAMES.message,
+        lambda name: _NAME.fullmatch(name) is not None,
+    ),
+]
+"""One such name that stands by itself."""
+
 CallableName = Annotated[str, Field(min_length=1, max_length=128)]
 """What a client may ask for: a served name, or `NAMESPACE/NAME` of a deployment."""

@@ -47,8 +47,16 @@ def settle(claims: Iterable[Claim]) -> dict[str, Settlement]:
 
 def claim_of(raw: Mapping[str, Any]) -> Claim:
     """Read the claim of an LLMDeployment, also of one whose spec cannot be used: what it serves stays its own."""
-    meta = raw["metadata"]
-    model = raw.get("spec", {}).get("model")
-    served = model.get("servedNames") if isinstance(model, dict) else None
-    names = tuple(name for name in served if isinstance(name, str)) if isinstance(served, list) else ()
-    return Claim(meta["name"], meta.get("creationTimestamp") or "", names or (meta["name"],))
+    meta, spec = raw["metadata"], raw.get("spec", {})
+    served = _names(_field(spec.get("model"), "servedNames")) or (meta["name"],)
+    adapters = _field(spec.get("lora"), "adapters")
+    told = [_field(adapter, "name") for adapter in adapters] if isinstance(adapters, list) else []
+    return Claim(meta["name"], meta.get("creationTimestamp") or "", (*served, *_names(told)))
+
+
+def _field(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, dict) else None
+
+
+def _names(values: Any) -> tuple[str, ...]:
+    return tuple(name for name in values if isinstance(name, str)) if isinstance(values, list) else ()

@@ -115,6 +115,9 @@ def arguments(deployment: LLMDeployment, role: Role) -> list[str]:
         ("--port", names.WORKER_PORT),
         ("--side-channel-port", names.KV_SIDE_CHANNEL_PORT),
     )
+    if spec.lora.adapters:
+        modules = (("--lora-modules", f"{each.name}={each.source}") for each in spec.lora.adapters)
+        values += (*modules, ("--max-loras", spec.lora.max_loaded))
     if spec.routing.cache_knowledge == "Exact":
         values += (("--kv-events-config", _KV_EVENTS),)
     flat = [str(part) for pair in values for part in pair]

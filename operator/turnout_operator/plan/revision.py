@@ -30,4 +30,6 @@ def model_revision(deployment: LLMDeployment, worker_image: str) -> str:
         },
         "image": worker_image,
     }
+    if spec.lora.adapters:
+        canonical["lora"] = spec.lora.model_dump(mode="json", by_alias=True)
     return revision_of(json.dumps(canonical, sort_keys=True, separators=(",", ":")))

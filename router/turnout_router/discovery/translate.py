@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _ROLES: Final = ("prefill", "decode", "aggregated")
 _SERVED_NAME: Final = "--served-name"
+_LORA_MODULE: Final = "--lora-modules"
 
 
 def deployment_of(raw: dict[str, Any]) -> DeploymentRoute:
@@ -26,7 +27,7 @@ def deployment_of(raw: dict[str, Any]) -> DeploymentRoute:
     spec, status = resource.spec, resource.status
     return DeploymentRoute(
         key=resource.key,
-        claimed_names=resource.served_names,
+        claimed_names=(*resource.served_names, *resource.adapter_names),
         settled_names=tuple(status.served_names) if status.observed_generation else None,
         created=_unix(resource.metadata.creation_timestamp),
         time_to_first_token_seconds=seconds(spec.slo.time_to_first_token),
@@ -35,6 +36,7 @@ def deployment_of(raw: dict[str, Any]) -> DeploymentRoute:
         time_scale=spec.engine.simulated.time_scale,
         local_prefill_below_tokens=spec.routing.local_prefill_below_tokens,
         policy=spec.routing.policy,
+        adapters=frozenset(resource.adapter_names),
         admission=bounds_of(spec.routing.admission),
     )
 
@@ -149,13 +151,14 @@ def _kv_events(container: dict[str, Any]) -> KvEventPorts | None:
 
 
 def _served_names(container: dict[str, Any]) -> tuple[str, ...]:
-    """Return the names that this very worker answers to.
+    """Return the names that this very worker answers to, those of LoRA adapters last.
 
     In a rollout that changes served names, workers of both revisions serve, each under its own; the pod's arguments
     are the only place that says which.
     """
-    args = container.get("args") or []
-    return tuple(value for flag, value in pairwise(args) if flag == _SERVED_NAME)
+    told = tuple(pairwise(container.get("args") or []))
+    served = [value for flag, value in told if flag == _SERVED_NAME]
+    return (*served, *(value.partition("=")[0] for flag, value in told if flag == _LORA_MODULE))
 
 
 def _kv_tokens(container: dict[str, Any]) -> int:
