@@ -22,7 +22,7 @@ from turnout_router.kube import load_access
 from turnout_router.listener import Listener
 from turnout_router.metrics import Metrics
 from turnout_router.options import parse_options, settings_of
-from turnout_router.peers.finding import NamedPeers, ServicePeers
+from turnout_router.peers.finding import NamedPeers, PodPeers
 from turnout_router.peers.mesh import Mesh, read_secret
 from turnout_router.scrapes.scraper import Scraper
 from turnout_router.tls import Certificate
@@ -163,8 +163,8 @@ def _mesh_of(settings: PeerSettings, backends: Backends) -> Mesh:
     """Return the conversation with other routers. Raise ConfigError where it cannot be had."""
     secret = None if settings.secret_file is None else read_secret(settings.secret_file)
     sources: list[PeerSource] = [NamedPeers(settings.hosts)] if settings.hosts else []
-    if settings.service is not None:
-        sources.append(ServicePeers(load_access(), settings.service))
+    if settings.pods is not None:
+        sources.append(PodPeers(load_access(), *settings.pods))
     return Mesh(backends, sources, secret, settings.batch_seconds)
 
 

@@ -131,10 +131,10 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         help="another router's peers port; may be repeated; a name with several addresses is as many routers",
     )
     add(
-        "--peers-service",
-        type=_service,
-        metavar="NAMESPACE/NAME",
-        help="find other routers behind this headless Service, by its port called peers",
+        "--peers-pods",
+        type=_pods,
+        metavar="NAMESPACE/SELECTOR",
+        help="find other routers in Kubernetes: pods with these labels (a=b,c=d) and a port called peers",
     )
     add(
         "--peers-secret-file",
@@ -154,9 +154,9 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--check needs --config FILE")
     if (options.tls_cert is None) != (options.tls_key is None):
         parser.error("--tls-cert and --tls-key go together: give both or neither")
-    asked = options.peers_port is not None or options.peer or options.peers_service
+    asked = options.peers_port is not None or options.peer or options.peers_pods
     if options.peers_secret_file is not None and not asked:
-        parser.error("--peers-secret-file needs one of --peers-port, --peer, --peers-service")
+        parser.error("--peers-secret-file needs one of --peers-port, --peer, --peers-pods")
     return options
 
 
@@ -203,10 +203,10 @@ def _peers_of(options: argparse.Namespace) -> PeerSettings | None:
     """Return how to talk to other routers; None where nothing says that there are any."""
     port = options.peers_port
     if port is None:
-        if not options.peer and options.peers_service is None:
+        if not options.peer and options.peers_pods is None:
             return None
         port = names.ROUTER_PEERS_PORT
-    return PeerSettings(port, tuple(options.peer), options.peers_service, options.peers_secret_file)
+    return PeerSettings(port, tuple(options.peer), options.peers_pods, options.peers_secret_file)
 
 
 def _peer(text: str) -> tuple[str, int]:
@@ -216,11 +216,11 @@ def _peer(text: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
-def _service(text: str) -> str:
-    namespace, _, name = text.partition("/")
-    if not namespace or not name or "/" in name:
-        raise argparse.ArgumentTypeError(f"{text} is no Service: write NAMESPACE/NAME")
-    return text
+def _pods(text: str) -> tuple[str, str]:
+    namespace, _, selector = text.partition("/")
+    if not namespace or "=" not in selector:
+        raise argparse.ArgumentTypeError(f"{text} names no pods: write NAMESPACE/LABEL=VALUE,LABEL=VALUE")
+    return namespace, selector
 
 
 def _port(text: str) -> int:

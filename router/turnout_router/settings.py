@@ -93,8 +93,8 @@ class PeerSettings:
     """Where they tell of their requests."""
     hosts: tuple[tuple[str, int], ...] = ()
     """Where they listen; a host with several addresses is as many routers."""
-    service: str | None = None
-    """``NAMESPACE/NAME`` of a headless Service with a port called peers, whose pods they are."""
+    pods: tuple[str, str] | None = None
+    """Namespace and label selector of their pods in Kubernetes, which have a port called peers."""
     secret_file: Path | None = None
     """What only routers know. None: whoever reaches the port is believed."""
     batch_seconds: float = 0.01

@@ -15,8 +15,10 @@ import pytest
 import yaml
 
 from support.chart_rendering import CHART, NAMESPACE, leaves, render
+from turnout.api import names
 from turnout.api.crds import custom_resource_definitions
 from turnout_devcluster.errors import CommandError
+from turnout_router.peers.finding import PORT_NAME
 
 if TYPE_CHECKING:
     from turnout_devcluster.cluster import Cluster
@@ -81,6 +83,7 @@ def test_every_setting_has_prose_above_it() -> None:
         ({"router": {"replicas": 0}}, "minimum"),
         ({"router": {"auth": "none"}}, "router/auth"),
         ({"router": {"shutdownGraceSeconds": "1m"}}, "shutdownGraceSeconds"),
+        ({"router": {"peers": {"secretName": "My Secret"}}}, "secretName"),
         ({"router": {"extraArgs": ["verbose"]}}, "extraArgs"),
         ({"watchNamespaces": ["Team_A"]}, "watchNamespaces"),
         ({"fullnameOverride": "x" * 47}, "fullnameOverride"),
@@ -105,6 +108,8 @@ def test_wrong_setting_is_refused(cluster: Cluster, values: dict[str, Any], comp
         {"watchNamespaces": ["a", "b"], "router": {"auth": "required"}},
         {"crds": {"install": False}, "fullnameOverride": "t"},
         {"crds": {"keep": False}, "router": {"service": {"type": "LoadBalancer"}}},
+        {"router": {"peers": {"secretName": "s"}}},
+        {"router": {"peers": {"enabled": False}}},
     ],
 )
 def test_lint(cluster: Cluster, values: dict[str, Any]) -> None:
@@ -229,6 +234,45 @@ def test_admin_port_stays_inside(cluster: Cluster) -> None:
 
 
 @pytest.mark.cluster
+def test_routers_find_each_other(cluster: Cluster) -> None:
+    """The pods that routers look for are their own, with the port that is asked for, and they may look."""
+    rendering = render(cluster, {"watchNamespaces": ["a"]}, release="prod")
+    (asked,) = (
+        argument.partition("=")[2]
+        for argument in rendering.container("prod-turnout-router")["args"]
+        if argument.startswith("--peers-pods=")
+    )
+    namespace, _, selector = asked.partition("/")
+    pod = rendering.one("Deployment", "prod-turnout-router")["spec"]
+    # The name of a label has a slash, too: only the first one parts.
+    assert dict(part.split("=") for part in selector.split(",")) == pod["selector"]["matchLabels"]
+    ports = rendering.container("prod-turnout-router")["ports"]
+    assert {"name": PORT_NAME, "containerPort": names.ROUTER_PEERS_PORT} in ports
+    role = rendering.one("Role", "prod-turnout-router-peers")
+    (rule,) = role["rules"]
+    assert role["metadata"]["namespace"] == namespace == NAMESPACE
+    assert (rule["resources"], rule["verbs"]) == (["pods"], ["get", "list", "watch"])
+    (subject,) = rendering.one("RoleBinding", "prod-turnout-router-peers")["subjects"]
+    assert subject["name"] == rendering.pod("prod-turnout-router")["serviceAccountName"]
+
+
+@pytest.mark.cluster
+def test_routers_share_a_secret_or_nothing(cluster: Cluster) -> None:
+    """Where a Secret is named it is mounted where the routers look; switched off, nothing of it is left."""
+    secret = render(cluster, {"router": {"peers": {"secretName": "s"}}})
+    (path,) = (
+        argument.partition("=")[2]
+        for argument in secret.container("turnout-router")["args"]
+        if argument.startswith("--peers-secret-file=")
+    )
+    (mount,) = secret.container("turnout-router")["volumeMounts"]
+    (volume,) = secret.pod("turnout-router")["volumes"]
+    assert (mount["name"], volume["secret"]["secretName"]) == (volume["name"], "s")
+    assert path == f"{mount['mountPath']}/{volume['secret']['items'][0]['path']}"
+    assert "peers" not in json.dumps(render(cluster, {"router": {"peers": {"enabled": False}}}).manifests)
+
+
+@pytest.mark.cluster
 @pytest.mark.parametrize(
     ("release", "values", "prefix"),
     [
@@ -293,11 +337,13 @@ def test_notes_follow_the_settings(cluster: Cluster) -> None:
     assert "-n turnout-system rollout status deployment/front-turnout-operator" in usual
     assert "port-forward service/front-turnout-router 8080:8080" in usual
     assert "keeps the CRDs" in usual
+    assert "name 1 other(s) each" in usual
+    assert "/admin/peers" not in notes({"router": {"replicas": 1}})
     assert "EVERY LLMDeployment" in notes({"crds": {"keep": False}})
     assert "the CRDs are not part of this release" in notes({"crds": {"install": False}})
     guarded = notes(
         {"router": {"auth": "required", "service": {"type": "LoadBalancer"}}, "watchNamespaces": ["a"]}
     )
     assert "turnout key create" in guarded
-    assert "port-forward" not in guarded
+    assert "port-forward service" not in guarded
     assert "only these namespaces are looked after: a" in guarded

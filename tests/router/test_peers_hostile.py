@@ -442,18 +442,18 @@ def test_frames_of_the_longest_prompts_stay_within_their_bound() -> None:
         assert all(len(frame) <= MAX_FRAME_BYTES for frame in frames(messages))
 
 
-def test_addresses_are_those_of_the_port_called_peers() -> None:
-    """Whatever the endpoint's condition: a router that drains has requests in flight, too."""
-    slice_ = {
-        "metadata": {"name": "s"},
-        "ports": [{"name": "http", "port": 8080}, {"name": "peers", "port": 9092}],
-        "endpoints": [
-            {"addresses": ["10.0.0.1"], "conditions": {"ready": True}},
-            {"addresses": ["10.0.0.2"], "conditions": {"ready": False, "terminating": True}},
-        ],
+def test_a_routers_pod_is_told_from_its_address_to_its_end() -> None:
+    """Ready or not: a router that drains has requests in flight, too."""
+    ports = [{"name": "http", "containerPort": 8080}, {"name": "peers", "containerPort": 9092}]
+    pod = {
+        "metadata": {"name": "r", "deletionTimestamp": "2026-01-01T00:00:00Z"},
+        "spec": {"containers": [{"name": "router", "ports": ports}]},
+        "status": {"podIP": "10.0.0.1", "phase": "Running", "conditions": []},
     }
-    assert addresses_in(slice_) == {("10.0.0.1", 9092), ("10.0.0.2", 9092)}
-    assert addresses_in({"metadata": {"name": "s"}, "ports": None, "endpoints": None}) == frozenset()
+    assert addresses_in(pod) == {("10.0.0.1", 9092)}
+    assert addresses_in(pod | {"status": {"podIP": "10.0.0.1", "phase": "Failed"}}) == frozenset()
+    assert addresses_in(pod | {"status": {}}) == frozenset()
+    assert addresses_in(pod | {"spec": {"containers": [{"ports": ports[:1]}]}}) == frozenset()
 
 
 async def test_options_that_make_no_sense_are_refused_with_a_word(
@@ -463,7 +463,7 @@ async def test_options_that_make_no_sense_are_refused_with_a_word(
     for flags, word in (
         (["--peer", "nowhere"], "write HOST:PORT"),
         (["--peer", "host:0"], "write HOST:PORT"),
-        (["--peers-service", "name"], "write NAMESPACE/NAME"),
+        (["--peers-pods", "name"], "write NAMESPACE/LABEL=VALUE"),
         (["--peers-secret-file", "x"], "needs one of"),
     ):
         with pytest.raises(SystemExit):

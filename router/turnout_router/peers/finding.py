@@ -1,4 +1,4 @@
-"""Where the other routers are: as told on the command line, or as Kubernetes knows the pods behind a Service."""
+"""Where the other routers are: as told on the command line, or as Kubernetes knows the routers' pods."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("turnout_router.peers")
 
 PORT_NAME: Final = "peers"
-"""Name of the port in the Service."""
+"""Name of the port in a router's pod."""
 _RESOLVE_SECONDS: Final = 5.0
 
 
@@ -55,54 +55,60 @@ class NamedPeers:
             await asyncio.sleep(_RESOLVE_SECONDS)
 
 
-class ServicePeers:
-    """The pods behind *service* (``NAMESPACE/NAME``), ready or not: one that drains has requests in flight, too."""
+class PodPeers:
+    """The pods of *namespace* with the labels of *selector*, ready or not: one that drains has requests in flight, too.
 
-    def __init__(self, access: Access, service: str) -> None:
+    Pods and not EndpointSlices: those know no more, need a Service besides, and are refused for loopback addresses, such as
+    pods on a developer's machine have.
+    """
+
+    def __init__(self, access: Access, namespace: str, selector: str) -> None:
         self._access = access
-        self._namespace, _, self._name = service.partition("/")
-        self._slices: dict[str, Addresses] = {}
+        self._path = f"/api/v1/namespaces/{namespace}/pods"
+        self._selector = selector
+        self._pods: dict[str, Addresses] = {}
+        self._unreachable = ""
         self._found: Callable[[Addresses], None]
 
     async def run(self, found: Callable[[Addresses], None]) -> None:  # noqa: D102 - the protocol says it
         self._found = found
-        path = f"/apis/discovery.k8s.io/v1/namespaces/{self._namespace}/endpointslices"
-        selector = f"kubernetes.io/service-name={self._name}"
         async with new_client(self._access) as client:
-            await follow(client, self._access, path, selector, self)
+            await follow(client, self._access, self._path, self._selector, self)
 
     def listed(self, objects: list[dict[str, Any]]) -> None:
-        """Take all slices."""
-        self._slices = {raw["metadata"]["name"]: addresses_in(raw) for raw in objects}
+        """Take all pods."""
+        self._pods = {raw["metadata"]["name"]: addresses_in(raw) for raw in objects}
         self._tell()
 
     def put(self, raw: dict[str, Any]) -> None:
-        """Take a slice that is new or has changed."""
-        self._slices[raw["metadata"]["name"]] = addresses_in(raw)
+        """Take a pod that is new or has changed."""
+        self._pods[raw["metadata"]["name"]] = addresses_in(raw)
         self._tell()
 
     def removed(self, raw: dict[str, Any]) -> None:
-        """Drop a slice."""
-        self._slices.pop(raw["metadata"]["name"], None)
+        """Drop a pod."""
+        self._pods.pop(raw["metadata"]["name"], None)
         self._tell()
 
     def reachable(self, reason: str) -> None:
-        """Go on with what is known, and say so."""
-        if reason:
+        """Go on with what is known, and say so once."""
+        if reason and reason != self._unreachable:
             _LOG.warning("other routers cannot be looked up, going on with those known: %s", reason)
+        self._unreachable = reason
 
     def _tell(self) -> None:
-        self._found(frozenset(address for addresses in self._slices.values() for address in addresses))
+        self._found(frozenset(address for addresses in self._pods.values() for address in addresses))
 
 
-def addresses_in(raw: dict[str, Any]) -> Addresses:
-    """Return the addresses in an EndpointSlice, none where it has no port called `PORT_NAME`."""
-    ports = [
-        port["port"] for port in raw.get("ports") or () if port.get("name") == PORT_NAME and port.get("port")
-    ]
+def addresses_in(pod: dict[str, Any]) -> Addresses:
+    """Return where the router in *pod* listens: nowhere without an address and a port called `PORT_NAME`, or at its end."""
+    status = pod.get("status") or {}
+    address = status.get("podIP")
+    if not address or status.get("phase") in {"Succeeded", "Failed"}:
+        return frozenset()
     return frozenset(
-        (address, int(port))
-        for endpoint in raw.get("endpoints") or ()
-        for address in endpoint.get("addresses") or ()
-        for port in ports
+        (address, int(port["containerPort"]))
+        for container in (pod.get("spec") or {}).get("containers") or ()
+        for port in container.get("ports") or ()
+        if port.get("name") == PORT_NAME
     )
