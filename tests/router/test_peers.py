@@ -199,6 +199,33 @@ async def test_who_joins_late_is_told_what_is_in_flight(tmp_path: Path) -> None:
             await asyncio.gather(*held, return_exceptions=True)
 
 
+async def test_who_joins_late_is_told_what_workers_have_cached(tmp_path: Path) -> None:
+    """Requests that are over say where their prefixes are: a router that starts anew follows them."""
+    async with mock_worker(behaviour="gated") as busy, mock_worker(behaviour="gated") as idle:
+        content = one_pool(busy, idle)
+        first, second = free_port(), free_port()
+        (tmp_path / "late").mkdir()
+        async with running_router(
+            tmp_path, content, peers=PeerSettings(first, (("127.0.0.1", second),))
+        ) as a:
+            held = [ask(a, long(number)) for number in range(100, 112)]
+            await eventually(lambda: busy.running + idle.running == len(held))
+            idle.gate.set()
+            await eventually(lambda: not idle.running)
+            went = [await ask(a, long(number)) for number in range(PROMPTS)]
+            assert set(went) == {idle.id}
+            busy.gate.set()
+            await asyncio.gather(*held)
+            peers = PeerSettings(second, (("127.0.0.1", first),))
+            async with running_router(tmp_path / "late", content, peers=peers) as late:
+                await knowing([late], 1)
+                await eventually_async(
+                    lambda: _at_least(late, "turnout_router_peer_messages_total", 2 * (PROMPTS + len(held)))
+                )
+                await hears(late, 0)
+                assert [await ask(late, long(number)) for number in range(PROMPTS)] == went
+
+
 async def test_a_router_does_not_talk_to_itself_and_says_who_is_there(tmp_path: Path) -> None:
     """Three routers that are all told of all three addresses: each has two peers."""
     async with (

@@ -42,10 +42,11 @@ from turnout_router.peers.messages import (
     read_greeting,
     read_messages,
 )
+from turnout_router.peers.outbox import RECENT_BLOCKS, RECENT_REQUESTS, Outbox
 from turnout_router.prefixes import MAX_BLOCKS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
     from support.router_running import Running
@@ -105,6 +106,13 @@ async def telling(
         yield reader, writer
     finally:
         writer.transport.abort()
+
+
+class Deaf:
+    """Hears, and does nothing about it."""
+
+    def deliver(self, frames: Sequence[bytes]) -> None:
+        """Forget it."""
 
 
 class ForgetfulPeer:
@@ -316,10 +324,10 @@ async def test_a_peer_that_does_not_read_is_bounded_cut_off_and_told_anew() -> N
             assert most < link.UNREAD_BYTES + 64 * 40_000
             for number in numbers[3:]:
                 one.outbox.finished(number, None, 0)
-            await eventually(lambda: peer.heard[1:] == [3])
+            await eventually(lambda: peer.heard[1:] == [3 + RECENT_BLOCKS // MAX_BLOCKS])
             assert one.counts.ended["slow"] == 1
             one.outbox.sent(KEY, *books.ticket())
-            await eventually(lambda: peer.heard[1:] == [4])
+            await eventually(lambda: peer.heard[1:] == [4 + RECENT_BLOCKS // MAX_BLOCKS])
     finally:
         server.close()
         await peer.stop()
@@ -363,6 +371,21 @@ async def test_a_peer_that_is_away_is_told_as_soon_as_it_listens() -> None:
             await eventually(lambda: there.ledger.states["w"].running == 1)
             one.outbox.finished(number, 256, 512)
             await eventually(lambda: there.in_flight == 0)
+
+
+async def test_what_is_kept_for_late_joiners_is_bounded() -> None:
+    """By requests and by blocks; what is kept is the latest, told as over."""
+    books, counts = Books(), PeerCounts()
+    outbox = Outbox(asyncio.get_running_loop(), counts, 0.0)
+    for blocks, kept in ((2, RECENT_REQUESTS), (MAX_BLOCKS, RECENT_BLOCKS // MAX_BLOCKS)):
+        ticket = books.ticket(blocks)
+        for _ in range(RECENT_REQUESTS + 10):
+            number = outbox.sent(KEY, *ticket)
+            outbox.finished(number, None, 0)
+        told = outbox.begin(Deaf())
+        assert len(told) == 2 * kept
+        assert told[-1] == Finished(number, None, 0)
+    outbox.stop()
 
 
 def test_one_router_under_two_addresses_is_told_once() -> None:

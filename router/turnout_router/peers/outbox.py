@@ -6,7 +6,8 @@ What comes after a quiet while is told in the same turn of the event loop, what 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections import deque
+from typing import TYPE_CHECKING, Final, Protocol
 
 from turnout_router.peers.messages import Expected, Finished, FirstToken, Sent, frames
 
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     from turnout_router.peers.messages import Message
 
 
+RECENT_REQUESTS: Final = 4096
+RECENT_BLOCKS: Final = 1 << 16
+"""How much is kept of what has ended, for those who begin to hear later: blocks for the caches of some forty workers."""
+
+
 class Hearer(Protocol):
     """Someone who is told."""
 
@@ -27,7 +33,11 @@ class Hearer(Protocol):
 
 
 class Outbox:
-    """Gathers messages and tells `hearers`. What is open is kept, for those who begin to hear later."""
+    """Gathers messages and tells `hearers`.
+
+    Those who begin to hear later are told what is open, and before that what has ended lately: not that it counts any
+    longer, but it is what workers have cached.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, counts: PeerCounts, batch_seconds: float) -> None:
         self._loop = loop
@@ -38,6 +48,8 @@ class Outbox:
         self._flushed_at = loop.time() - batch_seconds
         self._numbers = 0
         self._open: dict[int, tuple[Sent, FirstToken | Expected | None]] = {}
+        self._recent: deque[Sent] = deque()
+        self._recent_blocks = 0
         self.hearers: set[Hearer] = set()
 
     def sent(self, deployment: str, ticket: Ticket, prompt: Prompt) -> int:
@@ -76,7 +88,11 @@ class Outbox:
         """Tell *hearer* from now on, and return what it has to be told of what came before."""
         self._flush()
         self.hearers.add(hearer)
-        return [message for pair in self._open.values() for message in pair if message is not None]
+        before: list[Message] = []
+        for sent in self._recent:
+            before += (sent, Finished(sent.number, None, 0))
+        before += [message for pair in self._open.values() for message in pair if message is not None]
+        return before
 
     def stop(self) -> None:
         """Tell nobody any more."""
@@ -116,6 +132,14 @@ class Outbox:
         if isinstance(message, Sent):
             self._open[message.number] = (message, None)
         elif isinstance(message, Finished):
-            self._open.pop(message.number, None)
+            ended = self._open.pop(message.number, None)
+            if ended is not None and ended[0].blocks:
+                self._remember(ended[0])
         elif message.number in self._open:
             self._open[message.number] = (self._open[message.number][0], message)
+
+    def _remember(self, sent: Sent) -> None:
+        self._recent.append(sent)
+        self._recent_blocks += len(sent.blocks)
+        while self._recent_blocks > RECENT_BLOCKS or len(self._recent) > RECENT_REQUESTS:
+            self._recent_blocks -= len(self._recent.popleft().blocks)
