@@ -145,6 +145,26 @@ async def test_what_somebody_else_has_sent_is_found(tmp_path: Path, stack: ExitS
         assert await r.metric("turnout_router_kv_events_total", what="batch") > 0
 
 
+async def test_two_routers_find_the_same_worker(tmp_path: Path, stack: ExitStack) -> None:
+    """A conversation that hops between routers stays with its worker: each hears what the other has sent."""
+    workers = [Publishing(stack) for _ in range(3)]
+    (tmp_path / "other").mkdir()
+    content = fleet(*(w.backend() for w in workers))
+    async with running_router(tmp_path, content) as one, running_router(tmp_path / "other", content) as other:
+        for router in (one, other):
+            for worker in workers:
+                await until(router, worker.id, state="complete")
+        for number in range(4):
+            prompt = f"{number}: {PROMPT}"
+            went = await ask(one, prompt)
+            holder = next(w for w in workers if w.id == went)
+            numbers = chain(holder.tokens_of(prompt), 16)
+            exact = other.router._backends._policies[DEPLOYMENT].ledger.exact
+            assert exact is not None
+            await eventually(lambda e=exact, n=numbers: max(e.index.match(n, 3)) == len(n))
+            assert await ask(other, prompt) == went
+
+
 async def test_what_an_engine_has_evicted_does_not_count(tmp_path: Path, stack: ExitStack) -> None:
     """Others' prompts push a prompt out of a small cache: it is not thought to be there any more."""
     one = Publishing(stack, kv_cache_tokens=2048, max_length=2048)

@@ -16,7 +16,8 @@ from support.router_running import eventually
 from turnout.routing.events import EventStream, ExactCache
 from turnout.routing.prefix import PrefixIndex
 from turnout.routing.tokens import chain
-from turnout_router.kvevents import subscription
+from turnout_router.kvevents import replay, subscription
+from turnout_router.kvevents.replay import Turns
 from turnout_router.kvevents.subscription import Subscription
 
 if TYPE_CHECKING:
@@ -26,13 +27,15 @@ if TYPE_CHECKING:
 class Following:
     """A subscription and what it knows."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], source: Publisher, *, replay: bool) -> None:
+    def __init__(
+        self, turns: Turns, context: zmq.Context[zmq.Socket[bytes]], source: Publisher, *, replays: bool
+    ) -> None:
         self.index = PrefixIndex()
         self.stream = EventStream(ExactCache(self.index, 0, 1000))
         self.seen: list[float] = []
-        ports = (source.port, source.replay_port if replay else 0)
+        ports = (source.port, source.replay_port if replays else 0)
         self._subscription = Subscription(
-            context, asyncio.get_running_loop(), ("127.0.0.1", *ports), self.stream, self.seen.append
+            context, turns, ("127.0.0.1", *ports), self.stream, self.seen.append
         )
 
     def matched(self, *blocks: int) -> int:
@@ -41,9 +44,9 @@ class Following:
 
 
 @contextmanager
-def following(source: Publisher, *, replay: bool = True) -> Iterator[Following]:
+def following(source: Publisher, *, replays: bool = True) -> Iterator[Following]:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    follower = Following(context, source, replay=replay)
+    follower = Following(Turns(asyncio.get_running_loop()), context, source, replays=replays)
     follower._subscription.start()
     try:
         yield follower
@@ -124,7 +127,7 @@ async def test_a_worker_that_dies_is_forgotten_and_its_successor_followed() -> N
 
 async def test_without_a_replay_only_what_is_heard_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """A replay that is not answered is given up in time, and asked for again later; it then makes all complete."""
-    monkeypatch.setattr(subscription, "REPLAY_SECONDS", 0.05)
+    monkeypatch.setattr(replay, "REPLAY_SECONDS", 0.05)
     monkeypatch.setattr(subscription, "RETRY_SECONDS", 0.05)
     with publisher() as source:
         source.silent = True
@@ -141,7 +144,7 @@ async def test_without_a_replay_only_what_is_heard_is_known(monkeypatch: pytest.
 
 async def test_a_worker_without_a_replay_port_is_followed_all_the_same() -> None:
     """From its start on everything is known, later only what comes."""
-    with publisher() as source, following(source, replay=False) as follower:
+    with publisher() as source, following(source, replays=False) as follower:
         await eventually(lambda: follower.stream.following)
         deadline = time.monotonic() + 10
         while not follower.stream.complete:  # a subscription takes a moment to reach the publisher
@@ -181,7 +184,8 @@ async def test_following_costs_nothing_while_nothing_is_published() -> None:
         source.publish(stored(1))
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         context.set(zmq.MAX_SOCKETS, 4096)
-        followers = [Following(context, source, replay=True) for _ in range(50)]
+        turns = Turns(asyncio.get_running_loop())
+        followers = [Following(turns, context, source, replays=True) for _ in range(50)]
         for follower in followers:
             follower._subscription.start()
         await eventually(lambda: all(f.stream.complete for f in followers))
@@ -202,3 +206,23 @@ async def test_following_costs_nothing_while_nothing_is_published() -> None:
             follower._subscription.stop()
         context.destroy(linger=0)
         assert reads == 0
+
+
+async def test_few_are_replayed_at_a_time() -> None:
+    """A router that starts in front of many workers reads their histories in turn; who leaves the queue blocks nobody."""
+    with publisher() as source:
+        source.silent = True
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        turns = Turns(asyncio.get_running_loop(), at_once=2)
+        followers = [Following(turns, context, source, replays=True) for _ in range(6)]
+        for follower in followers:
+            follower._subscription.start()
+        await eventually(lambda: all(f.stream.following for f in followers) and len(source.asked) == 2)
+        for follower in followers[:3]:  # two that are being replayed, and one that waits or is
+            follower._subscription.stop()
+        source.silent = False
+        await eventually(lambda: all(f.stream.complete for f in followers[3:]))
+        for follower in followers[3:]:
+            follower._subscription.stop()
+        assert turns._free == 2
+        context.destroy(linger=0)

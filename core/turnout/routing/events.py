@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 BlockHash = int | bytes
 """A block as the engine calls it."""
 
-MAX_PENDING: Final = 10_000
-"""Batches kept that arrive during a replay: as many as vLLM's own replay buffer."""
+MAX_PENDING: Final = 1_000
+"""Batches kept that arrive during a replay, some ten seconds' worth; the rest is replayed once more."""
 MAX_MEDIA: Final = 8
 """Kinds of memory told apart; vLLM has three (GPU, CPU, STORAGE). What lies in further ones is left out."""
 MAX_FRUITLESS: Final = 2

@@ -11,6 +11,7 @@ import zmq
 from turnout.routing.exact import ExactCaches
 from turnout.routing.ledger import Prompt
 from turnout_router.kvevents.counts import Counts, Worker, state_of
+from turnout_router.kvevents.replay import Turns
 from turnout_router.kvevents.subscription import Subscription
 from turnout_router.kvevents.tokens import Tokenizer
 
@@ -44,6 +45,7 @@ class ExactMode:
         registry.register(self._counts)
         self._context = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, MAX_SOCKETS)
+        self._turns = Turns(asyncio.get_running_loop())
         self._tokenizer = Tokenizer(pools, clock, self._counts.tokenized)
         self._caches: dict[str, ExactCaches] = {}
         self._engines: dict[str, dict[str, list[Backend]]] = {}  # by deployment and revision
@@ -121,9 +123,7 @@ class ExactMode:
             worker.batches += 1
             worker.lag = max(0.0, time.time() - at) if at else 0.0
 
-        subscription = Subscription(
-            self._context, asyncio.get_running_loop(), _where(backend), worker.stream, seen
-        )
+        subscription = Subscription(self._context, self._turns, _where(backend), worker.stream, seen)
         subscription.start()
         return subscription
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from turnout_router.kvevents.wire import END, MAX_MESSAGE_BYTES, batch_of
+from turnout_router.kvevents.replay import AT_ONCE, WAITING_BATCHES, Replay, Turns, endpoint
+from turnout_router.kvevents.wire import FRAMES, MAX_MESSAGE_BYTES, NUMBER_BYTES, batch_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("turnout_router")
 
-AT_ONCE: Final = 64
-"""Batches read before others have their turn."""
-REPLAY_SECONDS: Final = 2.0
-"""Between two batches of a replay; vLLM looks for requests every 0.1 s."""
 RETRY_SECONDS: Final = 5.0
 """Until a replay is asked for again that was not answered at all."""
 CONFIRM_SECONDS: Final = 1.0
@@ -34,15 +31,11 @@ CONFIRM_SECONDS: Final = 1.0
 subscription, and what it publishes in between goes to nobody."""
 REOPEN_SECONDS: Final = 0.1
 """Until a lost worker is connected to again; from then on ZeroMQ tries, every 0.1 to 2 s."""
-WAITING_BATCHES: Final = 100_000
-"""Batches that wait to be read, as many as vLLM keeps for a slow reader. Beyond that they are lost, and replayed."""
-_NUMBER_BYTES: Final = 8
-_FRAMES: Final = 3
 _EVENTS: Final = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
 
 
 class Subscription:
-    """Feeds *stream* with what is published at *host*:*port*. *replay_port* 0: there is no replay.
+    """Feeds *stream* with what is published at *address*: host, port, and port of replays, 0 where there are none.
 
     *seen* is told the time (Unix, as the worker says) of every batch that comes as it is published.
     """
@@ -50,13 +43,14 @@ class Subscription:
     def __init__(
         self,
         context: zmq.Context[zmq.Socket[bytes]],
-        loop: asyncio.AbstractEventLoop,
+        turns: Turns,
         address: tuple[str, int, int],
         stream: EventStream,
         seen: Callable[[float], None],
     ) -> None:
         self._context = context
-        self._loop = loop
+        self._loop = turns.loop
+        self._turns = turns
         self._host, self._port, self._replay_port = address
         self._stream = stream
         self._seen = seen
@@ -80,7 +74,7 @@ class Subscription:
         publisher.set(zmq.SUBSCRIBE, b"")
         monitor = publisher.get_monitor_socket(_EVENTS)
         self._sockets = [publisher, monitor]
-        publisher.connect(_endpoint(self._host, self._port))
+        publisher.connect(endpoint(self._host, self._port))
         self._loop.add_reader(int(monitor.fd), self._watch)
         self._loop.add_reader(int(publisher.fd), self._read)
         self._watch()
@@ -135,7 +129,7 @@ class Subscription:
         self._loop.call_soon(self._read)
 
     def _understand(self, frames: list[bytes]) -> tuple[int, Batch]:
-        if len(frames) != _FRAMES or len(frames[1]) != _NUMBER_BYTES:
+        if len(frames) != FRAMES or len(frames[1]) != NUMBER_BYTES:
             return self._stream.next or 0, None
         batch = batch_of(frames[2])
         if batch is None:
@@ -158,7 +152,7 @@ class Subscription:
             self._replay = None
         if self._replay_port:
             self._replay = Replay(
-                self._context, self._loop, _endpoint(self._host, self._replay_port), first, self
+                self._context, self._turns, endpoint(self._host, self._replay_port), first, self
             )
         else:
             self._stream.replay_failed()
@@ -189,71 +183,3 @@ class Subscription:
         if self._replay is None and not self._stream.complete:
             self._anew = True
             self._ask(0)
-
-
-class Replay:
-    """One replay under way: asks *endpoint* for everything from number *first* on, and tells *asker* of it."""
-
-    def __init__(
-        self,
-        context: zmq.Context[zmq.Socket[bytes]],
-        loop: asyncio.AbstractEventLoop,
-        endpoint: str,
-        first: int,
-        asker: Subscription,
-    ) -> None:
-        self._loop = loop
-        self._asker = asker
-        self._answered = False
-        self._closed = False
-        self._socket = context.socket(zmq.DEALER)
-        self._socket.set(zmq.LINGER, 0)
-        self._socket.set(zmq.RCVHWM, WAITING_BATCHES)
-        self._socket.set(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
-        self._socket.set(zmq.IPV6, 1)
-        self._socket.connect(endpoint)
-        self._socket.send_multipart((b"", first.to_bytes(_NUMBER_BYTES, "big")), zmq.NOBLOCK)
-        self._patience = loop.call_later(REPLAY_SECONDS, self._expire)
-        loop.add_reader(int(self._socket.fd), self._read)
-        loop.call_soon(self._read)
-
-    def close(self) -> None:
-        """Listen no longer."""
-        if not self._closed:
-            self._closed = True
-            self._patience.cancel()
-            self._loop.remove_reader(int(self._socket.fd))
-            self._socket.close(linger=0)
-
-    def _read(self) -> None:
-        for _ in range(AT_ONCE):
-            if self._closed:
-                return
-            try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            self._take(frames)
-        self._loop.call_soon(self._read)
-
-    def _take(self, frames: list[bytes]) -> None:
-        """Take [nothing, topic, number, batch]; older versions of vLLM leave the topic out."""
-        if len(frames) < _FRAMES or len(frames[-2]) != _NUMBER_BYTES:
-            return
-        self._answered = True
-        if frames[-2] == END:
-            self.close()
-            self._asker.replay_ended(answered=True)
-            return
-        batch = batch_of(frames[-1])
-        self._asker.replayed(int.from_bytes(frames[-2], "big"), None if batch is None else batch.events)
-        self._patience.cancel()
-        self._patience = self._loop.call_later(REPLAY_SECONDS, self._expire)
-
-    def _expire(self) -> None:
-        self.close()
-        self._asker.replay_ended(answered=self._answered)
-
-
-def _endpoint(host: str, port: int) -> str:
-    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"

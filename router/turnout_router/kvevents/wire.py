@@ -16,7 +16,10 @@ from turnout.routing.tokens import extra_of
 
 END: Final = (-1).to_bytes(8, "big", signed=True)
 """In the place of a number: the end of a replay."""
-MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
+FRAMES: Final = 3
+"""A published message: topic, number, batch."""
+NUMBER_BYTES: Final = 8
+MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
 """A batch of a million tokens has about 5 MB."""
 
 _STORED: Final = (
