@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,7 +20,7 @@ from support.router_running import (
     pair,
     running_router,
 )
-from support.worker_process import free_port
+from support.worker_process import NAME, free_port, running_worker
 from turnout_router.settings import PeerSettings
 
 if TYPE_CHECKING:
@@ -67,6 +68,39 @@ async def test_a_prefix_that_one_router_sent_is_known_to_the_other(tmp_path: Pat
         await asyncio.gather(*held)
         await hears(b, 0)
         assert [await ask(b, long(number)) for number in range(PROMPTS)] == went
+
+
+async def test_a_conversation_that_hops_between_routers_stays_with_its_worker(tmp_path: Path) -> None:
+    """Turns alternate between two routers over real simulated workers: the workers' own counters show the hits."""
+    conversations, turns = 6, 4
+
+    async def talk(both: list[Running], number: int) -> set[str]:
+        messages: list[dict[str, str]] = []
+        went = set()
+        for turn in range(turns):
+            messages.append(
+                {"role": "user", "content": f"{number}, {turn}: " + f"{number} and {turn} " * 300}
+            )
+            body = {"model": NAME, "messages": messages, "max_tokens": 8, "stream": bool(number % 2)}
+            answer = await both[turn % 2].client.post("/v1/chat/completions", json=body)
+            assert answer.status_code == 200
+            went.add(answer.headers["x-turnout-backend"])
+            messages.append({"role": "assistant", "content": f"answer {turn}"})
+        return went
+
+    with ExitStack() as stack:
+        workers = [stack.enter_context(running_worker(role="aggregated", time_scale=5)) for _ in range(3)]
+        content = config([("aggregated", worker.url) for worker in workers], timeScale=5, servedNames=[NAME])
+        async with routers(tmp_path, content) as both:
+            await knowing(both, 1)
+            went = await asyncio.gather(*(talk(both, number) for number in range(conversations)))
+            for r in both:
+                await hears(r, 0)
+        hits = sum(worker.metric("vllm:prefix_cache_hits_total") for worker in workers)
+        queries = sum(worker.metric("vllm:prefix_cache_queries_total") for worker in workers)
+    assert [len(each) for each in went] == [1] * conversations
+    # Of 1 + 2 + 3 + 4 paragraphs asked for, 0 + 1 + 2 + 3 had been computed before.
+    assert hits / queries > 0.5
 
 
 async def test_what_one_router_has_in_flight_is_seen_by_the_other(tmp_path: Path) -> None:
