@@ -53,10 +53,10 @@ class Publishing:
         events = {"port": self.ports[0], "replayPort": self.ports[1]}
         return {"role": role, "url": self.worker.url, "kvTokens": 100_000, "kvEvents": events}
 
-    def ask(self, prompt: str = PROMPT) -> int:
+    def ask(self, prompt: str = PROMPT, **more: Any) -> int:
         """Ask it directly, so that no router sees it. Return how many blocks the prompt has."""
         body = {"model": NAME, "messages": [{"role": "user", "content": prompt}], "max_tokens": 4}
-        self.post("/v1/chat/completions", body)
+        self.post("/v1/chat/completions", body | more)
         return self.blocks_of(prompt)
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
@@ -143,6 +143,17 @@ async def test_what_somebody_else_has_sent_is_found(tmp_path: Path, stack: ExitS
         assert await r.metric("turnout_router_tokenized_total", outcome="known") == 2
         assert await r.metric("turnout_router_kv_events_workers", state="complete") == 2
         assert await r.metric("turnout_router_kv_events_total", what="batch") > 0
+
+
+async def test_salts_part_caches_for_the_router_as_for_the_engine(tmp_path: Path, stack: ExitStack) -> None:
+    """A prompt cached under one salt counts for requests with this salt only."""
+    one, other = Publishing(stack), Publishing(stack)
+    blocks = other.ask(cache_salt="pepper")
+    async with running_router(tmp_path, fleet(one.backend(), other.backend())) as r:
+        await until(r, one.id, state="complete")
+        await until(r, other.id, state="complete", blocks=blocks)
+        assert await cached_tokens(r, cache_salt="pepper") == {one.id: 0, other.id: 1280}
+        assert await cached_tokens(r) == {one.id: 0, other.id: 0}
 
 
 async def test_two_routers_find_the_same_worker(tmp_path: Path, stack: ExitStack) -> None:

@@ -77,8 +77,8 @@ def published() -> Iterator[tuple[WorkerProcess, Listener]]:
         listener.close()
 
 
-def ask(worker: WorkerProcess, prompt: str = PROMPT, model: str = NAME) -> None:
-    body = {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": 4}
+def ask(worker: WorkerProcess, prompt: str = PROMPT, model: str = NAME, **more: Any) -> None:
+    body = {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": 4, **more}
     httpx.post(f"{worker.url}/v1/chat/completions", json=body).raise_for_status()
 
 
@@ -112,9 +112,15 @@ def test_events_name_the_tokens_that_tokenize_gives(published: tuple[WorkerProce
     assert adapted["extra_keys"] == [["sql"]] * len(adapted["block_hashes"])
     assert not set(adapted["block_hashes"]) & set(stored["block_hashes"])
 
+    ask(worker, cache_salt="pepper")
+    _, _, (_, (salted,), _) = listener.hear()
+    assert salted["extra_keys"] == [["pepper"], *[None] * (len(salted["block_hashes"]) - 1)]
+    assert salted["token_ids"] == stored["token_ids"]
+    assert not set(salted["block_hashes"]) & set(stored["block_hashes"])
+
     for other in range(3):
         ask(worker, f"{other} is another prompt altogether. " * 150)
-    removed = {block for _, (_, events, _) in listener.replay(3) for e in events if e["type"] == "BlockRemoved" for block in e["block_hashes"]}  # fmt: skip
+    removed = {block for _, (_, events, _) in listener.replay(4) for e in events if e["type"] == "BlockRemoved" for block in e["block_hashes"]}  # fmt: skip
     assert removed & set(stored["block_hashes"]), "its room was needed"
 
     assert httpx.post(f"{worker.url}/reset_prefix_cache").json() == {"success": True}

@@ -139,15 +139,21 @@ class CacheEvents:
         self._requests: dict[str, tuple[int, ...]] = {}
         self._contents: dict[int, _Content] = {}
 
-    def expect(self, request: EngineRequest, content: bytes, adapter: str | None) -> None:
-        """Know the blocks of *request*, which has just been taken: *content* are the bytes of its tokens."""
+    def expect(
+        self, request: EngineRequest, content: bytes, adapter: str | None = None, salt: str | None = None
+    ) -> None:
+        """Know the blocks of *request*, which has just been taken: *content* are the bytes of its tokens.
+
+        A LoRA adapter parts every block's cache, a salt is told of the first one.
+        """
         width = self._block_size * TOKEN_BYTES
         self._requests[request.id] = request.block_hashes
         for index, block in enumerate(request.block_hashes):
             known = self._contents.get(block)
             if known is None:
                 data = content[index * width : (index + 1) * width]
-                known = self._contents[block] = _Content(data, adapter)
+                extra = [part for part in (adapter, None if index else salt) if part]
+                known = self._contents[block] = _Content(data, adapter, extra or None)
             known.requests += 1
 
     def forget(self, request_id: str) -> None:
@@ -187,19 +193,20 @@ class CacheEvents:
             lora_id=None if adapter is None else 1,
             medium=MEDIUM,
             lora_name=adapter,
-            extra_keys=[None if adapter is None else [adapter] for _ in contents],
+            extra_keys=[content.extra for content in contents],
             group_idx=0,
         )
 
 
 class _Content:
-    """A block's tokens, the adapter that reads them, and how many requests under way have it."""
+    """A block's tokens, the adapter that reads them, what parts its cache, and how many requests under way have it."""
 
-    __slots__ = ("adapter", "data", "requests")
+    __slots__ = ("adapter", "data", "extra", "requests")
 
-    def __init__(self, data: bytes, adapter: str | None) -> None:
+    def __init__(self, data: bytes, adapter: str | None, extra: list[str] | None) -> None:
         self.data = data
         self.adapter = adapter
+        self.extra = extra
         self.requests = 0
 
 

@@ -69,6 +69,8 @@ class CompletionRequest:
     """``do_remote_decode``: keep the KV for a decode worker."""
     remote: RemotePrefill | None
     """``do_remote_prefill``: fetch the KV from there."""
+    cache_salt: str | None = None
+    """Shares cached blocks only with requests of the same salt."""
 
 
 def parse(
@@ -139,6 +141,7 @@ def understand(
         continuous_usage=_flag(options, "continuous_usage_stats"),
         pin=pin,
         remote=remote,
+        cache_salt=_salt(fields),
     )
 
 
@@ -299,6 +302,13 @@ def _flag(fields: dict[str, Any], name: str) -> bool:
     if value is not None and not isinstance(value, bool):
         raise BadRequestError(f"{name} must be true or false, got {value!r}", name)
     return bool(value)
+
+
+def _salt(fields: dict[str, Any]) -> str | None:
+    salt = fields.get("cache_salt")
+    if salt is not None and not (isinstance(salt, str) and salt):
+        raise BadRequestError("Parameter 'cache_salt' must be a non-empty string if provided.", "cache_salt")
+    return salt
 
 
 def _transfer(fields: dict[str, Any]) -> tuple[bool, RemotePrefill | None]:

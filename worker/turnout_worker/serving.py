@@ -114,8 +114,8 @@ class Serving:
                 engine_request = self._engine_request(request, index, ids[index])
                 self._submit(engine_request, choice, generation)
                 if self._events is not None:
-                    adapter = request.model if request.model in settings.adapters else None
-                    self._events.expect(engine_request, _content(request, index), adapter)
+                    adapter, salt = self._apart(request)
+                    self._events.expect(engine_request, _content(request, index), adapter, salt)
             except BaseException:
                 generation.on_failed = exchange.on_gone = None
                 abort()
@@ -147,7 +147,7 @@ class Serving:
             try:
                 self._submit(engine_request, pooled, pooled)
                 if self._events is not None:
-                    self._events.expect(engine_request, one, None)
+                    self._events.expect(engine_request, one)
             except BaseException:
                 exchange.on_gone = None
                 pooled.forget()
@@ -168,8 +168,9 @@ class Serving:
     def _engine_request(self, request: CompletionRequest, index: int, request_id: str) -> EngineRequest:
         said = request.said[index]
         hashes = text.block_hashes(_content(request, index), self._settings.engine.block_size)
-        if request.model in self._settings.adapters:  # another cache than the model's own
-            other = hash(request.model)
+        apart = self._apart(request)
+        if any(apart):
+            other = hash(apart)
             hashes = tuple(number ^ other for number in hashes)
         return EngineRequest(
             id=request_id,
@@ -180,6 +181,11 @@ class Serving:
             pin=request.pin,
             remote_tokens=_remote_tokens(request),
         )
+
+    def _apart(self, request: CompletionRequest) -> tuple[str | None, str | None]:
+        """Return what parts the request's cache from the model's own: its LoRA adapter and its salt."""
+        adapter = request.model if request.model in self._settings.adapters else None
+        return adapter, request.cache_salt
 
     def _transfer_params(self, event: Finished) -> dict[str, Any]:
         """Return what a decode worker needs to fetch the prompt of *event*.
