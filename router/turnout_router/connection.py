@@ -13,13 +13,15 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast
 
+from turnout_router.drive import Drive
 from turnout_router.errors import ApiError, unavailable
 from turnout_router.http import CONTINUE, JSON, LAST_CHUNK, Fields, answer_head, chunk
 from turnout_router.reader import RequestReader
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Mapping
 
+    from turnout.routing import Grant
     from turnout_router.http import Request
     from turnout_router.listener import Listener
 
@@ -38,6 +40,17 @@ class Source(Protocol):
 
     def resume(self) -> None:
         """Go on."""
+
+
+class Caller:
+    """Who used a connection last: the *credential* as it was sent, and what it *grants* among all *known* keys."""
+
+    __slots__ = ("credential", "grants", "known")
+
+    def __init__(self, credential: bytes, known: Mapping[str, Grant], grants: Grant) -> None:
+        self.credential: Final = credential
+        self.known: Final = known
+        self.grants: Final = grants
 
 
 class Handler(Protocol):
@@ -63,6 +76,7 @@ class ClientConnection(asyncio.Protocol):
     __slots__ = (
         "_chunked",
         "_deadline",
+        "_drive",
         "_early",
         "_head",
         "_keep",
@@ -73,9 +87,10 @@ class ClientConnection(asyncio.Protocol):
         "_reading",
         "_request",
         "_stalled_since",
-        "_task",
+        "_starting",
         "_transport",
         "_wait",
+        "caller",
         "gone",
         "source",
         "started",
@@ -92,11 +107,14 @@ class ClientConnection(asyncio.Protocol):
         self._wait: _Wait = "request"
         self._deadline = loop.time() + self._limits.head_seconds
         self._request: Request | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._drive: Drive | None = None
+        self._starting = False
         self._head: bytes | None = None
         self._chunked = False
         self._stalled_since: float | None = None
         self._keep = True
+        self.caller: Caller | None = None
+        """What the handler remembers of who uses this connection."""
         self.source: Source | None = None
         self.started = False
         self.gone = False
@@ -133,8 +151,7 @@ class ClientConnection(asyncio.Protocol):
         self.gone = True
         self._reader.let_go(None)
         self._listener.forget(self)
-        if self._task is not None:
-            self._task.cancel()
+        self.cancel()
 
     def pause_writing(self) -> None:
         """Hold the source back: the client reads more slowly than the answer comes."""
@@ -207,10 +224,15 @@ class ClientConnection(asyncio.Protocol):
 
     def cut(self) -> None:
         """End now: what runs is told so, see `Exchange`."""
-        if self._task is not None:
-            self._task.cancel()
+        if self._drive is not None:
+            self._drive.cancel()
         else:
             self._close()
+
+    def cancel(self) -> None:
+        """Cancel what serves the request under way, if one is."""
+        if self._drive is not None:
+            self._drive.cancel()
 
     def abort(self) -> None:
         """Drop the connection."""
@@ -268,23 +290,23 @@ class ClientConnection(asyncio.Protocol):
         if coroutine is None:
             self._finish()
             return
-        self._task = self._loop.create_task(coroutine)
-        self._task.add_done_callback(self._on_done)
+        self._drive = Drive(coroutine, self._on_end)
+        self._starting = True
+        self._drive.resume()
+        self._starting = False
 
-    def _on_done(self, task: asyncio.Task[None]) -> None:
-        self._task = None
+    def _on_end(self, failure: BaseException | None) -> None:
+        self._drive = None
         self.source = None
-        failure = None if task.cancelled() else task.exception()
         if failure is not None:
-            _LOG.error("a request ended in a fault of the router", exc_info=failure)
             self._keep = False
-            if not self.started and not self.gone:
-                error = ApiError(500, "The router failed on this request.", type="server_error")
-                self.respond_error(error)
-        if task.cancelled():
-            self._keep = False
+            if not isinstance(failure, asyncio.CancelledError):
+                _LOG.error("a request ended in a fault of the router", exc_info=failure)
+                if not self.started and not self.gone:
+                    error = ApiError(500, "The router failed on this request.", type="server_error")
+                    self.respond_error(error)
         self._finish()
-        if not self.gone:
+        if not self.gone and not self._starting:  # where it has just been started, whoever did so goes on
             self._advance()
 
     def _finish(self) -> None:

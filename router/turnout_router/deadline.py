@@ -16,12 +16,11 @@ async def within(seconds: float, exchange: Exchange, client: ClientConnection) -
     Cancelling it takes the request out of the queue, or closes the connections to its workers, who stop computing;
     no worker is blamed.
     """
-    task = asyncio.current_task()
 
     def expire() -> None:
-        if task is not None and not client.started:
+        if not client.started:
             exchange.expired = True
-            task.cancel()
+            client.cancel()
 
     alarm = asyncio.get_running_loop().call_later(seconds, expire)
     try:

@@ -12,21 +12,54 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+import orjson
+
 from turnout.routing import needs_local_prefill
 from turnout_router.dialects import ANTHROPIC, OPENAI, RESPONSES, Dialect
 from turnout_router.errors import malformed
 from turnout_router.events import MESSAGE_EVENTS, RESPONSE_EVENTS, EventForm
+from turnout_router.usage import Usage
 
 if TYPE_CHECKING:
     from turnout_router.http import Fields
 
-_GENERATED: Final = (
+
+@dataclass(frozen=True, slots=True)
+class UsageForm:
+    """Where an answer's usage says its tokens: the prompt is the sum of the fields `prompt`.
+
+    Cached tokens stand in the field `cached`, of the object `details` where there is one. The patterns find prompt and output
+    in the text of an answer of which only a part is known, or whose usage stands elsewhere.
+    """
+
+    prompt: tuple[str, ...]
+    output: str
+    details: str
+    cached: str
+    prompt_pattern: re.Pattern[bytes]
+    output_pattern: re.Pattern[bytes]
+
+
+_GENERATED: Final = UsageForm(
+    ("prompt_tokens",),
+    "completion_tokens",
+    "prompt_tokens_details",
+    "cached_tokens",
     re.compile(rb'"prompt_tokens":\s*([0-9]{1,12})'),
     re.compile(rb'"completion_tokens":\s*([0-9]{1,12})'),
 )
-_IN_AND_OUT: Final = (
-    re.compile(rb'"(?:cache_read_|cache_creation_)?input_tokens":\s*([0-9]{1,12})'),
-    re.compile(rb'"output_tokens":\s*([0-9]{1,12})'),
+_PROMPT_PARTS: Final = re.compile(rb'"(?:cache_read_|cache_creation_)?input_tokens":\s*([0-9]{1,12})')
+_OUTPUT: Final = re.compile(rb'"output_tokens":\s*([0-9]{1,12})')
+_RESPONDED: Final = UsageForm(
+    ("input_tokens",), "output_tokens", "input_tokens_details", "cached_tokens", _PROMPT_PARTS, _OUTPUT
+)
+_SAID: Final = UsageForm(
+    ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"),
+    "output_tokens",
+    "",
+    "cache_read_input_tokens",
+    _PROMPT_PARTS,
+    _OUTPUT,
 )
 """In a message's usage, tokens that were cached stand beside `input_tokens`: the prompt is their sum."""
 
@@ -72,7 +105,7 @@ class Endpoint:
     - `output_caps`: fields that bound the output, the first one that is given counts; () where nothing is generated.
     - `prefill`: how the prefill half is asked; None where prompt and answer cannot be parted.
     - `stream`: how a stream is read: `chunks` of OpenAI's completions, or typed events; None: never streamed.
-    - `usage`: where a whole answer's tokens stand, (prompt, output).
+    - `usage`: where a whole answer's tokens stand.
     - `serves`: whether the engine computes something; what only counts tokens is no sign of load or goodput.
     - `key_field`: a header field, beside `Authorization`, in which this API's clients send their key.
     """
@@ -83,7 +116,7 @@ class Endpoint:
     output_caps: tuple[str, ...] = ()
     prefill: Prefill | None = None
     stream: Literal["chunks"] | EventForm | None = None
-    usage: tuple[re.Pattern[bytes], re.Pattern[bytes]] = _GENERATED
+    usage: UsageForm = _GENERATED
     dialect: Dialect = OPENAI
     refused: tuple[tuple[str, str], ...] = ()
     serves: bool = True
@@ -97,19 +130,39 @@ class Endpoint:
             if body.get(name):
                 raise malformed(f"`{name}` is not supported here: {why}", name)
 
-    def usage_of(self, body: bytes) -> tuple[int, int]:
-        """Return (prompt tokens, output tokens) of a complete answer, 0 where it does not say.
+    def usage_of(self, body: bytes) -> Usage:
+        """Return what a complete answer, or its last part, says of its tokens.
 
-        Found by text: inside a JSON string a quote is always escaped, so the names cannot be part of an answer's
-        text; usage is the last object in which they can stand.
+        `usage` is found by text, for it stands near the end: inside a JSON string a quote is always escaped, so the
+        name cannot be part of an answer's text.
         """
+        form = self.usage
         at = body.rfind(b'"usage"')
-        told = body[at:] if at > 0 else b""
-        prompt, output = self.usage
-        prompt_tokens = sum(int(found) for found in prompt.findall(told))
-        return prompt_tokens or _last_count(prompt, body), _last_count(output, told) or _last_count(
-            output, body
+        if at >= 0:
+            try:
+                told = orjson.loads(b"{" + body[at:]).get("usage")
+            except orjson.JSONDecodeError:
+                told = None  # not a field of the outermost object
+            if isinstance(told, dict):
+                prompt = 0
+                for name in form.prompt:
+                    prompt += _count(told.get(name))
+                held = told.get(form.details) if form.details else told
+                cached = held.get(form.cached) if isinstance(held, dict) else None
+                return Usage(
+                    prompt, _count(told.get(form.output)), None if cached is None else _count(cached)
+                )
+        told_text = body[at:] if at > 0 else b""
+        prompt = sum(int(found) for found in form.prompt_pattern.findall(told_text))
+        return Usage(
+            prompt or _last_count(form.prompt_pattern, body),
+            _last_count(form.output_pattern, told_text) or _last_count(form.output_pattern, body),
+            None,
         )
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
 
 
 def _last_count(pattern: re.Pattern[bytes], text: bytes) -> int:
@@ -164,7 +217,7 @@ RESPONSE: Final = Endpoint(
     output_caps=("max_output_tokens",),
     prefill=Prefill("max_output_tokens", _runs_tools, without=("stream_options",)),
     stream=RESPONSE_EVENTS,
-    usage=_IN_AND_OUT,
+    usage=_RESPONDED,
     dialect=RESPONSES,
     refused=(
         ("background", "an answer must be taken as it comes; leave it out."),
@@ -180,7 +233,7 @@ MESSAGE: Final = _anthropic(
     output_caps=("max_tokens",),
     prefill=Prefill("max_tokens", _never),
     stream=MESSAGE_EVENTS,
-    usage=_IN_AND_OUT,
+    usage=_SAID,
 )
 COUNT_TOKENS: Final = _anthropic(path=b"/v1/messages/count_tokens", serves=False)
 EMBEDDINGS: Final = Endpoint(

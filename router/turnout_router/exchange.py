@@ -25,11 +25,10 @@ from turnout_router.errors import (
     unavailable,
 )
 from turnout_router.events import EventForm, EventTap
-from turnout_router.hold import cached_in
 from turnout_router.http import JSON, post
 from turnout_router.openai import decode_body, prefill_body
 from turnout_router.relay import Collected, Relay
-from turnout_router.usage import StreamTap
+from turnout_router.usage import StreamTap, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
     from turnout_router.settings import UpstreamLimits
     from turnout_router.upstream import UpstreamConnection
 
+_NOBODY: Final[frozenset[str]] = frozenset()
 _CLIENT_LEFT: Final = 499
 _BAD_GATEWAY: Final = 502
 _UNAVAILABLE: Final = 503
@@ -131,8 +131,8 @@ class Exchange:
         self.expired = False
         self._began = clock()
         self._retries = 0
-        self._excluded: frozenset[str] = frozenset()
-        self._avoided: frozenset[str] = frozenset()
+        self._excluded = _NOBODY
+        self._avoided = _NOBODY
         self._local: LocalReason | None = request.local
         self._failure: UpstreamError | None = None
         self._prefill_failed = False
@@ -161,7 +161,8 @@ class Exchange:
             await self._enter()
             exact = self._backends.exact
             if exact is not None:
-                self._prompt = await exact.read(self._route, self._request, self._prompt)
+                reading = exact.read(self._route, self._request, self._prompt)
+                self._prompt = await asyncio.get_running_loop().create_task(reading)
             status = await self._serve()
         except ApiError as error:
             status = error.status
@@ -279,14 +280,16 @@ class Exchange:
         answer = Collected(self._limits.prefill_answer_bytes)
         hold = self._backends.hold(backend, self._request.prompt_tokens, choice)
         try:
-            await self._backends.pools.of((backend.host, backend.port)).exchange(
-                self._post(backend, prefill_body(self._request, backend)),
+            pool = self._backends.pools.of((backend.host, backend.port))
+            await pool.exchange(
+                self._post(pool.host, prefill_body(self._request, backend)),
                 answer,
                 seconds=self._backends.patience(backend, self._limits.prefill_seconds),
                 idle_seconds=None,
                 what="the prefill",
             )
-            hold.found(cached_in(answer.body), self._request.endpoint.usage_of(answer.body)[0])
+            usage = self._request.endpoint.usage_of(answer.body)
+            hold.found(usage.cached, usage.prompt)
         finally:
             hold.end()
         if answer.status >= _SERVER_ERROR:
@@ -316,8 +319,9 @@ class Exchange:
             seconds = self._backends.patience(backend, self._limits.first_byte_seconds)
         else:
             seconds = self._limits.answer_seconds
-        await self._backends.pools.of((backend.host, backend.port)).exchange(
-            self._post(backend, decode_body(request, backend, params)),
+        pool = self._backends.pools.of((backend.host, backend.port))
+        await pool.exchange(
+            self._post(pool.host, decode_body(request, backend, params)),
             relay,
             seconds=seconds,
             idle_seconds=self._limits.stream_idle_seconds if request.stream else None,
@@ -329,11 +333,11 @@ class Exchange:
         body = relay.finish()
         self._backends.succeeded(backend)
         if relay.status < _CLIENT_ERROR and request.endpoint.serves:
-            self._account(tap, body)
+            usage = request.endpoint.usage_of(body) if tap is None else tap.usage
+            self._account(tap, usage)
             if params is None:
                 # What was moved there counts as cached, too: nothing would be learnt of its own cache.
-                cached = cached_in(body) if tap is None else tap.cached_tokens
-                hold.found(cached, request.endpoint.usage_of(body)[0] if tap is None else tap.prompt_tokens)
+                hold.found(usage.cached, usage.prompt)
         return relay.status
 
     def _tap(self) -> StreamTap | EventTap | None:
@@ -395,12 +399,12 @@ class Exchange:
             fields = (JSON, *error.headers, *ids, *self._explanation())
             self._client.respond(error.status, fields, dialect.body(error))
 
-    def _account(self, tap: StreamTap | EventTap | None, body: bytes) -> None:
+    def _account(self, tap: StreamTap | EventTap | None, usage: Usage) -> None:
         metrics, scale = self._metrics, self._route.time_scale
+        prompt_tokens, output_tokens = usage.prompt, usage.output
         duration = (self._clock() - self._began) * scale
         first = inter = None
         if tap is not None and tap.first_token_at is not None:
-            prompt_tokens, output_tokens = tap.prompt_tokens, tap.output_tokens
             self._decision.first_token_at = tap.first_token_at
             first = (tap.first_token_at - self._began) * scale
             inter = mean_inter_token_seconds(
@@ -409,8 +413,6 @@ class Exchange:
             metrics.first_token.observe(first)
             if inter is not None:
                 metrics.inter_token.observe(inter)
-        else:
-            prompt_tokens, output_tokens = self._request.endpoint.usage_of(body)
         self._decision.usage = prompt_tokens, output_tokens
         metrics.duration.observe(duration)
         metrics.prompt_tokens += prompt_tokens
@@ -429,7 +431,7 @@ class Exchange:
     def _fields(self, backend: Backend, answer: Collected) -> Fields:
         return ((b"content-type", answer.content_type), *self._own_fields(backend))
 
-    def _post(self, backend: Backend, body: bytes) -> bytes:
+    def _post(self, host: bytes, body: bytes) -> bytes:
         suffix = b"-%d" % self._retries if self._retries else b""
         fields = ((b"x-request-id", self._identity.sent + suffix), *self._identity.trace)
-        return post(self._request.endpoint.path, f"{backend.host}:{backend.port}".encode(), body, fields)
+        return post(self._request.endpoint.path, host, body, fields)

@@ -7,17 +7,18 @@ endpoints.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import random
 import re
 import time
 import uuid
+from hmac import compare_digest
 from typing import TYPE_CHECKING, Any, Final
 
 from turnout.routing import resolve
 from turnout.routing.admission import NORMAL
 from turnout_router.admission import tier_of
 from turnout_router.asks import NOTHING, PREFIX, read_asks
+from turnout_router.connection import Caller
 from turnout_router.deadline import within
 from turnout_router.decisions import Decisions
 from turnout_router.dialects import ANTHROPIC
@@ -66,7 +67,7 @@ class Gateway:
         self._clock = clock
         self._draws = random.Random()  # noqa: S311 - shares out requests by weight, guards nothing
         self._prefix = uuid.uuid4().hex[:16].encode()
-        self._count = itertools.count(1)
+        self._count = 0
         self.decisions = Decisions(clock, time.time)
         self.ready = False
         """Whether a fleet has been seen."""
@@ -106,7 +107,7 @@ class Gateway:
             if method in {"GET", "HEAD"}:
                 dialect = dialect_of(path, request.fields)
                 anthropic = dialect is ANTHROPIC
-                grant = self._authenticate(request, MESSAGE.key_field if anthropic else None)
+                grant = self._authenticate(request, client, MESSAGE.key_field if anthropic else None)
                 body = models_body(self._backends.fleet, grant, request.target, anthropic=anthropic)
                 client.respond(200, (JSON, *dialect.id_fields(identity.shown)), body)
                 return None
@@ -121,7 +122,7 @@ class Gateway:
     def _complete(
         self, endpoint: Endpoint, request: Request, client: ClientConnection, identity: Identity
     ) -> Coroutine[Any, Any, None]:
-        grant = self._authenticate(request, endpoint.key_field)
+        grant = self._authenticate(request, client, endpoint.key_field)
         require_body(request)
         completion = parse(endpoint, request.body)
         if not self.ready:
@@ -158,11 +159,14 @@ class Gateway:
             return self._settings.auth == "open" or (grant is not None and grant.explain)
         return self._settings.explain == "all"
 
-    def _authenticate(self, request: Request, key_field: bytes | None = None) -> Grant | None:
+    def _authenticate(
+        self, request: Request, client: ClientConnection, key_field: bytes | None = None
+    ) -> Grant | None:
         """Return what the client's key grants, None for a client that needs none. Raise ApiError (401) otherwise.
 
         The key is a bearer token, or stands in *key_field* where there is no `Authorization`. Keys are looked up
-        by their SHA-256: how long that takes says nothing about any key.
+        by their SHA-256: how long that takes says nothing about any key. The next request of a connection that sends
+        the same one needs no look-up, as long as the keys are the same.
         """
         grants = self._backends.fleet.grants
         required = self._settings.auth == "required"
@@ -175,23 +179,31 @@ class Gateway:
             if required:
                 raise key_missing()
             return None
+        before = client.caller
+        if before is not None and before.known is grants and compare_digest(before.credential, value):
+            return before.grants
         scheme, _, key = value.partition(b" ")
         grant = grants.get(hashlib.sha256(key.strip()).hexdigest()) if scheme.lower() == b"bearer" else None
         if grant is None:
             raise key_wrong()
+        client.caller = Caller(value, grants, grant)
         return grant
 
     def _identify(self, request: Request) -> Identity:
-        own = b"%b-%x" % (self._prefix, next(self._count))
-        given = None
-        trace, asks = [], []
+        self._count += 1
+        own = b"%b-%x" % (self._prefix, self._count)
+        given: bytes | None = None
+        trace: Fields = ()
+        asks: Fields = ()
         for field in request.fields:
-            if field[0] == b"x-request-id":
-                given = field[1]
-            elif field[0] in _TRACE_FIELDS:
-                trace.append(field)
-            elif field[0].startswith(PREFIX):
-                asks.append(field)
+            name = field[0]
+            if name.startswith(b"x-"):
+                if name == b"x-request-id":
+                    given = field[1]
+                elif name.startswith(PREFIX):
+                    asks = (*asks, field)
+            elif name.startswith(b"trace") and name in _TRACE_FIELDS:
+                trace = (*trace, field)
         if given is None or not _REQUEST_ID.fullmatch(given):
-            return Identity(own, own, tuple(trace), tuple(asks))
-        return Identity(given, b"%b-%b" % (given, own), tuple(trace), tuple(asks))
+            return Identity(own, own, trace, asks)
+        return Identity(given, b"%b-%b" % (given, own), trace, asks)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -11,8 +10,6 @@ if TYPE_CHECKING:
     from turnout.routing.ledger import Ledger, Ticket
     from turnout.routing.policy import Picks
     from turnout_router.peers.outbox import Outbox
-
-_CACHED: Final = re.compile(rb'"(?:cached_tokens|cache_read_input_tokens)":\s*([0-9]{1,12})')
 
 
 class InFlight:
@@ -109,9 +106,3 @@ class Hold:
             self._ledger.finished(self._ticket, now, self._cached_tokens, self._prompt_tokens)
             if self._outbox is not None:
                 self._outbox.finished(self._number, self._cached_tokens, self._prompt_tokens)
-
-
-def cached_in(body: bytes) -> int | None:
-    """Return the cached tokens that a whole answer's usage tells, None where it does not."""
-    found = _CACHED.findall(body)
-    return int(found[-1]) if found else None

@@ -6,7 +6,6 @@ Each block's hash takes the one before it as its seed (xxh3, 64 bit), so that a 
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -37,9 +36,11 @@ def prompt_blocks(body: Mapping[str, Any], prompt: Sequence[bytes]) -> tuple[int
         if value:
             seed = xxh3_64_intdigest(orjson.dumps(value), seed)
     data = prompt[0] if len(prompt) == 1 else b"".join(prompt)
-    ends = range(0, min(len(data), MAX_BLOCKS * BLOCK_BYTES) + 1, BLOCK_BYTES)
     hashes = []
-    for begin, end in pairwise(ends):
-        seed = xxh3_64_intdigest(data[begin:end], seed)
+    end = min(len(data), MAX_BLOCKS * BLOCK_BYTES)
+    at = BLOCK_BYTES
+    while at <= end:
+        seed = xxh3_64_intdigest(data[at - BLOCK_BYTES : at], seed)
         hashes.append(seed)
+        at += BLOCK_BYTES
     return tuple(hashes)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import httptools
 
+from turnout_router.drive import Signal
 from turnout_router.errors import UpstreamError
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._parser = httptools.HttpResponseParser(self)
         self._answer: Answer | None = None
-        self._done: asyncio.Future[None] | None = None
+        self._done: Signal | None = None
         self._fields: list[tuple[bytes, bytes]] = []
         self._pieces: list[bytes] = []
         self._head_bytes = 0
@@ -95,14 +96,14 @@ class UpstreamConnection(asyncio.Protocol):
 
     def begin(
         self, request: bytes, answer: Answer, *, seconds: float, idle_seconds: float | None, what: str
-    ) -> asyncio.Future[None]:
-        """Send *request* and return the future of its end, which fails with UpstreamError.
+    ) -> Signal:
+        """Send *request* and return the signal of its end, which comes with UpstreamError where it failed.
 
         *seconds* is how long the answer may take, all of it; where *idle_seconds* is given, only until its body
         begins, and each further piece may take that long. *what* names the exchange in messages.
         """
         self._answer = answer
-        self._done = self._loop.create_future()
+        done = self._done = Signal(self._loop)
         self._fields = []
         self._head_bytes = self._field_count = 0
         self._head_done = self._framed = self._complete = self._keep = self.heard = False
@@ -110,7 +111,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._idle_seconds = idle_seconds
         self._timeout_message = f"{what} took too long"
         self._transport.write(request)
-        return self._done
+        return done
 
     @property
     def stale(self) -> bool:
@@ -236,16 +237,16 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _finish(self) -> None:
         done = self._release()
-        if done is not None and not done.done():
-            done.set_result(None)
+        if done is not None:
+            done.set()
 
     def _fail(self, error: UpstreamError) -> None:
         done = self._release()
         self.close()
-        if done is not None and not done.done():
-            done.set_exception(error)
+        if done is not None:
+            done.set(error)
 
-    def _release(self) -> asyncio.Future[None] | None:
+    def _release(self) -> Signal | None:
         done, self._done, self._answer = self._done, None, None
         self.resume()
         self._deadline = _NEVER
@@ -258,6 +259,8 @@ class Pool:
 
     def __init__(self, address: Address, limits: UpstreamLimits) -> None:
         self.address = address
+        self.host = b"%b:%d" % (address[0].encode(), address[1])
+        """What requests call it in their `host` field."""
         self.limits = limits
         self._kept: list[UpstreamConnection] = []
         self._used: set[UpstreamConnection] = set()
@@ -361,14 +364,16 @@ class Pool:
             connection.close()
         return None
 
+    async def _open(self, loop: asyncio.AbstractEventLoop) -> UpstreamConnection:
+        host, port = self.address
+        async with asyncio.timeout(self.limits.connect_seconds):
+            _, connection = await loop.create_connection(lambda: UpstreamConnection(self, loop), host, port)
+        return connection
+
     async def _connect(self) -> UpstreamConnection:
         loop = asyncio.get_running_loop()
-        host, port = self.address
         try:
-            async with asyncio.timeout(self.limits.connect_seconds):
-                _, connection = await loop.create_connection(
-                    lambda: UpstreamConnection(self, loop), host, port
-                )
+            return await loop.create_task(self._open(loop))
         except TimeoutError as error:
             seconds = self.limits.connect_seconds
             raise UpstreamError("connect", f"no connection to it within {seconds:g} s") from error
@@ -376,7 +381,6 @@ class Pool:
             raise UpstreamError(
                 "connect", f"it cannot be connected to ({error.strerror or error})"
             ) from error
-        return connection
 
 
 class ConnectionTaker(Protocol):

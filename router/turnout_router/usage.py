@@ -22,6 +22,17 @@ _DONE_BYTES: Final = 32
 """The last event and the ends of lines around it have no more."""
 
 
+class Usage:
+    """Tokens of one answer, 0 where it does not say; `cached` is None where it does not."""
+
+    __slots__ = ("cached", "output", "prompt")
+
+    def __init__(self, prompt: int, output: int, cached: int | None) -> None:
+        self.prompt: Final = prompt
+        self.output: Final = output
+        self.cached: Final = cached
+
+
 class Tap:
     """What a stream of server-sent events told. Times are on the caller's clock; 0 tokens where usage never came."""
 
@@ -47,6 +58,11 @@ class Tap:
         self.prompt_tokens = 0
         self.output_tokens = 0
         self.cached_tokens: int | None = None
+
+    @property
+    def usage(self) -> Usage:
+        """What the stream said of its tokens."""
+        return Usage(self.prompt_tokens, self.output_tokens, self.cached_tokens)
 
 
 class StreamTap(Tap):

@@ -341,7 +341,27 @@ def test_whole_answers_tell_their_tokens(path: str, usage: Any, tokens: tuple[in
     value = {"content": [tool, {"text": text}]} | ({} if usage is None else {"usage": usage})
     if usage is None:
         del value["content"]
-    assert ENDPOINTS[path.encode()].usage_of(orjson.dumps(value)) == tokens
+    found = ENDPOINTS[path.encode()].usage_of(orjson.dumps(value))
+    assert (found.prompt, found.output) == tokens
+    for before in (b"", b" " * 50):
+        part = ENDPOINTS[path.encode()].usage_of(before + orjson.dumps([value])[3:])
+        assert (part.prompt, part.output) == tokens, "of a part of it, or one that stands deeper, too"
+
+
+@pytest.mark.parametrize(
+    ("path", "usage", "cached"),
+    [
+        ("/v1/messages", {"input_tokens": 3, "cache_read_input_tokens": 4, "output_tokens": 2}, 4),
+        ("/v1/messages", {"input_tokens": 7, "output_tokens": 2}, None),
+        ("/v1/responses", {"input_tokens": 7, "input_tokens_details": {"cached_tokens": 4}}, 4),
+        ("/v1/chat/completions", {"prompt_tokens": 70, "prompt_tokens_details": {"cached_tokens": 12}}, 12),
+        ("/v1/chat/completions", {"prompt_tokens": 70, "prompt_tokens_details": None}, None),
+        ("/v1/chat/completions", {"prompt_tokens": 70}, None),
+    ],
+)
+def test_whole_answers_tell_what_was_cached(path: str, usage: Any, cached: int | None) -> None:
+    """Where the engine says so; None where it does not."""
+    assert ENDPOINTS[path.encode()].usage_of(orjson.dumps({"usage": usage, "id": "x"})).cached == cached
 
 
 def test_an_endless_event_is_refused() -> None:

@@ -13,7 +13,6 @@ from support.router_mock_backend import mock_worker
 from support.router_running import DEPLOYMENT, MODEL, Running, config, running_router
 from support.worker_process import NAME, WorkerProcess, running_worker
 from turnout.routing.policy import PrefixAware
-from turnout_router.hold import cached_in
 from turnout_router.prefixes import BLOCK_BYTES, MAX_BLOCKS, prompt_blocks
 
 if TYPE_CHECKING:
@@ -141,12 +140,6 @@ def test_equal_beginnings_have_equal_hashes() -> None:
 def test_the_longest_prompt_is_bounded() -> None:
     """However long, no more than so many blocks are hashed and kept."""
     assert len(_blocks({"prompt": "a" * (MAX_BLOCKS + 10) * BLOCK_BYTES}, "prompt")) == MAX_BLOCKS
-
-
-def test_cached_tokens_are_found_in_a_whole_answer() -> None:
-    """By the last place that says so; None where nothing does."""
-    assert cached_in(b'{"usage":{"prompt_tokens_details":{"cached_tokens": 12}}}') == 12
-    assert cached_in(b'{"usage":{"prompt_tokens":3}}') is None
 
 
 def _policy(r: Running) -> PrefixAware:

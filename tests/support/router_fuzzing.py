@@ -238,7 +238,7 @@ class Checks:
 
     def _turn(self, connection: ClientConnection) -> None:
         """Let what was asked for be answered; without workers that takes a turn of the loop per request."""
-        while connection._task is not None:
+        while connection._drive is not None:
             self.loop.run_until_complete(asyncio.sleep(0))
 
     def client(self, data: bytes, draw: random.Random) -> None:
@@ -273,11 +273,14 @@ class Checks:
         if not wire.closed and draw.random() < 0.5:
             self.clock.now += 100.0
             connection.check_deadline(self.clock.now)
-        if not done.done() or wire.closed:
+        if not done.is_set or wire.closed:
             connection.connection_lost(None)
-        assert done.done()
-        error = done.exception()
-        assert error is None or isinstance(error, UpstreamError), repr(error)
+        assert done.is_set
+        error: UpstreamError | None = None
+        try:
+            done.result()
+        except UpstreamError as failure:
+            error = failure
         if error is None:
             try:
                 relay.finish()

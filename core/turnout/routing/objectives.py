@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from turnout.routing.fleet import DeploymentRoute
 
 
-class Timing(NamedTuple):
+class Timing:
     """How one request that ran to its end went, in the deployment's seconds.
 
     `first_token_seconds` and `inter_token_seconds` are None where they could not be seen: an answer that is not
     streamed comes in one piece, and a single token has no successor.
     """
 
-    duration_seconds: float
-    output_tokens: int
-    first_token_seconds: float | None = None
-    inter_token_seconds: float | None = None
+    __slots__ = ("duration_seconds", "first_token_seconds", "inter_token_seconds", "output_tokens")
+
+    def __init__(
+        self,
+        duration_seconds: float,
+        output_tokens: int,
+        first_token_seconds: float | None = None,
+        inter_token_seconds: float | None = None,
+    ) -> None:
+        self.duration_seconds: Final = duration_seconds
+        self.output_tokens: Final = output_tokens
+        self.first_token_seconds: Final = first_token_seconds
+        self.inter_token_seconds: Final = inter_token_seconds
 
 
 def mean_inter_token_seconds(first: float, last: float, output_tokens: int) -> float | None:

@@ -1,0 +1,172 @@
+"""Runs a request's coroutine without a task of asyncio: it starts at once, and what it waits for resumes it at once.
+
+A task is started, woken and ended by the event loop's next rounds, each with a poll of all sockets, and is kept in a
+register written in Python: for a request that waits once, for its worker, that was a fifth of all its work.
+
+`Signal` is what such a coroutine waits for. Futures can be waited for as well, and tasks can wait for signals. What
+asks for the current task (`asyncio.timeout`, `asyncio.TaskGroup`) belongs into a task of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Generator
+    from contextvars import Context
+
+
+class Signal:
+    """Something that happens once: `set` resumes the one who waits for it, with an exception if one is given.
+
+    `is_set` says whether it has happened.
+    """
+
+    __slots__ = ("_asyncio_future_blocking", "_callback", "_context", "_drive", "_error", "_loop", "is_set")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._asyncio_future_blocking = False
+        self._loop = loop
+        self.is_set = False
+        self._error: BaseException | None = None
+        self._drive: Drive | None = None
+        self._callback: Callable[[Signal], object] | None = None
+        self._context: Context | None = None
+
+    def set(self, error: BaseException | None = None) -> None:
+        """Resume who waits. A second time means nothing."""
+        if self.is_set:
+            return
+        self.is_set = True
+        self._error = error
+        drive, self._drive = self._drive, None
+        if drive is not None:
+            drive.resume()
+        elif self._callback is not None:
+            self._loop.call_soon(self._callback, self, context=self._context)
+
+    def __await__(self) -> Generator[Signal, None, None]:
+        """Wait for it."""
+        return cast("Generator[Signal, None, None]", self)  # as far as `await` asks
+
+    def __iter__(self) -> Signal:
+        """Return itself: it is its own iterator."""
+        return self
+
+    def __next__(self) -> Signal:
+        """Hand itself to whoever runs the coroutine; after it was set, let the coroutine go on."""
+        if not self.is_set:
+            self._asyncio_future_blocking = True
+            return self
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        raise StopIteration
+
+    # What a task asks of a future
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the loop that it belongs to."""
+        return self._loop
+
+    def add_done_callback(
+        self, callback: Callable[[Signal], object], *, context: Context | None = None
+    ) -> None:
+        """Have *callback* called in the loop's next round after it was set."""
+        self._callback, self._context = callback, context
+        if self.is_set:
+            self._loop.call_soon(callback, self, context=context)
+
+    def remove_done_callback(self, _callback: Callable[[Signal], object]) -> int:
+        """Forget the callback."""
+        self._callback = None
+        return 1
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Have who waits be told that it is cancelled."""
+        if self.is_set:
+            return False
+        self.set(asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg))
+        return True
+
+    def result(self) -> None:
+        """Raise what it was set with."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def wait_with(self, drive: Drive) -> None:
+        """Resume *drive* when it is set."""
+        self._asyncio_future_blocking = False
+        self._drive = drive
+
+    def abandon(self) -> None:
+        """Resume nobody any more."""
+        self._drive = None
+
+
+class Drive:
+    """Runs *coroutine*; `ended` is called with None, or with what it raised (CancelledError included)."""
+
+    __slots__ = ("_cancelled", "_coroutine", "_ended", "_future", "_running", "_signal")
+
+    def __init__(
+        self, coroutine: Coroutine[Any, Any, None], ended: Callable[[BaseException | None], None]
+    ) -> None:
+        self._coroutine = coroutine
+        self._ended = ended
+        self._signal: Signal | None = None
+        self._future: asyncio.Future[Any] | None = None
+        self._running = False
+        self._cancelled = False
+
+    def resume(self) -> None:
+        """Run until it waits for something again, or ends."""
+        self._step(None)
+
+    def cancel(self) -> None:
+        """Have the coroutine raise CancelledError where it waits; where it runs just now, when it waits next."""
+        if self._running:
+            self._cancelled = True
+        elif self._signal is not None:
+            self._signal.abandon()
+            self._step(asyncio.CancelledError())
+        elif self._future is not None:
+            self._future.cancel()
+
+    def _wake(self, _future: asyncio.Future[Any]) -> None:
+        self._step(None)
+
+    def _step(self, error: BaseException | None) -> None:
+        self._signal = None
+        self._future = None
+        self._running = True
+        try:
+            waited = self._coroutine.send(None) if error is None else self._coroutine.throw(error)
+        except StopIteration:
+            self._running = False
+            self._ended(None)
+        except BaseException as failure:  # noqa: BLE001 - handed on, whatever it is
+            self._running = False
+            self._ended(failure)
+        else:
+            self._running = False
+            self._wait_for(waited)
+
+    def _wait_for(self, waited: object) -> None:
+        if isinstance(waited, Signal):
+            self._signal = waited
+            waited.wait_with(self)
+        elif isinstance(waited, asyncio.Future):
+            waited._asyncio_future_blocking = False  # noqa: SLF001 - how whoever runs a coroutine takes a future over
+            self._future = waited
+            waited.add_done_callback(self._wake)
+        else:
+            self._step(
+                RuntimeError(f"a request waits for {waited!r}, which is neither a signal nor a future")
+            )
+            return
+        if self._cancelled:
+            self._cancelled = False
+            self.cancel()
