@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from turnout_simulator.policies.aibrix import PrefixCache
 from turnout_simulator.policies.chwbl import BoundedLoadHashing
 from turnout_simulator.policies.dynamo import KvCost
+from turnout_simulator.policies.holding import HoldingTurnout, HoldingTurnoutPairs
 from turnout_simulator.policies.llmd import Scorers
 from turnout_simulator.policies.own import Turnout
 from turnout_simulator.policies.pairs import TurnoutPairs, TwoPools
@@ -38,9 +39,12 @@ PEERS: Final[tuple[Maker, ...]] = (
 OWN: Final = len(PEERS)
 """The number of Turnout's policy; the peers' are 0 to OWN - 1."""
 
-NUMBERS: Final = range(OWN + 1)
+HOLDING: Final = OWN + 1
+"""The number of Turnout's policy in a router that holds requests back."""
 
-PAIRED: Final = (1, 3, 5, 7, OWN)
+NUMBERS: Final = range(HOLDING + 1)
+
+PAIRED: Final = (1, 3, 5, 7, OWN, HOLDING)
 """Those that are compared on prefill/decode pools, too: least requests, SGLang, llm-d, Dynamo, Turnout."""
 
 
@@ -52,6 +56,8 @@ def aggregated(
     exchange: Exchange | None = None,
 ) -> Policy:
     """Return the *number*-th policy for a pool of engines that do both halves."""
+    if number == HOLDING:
+        return HoldingTurnout(setting.engines, setting.kv_blocks, setting.block_tokens, work)
     if number == OWN:
         return Turnout(
             setting.engines, setting.kv_blocks, setting.block_tokens, work, scrape_seconds, exchange
@@ -61,6 +67,10 @@ def aggregated(
 
 def paired(number: int, setting: Setting, work: WorkModel, exchange: Exchange | None = None) -> PairPolicy:
     """Return the *number*-th policy for a prefill and a decode pool."""
+    if number == HOLDING:
+        return HoldingTurnoutPairs(
+            setting.prefill, setting.engines, setting.kv_blocks, setting.block_tokens, work
+        )
     if number == OWN:
         return TurnoutPairs(
             setting.prefill, setting.engines, setting.kv_blocks, setting.block_tokens, work, exchange

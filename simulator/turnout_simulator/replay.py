@@ -25,7 +25,7 @@ from turnout_simulator.fleet import EngineFleet
 from turnout_simulator.outcomes import Outcome
 from turnout_simulator.policies.pairs import TwoPools
 from turnout_simulator.policies.plain import LeastRequests
-from turnout_simulator.policies.port import Arrival, Placement
+from turnout_simulator.policies.port import Arrival, HoldingPairPolicy, HoldingPolicy, Placement
 from turnout_simulator.traces import BLOCK_TOKENS
 
 if TYPE_CHECKING:
@@ -153,6 +153,7 @@ class _Aggregated:
         self._trace = trace
         self._setting = setting
         self._policies = policies
+        self._holding = [each if isinstance(each, HoldingPolicy) else None for each in policies]
         self._fleet = EngineFleet([Engine(settings, latency) for _ in range(setting.engines)], self._on_event)
         self._scrapes = _Scrapes(policies, self._fleet)
         self._outcomes: list[Outcome] = []
@@ -161,26 +162,40 @@ class _Aggregated:
         for number, request in enumerate(self._trace.requests):
             arrival = arrival_of(number, request, self._setting.block_tokens)
             self._scrapes.up_to(arrival.at)
-            index = self._policies[number % len(self._policies)].choose(arrival)
-            self._fleet.submit(
-                index,
-                EngineRequest(str(number), request.input_tokens, request.output_tokens, arrival.blocks),
-                arrival.at,
-            )
+            policy = self._policies[number % len(self._policies)]
+            index = policy.choose(arrival)
+            if index is not None:
+                self._submit(number, index, arrival.at)
+            self._release(number % len(self._policies), arrival.at)
         self._fleet.run(inf)
         return self._outcomes
+
+    def _submit(self, number: int, index: int, now: float) -> None:
+        arrival = arrival_of(number, self._trace.requests[number], self._setting.block_tokens)
+        output = self._trace.requests[number].output_tokens
+        self._fleet.submit(
+            index, EngineRequest(str(number), arrival.prompt_tokens, output, arrival.blocks), now
+        )
+
+    def _release(self, router: int, now: float) -> None:
+        holding = self._holding[router]
+        if holding is not None:
+            for number, index in holding.released(now):
+                self._submit(number, index, now)
 
     def _on_event(self, _index: int, event: Event) -> None:
         if isinstance(event, FirstToken):
             number = int(event.id)
-            self._policies[number % len(self._policies)].first_token(number, event.at)
+            policy = self._policies[number % len(self._policies)]
+            policy.first_token(number, event.at)
+            self._release(number % len(self._policies), event.at)
         elif isinstance(event, Finished):
             number = int(event.id)
             first = event.at if event.first_token_at is None else event.first_token_at
             self._outcomes.append(
                 Outcome(
                     number,
-                    event.arrived_at,
+                    self._trace.requests[number].arrival_seconds,
                     first,
                     event.at,
                     event.prompt_tokens,
@@ -191,6 +206,7 @@ class _Aggregated:
             )
             policy = self._policies[number % len(self._policies)]
             policy.finished(number, event.at, event.cached_tokens, event.output_tokens)
+            self._release(number % len(self._policies), event.at)
 
 
 class _Pairs:
@@ -207,6 +223,7 @@ class _Pairs:
         self._trace = trace
         self._setting = setting
         self._policies = policies
+        self._holding = [each if isinstance(each, HoldingPairPolicy) else None for each in policies]
         self._fleet = EngineFleet([Engine(settings, latency) for _ in range(setting.engines)], self._on_event)
         self._scrapes = _Scrapes(policies, self._fleet)
         self._flights: dict[int, _Flight] = {}
@@ -216,16 +233,30 @@ class _Pairs:
         for number, request in enumerate(self._trace.requests):
             arrival = arrival_of(number, request, self._setting.block_tokens)
             self._scrapes.up_to(arrival.at)
-            placement = self._policies[number % len(self._policies)].place(arrival)
-            flight = _Flight(arrival, placement, request.output_tokens)
-            self._flights[number] = flight
-            if placement.prefill is None:
-                self._decode(flight, arrival.at)
-            else:
-                prefill = EngineRequest(str(number), request.input_tokens, 1, arrival.blocks, pin=True)
-                self._fleet.submit(placement.prefill, prefill, arrival.at)
+            policy = self._policies[number % len(self._policies)]
+            placement = policy.place(arrival)
+            if placement is not None:
+                self._begin(number, placement, arrival.at)
+            self._release(number % len(self._policies), arrival.at)
         self._fleet.run(inf)
         return self._outcomes
+
+    def _begin(self, number: int, placement: Placement, now: float) -> None:
+        request = self._trace.requests[number]
+        arrival = arrival_of(number, request, self._setting.block_tokens)
+        flight = _Flight(arrival, placement, request.output_tokens)
+        self._flights[number] = flight
+        if placement.prefill is None:
+            self._decode(flight, now)
+        else:
+            prefill = EngineRequest(str(number), request.input_tokens, 1, arrival.blocks, pin=True)
+            self._fleet.submit(placement.prefill, prefill, now)
+
+    def _release(self, router: int, now: float) -> None:
+        holding = self._holding[router]
+        if holding is not None:
+            for number, placement in holding.released(now):
+                self._begin(number, placement, now)
 
     def _decode(self, flight: _Flight, now: float) -> None:
         arrival = flight.arrival
@@ -250,6 +281,8 @@ class _Pairs:
                 self._on_prefill(event, flight, policy)
             else:
                 self._on_decode(event, flight, policy)
+            if not isinstance(event, Fetch):
+                self._release(number % len(self._policies), event.at)
 
     def _on_prefill(self, event: Event, flight: _Flight, policy: PairPolicy) -> None:
         if isinstance(event, Finished):

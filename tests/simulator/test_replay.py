@@ -17,6 +17,7 @@ from turnout_simulator.outcomes import Outcome, figures, mean_figures, quantile
 from turnout_simulator.policies.aibrix import PrefixCache
 from turnout_simulator.policies.chwbl import BoundedLoadHashing
 from turnout_simulator.policies.dynamo import KvCost
+from turnout_simulator.policies.holding import HoldingTurnout, HoldingTurnoutPairs
 from turnout_simulator.policies.llmd import Scorers
 from turnout_simulator.policies.own import Turnout
 from turnout_simulator.policies.pairs import TurnoutPairs, TwoPools
@@ -58,6 +59,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "Dynamo": lambda: KvCost(ENGINES, BLOCKS, BLOCK),
     "Turnout": lambda: Turnout(ENGINES, BLOCKS, BLOCK, WORK),
     "Turnout, scraping": lambda: Turnout(ENGINES, BLOCKS, BLOCK, WORK, 0.1),
+    "Turnout, holding": lambda: HoldingTurnout(ENGINES, BLOCKS, BLOCK, WORK),
 }
 
 
@@ -84,8 +86,9 @@ def test_the_policies_prefer_what_they_are_named_for() -> None:
     for name in ("CHWBL", "SGLang", "AIBrix", "llm-d", "Dynamo", "Turnout"):
         assert seen[name].hit_rate > blind, name
     assert seen["Turnout"].ttft_mean_s == min(
-        each.ttft_mean_s for name, each in seen.items() if name != "Turnout, scraping"
+        each.ttft_mean_s for name, each in seen.items() if not name.startswith("Turnout, ")
     )
+    assert seen["Turnout, holding"].ttft_mean_s < seen["Turnout"].ttft_mean_s
 
 
 def test_several_routers_share_the_engines() -> None:
@@ -134,8 +137,9 @@ def test_pairs_of_several_routers_come_close_to_one() -> None:
         lambda: TwoPools(LeastRequests(2), LeastRequests(2), 2),
         lambda: TwoPools(Scorers(2, BLOCKS, BLOCK, 0.05), Scorers(2, BLOCKS, BLOCK, 0.05), 2),
         lambda: TurnoutPairs(2, 4, BLOCKS, BLOCK, WORK),
+        lambda: HoldingTurnoutPairs(2, 4, BLOCKS, BLOCK, WORK),
     ],
-    ids=["least requests", "llm-d", "Turnout"],
+    ids=["least requests", "llm-d", "Turnout", "Turnout, holding"],
 )
 def test_pairs_serve_every_request_once(make: Callable[[], TwoPools | TurnoutPairs]) -> None:
     """Prefill, transfer and decode; a first token costs at least the prefill and the transfer, or a local prefill."""
@@ -145,6 +149,25 @@ def test_pairs_serve_every_request_once(make: Callable[[], TwoPools | TurnoutPai
     for outcome in outcomes:
         uncached = outcome.prompt_tokens - outcome.cached_tokens
         assert outcome.ttft_seconds >= LATENCY.prefill_seconds(uncached, outcome.cached_tokens) - 1e-9
+
+
+def test_holding_shortens_an_overload() -> None:
+    """Half as much again as the fleet can serve: those who wait in the router wait less than in the engines' queues."""
+    trace = traffic(300.0)
+    rate = 1.5 * saturated_rate(trace, SETTING, LATENCY) * ENGINES
+    pushed, held = (
+        figures(replay(at_rate(trace, rate), SETTING, [make(ENGINES, BLOCKS, BLOCK, WORK)], LATENCY))
+        for make in (Turnout, HoldingTurnout)
+    )
+    assert held.ttft_mean_s < 0.7 * pushed.ttft_mean_s
+    assert held.ttft_p50_s < 0.5 * pushed.ttft_p50_s
+
+
+def test_the_policy_of_one_pool_cannot_hold() -> None:
+    """A peer's rule for each half has to name an engine."""
+    pools = TwoPools(HoldingTurnout(2, BLOCKS, BLOCK, WORK), LeastRequests(2), 2)
+    with pytest.raises(ValueError, match="holds requests back"):
+        replay_pairs(at_rate(traffic(60.0), 50.0), Setting(4, BLOCKS, prefill=2), [pools], LATENCY)
 
 
 def test_pairs_need_engines_of_both_kinds() -> None:

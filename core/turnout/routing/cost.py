@@ -4,8 +4,8 @@
 
     cost = queue + (1 + affinity) * prefill + decode + kv_wait + adapter - home
 
-    affinity = 1 + 5 * mean over backends of min(waiting, 2 * fewest waiting + 1), in prompts without a first token
-    queue    = work of those prompts at this backend, less half the time that the first has been computed for
+    affinity = 1 + 7 * mean over backends of min(waiting, 2 * fewest waiting + 1), in prompts without a first token
+    queue    = work of those prompts at this backend, less what must have been done of the first by now
     prefill  = work of the prompt's tokens that are not cached there
     decode   = 2 * decode step * (1 + (queue + prefill) / full iteration)
     kv_wait  = mean residence * max(0, (KV held + KV needed) / KV capacity - 1)
@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 AFFINITY_BASE: Final = 1.0
-AFFINITY_PER_WAITING: Final = 5.0
-PROGRESS: Final = 0.5
-"""Share of the elapsed time that counts as progress of the prompt under way: decodes share its iterations, and it
-began when the iteration before it was over."""
+AFFINITY_PER_WAITING: Final = 7.0
+PROGRESS: Final = 0.85
+"""Share of the elapsed time that counts as progress of the prompt under way, where nothing decodes: an iteration has
+its own overhead, and the prompt began when the iteration before it was over. What decodes take of a full iteration
+comes on top."""
 DECODE_WEIGHT: Final = 2.0
 """Once for the iterations that the prompt shares with the decodes, once for the streams that it stalls."""
 ADAPTER_LOAD_SECONDS: Final = 0.5

@@ -10,7 +10,7 @@ from math import inf
 from typing import TYPE_CHECKING, Final
 
 from turnout.routing.affinity import home_hash
-from turnout.routing.cost import ADAPTER_LOAD_SECONDS, DECODE_WEIGHT, PROGRESS, Cost, affinity
+from turnout.routing.cost import ADAPTER_LOAD_SECONDS, AFFINITY_BASE, DECODE_WEIGHT, PROGRESS, Cost, affinity
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 
 _LEAST_WORK_SECONDS: Final = 1e-3
 
+HOME_SHARE_AT_REST: Final = 0.01
 HOME_SHARE: Final = 0.05
 HOME_SHARE_OF_OTHERS: Final = 0.2
-"""Share of a prompt that is hoped for at its session's home: 0.05 and 0.2 times others' share of all requests. It makes
-routers that know nothing of each other agree; a router that is alone knows better and hardly needs it."""
+"""Shares of a prompt that are hoped for at its session's home. The first decides between workers that are alike, so
+that routers that know nothing of each other agree. The second is of what the affinity adds under load: where shadows
+are at a loss, it keeps a session's prompts together. The third, times others' share of all requests, is for routers
+that know only by scraping what others have sent."""
 STALL_WEIGHT: Final = 0.1
 """What a second of one stalled stream counts, where a decode worker computes a prompt, against a second of waiting for
 a first token."""
@@ -37,10 +40,11 @@ class Pick:
     """A backend and what speaks for it: `matched` leading blocks are thought to be there, the rest takes `seconds`.
 
     `wait` are the seconds in which the first token is expected there. `at_home`: it is the session's home, where
-    others may have sent what this router knows nothing of. `compared` is what every backend would have cost.
+    others may have sent what this router knows nothing of. `compared` is what every backend would have cost. `backlog`
+    are the seconds until the backend can begin with it, see `turnout.routing.held`.
     """
 
-    __slots__ = ("at_home", "compared", "cost", "matched", "seconds", "state", "wait")
+    __slots__ = ("at_home", "backlog", "compared", "cost", "matched", "seconds", "state", "wait")
 
     def __init__(  # noqa: PLR0917 - made for every request
         self,
@@ -50,6 +54,7 @@ class Pick:
         cost: float,
         wait: float,
         compared: list[Cost],
+        backlog: float,
         *,
         at_home: bool = False,
     ) -> None:
@@ -59,6 +64,7 @@ class Pick:
         self.cost = cost
         self.wait = wait
         self.compared = compared
+        self.backlog = backlog
         self.at_home = at_home
 
     def costs(self) -> list[Cost]:
@@ -84,6 +90,8 @@ class PrefixAware:
     def __init__(self, ledger: Ledger, work: WorkModel) -> None:
         self.ledger = ledger
         self.work = work
+        self.held_back = 0
+        """Requests that wait in the router, see `turnout.routing.held`: they make for an overload like those sent."""
 
     def choose(self, prompt: Prompt, states: Sequence[BackendState], now: float) -> Pick:
         """Return the cheapest of *states*, which are aggregated workers or prefill workers. Raise ValueError for none."""
@@ -149,7 +157,8 @@ class PrefixAware:
                 or (total == best.cost and state.last_pick < best.state.last_pick)
             ):
                 wait = cost.wait if is_local else total
-                best = Pick(state, matched, seconds if is_local else 0.0, total, wait, compared)
+                backlog = cost.queue + cost.kv_wait if is_local else cost.kv_wait
+                best = Pick(state, matched, seconds if is_local else 0.0, total, wait, compared, backlog)
                 best_is_local = is_local
         if best is None:
             raise ValueError("there is no backend to decode with")
@@ -181,7 +190,7 @@ class PrefixAware:
         for state in states:
             cost = self._cost(state, prompt, matches[state.slot], needed, weight, now)
             if state is home:
-                cost.home = self._hope(states) * (cost.prefill + cost.affinity)
+                cost.home = self._hope(states, cost.prefill, cost.affinity)
                 cost.total -= cost.home
             compared.append(cost)
             if (
@@ -192,8 +201,10 @@ class PrefixAware:
                 chosen, best, least = state, cost, cost.total
         if best is None:
             raise ValueError("there is no backend to choose from")
-        matched = matches[chosen.slot]
-        return Pick(chosen, matched, best.prefill, least, best.wait, compared, at_home=chosen is home)
+        matched, backlog = matches[chosen.slot], best.queue + best.kv_wait
+        return Pick(
+            chosen, matched, best.prefill, least, best.wait, compared, backlog, at_home=chosen is home
+        )
 
     def _cost(  # noqa: PLR0917 - called for every backend of every request
         self, state: BackendState, prompt: Prompt, matched: int, needed: int, weight: float, now: float
@@ -202,18 +213,20 @@ class PrefixAware:
         cached = min(matched * ledger.block_tokens, prompt.tokens - 1)
         prefill = work.prefill(prompt.tokens - cached, cached)
         queue = state.queued_seconds
-        if queue:
-            first = next(iter(state.waiting))
-            queue -= min(PROGRESS * (now - state.began), first.seconds)
         held = cache.held + needed - matched
         running, context = float(state.running), float(state.context_tokens)
+        step = running * work.decode_per_sequence + context * work.decode_per_context_token
+        if queue:
+            first = next(iter(state.waiting))
+            done = PROGRESS * (now - state.began) / (1 + step / work.full_iteration)
+            queue -= min(done, first.seconds)
         if state.scraped_at is not None and state.others_running:
             queue += state.queue_of_others(now)
             share = state.share_of_others(now, ledger.residence_seconds)
             held += int(state.others_kv * share)
             running += state.others_running * share
             context += state.others_kv * share * ledger.block_tokens
-        step = running * work.decode_per_sequence + context * work.decode_per_context_token
+            step = running * work.decode_per_sequence + context * work.decode_per_context_token
         decode = DECODE_WEIGHT * step * (1 + (queue + prefill) / work.full_iteration)
         over = held / cache.capacity - 1
         kv_wait = ledger.residence_seconds * over if over > 0 else 0.0
@@ -232,6 +245,9 @@ class PrefixAware:
             else len(state.waiting)
             for state in states
         ]
+        if self.held_back:
+            each = self.held_back / len(waiting)
+            waiting = [sent + each for sent in waiting]
         return affinity(waiting, inf if pair else 2 * min(waiting) + 1)
 
     def _home(
@@ -249,10 +265,13 @@ class PrefixAware:
                 home, highest = state, rank
         return home
 
-    def _hope(self, states: Sequence[BackendState]) -> float:
-        """Return the share of a prompt that is hoped for at its session's home."""
+    def _hope(self, states: Sequence[BackendState], prefill: float, charged: float) -> float:
+        """Return the seconds that are hoped for at the session's home."""
         own = others = 0
         for state in states:
             own += state.in_flight
             others += state.others_running
-        return HOME_SHARE + (HOME_SHARE_OF_OTHERS * others / (own + others) if others else 0.0)
+        hope = HOME_SHARE_AT_REST * prefill + HOME_SHARE * (charged - AFFINITY_BASE * prefill)
+        if others:
+            hope += HOME_SHARE_OF_OTHERS * others / (own + others) * (prefill + charged)
+        return hope

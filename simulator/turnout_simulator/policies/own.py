@@ -41,7 +41,7 @@ class Turnout:
         self._tickets: dict[int, Ticket] = {}
         self._others = None if exchange is None else exchange.join(ledger)
 
-    def choose(self, arrival: Arrival) -> int:  # noqa: D102 - the protocol says it
+    def choose(self, arrival: Arrival) -> int | None:  # noqa: D102 - the protocol says it
         if self._others is not None:
             self._others.until(arrival.at)
         prompt = Prompt(arrival.prompt_tokens, arrival.blocks)

@@ -11,7 +11,7 @@ from turnout_simulator.policies.port import Placement
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from turnout.routing.policy import Pick
+    from turnout.routing.policy import Pick, Picks
     from turnout.routing.work import WorkModel
     from turnout_simulator.policies.port import Arrival, Policy, Sample
     from turnout_simulator.policies.told import Exchange
@@ -36,11 +36,11 @@ class TwoPools:
         self._remote: set[int] = set()
 
     def place(self, arrival: Arrival) -> Placement:  # noqa: D102 - the protocol says it
-        decode = self._decode.choose(arrival)
+        decode = _engine(self._decode, arrival)
         if arrival.prompt_tokens < LOCAL_BELOW_TOKENS:
             return Placement(decode)
         self._remote.add(arrival.number)
-        return Placement(decode, self._prefill.choose(arrival))
+        return Placement(decode, _engine(self._prefill, arrival))
 
     def prefilled(self, number: int, now: float, cached_tokens: int) -> None:  # noqa: D102 - the protocol says it
         self._remote.discard(number)
@@ -85,13 +85,20 @@ class TurnoutPairs:
         self._decoding: dict[int, Ticket] = {}
         self._others = None if exchange is None else exchange.join(ledger)
 
-    def place(self, arrival: Arrival) -> Placement:  # noqa: D102 - the protocol says it
+    def place(self, arrival: Arrival) -> Placement | None:  # noqa: D102 - the protocol says it
         prompt = Prompt(arrival.prompt_tokens, arrival.blocks)
         if self._others is not None:
             self._others.until(arrival.at)
-        pair = self._policy.choose_pair(
-            prompt, self._prefills, self._decodes, arrival.at, local_below_tokens=LOCAL_BELOW_TOKENS
+        return self._placed(arrival, self._pair(prompt, arrival.at))
+
+    def _pair(self, prompt: Prompt, now: float) -> Picks:
+        return self._policy.choose_pair(
+            prompt, self._prefills, self._decodes, now, local_below_tokens=LOCAL_BELOW_TOKENS
         )
+
+    def _placed(self, arrival: Arrival, pair: Picks) -> Placement:
+        """Note that *arrival* is sent, at its time, as *pair* says."""
+        prompt = pair.prompt
         self._decoding[arrival.number] = self._sent(_DECODE, pair.decode, prompt, arrival)
         decode = pair.decode.state.slot - len(self._prefills)
         if pair.prefill is None:
@@ -126,3 +133,10 @@ class TurnoutPairs:
         if self._others is not None:
             self._others.sent(2 * arrival.number + half, ticket, prompt, arrival.at)
         return ticket
+
+
+def _engine(policy: Policy, arrival: Arrival) -> int:
+    engine = policy.choose(arrival)
+    if engine is None:
+        raise ValueError(f"{policy.name} holds requests back, which the policy of one pool cannot")
+    return engine

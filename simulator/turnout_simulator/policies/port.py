@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +53,8 @@ class Policy(Protocol):
     scrape_seconds: float | None
     """How often it scrapes metrics; None: never."""
 
-    def choose(self, arrival: Arrival) -> int:
-        """Return the engine for *arrival*. The policy counts it as sent."""
+    def choose(self, arrival: Arrival) -> int | None:
+        """Return the engine for *arrival*. The policy counts it as sent. None, from a `HoldingPolicy`: it waits."""
         ...
 
     def first_token(self, number: int, now: float) -> None:
@@ -76,8 +76,8 @@ class PairPolicy(Protocol):
     name: str
     scrape_seconds: float | None
 
-    def place(self, arrival: Arrival) -> Placement:
-        """Return who serves *arrival*, prefill engines numbered from 0, decode engines from 0."""
+    def place(self, arrival: Arrival) -> Placement | None:
+        """Return who serves *arrival*, prefill engines numbered from 0, decode engines from 0. None: as `Policy`."""
         ...
 
     def prefilled(self, number: int, now: float, cached_tokens: int) -> None:
@@ -94,4 +94,22 @@ class PairPolicy(Protocol):
 
     def scraped(self, now: float, samples: Sequence[Sample]) -> None:
         """Take note: a scrape has come in: prefill engines first, then decode engines."""
+        ...
+
+
+@runtime_checkable
+class HoldingPolicy(Policy, Protocol):
+    """A policy whose router holds requests back. It is asked after each arrival and whatever it was told of an engine."""
+
+    def released(self, now: float) -> Iterable[tuple[int, int]]:
+        """Return the requests that wait no longer, by number, and the engine of each. They count as sent."""
+        ...
+
+
+@runtime_checkable
+class HoldingPairPolicy(PairPolicy, Protocol):
+    """The same for pairs."""
+
+    def released(self, now: float) -> Iterable[tuple[int, Placement]]:
+        """Return the requests that wait no longer, by number, and who serves each. They count as sent."""
         ...
