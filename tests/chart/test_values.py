@@ -108,7 +108,7 @@ def test_wrong_setting_is_refused(cluster: Cluster, values: dict[str, Any], comp
         {"watchNamespaces": ["a", "b"], "router": {"auth": "required"}},
         {"crds": {"install": False}, "fullnameOverride": "t"},
         {"crds": {"keep": False}, "router": {"service": {"type": "LoadBalancer"}}},
-        {"router": {"peers": {"secretName": "s"}}},
+        {"router": {"peers": {"secretName": "s", "networkPolicy": True}}},
         {"router": {"peers": {"enabled": False}}},
     ],
 )
@@ -254,6 +254,26 @@ def test_routers_find_each_other(cluster: Cluster) -> None:
     assert (rule["resources"], rule["verbs"]) == (["pods"], ["get", "list", "watch"])
     (subject,) = rendering.one("RoleBinding", "prod-turnout-router-peers")["subjects"]
     assert subject["name"] == rendering.pod("prod-turnout-router")["serviceAccountName"]
+
+
+@pytest.mark.cluster
+def test_only_routers_reach_the_peers_port_where_that_is_asked_for(cluster: Cluster, namespace: str) -> None:
+    """The API server takes the policy; of all ports it closes that one, and to all but routers."""
+    assert render(cluster).kind("NetworkPolicy") == {}
+    policy = render(cluster, {"router": {"peers": {"networkPolicy": True}}}).one(
+        "NetworkPolicy", "turnout-router-peers"
+    )
+    del policy["metadata"]["namespace"]
+    cluster.kubectl("create", "--dry-run=server", "-n", namespace, "-f", "-", stdin=json.dumps(policy))
+    everybody, routers = policy["spec"]["ingress"]
+    open_ports = {
+        port
+        for part in everybody["ports"]
+        for port in range(part["port"], part.get("endPort", part["port"]) + 1)
+    }
+    assert set(range(1, 65536)) - open_ports == {names.ROUTER_PEERS_PORT}
+    assert routers["ports"] == [{"port": names.ROUTER_PEERS_PORT}]
+    assert [one["podSelector"] for one in routers["from"]] == [policy["spec"]["podSelector"]]
 
 
 @pytest.mark.cluster

@@ -112,9 +112,9 @@ async def test_what_one_router_has_in_flight_is_seen_by_the_other(tmp_path: Path
     ):
         await knowing([a, b], 1)
         for number in range(PROMPTS):
-            first = ask(a, long(2 * number, words=9000))
+            first = ask(a, long(2 * number, words=36000))
             await hears(b, 1)
-            second = ask(b, long(2 * number + 1, words=9000))
+            second = ask(b, long(2 * number + 1, words=36000))
             await eventually(lambda: (one.running, two.running) == (1, 1))
             await hears(a, 1)
             for worker in (one, two):
