@@ -82,6 +82,8 @@ def test_the_latest_set_of_adapters_holds() -> None:
         page().replace(b"usage_perc{", b"usage_perc_other{"),
         page(running=float("nan")),
         page(waiting=float("inf")),
+        page(running=1e9),
+        page(queried=1e300),
         page(usage=-1),
         page().replace(b'running{engine="0",model_name="a} {b"} 0.0', b"running{} many"),
         page().replace(b'running{engine="0",model_name="a} {b"} 0.0', b'running{engine="0'),

@@ -10,7 +10,7 @@ workers divided by routers where that matters.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
@@ -58,8 +58,13 @@ class AdmissionBounds:
 
     def over(self, limits: AdmissionLimits) -> AdmissionLimits:
         """Return *limits* with what is said here in their place."""
-        said = {each.name: getattr(self, each.name) for each in fields(self)}
-        return replace(limits, **{name: value for name, value in said.items() if value is not None})
+        return AdmissionLimits(
+            limits.requests_per_worker if self.requests_per_worker is None else self.requests_per_worker,
+            limits.tokens_per_worker if self.tokens_per_worker is None else self.tokens_per_worker,
+            limits.waiting if self.waiting is None else self.waiting,
+            limits.waiting_tokens if self.waiting_tokens is None else self.waiting_tokens,
+            limits.wait_seconds if self.wait_seconds is None else self.wait_seconds,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,9 @@ _HIT: Final = b"vllm:prefix_cache_hits_total"
 _BY_SOURCE: Final = b"vllm:prompt_tokens_by_source_total"
 _LORA: Final = b"vllm:lora_requests_info"
 
+_MOST_REQUESTS: Final = 1_000_000
+_MOST: Final = 1e15
+"""Larger figures are none: a token counter gets there in 300 years. What is reckoned with them stays within bounds."""
 _SOURCE: Final = re.compile(rb'[{,]source="([^"]*)"')
 _COMPUTED: Final = frozenset({b"local_compute", b"external_kv_transfer"})
 _ADAPTERS: Final = re.compile(rb'[{,](?:running|waiting)_lora_adapters="([^"]*)"')
@@ -54,6 +57,8 @@ def read_page(text: bytes) -> Page:
     running, waiting = _sum(text, _RUNNING), _sum(text, _WAITING)
     if not usage or running is None or waiting is None:
         raise PageError("it does not tell running and waiting requests and the KV cache's usage")
+    if running + waiting > _MOST_REQUESTS:
+        raise PageError(f"it tells of {running + waiting:g} requests")
     adapters, most_adapters = _adapters(text)
     return Page(
         running=int(running),
@@ -98,7 +103,7 @@ def _sum(text: bytes, name: bytes) -> float | None:
 def _samples(text: bytes, name: bytes) -> Iterator[tuple[bytes, float]]:
     """Yield labels and value of every sample of *name*, which stand in lines one after the other.
 
-    Raise PageError for a value that is none, negative, or not finite.
+    Raise PageError for a value that is none, negative, or too large.
     """
     begin = 0 if text.startswith(name) else text.find(b"\n" + name + b"{") + 1
     while text.startswith(name, begin):
@@ -111,7 +116,7 @@ def _samples(text: bytes, name: bytes) -> Iterator[tuple[bytes, float]]:
             value = float(said.split(None, 1)[0])
         except (ValueError, IndexError) as error:
             raise PageError(f"{name.decode()} has no value") from error
-        if not 0 <= value < float("inf"):
+        if not 0 <= value < _MOST:
             raise PageError(f"{name.decode()} is {value}")
         yield labels, value
         if end < 0:
