@@ -199,6 +199,7 @@ class Backends:
         """Take note of the LoRA adapters in use on *backend*, which holds *most* at a time."""
         state = self._state_of(backend)
         if state is not None and (names or most > 1 or backend.id in self._adapters):
+            state.adapter_room = most
             state.adapters = self._adapters.setdefault(backend.id, LoadedAdapters()).seen(names, most)
 
     def _loads_adapter(self, choice: Choice, name: str) -> None:

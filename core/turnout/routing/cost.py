@@ -9,7 +9,8 @@
     prefill  = work of the prompt's tokens that are not cached there
     decode   = 2 * decode step * (1 + (queue + prefill) / full iteration)
     kv_wait  = mean residence * max(0, (KV held + KV needed) / KV capacity - 1)
-    adapter  = time to load the LoRA adapter that the prompt asks for and the backend lacks
+    adapter  = time to load the LoRA adapter that the prompt asks for and the backend lacks, times 1 + affinity where
+               another makes way for it; and the mean residence where running requests use all the room there is
     home     = what is hoped to be cached at the session's home, see `turnout.routing.affinity`
 
 queue + prefill + decode + kv_wait is about the time to first token, and choosing by that alone is selfish: an

@@ -73,6 +73,8 @@ class BackendState:
     """One backend. `slot` is its number in the prefix index; all the rest is what this router counts."""
 
     __slots__ = (
+        "adapter_room",
+        "adapter_uses",
         "adapters",
         "began",
         "cache",
@@ -97,6 +99,11 @@ class BackendState:
         self.seed = seed_of(backend_id)
         self.cache = cache
         self.adapters: frozenset[str] = frozenset()
+        """LoRA adapters that it has loaded."""
+        self.adapter_room = 0
+        """How many find room there at a time. 0: nobody knows."""
+        self.adapter_uses: dict[str, int] = {}
+        """This router's requests by adapter. An adapter in use is not unloaded."""
         self.waiting: dict[Ticket, None] = {}  # without a first token, in the order sent
         self.queued_seconds = 0.0
         self.queued_tokens = 0
@@ -136,6 +143,7 @@ class Ticket:
     """One request on one backend, from being sent to its end. Made by `Ledger.sent`."""
 
     __slots__ = (
+        "adapter",
         "blocks",
         "expected_at",
         "home",
@@ -159,6 +167,7 @@ class Ticket:
         seconds: float,
     ) -> None:
         self.state: BackendState | None = state
+        self.adapter: Final = prompt.adapter
         self.blocks = prompt.blocks
         self.prompt_tokens = prompt.tokens
         self.private = private
@@ -226,6 +235,8 @@ class Ledger:
         self._picks += 1
         state.last_pick = self._picks
         state.cache.admit(prompt.blocks, private)
+        if prompt.adapter is not None:
+            state.adapter_uses[prompt.adapter] = state.adapter_uses.get(prompt.adapter, 0) + 1
         blocks = len(prompt.blocks) + private
         self.request_blocks += LEARNING_RATE * (blocks - self.request_blocks)
         self.work_seconds += LEARNING_RATE * (seconds - self.work_seconds)
@@ -274,6 +285,10 @@ class Ledger:
             if found < ticket.matched or not ticket.home:
                 state.cache.correct(ticket.matched, found)
         state.cache.release(ticket.blocks, ticket.private)
+        if ticket.adapter is not None:
+            uses = state.adapter_uses.pop(ticket.adapter) - 1
+            if uses:
+                state.adapter_uses[ticket.adapter] = uses
 
     def scraped(self, state: BackendState, scrape: Scrape, now: float) -> float:
         """Take note of a scrape of *state*. Return the uncached prompt tokens that others have waiting there."""

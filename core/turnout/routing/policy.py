@@ -231,8 +231,8 @@ class PrefixAware:
         over = held / cache.capacity - 1
         kv_wait = ledger.residence_seconds * over if over > 0 else 0.0
         adapter = 0.0
-        if prompt.adapter is not None and prompt.adapter not in state.adapters:
-            adapter = ADAPTER_LOAD_SECONDS
+        if prompt.adapter is not None and prompt.adapter not in state.adapter_uses:
+            adapter = _adapter_cost(state, prompt.adapter, weight, ledger.residence_seconds)
         tokens, waiting = matched * ledger.block_tokens, len(state.waiting)
         charged = weight * prefill
         return Cost(state.id, tokens, waiting, queue, prefill, charged, decode, kv_wait, adapter)
@@ -275,3 +275,14 @@ class PrefixAware:
         if others:
             hope += HOME_SHARE_OF_OTHERS * others / (own + others) * (prefill + charged)
         return hope
+
+
+def _adapter_cost(state: BackendState, adapter: str, weight: float, residence_seconds: float) -> float:
+    """Return what it costs to serve *adapter* where no request of this router uses it now, see `turnout.routing.cost`."""
+    room = state.adapter_room
+    in_use = len(state.adapter_uses)
+    wait = residence_seconds if 0 < room <= in_use else 0.0
+    if adapter in state.adapters:
+        return wait
+    displaces = 0 < room <= len(state.adapters)
+    return wait + ADAPTER_LOAD_SECONDS * (1 + weight if displaces else 1.0)
