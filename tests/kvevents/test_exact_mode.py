@@ -156,6 +156,21 @@ async def test_salts_part_caches_for_the_router_as_for_the_engine(tmp_path: Path
         assert await cached_tokens(r) == {one.id: 0, other.id: 0}
 
 
+async def test_adapters_part_caches_for_the_router_as_for_the_engine(
+    tmp_path: Path, stack: ExitStack
+) -> None:
+    """A prompt cached under a LoRA adapter counts for requests to this adapter only."""
+    one, other = (Publishing(stack, lora_modules="sql=none") for _ in range(2))
+    blocks = other.ask(model="sql")
+    content = fleet(one.backend(), other.backend())
+    content["deployments"][0]["adapters"] = ["sql"]
+    async with running_router(tmp_path, content) as r:
+        await until(r, one.id, state="complete")
+        await until(r, other.id, state="complete", blocks=blocks)
+        assert await cached_tokens(r, model="sql") == {one.id: 0, other.id: 1280}
+        assert await cached_tokens(r) == {one.id: 0, other.id: 0}
+
+
 async def test_two_routers_find_the_same_worker(tmp_path: Path, stack: ExitStack) -> None:
     """A conversation that hops between routers stays with its worker: each hears what the other has sent."""
     workers = [Publishing(stack) for _ in range(3)]

@@ -113,7 +113,7 @@ class ExactMode:
             "blocks": len(stream.cache),
             "blockTokens": stream.cache.block_size,
             "nextBatch": stream.next,
-            **worker.totals(),
+            "counts": worker.totals(),
         }
 
     def _follow(self, backend: Backend, caches: ExactCaches) -> Subscription:
