@@ -178,6 +178,35 @@ async def test_what_nobody_can_read_is_counted_and_survived() -> None:
         assert follower.stream.unreadable > 1
 
 
+async def test_a_port_that_speaks_something_else_is_tried_ever_less_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A wrong port in the configuration, or a worker that hangs up: neither busy nor loud."""
+    monkeypatch.setattr(subscription, "MOST_REOPEN_SECONDS", 0.4)
+    calls = 0
+
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal calls
+        calls += 1
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    port = int(server.sockets[0].getsockname()[1])
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    stream = EventStream(ExactCache(PrefixIndex(), 0, 10))
+    wrong = Subscription(context, Turns(asyncio.get_running_loop()), ("127.0.0.1", port, port), stream, print)
+    wrong.start()
+    await eventually(lambda: calls > 1)
+    await asyncio.sleep(1.0)
+    wrong.stop()
+    context.destroy(linger=0)
+    server.close()
+    await server.wait_closed()
+    assert not stream.following
+    assert calls < 15
+
+
 async def test_following_costs_nothing_while_nothing_is_published() -> None:
     """The process uses no CPU to speak of for 50 idle publishers, and no callback runs."""
     with publisher() as source:

@@ -30,7 +30,9 @@ CONFIRM_SECONDS: Final = 1.0
 """From a connection to the question whether all was had: a publisher may answer the replay before it takes note of the
 subscription, and what it publishes in between goes to nobody."""
 REOPEN_SECONDS: Final = 0.1
-"""Until a lost worker is connected to again; from then on ZeroMQ tries, every 0.1 to 2 s."""
+MOST_REOPEN_SECONDS: Final = 2.0
+"""Until a lost worker is connected to again; from then on ZeroMQ tries, every 0.1 to 2 s. What hangs up without ever having
+greeted as ZeroMQ does is tried ever less often."""
 _EVENTS: Final = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
 
 
@@ -57,6 +59,8 @@ class Subscription:
         self._sockets: list[zmq.Socket[bytes]] = []
         self._replay: Replay | None = None
         self._anew = False
+        self._reopen_seconds = REOPEN_SECONDS
+        self._told: set[str] = set()
         self._timer: asyncio.Handle | None = None
         self._confirming: asyncio.Handle | None = None
 
@@ -107,13 +111,15 @@ class Subscription:
             except zmq.Again:
                 return
             if parse_monitor_message(frames)["event"] == zmq.Event.HANDSHAKE_SUCCEEDED:
+                self._reopen_seconds = REOPEN_SECONDS
                 self._ask(self._stream.connected())
                 if self._replay_port:
                     self._confirming = self._loop.call_later(CONFIRM_SECONDS, self._confirm)
                 self._read()
             else:
                 self._close()
-                self._timer = self._loop.call_later(REOPEN_SECONDS, self.start)
+                self._timer = self._loop.call_later(self._reopen_seconds, self.start)
+                self._reopen_seconds = min(2 * self._reopen_seconds, MOST_REOPEN_SECONDS)
 
     def _read(self) -> None:
         """Read what has been published."""
@@ -133,20 +139,27 @@ class Subscription:
             return self._stream.next or 0, None
         batch = batch_of(frames[2])
         if batch is None:
-            _LOG.warning("KV events of %s cannot be read", self._host)
+            self._tell("some KV events cannot be read")
             return int.from_bytes(frames[1], "big"), None
         self._seen(batch.at)
         return int.from_bytes(frames[1], "big"), batch.events
+
+    def _tell(self, what: str) -> None:
+        """Log *what*, once."""
+        if what not in self._told:
+            self._told.add(what)
+            _LOG.warning("%s:%d: %s; what it has cached is reckoned", self._host, self._port, what)
 
     # Replays
 
     def _confirm(self) -> None:
         self._ask(self._stream.confirm())
 
-    def _ask(self, first: int | None) -> None:
-        """Ask for everything from number *first* on, where that is not None."""
+    def _ask(self, first: int | None, *, anew: bool = False) -> None:
+        """Ask for everything from number *first* on, where that is not None. *anew*: the stream begins with the answer."""
         if first is None:
             return
+        self._anew = anew
         if self._replay is not None:
             self._replay.close()
             self._replay = None
@@ -168,18 +181,15 @@ class Subscription:
         """Take the end of a replay: a whole one, one that broke off, or, without an answer, none."""
         self._replay = None
         if answered:
-            if self._anew:
-                self._anew = False
+            if self._anew:  # nothing but the end has come
                 self._stream.connected()
             self._ask(self._stream.replay_ended())
             return
-        _LOG.warning("%s:%d replays no KV events", self._host, self._replay_port)
-        self._anew = False
+        self._tell(f"nothing replays KV events at port {self._replay_port}")
         self._stream.replay_failed()
         self._timer = self._loop.call_later(RETRY_SECONDS, self._retry)
 
     def _retry(self) -> None:
         """Ask once more for everything; what is known stays until there is an answer."""
         if self._replay is None and not self._stream.complete:
-            self._anew = True
-            self._ask(0)
+            self._ask(0, anew=True)
