@@ -57,6 +57,20 @@ def test_a_page_is_summed_over_its_engines() -> None:
     assert read_page(text) == Page(running=6, waiting=4, kv_usage=0.5, unfinished_tokens=400)
 
 
+def test_a_page_without_a_word_about_its_series_is_read() -> None:
+    """Whichever of two series with like names comes first."""
+    lines = [line for line in page(running=1, waiting=2, deferred=1).splitlines() if b"waiting" in line]
+    rest = b"\n".join(line for line in page(running=1).splitlines() if b"waiting" not in line)
+    for order in (lines, lines[::-1]):
+        assert read_page(b"\n".join([*order, rest])).waiting == 1
+
+
+def test_who_waits_for_a_cache_to_arrive_has_no_prompt_to_compute() -> None:
+    """A decode worker's deferred requests hold their blocks and will run; what is moved is no work of its own."""
+    text = page(running=3, waiting=5, deferred=4, queried=8000, moved=8000)
+    assert read_page(text) == Page(running=7, waiting=1, kv_usage=0.0, unfinished_tokens=0)
+
+
 def test_a_page_without_the_cache_counters_still_tells_the_load() -> None:
     """An engine without prefix caching has no such counters: then nobody knows what is pending."""
     lines = [line for line in page(running=1).splitlines(keepends=True) if b"_total" not in line]

@@ -1,7 +1,7 @@
 """A worker's metrics page: the few series that routing needs, found by name instead of parsing all of it.
 
 Such a page has tens of kilobytes of histograms. Prometheus' own parser takes tens of milliseconds for it, and a router
-reads one for every worker every second; looking for seven names takes tens of microseconds. A series without labels is none of
+reads one for every worker every second; looking for nine names takes tens of microseconds. A series without labels is none of
 vLLM's and not found.
 """
 
@@ -16,17 +16,19 @@ if TYPE_CHECKING:
 
 _RUNNING: Final = b"vllm:num_requests_running"
 _WAITING: Final = b"vllm:num_requests_waiting"
+_BY_REASON: Final = b"vllm:num_requests_waiting_by_reason"
 _KV_USAGE: Final = b"vllm:kv_cache_usage_perc"
 _QUERIED: Final = b"vllm:prefix_cache_queries_total"
 _HIT: Final = b"vllm:prefix_cache_hits_total"
+_MOVED: Final = b"vllm:external_prefix_cache_hits_total"
 _BY_SOURCE: Final = b"vllm:prompt_tokens_by_source_total"
 _LORA: Final = b"vllm:lora_requests_info"
 
 _MOST_REQUESTS: Final = 1_000_000
 _MOST: Final = 1e15
 """Larger figures are none: a token counter gets there in 300 years. What is reckoned with them stays within bounds."""
-_SOURCE: Final = re.compile(rb'[{,]source="([^"]*)"')
-_COMPUTED: Final = frozenset({b"local_compute", b"external_kv_transfer"})
+_COMPUTED: Final = b'source="local_compute"'
+_DEFERRED: Final = b'reason="deferred"'
 _ADAPTERS: Final = re.compile(rb'[{,](?:running|waiting)_lora_adapters="([^"]*)"')
 _MOST_ADAPTERS: Final = re.compile(rb'[{,]max_lora="([0-9]{1,4})"')
 
@@ -40,11 +42,14 @@ class Page:
     """What one page says, over all engines behind it (data parallel ranks): counts are summed, usage is their mean."""
 
     running: int
+    """Requests that hold KV blocks: those in the batch, and those whose cache is on its way from a prefill worker."""
     waiting: int
+    """Requests that wait for room."""
     kv_usage: float
     unfinished_tokens: int | None
-    """Uncached prompt tokens of prompts that have been admitted, less those whose first token has come, ever since
-    the engine began. Requests that were aborted in between stay in it. None where a counter is missing."""
+    """Prompt tokens to compute (neither cached nor moved) of prompts that have been admitted, less those whose first
+    token has come, ever since the engine began. Requests that were aborted in between stay in it. None where a
+    counter is missing."""
     adapters: frozenset[str] = frozenset()
     """LoRA adapters of running and waiting requests."""
     most_adapters: int = 1
@@ -60,9 +65,10 @@ def read_page(text: bytes) -> Page:
     if running + waiting > _MOST_REQUESTS:
         raise PageError(f"it tells of {running + waiting:g} requests")
     adapters, most_adapters = _adapters(text)
+    deferred = min(waiting, sum(value for labels, value in _samples(text, _BY_REASON) if _DEFERRED in labels))
     return Page(
-        running=int(running),
-        waiting=int(waiting),
+        running=int(running + deferred),
+        waiting=int(waiting - deferred),
         kv_usage=min(1.0, sum(usage) / len(usage)),
         unfinished_tokens=_unfinished(text),
         adapters=adapters,
@@ -71,13 +77,11 @@ def read_page(text: bytes) -> Page:
 
 
 def _unfinished(text: bytes) -> int | None:
-    queried, hit = _sum(text, _QUERIED), _sum(text, _HIT)
-    computed = [
-        value
-        for labels, value in _samples(text, _BY_SOURCE)
-        if (source := _SOURCE.search(labels)) is not None and source[1] in _COMPUTED
-    ]
-    return None if queried is None or hit is None or not computed else int(queried - hit - sum(computed))
+    queried, hit, moved = _sum(text, _QUERIED), _sum(text, _HIT), _sum(text, _MOVED)
+    computed = [value for labels, value in _samples(text, _BY_SOURCE) if _COMPUTED in labels]
+    if queried is None or hit is None or not computed:
+        return None
+    return int(queried - hit - (moved or 0) - sum(computed))
 
 
 def _adapters(text: bytes) -> tuple[frozenset[str], int]:
@@ -105,12 +109,11 @@ def _samples(text: bytes, name: bytes) -> Iterator[tuple[bytes, float]]:
 
     Raise PageError for a value that is none, negative, or too large.
     """
-    begin = 0 if text.startswith(name) else text.find(b"\n" + name + b"{") + 1
-    while text.startswith(name, begin):
+    start = name + b"{"
+    begin = 0 if text.startswith(start) else text.find(b"\n" + start) + 1
+    while text.startswith(start, begin):
         end = text.find(b"\n", begin)
         line = text[begin + len(name) : end if end >= 0 else len(text)]
-        if not line.startswith(b"{"):
-            return
         labels, _, said = line.rpartition(b"}")
         try:
             value = float(said.split(None, 1)[0])
