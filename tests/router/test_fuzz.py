@@ -18,7 +18,7 @@ from support.router_fuzzing import TOKENS, Checks, mutate
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-CHECKS = ("client", "worker", "stream", "json")
+CHECKS = ("client", "worker", "stream", "json", "peers")
 BYTES = st.lists(st.sampled_from(TOKENS) | st.binary(max_size=6), max_size=24).map(b"".join)
 
 

@@ -187,6 +187,8 @@ NONSENSE = {
     "a time that is none": framed([[3, 1, float("nan")]]),
     "too many blocks": framed([Sent(1, KEY, "w", 1, (0,) * (MAX_BLOCKS + 1), 1, 0, 0.0)]),
     "a frame beyond all bounds": (MAX_FRAME_BYTES + 1).to_bytes(4, "big"),
+    "text that is none": framed([sent(1)]).replace(b"default", b"def\xff\xfflt"),
+    "nesting without end": (200_004).to_bytes(4, "big") + b"\x91\x93\x02\x01" + b"\x91" * 200_000,
     "no MessagePack": b"\x00\x00\x00\x02\xc1\xc1",
 }
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import orjson
 
+from support.router_fuzzing_peers import PEERS_CORPUS, check_peer
 from support.router_hostile_inputs import CASES, CHAT, GOOD, MODELS, chunked, get, piece, post
 from turnout.routing import Backend, DeploymentRoute, Fleet, HealthPolicy, build_fleet
 from turnout_router.backends import Backends
@@ -335,6 +336,10 @@ class Checks:
         assert error.status == 400
         assert orjson.loads(error.body())["error"]["message"]
 
+    def peers(self, data: bytes, draw: random.Random) -> None:
+        """Hold the conversation with another router against *data*, see `support.router_fuzzing_peers`."""
+        check_peer(self.loop, data, pieces, draw)
+
     def all(self) -> dict[str, tuple[Callable[[bytes, random.Random], None], tuple[bytes, ...]]]:
         """Return every check by name, with the corpus to begin from."""
         return {
@@ -342,6 +347,7 @@ class Checks:
             "worker": (self.worker, WORKER_CORPUS),
             "stream": (self.stream, STREAM_CORPUS),
             "json": (self.json, JSON_CORPUS),
+            "peers": (self.peers, PEERS_CORPUS),
         }
 
 

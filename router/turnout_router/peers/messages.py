@@ -117,6 +117,8 @@ class PeerError(Exception):
         self.fault = fault
 
 
+_UNREADABLE: Final = (DecodeError, UnicodeDecodeError, RecursionError)
+"""What the decoder raises: its own error, text that is no UTF-8, and nesting without end in what it skips."""
 _ENCODER: Final = Encoder()
 _MESSAGES: Final = Decoder(list[Message])
 _GREETING: Final[Decoder[Greeting]] = Decoder(Greeting)
@@ -151,7 +153,7 @@ async def read_greeting(reader: StreamReader) -> Greeting:
     body = await _read(reader, MAX_GREETING_BYTES)
     try:
         greeting: Greeting = _GREETING.decode(body)
-    except DecodeError as error:
+    except _UNREADABLE as error:
         raise PeerError("garbage", f"that is no router's greeting: {error}") from error
     return greeting
 
@@ -161,7 +163,7 @@ async def read_messages(reader: StreamReader) -> list[Message]:
     body = await _read(reader, MAX_FRAME_BYTES)
     try:
         return _MESSAGES.decode(body)
-    except DecodeError as error:
+    except _UNREADABLE as error:
         raise PeerError("garbage", f"those are no router's messages: {error}") from error
 
 
