@@ -41,7 +41,7 @@ class CompiledBuildHook(BuildHookInterface[BuilderConfig]):
         self._folder = tempfile.TemporaryDirectory(prefix="turnout-compiled-")
         objects, libraries = Path(self._folder.name, "objects"), Path(self._folder.name, "libraries")
         os.environ.setdefault("CFLAGS", _FLAGS)
-        extensions = mypycify(sources, opt_level="3", target_dir=str(objects))
+        extensions = mypycify(["--ignore-missing-imports", *sources], opt_level="3", target_dir=str(objects))
         distribution = Distribution({"name": "turnout", "ext_modules": extensions})
         command = distribution.get_command_obj("build_ext")
         command.build_lib, command.build_temp = str(libraries), str(objects)

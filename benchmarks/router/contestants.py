@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 KEY = "sk-turnout-bench-4f1b2c"
 _INSTALL_SECONDS = 600.0
 _PR_SET_PDEATHSIG = 1
+COMPILED = Path("build/compiled")
 _CACHE = Path(os.environ.get("TURNOUT_CACHE") or Path.home() / ".cache" / "turnout") / "bench"
 
 
@@ -40,6 +41,13 @@ class Contestant:
 
 
 def _turnout(port: int, spare: int, workers: Sequence[int], folder: Path) -> list[str]:
+    """As in the router's image: with the path of a request compiled."""
+    if not (COMPILED / "turnout_router").exists():
+        raise LeftOutError("it is not compiled: make compiled")
+    return ["env", f"PYTHONPATH={COMPILED.resolve()}", *_interpreted(port, spare, workers, folder)]
+
+
+def _interpreted(port: int, spare: int, workers: Sequence[int], folder: Path) -> list[str]:
     """Everything on: keys are required, admission, metrics and goodput are always on."""
     config = folder / "turnout.yaml"
     backends = "".join(f'\n      - {{url: "http://127.0.0.1:{w}", role: aggregated}}' for w in workers)
@@ -116,6 +124,7 @@ def _peer_ports(port: int, spare: int) -> list[str]:
 
 ALL = (
     Contestant("turnout", "Turnout", _turnout),
+    Contestant("turnout_interpreted", "Turnout, not compiled", _interpreted),
     Contestant("nginx", "nginx", _nginx),
     Contestant("sglang_cache_aware", "sglang-router, cache_aware", _sglang("cache_aware")),
     Contestant("sglang_round_robin", "sglang-router, round_robin", _sglang("round_robin")),
