@@ -7,7 +7,7 @@ bound). Until then a worker that fails can be replaced without the client notici
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from turnout_router.errors import UpstreamError, UpstreamFault
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from turnout_router.connection import ClientConnection
     from turnout_router.http import Fields
     from turnout_router.settings import UpstreamLimits
+    from turnout_router.usage import Tap
 
 _OK = 200
 _SERVER_ERROR = 500
@@ -25,16 +26,6 @@ _LAST_BYTES = 8192
 """Of an answer too large to be held, so much of its end is kept: usage stands there."""
 _PASSED_ON = frozenset({b"content-type", b"retry-after"})
 """Fields of a worker's answer that a client gets. All others are between the worker and the router."""
-
-
-class Tap(Protocol):
-    """What reads a stream on its way, see `usage` and `events`."""
-
-    error: bool
-    done: bool
-
-    def feed(self, data: bytes, now: float) -> bytes:
-        """Return what of *data*, received at *now*, is to be passed on. Raise UpstreamError to stop it."""
 
 
 class Relay:
