@@ -360,6 +360,17 @@ async def test_more_connections_than_allowed_are_closed_at_once() -> None:
             each.transport.abort()
 
 
+async def test_the_adapters_of_others_requests_are_in_use() -> None:
+    """So that no other adapter is thought to find their room."""
+    here, there = Books(), Books()
+    async with mesh(there) as (_, port), mesh(here, port) as (one, _):
+        prompt = Prompt(512, (1, 2), adapter="sql")
+        number = one.outbox.sent(KEY, here.ledger.sent(here.ledger.states["w"], prompt, 0, 0.1, 0.0), prompt)
+        await eventually(lambda: there.ledger.states["w"].adapter_uses == {"sql": 1})
+        one.outbox.finished(number, None, 0)
+        await eventually(lambda: not there.ledger.states["w"].adapter_uses)
+
+
 async def test_a_peer_that_is_away_is_told_as_soon_as_it_listens() -> None:
     """Tried again and again, for it may be starting."""
     port = free_port()
@@ -430,6 +441,7 @@ _MESSAGES = st.one_of(
         st.integers(0, 1 << 31),
         st.integers(0, 1 << 62),
         st.floats(0, 1e6),
+        st.sampled_from([None, "sql"]),
     ),
     st.builds(FirstToken, _NUMBERS),
     st.builds(Expected, _NUMBERS, st.floats(0, 1e6)),
@@ -454,7 +466,8 @@ async def test_whatever_a_peer_tells_is_written_read_and_forgotten(said: list[Se
     assert read == said
     assert counts.requests == len(inbox)
     inbox.close()
-    assert (counts.requests, books.in_flight, books.ledger.states["w"].cache.held) == (0, 0, 0)
+    state = books.ledger.states["w"]
+    assert (counts.requests, books.in_flight, state.cache.held, state.adapter_uses) == (0, 0, 0, {})
 
 
 def test_frames_of_the_longest_prompts_stay_within_their_bound() -> None:

@@ -70,7 +70,8 @@ class Inbox:
             self._counts.ignored[UNKNOWN_DEPLOYMENT] += 1
             return
         ledger, scale = found
-        prompt = Prompt(max(1, message.prompt_tokens), message.blocks, message.expected_output_tokens)
+        tokens = max(1, message.prompt_tokens)
+        prompt = Prompt(tokens, message.blocks, message.expected_output_tokens, message.adapter)
         if not self._book.sent(
             message.number, ledger, message.backend, prompt, message.matched, message.seconds, now, scale
         ):

@@ -119,13 +119,14 @@ class Link:
             self._links.take(identity)
             taken = identity
 
+        self._slow = False
         host, port = self.address
         async with asyncio.timeout(CONNECT_SECONDS):
             reader, writer = await asyncio.open_connection(host, port, limit=4096)
         try:
             async with asyncio.timeout(GREETING_SECONDS):
                 await greet(self._identity, reader, writer, take)
-            self._writer, self._slow = writer, False
+            self._writer = writer
             await self._tell(reader, writer)
         finally:
             self._outbox.hearers.discard(self)

@@ -50,6 +50,7 @@ class Sent(Struct, frozen=True, array_like=True, tag=1):
     expected_output_tokens: _Tokens
     matched: _Number
     seconds: _Seconds
+    adapter: _Name | None = None
 
 
 class FirstToken(Struct, frozen=True, array_like=True, tag=2):

@@ -66,6 +66,7 @@ class Outbox:
                 prompt.expected_output_tokens,
                 ticket.matched,
                 ticket.seconds,
+                ticket.adapter,
             )
         )
         if self._timer is None:
