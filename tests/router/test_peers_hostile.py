@@ -32,10 +32,12 @@ from turnout_router.peers.mesh import Mesh, read_secret
 from turnout_router.peers.messages import (
     MAX_FRAME_BYTES,
     SIGN_OF_LIFE,
+    Challenge,
     Expected,
     Finished,
     FirstToken,
     PeerError,
+    Refused,
     Sent,
     framed,
     frames,
@@ -279,6 +281,29 @@ async def test_prompts_that_are_cut_otherwise_and_other_versions_are_refused() -
             await closed(reader)
             writer.close()
         assert one.counts.ended == {"blocks": 1, "version": 1}
+
+
+async def test_nobody_writes_lines_into_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """What a stranger says is quoted where it is logged."""
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(framed(Challenge(1, b"x" * 16, b"n" * 16)))
+        await read_greeting(reader)
+        writer.write(framed(Refused("no\nERROR all is lost")))
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    async with mesh(Books(), server.sockets[0].getsockname()[1]) as (one, port):
+        await eventually(lambda: one.counts.ended.get("refused"))
+        reader, writer = await connect(port)
+        await read_greeting(reader)
+        writer.write(framed([2, 1, b"i" * 16, b"n" * 16, "a\nb", b""]))
+        await closed(reader)
+        writer.close()
+    server.close()
+    assert len(caplog.records) >= 2
+    assert not [record for record in caplog.records if "\n" in record.getMessage()]
 
 
 async def test_who_says_nothing_is_cut_off() -> None:

@@ -63,7 +63,7 @@ async def greet(
     writer.write(framed(Hello(VERSION, identity.number, nonce, BLOCKS, proof)))
     answer = await read_greeting(reader)
     if isinstance(answer, Refused):
-        raise PeerError("refused", f"it refuses: {answer.reason}")
+        raise PeerError("refused", f"it refuses: {answer.reason!r}")
     if not isinstance(answer, Welcome):
         raise PeerError("garbage", "that is no answer to a hello")
     if identity.secret is not None:
@@ -85,7 +85,7 @@ async def welcome(identity: Identity, reader: StreamReader, writer: StreamWriter
     elif identity.secret is not None and not hmac.compare_digest(expected, hello.proof):
         fault, reason = "secret", "wrong secret: give all routers the same --peers-secret-file"
     elif hello.blocks != BLOCKS:
-        fault, reason = "blocks", f"prompts are cut as {BLOCKS} here, not as {hello.blocks}"
+        fault, reason = "blocks", f"prompts are cut as {BLOCKS} here, not as {hello.blocks!r}"
     elif hello.identity == identity.number:
         fault, reason = "self", "that is this router itself"
     else:
