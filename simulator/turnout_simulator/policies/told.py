@@ -100,6 +100,6 @@ class Telling:
 
     def _tell(self, now: float, message: Message) -> None:
         self._exchange.deliver(now)
-        if now > self._closes:
+        if now >= self._closes:
             self._closes, self._batch = self._exchange.begin(self, self._closes, now)
         self._batch.append(message)
