@@ -14,11 +14,13 @@ from xxhash import xxh3_64_intdigest
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-BLOCK_TOKENS: Final = 256
+BLOCK_TOKENS: Final = 512
+"""What is shared below this is computed in less time (9 ms by an 8B model on an H100) than a choice could win by it; and each
+block of a long prompt costs the router some 1.5 us."""
 BLOCK_BYTES: Final = 4 * BLOCK_TOKENS
 """Bytes of a block, at four bytes of text per token."""
 
-MAX_BLOCKS: Final = 4096
+MAX_BLOCKS: Final = 2048
 """Blocks that are hashed of one prompt (a million tokens): what follows makes no difference to where it goes."""
 
 _BEFORE: Final = ("tools", "cache_salt")

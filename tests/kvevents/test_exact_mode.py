@@ -130,7 +130,7 @@ async def test_what_somebody_else_has_sent_is_found(tmp_path: Path, stack: ExitS
     async with running_router(tmp_path, fleet(one.backend(), other.backend())) as r:
         await until(r, one.id, state="complete", blocks=0)
         await until(r, other.id, state="complete", blocks=blocks)
-        assert await cached_tokens(r) == {one.id: 0, other.id: 1280}
+        assert await cached_tokens(r) == {one.id: 0, other.id: 1024}
         assert await ask(r) == other.id
         second = PROMPT.replace("railway", "garden")
         await until(r, one.id, blocks=one.ask(second))
@@ -152,7 +152,7 @@ async def test_salts_part_caches_for_the_router_as_for_the_engine(tmp_path: Path
     async with running_router(tmp_path, fleet(one.backend(), other.backend())) as r:
         await until(r, one.id, state="complete")
         await until(r, other.id, state="complete", blocks=blocks)
-        assert await cached_tokens(r, cache_salt="pepper") == {one.id: 0, other.id: 1280}
+        assert await cached_tokens(r, cache_salt="pepper") == {one.id: 0, other.id: 1024}
         assert await cached_tokens(r) == {one.id: 0, other.id: 0}
 
 
@@ -167,7 +167,7 @@ async def test_adapters_part_caches_for_the_router_as_for_the_engine(
     async with running_router(tmp_path, content) as r:
         await until(r, one.id, state="complete")
         await until(r, other.id, state="complete", blocks=blocks)
-        assert await cached_tokens(r, model="sql") == {one.id: 0, other.id: 1280}
+        assert await cached_tokens(r, model="sql") == {one.id: 0, other.id: 1024}
         assert await cached_tokens(r) == {one.id: 0, other.id: 0}
 
 
@@ -200,7 +200,7 @@ async def test_what_an_engine_has_evicted_does_not_count(tmp_path: Path, stack: 
         await until(r, other.id, state="complete")
         first = one if await ask(r) == one.id else other
         await until(r, first.id, blocks=first.blocks_of(PROMPT))
-        assert (await cached_tokens(r))[first.id] == 1280
+        assert (await cached_tokens(r))[first.id] == 1024
         first.ask(PROMPT.replace("railway", "garden"))
         last = PROMPT.replace("railway", "market")
         numbers = chain(first.tokens_of(last), 16)
@@ -209,7 +209,7 @@ async def test_what_an_engine_has_evicted_does_not_count(tmp_path: Path, stack: 
         assert exact is not None
         await eventually(lambda: max(exact.index.match(numbers, 2)) == len(numbers))
         assert (await known(r, first.id))["blocks"] <= 2048 // 16
-        assert (await cached_tokens(r))[first.id] < 1280
+        assert (await cached_tokens(r))[first.id] < 1024
 
 
 async def test_a_worker_that_starts_anew_has_nothing_cached(tmp_path: Path, stack: ExitStack) -> None:
@@ -225,7 +225,7 @@ async def test_a_worker_that_starts_anew_has_nothing_cached(tmp_path: Path, stac
         await until(r, again.id, state="complete", blocks=0)
         second = PROMPT.replace("railway", "garden")
         await until(r, again.id, blocks=again.ask(second))
-        assert (await cached_tokens(r, second))[again.id] == 1280
+        assert (await cached_tokens(r, second))[again.id] == 1024
 
 
 async def test_without_tokens_the_belief_decides(tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ async def test_a_pair_knows_both_caches(tmp_path: Path, stack: ExitStack) -> Non
         await until(r, prefills[1].id, state="complete", blocks=blocks)
         await until(r, decode.id, state="complete")
         cached = await cached_tokens(r)
-        assert cached[prefills[1].id] == 1280
+        assert cached[prefills[1].id] == 1024
         account = (await r.admin.get("/admin/decisions/asked")).json()
         assert account["steps"][0]["prefill"] == prefills[1].id
         await until(r, decode.id, blocks=decode.blocks_of(PROMPT))
@@ -294,7 +294,7 @@ async def test_mixed_fleets_are_compared(tmp_path: Path, stack: ExitStack) -> No
     silent = {"role": "aggregated", "url": plain.url, "kvTokens": 100_000}
     async with running_router(tmp_path, fleet(one.backend(), silent)) as r:
         await until(r, one.id, state="complete", blocks=blocks)
-        assert await cached_tokens(r) == {one.id: 1280, f"127.0.0.1:{plain.port}": 0}
+        assert await cached_tokens(r) == {one.id: 1024, f"127.0.0.1:{plain.port}": 0}
 
 
 async def test_workers_without_events_need_no_zeromq(tmp_path: Path, stack: ExitStack) -> None:

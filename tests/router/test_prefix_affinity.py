@@ -126,7 +126,7 @@ def _blocks(body: dict[str, Any], field: str) -> tuple[int, ...]:
 
 def test_equal_beginnings_have_equal_hashes() -> None:
     """A longer conversation begins with the blocks of a shorter one; what stands before the prompt changes them all."""
-    messages = [{"role": "user", "content": "a" * 3000}, {"role": "user", "content": "b" * 3000}]
+    messages = [{"role": "user", "content": letter * 6000} for letter in "ab"]
     short = _blocks({"messages": messages[:1]}, "messages")
     longer = _blocks({"messages": messages}, "messages")
     assert (len(short), len(longer), longer[:2]) == (2, 5, short)
