@@ -30,7 +30,7 @@ PROMPTS = 6
 
 
 def long(number: int, words: int = 900) -> str:
-    """Return a prompt of its own, of seven blocks or more."""
+    """Return a prompt of its own, of three blocks or more."""
     return f"prompt {number}: " + f"{number} words " * words
 
 

@@ -30,6 +30,7 @@ from turnout_router.peers.inbox import Inbox
 from turnout_router.peers.link import Links
 from turnout_router.peers.mesh import Mesh, read_secret
 from turnout_router.peers.messages import (
+    BLOCKS,
     MAX_FRAME_BYTES,
     SIGN_OF_LIFE,
     Challenge,
@@ -253,7 +254,7 @@ async def test_a_proof_holds_for_one_conversation_only() -> None:
         reader, writer = await connect(port)
         challenge = await read_greeting(reader)
         proof = identity.proof(b"turnout teller", challenge, identity.number, b"n" * 16)
-        hello = framed([2, 1, identity.number, b"n" * 16, "xxh3-64/1024", proof])
+        hello = framed([2, 1, identity.number, b"n" * 16, BLOCKS, proof])
         writer.write(hello)
         assert type(await read_greeting(reader)).__name__ == "Welcome"
         again, writer_again = await connect(port)
@@ -271,8 +272,8 @@ async def test_prompts_that_are_cut_otherwise_and_other_versions_are_refused() -
     """Blocks of another size mean nothing here; the reason is told."""
     async with mesh(Books()) as (one, port):
         for version, blocks, reason in (
-            (1, "xxh3-64/4096", "prompts are cut"),
-            (2, "xxh3-64/1024", "version"),
+            (1, "xxh3-64/333", "prompts are cut"),
+            (2, BLOCKS, "version"),
         ):
             reader, writer = await connect(port)
             await read_greeting(reader)
