@@ -98,10 +98,14 @@ class Bench:
 
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
-        self._latency = default_latency()
-        self._work = work_of(self._latency)
+        self.latency = default_latency()
+        self.work = work_of(self.latency)
         self._spread = cache(lambda seed: spread(trace, seed=seed))
-        self._rate = cache(lambda setting: saturated_rate(trace, setting, self._latency))
+        self._rate = cache(lambda setting: saturated_rate(trace, setting, self.latency))
+
+    def spread(self, seed: int) -> Trace:
+        """Return the trace with the arrival times of *seed*."""
+        return self._spread(seed)
 
     def rate(self, setting: Setting) -> float:
         """Return the saturated requests/s of the whole fleet, without hits."""
@@ -114,14 +118,14 @@ class Bench:
         began = time.monotonic()
         exchange = Exchange() if case.routers > 1 and not case.scraping else None
         if case.prefill:
-            pairs = [paired(case.policy, setting, self._work, exchange) for _ in range(case.routers)]
-            name, outcomes = pairs[0].name, replay_pairs(trace, setting, pairs, self._latency)
+            pairs = [paired(case.policy, setting, self.work, exchange) for _ in range(case.routers)]
+            name, outcomes = pairs[0].name, replay_pairs(trace, setting, pairs, self.latency)
         else:
             scrape = SCRAPE_SECONDS if case.scraping else None
             routers = [
-                aggregated(case.policy, setting, self._work, scrape, exchange) for _ in range(case.routers)
+                aggregated(case.policy, setting, self.work, scrape, exchange) for _ in range(case.routers)
             ]
-            name, outcomes = routers[0].name, replay(trace, setting, routers, self._latency)
+            name, outcomes = routers[0].name, replay(trace, setting, routers, self.latency)
         row = asdict(figures(outcomes))
         return {
             "pools": case.pools,

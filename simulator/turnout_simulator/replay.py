@@ -20,6 +20,7 @@ from turnout.engine import (
     Finished,
     FirstToken,
 )
+from turnout.engine.kv import KvCache
 from turnout.sizing.latency import LatencyModel, UnknownLatency, latency_model
 from turnout_simulator.fleet import EngineFleet
 from turnout_simulator.outcomes import Outcome
@@ -46,6 +47,9 @@ class Setting:
     kv_blocks: int
     prefill: int = 0
     block_tokens: int = BLOCK_TOKENS
+    pooled: bool = False
+    """Whether aggregated engines share one KV cache, as large as all of theirs: what no fleet has, for bounds. Only for
+    caches so large that running requests never fill them."""
 
     def engine_settings(self) -> EngineSettings:
         """Return how each engine is configured."""
@@ -154,7 +158,9 @@ class _Aggregated:
         self._setting = setting
         self._policies = policies
         self._holding = [each if isinstance(each, HoldingPolicy) else None for each in policies]
-        self._fleet = EngineFleet([Engine(settings, latency) for _ in range(setting.engines)], self._on_event)
+        cache = KvCache(setting.kv_blocks * setting.engines) if setting.pooled else None
+        engines = [Engine(settings, latency, cache) for _ in range(setting.engines)]
+        self._fleet = EngineFleet(engines, self._on_event)
         self._scrapes = _Scrapes(policies, self._fleet)
         self._outcomes: list[Outcome] = []
 

@@ -36,6 +36,9 @@ its own overhead, and the prompt began when the iteration before it was over. Wh
 comes on top."""
 DECODE_WEIGHT: Final = 2.0
 """Once for the iterations that the prompt shares with the decodes, once for the streams that it stalls."""
+OVERBOOKED: Final = 0.1
+"""Share of a KV cache that may be promised beyond its capacity before requests are held back for it: each request is
+reckoned with all of its answer, and takes room only as that grows."""
 ADAPTER_LOAD_SECONDS: Final = 0.5
 """Reading a LoRA adapter of some 100 MB from disk into an accelerator."""
 

@@ -10,7 +10,15 @@ from math import inf
 from typing import TYPE_CHECKING, Final
 
 from turnout.routing.affinity import home_hash
-from turnout.routing.cost import ADAPTER_LOAD_SECONDS, AFFINITY_BASE, DECODE_WEIGHT, PROGRESS, Cost, affinity
+from turnout.routing.cost import (
+    ADAPTER_LOAD_SECONDS,
+    AFFINITY_BASE,
+    DECODE_WEIGHT,
+    OVERBOOKED,
+    PROGRESS,
+    Cost,
+    affinity,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -157,7 +165,7 @@ class PrefixAware:
                 or (total == best.cost and state.last_pick < best.state.last_pick)
             ):
                 wait = cost.wait if is_local else total
-                backlog = cost.queue + cost.kv_wait if is_local else cost.kv_wait
+                backlog = self._wait_for_room(cost) + (cost.queue if is_local else 0.0)
                 best = Pick(state, matched, seconds if is_local else 0.0, total, wait, compared, backlog)
                 best_is_local = is_local
         if best is None:
@@ -201,7 +209,7 @@ class PrefixAware:
                 chosen, best, least = state, cost, cost.total
         if best is None:
             raise ValueError("there is no backend to choose from")
-        matched, backlog = matches[chosen.slot], best.queue + best.kv_wait
+        matched, backlog = matches[chosen.slot], best.queue + self._wait_for_room(best)
         return Pick(
             chosen, matched, best.prefill, least, best.wait, compared, backlog, at_home=chosen is home
         )
@@ -236,6 +244,12 @@ class PrefixAware:
         tokens, waiting = matched * ledger.block_tokens, len(state.waiting)
         charged = weight * prefill
         return Cost(state.id, tokens, waiting, queue, prefill, charged, decode, kv_wait, adapter)
+
+    def _wait_for_room(self, cost: Cost) -> float:
+        """Return the seconds until a backend has KV room, overbooked by as much as answers have yet to grow."""
+        if not cost.kv_wait:
+            return 0.0
+        return max(0.0, cost.kv_wait - OVERBOOKED * self.ledger.residence_seconds)
 
     def _affinity(self, states: Sequence[BackendState], now: float, *, pair: bool = False) -> float:
         work_seconds = max(self.ledger.work_seconds, _LEAST_WORK_SECONDS)
