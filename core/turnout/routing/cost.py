@@ -116,4 +116,7 @@ def affinity(waiting: Sequence[float], most: float) -> float:
     has nothing to do, a long queue elsewhere is an imbalance to be cured, not an overload to be shared. For local
     prefill there is no such bound: it takes time from all whose prompts are moved to that decode worker, too.
     """
-    return AFFINITY_BASE + AFFINITY_PER_WAITING * sum([min(each, most) for each in waiting]) / len(waiting)
+    total = 0.0
+    for each in waiting:
+        total += min(each, most)
+    return AFFINITY_BASE + AFFINITY_PER_WAITING * total / len(waiting)

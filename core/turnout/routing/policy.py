@@ -253,16 +253,16 @@ class PrefixAware:
 
     def _affinity(self, states: Sequence[BackendState], now: float, *, pair: bool = False) -> float:
         work_seconds = max(self.ledger.work_seconds, _LEAST_WORK_SECONDS)
-        waiting = [
-            len(state.waiting) + state.queue_of_others(now) / work_seconds
-            if state.others_queue
-            else len(state.waiting)
-            for state in states
-        ]
-        if self.held_back:
-            each = self.held_back / len(waiting)
-            waiting = [sent + each for sent in waiting]
-        return affinity(waiting, inf if pair else 2 * min(waiting) + 1)
+        held_back = self.held_back / len(states)
+        waiting: list[float] = []
+        fewest = inf
+        for state in states:
+            here = len(state.waiting) + held_back
+            if state.others_queue:
+                here += state.queue_of_others(now) / work_seconds
+            waiting.append(here)
+            fewest = min(fewest, here)
+        return affinity(waiting, inf if pair else 2 * fewest + 1)
 
     def _home(
         self, prompt: Prompt, states: Sequence[BackendState], matches: list[int]

@@ -95,11 +95,11 @@ def select(
     if not decoders:
         return None
     prefillers: list[Backend] = []
-    if local is None:
-        prefillers = [b for b in backends if b.role == "prefill" and b.id not in excluded]
-        complete = {b.revision for b in prefillers}
-        decoders = [b for b in decoders if b.role == "aggregated" or b.revision in complete] or decoders
     if any(b.role != "aggregated" for b in decoders):
+        if local is None:
+            prefillers = [b for b in backends if b.role == "prefill" and b.id not in excluded]
+            complete = {b.revision for b in prefillers}
+            decoders = [b for b in decoders if b.role == "aggregated" or b.revision in complete] or decoders
         revision = _least_loaded_revision(policy, decoders)
         decoders = [b for b in decoders if b.revision == revision]
         prefillers = [b for b in prefillers if b.revision == revision]
