@@ -2,6 +2,8 @@
 
 A block stands for itself and everything before it in its prompt (a chain hash). A backend's match is the number of
 a prompt's leading blocks that it holds without a gap.
+
+What a block is, nobody here asks: it is a key of dictionaries, and typed so, for then compiled code takes it as it is.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Hashable, Sequence
 
 
 class PrefixIndex:
@@ -18,18 +20,18 @@ class PrefixIndex:
     __slots__ = ("_owners",)
 
     def __init__(self) -> None:
-        self._owners: dict[int, int] = {}
+        self._owners: dict[Hashable, int] = {}
 
     def __len__(self) -> int:
         """Return the number of blocks that somebody holds."""
         return len(self._owners)
 
-    def add(self, block: int, backend: int) -> None:
+    def add(self, block: Hashable, backend: int) -> None:
         """Note that *backend* holds *block*."""
         owners = self._owners
         owners[block] = owners.get(block, 0) | 1 << backend
 
-    def remove(self, block: int, backend: int) -> None:
+    def remove(self, block: Hashable, backend: int) -> None:
         """Note that *backend* holds *block* no longer."""
         owners = self._owners
         left = owners.get(block, 0) & ~(1 << backend)
@@ -38,7 +40,7 @@ class PrefixIndex:
         else:
             owners.pop(block, None)
 
-    def match(self, blocks: Sequence[int], backends: int) -> list[int]:
+    def match(self, blocks: Sequence[Hashable], backends: int) -> list[int]:
         """Return how many leading *blocks* each of the first *backends* backends holds."""
         depths = [0] * backends
         owners = self._owners

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from turnout.routing.prefix import PrefixIndex
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Hashable, Sequence
 
 STEP: Final = 0.02
 """Share by which one wrong prediction moves the capacity."""
@@ -38,9 +38,9 @@ class ShadowCache:
         self._room = float(capacity)
         self._index = index
         self._number = number
-        self._references: dict[int, int] = {}
+        self._references: dict[Hashable, int] = {}
         # Least recently used first. Not a dict: its first entry is found by walking past all that were taken out.
-        self._evictable: OrderedDict[int, None] = OrderedDict()
+        self._evictable: OrderedDict[Hashable, None] = OrderedDict()
         self._private = 0
 
     @property
@@ -48,7 +48,7 @@ class ShadowCache:
         """Blocks that requests in flight hold."""
         return self._private + len(self._references) - len(self._evictable)
 
-    def leading_held(self, blocks: Sequence[int], most: int) -> int:
+    def leading_held(self, blocks: Sequence[Hashable], most: int) -> int:
         """Return how many of the first *most* blocks requests in flight hold, without a gap."""
         references = self._references
         count = 0
@@ -56,7 +56,7 @@ class ShadowCache:
             count += 1
         return count
 
-    def admit(self, blocks: Sequence[int], private: int) -> None:
+    def admit(self, blocks: Sequence[Hashable], private: int) -> None:
         """Take a request's prefix *blocks* and room for *private* further ones that no other prompt shares."""
         references, evictable = self._references, self._evictable
         for block in blocks:
@@ -71,7 +71,7 @@ class ShadowCache:
         self._private += private
         self._evict()
 
-    def release(self, blocks: Sequence[int], private: int) -> None:
+    def release(self, blocks: Sequence[Hashable], private: int) -> None:
         """Let go of what `admit` took. The blocks stay until their room is needed."""
         references, evictable = self._references, self._evictable
         for block in reversed(blocks):
