@@ -68,7 +68,7 @@ def _panel(axes: Any, rows: Sequence[Row], title: str) -> None:
         axes.set_axis_off()
         return
     places = range(len(rows))
-    colours = [OWN_COLOUR if row["policy"] == "Turnout" else PEER_COLOUR for row in rows]
+    colours = [OWN_COLOUR if row["policy"].startswith("Turnout") else PEER_COLOUR for row in rows]
     means, tails = [row["ttft_mean_s"] for row in rows], [row["ttft_p90_s"] for row in rows]
     axes.hlines(list(places), means, tails, color=colours)
     axes.scatter(means, places, color=colours, s=28, zorder=3)
