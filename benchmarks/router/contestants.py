@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,7 +45,23 @@ def _turnout(port: int, spare: int, workers: Sequence[int], folder: Path) -> lis
     """As in the router's image: with the path of a request compiled."""
     if not (COMPILED / "turnout_router").exists():
         raise LeftOutError("it is not compiled: make compiled")
-    return ["env", f"PYTHONPATH={COMPILED.resolve()}", *_interpreted(port, spare, workers, folder)]
+    libraries = f"{COMPILED.resolve()}:{sysconfig.get_path('platlib')}"
+    start = "from turnout_router.main import main; main()"
+    arguments = _interpreted(port, spare, workers, folder)[1:]
+    return ["env", f"PYTHONPATH={libraries}", interpreter(), "-c", start, *arguments]
+
+
+def interpreter() -> str:
+    """Return Debian's Python where it is of this version: like the image's, it was built with profile-guided optimisation.
+
+    An interpreter that was built without takes an eighth more instructions for the same requests.
+    """
+    debian = "/usr/bin/python3"
+    probe = "import sys; print(sys.version_info[:2])"
+    if not Path(debian).exists():
+        return sys.executable
+    said = subprocess.run([debian, "-c", probe], capture_output=True, text=True, check=True).stdout
+    return debian if said.strip() == str(sys.version_info[:2]) else sys.executable
 
 
 def _interpreted(port: int, spare: int, workers: Sequence[int], folder: Path) -> list[str]:
