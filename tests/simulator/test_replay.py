@@ -163,6 +163,16 @@ def test_holding_shortens_an_overload() -> None:
     assert held.ttft_p50_s < 0.5 * pushed.ttft_p50_s
 
 
+def test_one_cache_for_all_engines_hits_wherever_requests_go() -> None:
+    """Blind choices over a pooled cache find what any engine has computed; over caches of their own they do not."""
+    trace = traffic(600.0)
+    apart, pooled = (
+        figures(replay(trace, Setting(ENGINES, 6000, pooled=pooled), [RoundRobin(ENGINES)], LATENCY))
+        for pooled in (False, True)
+    )
+    assert pooled.hit_rate > 2 * apart.hit_rate
+
+
 def test_the_policy_of_one_pool_cannot_hold() -> None:
     """A peer's rule for each half has to name an engine."""
     pools = TwoPools(HoldingTurnout(2, BLOCKS, BLOCK, WORK), LeastRequests(2), 2)
