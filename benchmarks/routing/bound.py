@@ -1,4 +1,4 @@
-"""What no router could beat: the same engines with one cache for all of them, so that every choice hits.
+"""What is left to wait for when prefixes are everywhere: the same engines with one cache for all of them.
 
     python benchmarks/routing/bound.py --trace FILE
 
