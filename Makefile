@@ -57,6 +57,15 @@ demo-down: $(READY) ## End a demo that was left running.
 test: $(READY) check ## Check and test everything (ARGS="-k name" for a part of it).
 	@echo "[test] unit, property, contract and cluster tests"
 	@$(BIN)/pytest $(ARGS)
+ifeq ($(strip $(ARGS)),)
+	@$(MAKE) --no-print-directory test-compiled
+endif
+
+.PHONY: test-compiled
+test-compiled: $(READY) ## Test what is compiled in the router's image once more, compiled (part of make test).
+	@command -v cc > /dev/null || { echo "[test] left out, for there is no C compiler: the compiled router"; exit 0; } && \
+	  $(MAKE) --no-print-directory compiled && echo "[test] the path of a request, compiled" && \
+	  PYTHONPATH=build/compiled $(BIN)/pytest -m "not cluster" tests/routing tests/router
 
 .PHONY: check
 check: $(READY) ## Formatting, lint, types, import contracts, generated files.

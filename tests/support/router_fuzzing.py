@@ -17,6 +17,7 @@ from support.router_hostile_inputs import CASES, CHAT, GOOD, MODELS, chunked, ge
 from turnout.routing import Backend, DeploymentRoute, Fleet, HealthPolicy, build_fleet
 from turnout_router.backends import Backends
 from turnout_router.connection import ClientConnection
+from turnout_router.drive import Signal
 from turnout_router.endpoints import ENDPOINTS
 from turnout_router.errors import ApiError, UpstreamError
 from turnout_router.gateway import Gateway
@@ -30,7 +31,9 @@ from turnout_router.usage import StreamTap
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
+
+    from turnout_router.http import Request
 
 STATUSES: Final = {200, 204, 400, 401, 404, 405, 408, 411, 413, 414, 417, 431, 501, 503}
 """All that a client can be told where there is no worker."""
@@ -261,8 +264,9 @@ class Checks:
         pool._used.add(connection)
         stream = draw.random() < 0.7
         tap = StreamTap(drop_usage=True, max_event_bytes=1024) if stream else None
-        client = HeardClient()
-        relay = Relay(cast("ClientConnection", client), self.upstream, tap, (), self.clock.time)
+        clock = cast("asyncio.AbstractEventLoop", self.clock)
+        client = Asking(clock, self.LIMITS)
+        relay = Relay(client.connection, self.upstream, tap, (), self.clock.time)
         done = connection.begin(b"x", relay, seconds=50.0, idle_seconds=50.0 if stream else None, what="it")
         for part in pieces(data, draw):
             if wire.closed:
@@ -286,7 +290,10 @@ class Checks:
             try:
                 relay.finish()
             except UpstreamError:
-                assert not client.ended
+                assert not client.has_whole_answer
+        else:
+            assert not client.has_whole_answer
+        client.leave()
         assert not wire.paused
         assert not connection.reusable or error is None
 
@@ -351,23 +358,35 @@ class Checks:
         }
 
 
-class HeardClient:
-    """What a relay tells a client's connection."""
+class Asking:
+    """A client that has asked for something and waits: whoever answers it does so from outside."""
 
-    def __init__(self) -> None:
-        self.started = self.ended = False
+    def __init__(self, loop: asyncio.AbstractEventLoop, limits: ClientLimits) -> None:
+        self._answered = Signal(loop)
+        self.wire = Wire()
+        self.connection = ClientConnection(Listener(self, limits), loop)
+        self.connection.connection_made(self.wire)
+        self.connection.data_received(get())
 
-    def begin(self, *_: object) -> None:
-        assert not self.started
-        self.started = True
+    def handle(self, _request: Request, _client: ClientConnection) -> Coroutine[Any, Any, None]:
+        return self._wait()
 
-    def send(self, data: bytes) -> None:
-        assert self.started
-        assert data
+    def refused(self, status: int) -> None:
+        raise AssertionError(f"a good request was refused with {status}")
 
-    def end(self) -> None:
-        self.ended = True
+    async def _wait(self) -> None:
+        await self._answered
 
-    def respond(self, *_: object) -> None:
-        assert not self.started
-        self.started = self.ended = True
+    def leave(self) -> None:
+        """End the connection, and what serves it."""
+        self.connection.connection_lost(None)
+
+    @property
+    def has_whole_answer(self) -> bool:
+        """Whether what was written is one answer from its head to its end."""
+        head, end, body = bytes(self.wire.written).partition(b"\r\n\r\n")
+        assert not head or end, "heads are written in one piece"
+        if b"\r\ntransfer-encoding: chunked" in head:
+            return body.endswith(b"0\r\n\r\n")
+        length = re.search(rb"\r\ncontent-length: ([0-9]+)", head)
+        return length is not None and len(body) == int(length[1])
