@@ -86,6 +86,8 @@ def odd_manifest(chance: random.Random) -> Manifest:
         "spec.model.source": ["hf://a/b", "hf://a", "hf://a/b/c", "hf://a/b ", "s3://a/b"],
         "spec.model.maxLength": [255, 256, 2**20, 2**20 + 1],
         "spec.routing.localPrefillBelowTokens": [0, 256, 2**20 + 1],
+        "spec.routing.policy": ["PrefixAware", "LeastLoaded", "RoundRobin"],
+        "spec.routing.queueing": ["Engine", "Router", "router"],
         "metadata.name": ["a", "a" * 36, "a" * 37, "a-1", "1-a", "a.b"],
     }
     least = chance.choice([deployment, aggregated])

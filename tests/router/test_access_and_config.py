@@ -188,6 +188,10 @@ BAD_FILES = {
         "deployments: [{name: a/b, servedNames: [x]}, {name: a/c, servedNames: [x]}]",
         "both claim the name 'x'",
     ),
+    "queueing without work": (
+        "deployments: [{name: a/b, servedNames: [x], policy: LeastLoaded, queueing: Router}]",
+        "deployments[0]: queueing Router has no effect with the policy LeastLoaded",
+    ),
     "lost target": (
         "routes: [{names: [chat], targets: [{deployment: a/b}]}]",
         "leads to a/b, which is none of the deployments",
@@ -205,6 +209,14 @@ def test_a_bad_file_is_explained(tmp_path: Path, case: str) -> None:
         read_config(file)
     assert message in str(caught.value)
     assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize(("said", "expected"), [("", "Engine"), (", queueing: Router", "Router")])
+def test_a_file_says_where_requests_wait(tmp_path: Path, said: str, expected: str) -> None:
+    """In the engines, unless it says otherwise."""
+    file = tmp_path / "router.yaml"
+    file.write_text(f"deployments: [{{name: a/b, servedNames: [x]{said}}}]")
+    assert read_config(file).deployments["a/b"].queueing == expected
 
 
 def test_a_missing_file_is_explained(tmp_path: Path) -> None:

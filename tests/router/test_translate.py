@@ -32,6 +32,12 @@ def test_a_deployments_own_bounds_are_read() -> None:
     )
 
 
+def test_where_requests_wait_is_read() -> None:
+    """In the engines, unless it is said."""
+    assert deployment_of(deployment()).queueing == "Engine"
+    assert deployment_of(deployment(routing={"queueing": "Router"})).queueing == "Router"
+
+
 def test_adapters_are_names_of_the_deployment_and_of_workers_that_were_told() -> None:
     """A worker of an older revision, which was not told of an adapter, does not answer to it."""
     route = deployment_of(deployment(lora={"adapters": [{"name": "sql", "source": "hf://acme/sql"}]}))

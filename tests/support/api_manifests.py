@@ -394,6 +394,18 @@ REFUSED = [
         deployment({"spec.routing.policy": "LeastLoaded", "spec.routing.cacheKnowledge": "Exact"}),
         "routing.cacheKnowledge Exact has no effect with the policy LeastLoaded: remove it or choose PrefixAware",
     ),
+    Refused(
+        "queueing-without-work",
+        deployment({"spec.routing.policy": "LeastLoaded", "spec.routing.queueing": "Router"}),
+        "queueing Router has no effect with the policy LeastLoaded, which does not reckon when a worker can begin:"
+        " remove it or choose PrefixAware",
+    ),
+    Refused(
+        "unknown-queueing",
+        deployment({"spec.routing.queueing": "router"}),
+        'supported values: "Engine", "Router"',
+        "spec.routing.queueing",
+    ),
     # Routes
     Refused(
         "route-to-nowhere",
@@ -506,6 +518,7 @@ ACCEPTED = {
         }
     ),
     "exact-caches": deployment({"spec.routing.cacheKnowledge": "Exact"}),
+    "queueing-in-the-router": deployment({"spec.routing.queueing": "Router"}),
     "local-prefill-never": deployment({"spec.routing.localPrefillBelowTokens": 0}),
     "route": route(),
     "route-with-a-resting-target": route(

@@ -17,6 +17,7 @@ from turnout.api.served import SERVED_NAMES, LoneName, ServedName
 Role = Literal["prefill", "decode", "aggregated"]
 RoutingPolicy = Literal["PrefixAware", "LeastLoaded"]
 CacheKnowledge = Literal["Estimated", "Exact"]
+Queueing = Literal["Engine", "Router"]
 AcceleratorType = Literal["H100-SXM", "H200-SXM", "A100-SXM-80GB", "L40S"]
 """Keep in step with turnout.sizing.accelerators, whose test compares the two."""
 
@@ -267,6 +268,16 @@ class Admission(Model):
     )
 
 
+QUEUEING_NEEDS_WORK: Final = Rule(
+    "self.queueing == 'Engine' || self.policy == 'PrefixAware'",
+    "queueing Router has no effect with the policy LeastLoaded, which does not reckon when a worker can begin: remove it"
+    " or choose PrefixAware",
+    lambda routing: routing.queueing == "Engine" or routing.policy == "PrefixAware",
+    field_path=".queueing",
+)
+"""Holds in a resource and in a router's file alike: on whatever has `queueing` and `policy`."""
+
+
 class Routing(Model):
     """How the router treats requests to this deployment."""
 
@@ -283,6 +294,13 @@ class Routing(Model):
             "How the router knows what workers' prefix caches hold. Estimated: from what it has sent them. Exact: from"
             " the KV events that they publish, whoever has sent what; prompts are tokenized by the workers for it."
             " A change restarts the workers, a few at a time."
+        ),
+    )
+    queueing: Queueing = Field(
+        default="Engine",
+        description=(
+            "Where requests wait that no worker can begin with. Engine: in the engines' own queues, first come, first"
+            " served. Router: in the router, shortest first, until a worker can."
         ),
     )
     local_prefill_below_tokens: int = Field(
@@ -310,6 +328,7 @@ class Routing(Model):
             lambda routing: routing.cache_knowledge == "Estimated" or routing.policy == "PrefixAware",
             field_path=".cacheKnowledge",
         ),
+        QUEUEING_NEEDS_WORK,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from turnout.api.deployment import Role, RoutingPolicy
+from turnout.api.deployment import Queueing, Role, RoutingPolicy
 from turnout.routing.admission import NORMAL, AdmissionBounds, Tier
 
 
@@ -64,6 +64,8 @@ class DeploymentRoute:
     """LoRA adapters that its workers serve, by the names that clients call."""
     admission: AdmissionBounds = field(default_factory=AdmissionBounds)
     """Its own bounds on what is let in and what waits."""
+    queueing: Queueing = "Engine"
+    """Where requests wait that no backend can begin with."""
 
 
 @dataclass(frozen=True, slots=True)

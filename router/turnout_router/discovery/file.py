@@ -10,6 +10,7 @@ Example::
         timeScale: 1
         localPrefillBelowTokens: 256
         policy: PrefixAware                     # or LeastLoaded
+        queueing: Engine                        # or Router: what no worker can begin with waits here, shortest first
         admission: {requestsPerWorker: 256, waitingRequests: 100, maxWait: 10s}  # see LLMDeployment
         adapters: [sql]                         # LoRA adapters that its workers serve, by name
         backends:
@@ -27,7 +28,7 @@ Example::
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal
 from urllib.parse import urlsplit
 
 import yaml
@@ -35,11 +36,12 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from turnout.api import ApiKey, Objectives
 from turnout.api.budget import Priority
-from turnout.api.deployment import Admission, RoutingPolicy
+from turnout.api.deployment import QUEUEING_NEEDS_WORK, Admission, Queueing, RoutingPolicy
 from turnout.api.loading import faults
 from turnout.api.meta import Model
 from turnout.api.names import KV_EVENTS_PORT
 from turnout.api.quantities import seconds
+from turnout.api.rules import Rule
 from turnout.routing import Backend, DeploymentRoute, Fleet, Grant, KvEventPorts, NamedRoute, build_fleet
 from turnout.routing.admission import TIER_OF
 from turnout_router.discovery.translate import bounds_of
@@ -93,9 +95,12 @@ class FileDeployment(Model):
     time_scale: int = Field(default=1, ge=1, le=100)
     local_prefill_below_tokens: int = Field(default=256, ge=0, le=1_048_576)
     policy: RoutingPolicy = "PrefixAware"
+    queueing: Queueing = "Engine"
     admission: Admission = Field(default_factory=Admission)
     adapters: list[_Name] = Field(default_factory=list, max_length=256)
     backends: list[FileBackend] = Field(default_factory=list, max_length=10_000)
+
+    rules: ClassVar[tuple[Rule, ...]] = (QUEUEING_NEEDS_WORK,)
 
 
 class FileTarget(Model):
@@ -195,6 +200,7 @@ def _fleet_of(config: FileConfig) -> Fleet:
                 policy=d.policy,
                 adapters=frozenset(d.adapters),
                 admission=bounds_of(d.admission),
+                queueing=d.queueing,
             )
             for d in config.deployments
         ],
