@@ -97,6 +97,11 @@ class Gate:
         self._admit()
 
     @property
+    def wait_seconds(self) -> float:
+        """How long one waits at most, here or for a worker that could begin."""
+        return self._limits.wait_seconds
+
+    @property
     def waiting(self) -> int:
         """Requests that wait."""
         high, normal, low = self._waiting

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from turnout.routing import (
@@ -31,6 +32,8 @@ from turnout.routing.select import select
 from turnout.routing.work import WorkModel
 from turnout_router.admission import Gates
 from turnout_router.hold import Hold, InFlight
+from turnout_router.line import Line
+from turnout_router.metrics import Standing
 from turnout_router.prefixes import BLOCK_TOKENS, prompt_blocks
 from turnout_router.scrapes.adapters import LoadedAdapters, blocks_under
 
@@ -77,6 +80,8 @@ class Backends:
         self._policies: dict[str, PrefixAware] = {}
         self._scales: dict[str, float] = {}
         self._adapters: dict[str, LoadedAdapters] = {}
+        self.lines: dict[str, Line] = {}
+        """Where requests wait for a worker that could begin with them, of deployments that ask for it."""
         self.outbox: Outbox | None = None
         """Tells other routers of this one's requests. None where there are none."""
         self.exact: ExactMode | None = None
@@ -105,9 +110,28 @@ class Backends:
             )
         if self.exact is not None or any(b.kv_events is not None for b in present.values()):
             self._follow_events(fleet)
+        self._line_up(fleet)
         self.pools.retain((b.host, b.port) for b in present.values())
         self._metrics.retain(fleet.deployments)
         self._metrics.fleet_updates.inc()
+
+    def _line_up(self, fleet: Fleet) -> None:
+        wanted = {key for key in self._policies if fleet.deployments[key].queueing == "Router"}
+        for key in [key for key in self.lines if key not in wanted]:
+            self.lines.pop(key).dissolve()
+        for key in wanted:
+            line = self.lines.get(key)
+            if line is not None:
+                line.advance()
+                continue
+            now = partial(self._time_of, key)
+            counts = {half: Standing(now) for half in ("prefill", "decode")}
+            self._metrics.of(key).held = counts
+            self.lines[key] = Line(self._policies[key], counts, now)
+
+    def _time_of(self, key: str) -> float:
+        """Return the time of a deployment, which may pass faster than the router's."""
+        return self._clock() * self._scales.get(key, 1.0)
 
     def stop(self) -> None:
         """Follow nobody's events any more."""
@@ -173,11 +197,6 @@ class Backends:
                     route, prompt, backends, now, excluded=others, avoided=avoided, local=local
                 )
                 choice = again or choice
-            for backend in (choice.decode, choice.prefill):
-                if backend is not None and backend.id in self._health:
-                    self._health[backend.id] = on_pick(self._health[backend.id], now, self._policy)
-        if choice is not None and prompt.adapter is not None:
-            self._loads_adapter(choice, prompt.adapter)
         return choice
 
     def compared(self) -> list[Backend]:
@@ -202,10 +221,10 @@ class Backends:
             state.adapter_room = most
             state.adapters = self._adapters.setdefault(backend.id, LoadedAdapters()).seen(names, most)
 
-    def _loads_adapter(self, choice: Choice, name: str) -> None:
-        for backend in (choice.decode, choice.prefill):
-            if backend is not None and (state := self._state_of(backend)) is not None:
-                state.adapters = self._adapters.setdefault(backend.id, LoadedAdapters()).used(name)
+    def _loads_adapter(self, backend: Backend, name: str) -> None:
+        state = self._state_of(backend)
+        if state is not None:
+            state.adapters = self._adapters.setdefault(backend.id, LoadedAdapters()).used(name)
 
     def _state_of(self, backend: Backend) -> BackendState | None:
         policy = self._policies.get(backend.deployment)
@@ -252,10 +271,23 @@ class Backends:
             load = self._loads[backend.id] = InFlight()
         self._picks += 1
         load.last_pick = self._picks
-        scale = self._scales.get(backend.deployment, 1.0)
-        hold = Hold(load, tokens, choice.picks, backend.id, self._clock, scale)
-        if self.outbox is not None and choice.picks is not None:
-            hold.tell(self.outbox, backend.deployment, choice.picks)
+        if backend.id in self._health:
+            self._health[backend.id] = on_pick(self._health[backend.id], self._clock(), self._policy)
+        key, picks = backend.deployment, choice.picks
+        hold = Hold(
+            load,
+            tokens,
+            picks,
+            backend.id,
+            self._clock,
+            self._scales.get(key, 1.0),
+            self.lines.get(key) if self.lines else None,
+        )
+        if picks is not None:
+            if picks.prompt.adapter is not None:
+                self._loads_adapter(backend, picks.prompt.adapter)
+            if self.outbox is not None:
+                hold.tell(self.outbox, key, picks)
         return hold
 
     def book_of(self, deployment: str) -> tuple[Ledger, float] | None:

@@ -62,6 +62,7 @@ class Decision:
         "ended_at",
         "expected_output_tokens",
         "first_token_at",
+        "held_seconds",
         "id",
         "model",
         "path",
@@ -95,6 +96,8 @@ class Decision:
         self.expected_output_tokens: Final = expected_output_tokens
         self.began: Final = began
         self.steps: list[Chosen | Failed] = []
+        self.held_seconds = 0.0
+        """How long it stood in line until a worker could begin with it."""
         self.prefilled_at: float | None = None
         self.first_token_at: float | None = None
         self.ended_at: float | None = None
@@ -115,7 +118,10 @@ class Decision:
                 failures.append(f"{step.half} on {step.backend.id} failed before ({step.fault})")
             elif step.reason is not None:
                 parts = step.reason.sentence
-        return "; ".join([*filter(None, [parts]), *failures]) or "nobody could be chosen"
+        held = (
+            f"held {self.held_seconds:.3f} s until a worker could begin with it" if self.held_seconds else ""
+        )
+        return "; ".join([*filter(None, [parts, held]), *failures]) or "nobody could be chosen"
 
     def header(self) -> bytes:
         """Return the sentence as the value of a header field: one line of ASCII."""
@@ -206,6 +212,7 @@ class Decisions:
             "usage": None
             if decision.usage is None
             else {"promptTokens": decision.usage[0], "outputTokens": decision.usage[1]},
+            "heldSeconds": round(decision.held_seconds, 4),
             "prefilledAfterSeconds": after(decision.prefilled_at),
             "firstTokenAfterSeconds": after(decision.first_token_at),
             "steps": [_step(step, after(step.at)) for step in decision.steps],

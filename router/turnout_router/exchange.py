@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from turnout_router.connection import ClientConnection
     from turnout_router.decisions import Decisions
     from turnout_router.hold import Hold
-    from turnout_router.http import Fields
+    from turnout_router.http import Fields, Pieces
     from turnout_router.metrics import DeploymentMetrics
     from turnout_router.openai import Completion
     from turnout_router.settings import UpstreamLimits
@@ -206,6 +206,8 @@ class Exchange:
     async def _serve(self) -> int:
         while True:
             choice = self._pick()
+            if self._backends.lines:
+                choice = await self._stand_in_line(choice)
             self._decisions.chosen(self._decision, choice)
             hold = self._backends.hold(choice.decode, self._tokens, choice)
             try:
@@ -214,6 +216,27 @@ class Exchange:
                 hold.end()
             if status is not None:
                 return status
+
+    async def _stand_in_line(self, choice: Choice) -> Choice:
+        """Return who serves it, once somebody could begin with it. Raise ApiError where that does not come."""
+        key = self._route.key
+        line = self._backends.lines.get(key)
+        if line is None or not line.must_hold(choice):
+            return choice
+        began = self._clock()
+        self._metrics.waiting += 1
+        try:
+            seconds = self._backends.gates.of(key).wait_seconds
+            found = await line.wait(self._prompt, choice, self._choose, seconds)
+        except ApiError as error:
+            self._metrics.turned_away(error.code or "")
+            raise
+        finally:
+            self._metrics.waiting -= 1
+            self._decision.held_seconds += self._clock() - began
+        if found is None:
+            raise unavailable(f"No worker of {key} is ready.")
+        return found
 
     async def _attempt(self, choice: Choice, hold: Hold) -> int | None:
         """Serve as *choice* says and return the status, or None where it failed and can be tried once more."""
@@ -431,7 +454,7 @@ class Exchange:
     def _fields(self, backend: Backend, answer: Collected) -> Fields:
         return ((b"content-type", answer.content_type), *self._own_fields(backend))
 
-    def _post(self, host: bytes, body: bytes) -> bytes:
+    def _post(self, host: bytes, body: bytes) -> Pieces:
         suffix = b"-%d" % self._retries if self._retries else b""
         fields = ((b"x-request-id", self._identity.sent + suffix), *self._identity.trace)
         return post(self._request.endpoint.path, host, body, fields)

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
     from turnout.routing.ledger import Ledger, Ticket
     from turnout.routing.policy import Picks
+    from turnout_router.line import Line
     from turnout_router.peers.outbox import Outbox
 
 
@@ -33,6 +34,7 @@ class Hold:
         "_cached_tokens",
         "_clock",
         "_ledger",
+        "_line",
         "_load",
         "_number",
         "_outbox",
@@ -51,6 +53,7 @@ class Hold:
         backend_id: str,
         clock: Callable[[], float],
         scale: float,
+        line: Line | None,
     ) -> None:
         load.tokens += tokens
         load.requests += 1
@@ -58,6 +61,7 @@ class Hold:
         self._tokens = tokens
         self._clock = clock
         self._scale = scale
+        self._line = line
         self._ledger: Ledger | None = None
         self._ticket: Ticket | None = None
         self._cached_tokens: int | None = None
@@ -85,6 +89,8 @@ class Hold:
             if self._outbox is not None and self._ticket.running_since is None:
                 self._outbox.first_token(self._number)
             self._ledger.first_token(self._ticket, self._clock() * self._scale)
+            if self._line is not None:
+                self._line.advance()
 
     def expect_first_token(self) -> None:
         """Take the first token to come when it is expected: of an answer in one piece nobody sees it."""
@@ -106,3 +112,5 @@ class Hold:
             self._ledger.finished(self._ticket, now, self._cached_tokens, self._prompt_tokens)
             if self._outbox is not None:
                 self._outbox.finished(self._number, self._cached_tokens, self._prompt_tokens)
+            if self._line is not None:
+                self._line.advance()

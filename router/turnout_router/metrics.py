@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from prometheus_client.core import Metric
 
@@ -43,6 +43,7 @@ NO_DEPLOYMENT: Final = ""
 """Label of requests that named no deployment: unknown names, malformed bodies, wrong keys."""
 
 _ONE: Final = ("deployment",)
+_BY_HALF: Final = ("deployment", "half")
 _COUNTERS: Final = (
     ("arrivals", "arrivals", "Requests that arrived for a deployment."),
     (
@@ -110,6 +111,33 @@ class Distribution:
         family.add_metric([label], buckets, self._sum)
 
 
+class Standing:
+    """Requests that wait in the router for want of one half: their number, and that number summed over time."""
+
+    __slots__ = ("_clock", "_number", "_seconds", "_since")
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._number = 0
+        self._seconds = 0.0
+        self._since = clock()
+
+    def add(self, number: int) -> None:
+        """Count so many more, or fewer."""
+        self._seconds, self._since = self.seconds, self._clock()
+        self._number += number
+
+    @property
+    def number(self) -> int:
+        """How many wait now."""
+        return self._number
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that they have waited so far, all together."""
+        return self._seconds + self._number * (self._clock() - self._since)
+
+
 class DeploymentMetrics:
     """One deployment's counts. Whoever counts adds to them; `_COUNTERS` and its kin say what each means."""
 
@@ -120,6 +148,7 @@ class DeploymentMetrics:
         "finished",
         "first_token",
         "good",
+        "held",
         "in_flight",
         "inter_token",
         "local_prefills",
@@ -147,6 +176,8 @@ class DeploymentMetrics:
         self.retries: dict[str, int] = {}
         self.local_prefills: dict[str, int] = {}
         self.scrapes: dict[str, int] = {}
+        self.held: dict[str, Standing] = {}
+        """By the half that they wait for; empty where nobody is ever held."""
 
     def answered(self, status: int) -> None:
         """Count an answer."""
@@ -230,3 +261,19 @@ class Metrics:
                 for value, count in tuple(getattr(one, field).items()):
                     counter.add_metric([key, str(value)], count)
             yield counter
+        yield from _held(deployments)
+
+
+def _held(deployments: dict[str, DeploymentMetrics]) -> Iterator[Metric]:
+    number = GaugeMetricFamily(
+        "turnout_router_held", "Requests held until a worker could begin with them.", labels=_BY_HALF
+    )
+    seconds = CounterMetricFamily(
+        "turnout_router_held_seconds", "Time that requests were held, summed.", labels=_BY_HALF
+    )
+    for key, one in deployments.items():
+        for half, standing in one.held.items():
+            number.add_metric([key, half], standing.number)
+            seconds.add_metric([key, half], standing.seconds)
+    yield number
+    yield seconds

@@ -17,7 +17,7 @@ from turnout_router.errors import UpstreamError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from turnout_router.http import Fields
+    from turnout_router.http import Fields, Pieces
     from turnout_router.settings import UpstreamLimits
 
 _SWEEP_SECONDS: Final = 0.25
@@ -95,7 +95,7 @@ class UpstreamConnection(asyncio.Protocol):
     # What the exchange says
 
     def begin(
-        self, request: bytes, answer: Answer, *, seconds: float, idle_seconds: float | None, what: str
+        self, request: Pieces, answer: Answer, *, seconds: float, idle_seconds: float | None, what: str
     ) -> Signal:
         """Send *request* and return the signal of its end, which comes with UpstreamError where it failed.
 
@@ -110,7 +110,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._deadline = self._loop.time() + seconds
         self._idle_seconds = idle_seconds
         self._timeout_message = f"{what} took too long"
-        self._transport.write(request)
+        self._transport.writelines(request)
         return done
 
     @property
@@ -268,7 +268,7 @@ class Pool:
 
     async def exchange(
         self,
-        request: bytes,
+        request: Pieces,
         answer: Answer,
         *,
         seconds: float,
@@ -302,7 +302,7 @@ class Pool:
     async def _run(
         self,
         connection: UpstreamConnection,
-        request: bytes,
+        request: Pieces,
         answer: Answer,
         seconds: float,
         idle_seconds: float | None,

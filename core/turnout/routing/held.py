@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from turnout.routing.ledger import Prompt
     from turnout.routing.policy import Picks, PrefixAware
+    from turnout.routing.reason import Half
 
 PATIENCE: Final = 60.0
 """Seconds that a second of work lets others overtake."""
@@ -27,16 +28,23 @@ TRIES: Final = 8
 """Requests that are looked at, shortest first, before all others are taken to find no place either."""
 
 
-def must_wait(picks: Picks) -> bool:
-    """Say whether a request with *picks* had better be held: no backend would begin with it in the next iteration.
+def short_half(picks: Picks) -> Half | None:
+    """Return the half that would keep a request with *picks* waiting beyond the next iteration; None where neither would.
 
-    Never where the backend that is short has no request of this router: no end of one would ever ask again.
+    Never one whose backend has no request in flight: no end of one would ever ask again.
     """
     begin = picks.policy.work.full_iteration
     decode, prefill = picks.decode, picks.prefill
     if prefill is not None and prefill.backlog > begin and prefill.state.in_flight > 0:
-        return True
-    return decode.backlog > begin and decode.state.in_flight > 0
+        return "prefill"
+    if decode.backlog > begin and decode.state.in_flight > 0:
+        return "decode"
+    return None
+
+
+def must_wait(picks: Picks) -> bool:
+    """Say whether a request with *picks* had better be held: no backend would begin with it in the next iteration."""
+    return short_half(picks) is not None
 
 
 class Place:
