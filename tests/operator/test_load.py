@@ -18,7 +18,7 @@ from turnout.scaling.policy import Policy
 from turnout_operator.load import pages
 from turnout_operator.load.exposition import samples
 from turnout_operator.load.facts import Traffic, load_facts, missed_share
-from turnout_operator.load.pages import bucket, router_page, worker_page
+from turnout_operator.load.pages import RouterPage, bucket, router_page, worker_page
 from turnout_operator.load.window import Window
 from turnout_operator.plan.observed import ObservedPod, WorkerLoad
 
@@ -106,8 +106,27 @@ def test_a_router_page_is_split_by_deployment() -> None:
         'turnout_router_time_to_first_token_seconds_bucket{deployment="a/b",le="0.5"} 4\n'
         'turnout_router_finished_total{deployment="c/d"} 1\n'
     )
-    assert page["a/b"] == {pages.FINISHED: 10, pages.GOOD: 9, pages.REFUSED: 2, bucket(pages.TTFT, 0.5): 4}
-    assert page["c/d"] == {pages.FINISHED: 1}
+    assert page["a/b"].counters == {
+        pages.FINISHED: 10,
+        pages.GOOD: 9,
+        pages.REFUSED: 2,
+        bucket(pages.TTFT, 0.5): 4,
+    }
+    assert page["c/d"] == RouterPage({pages.FINISHED: 1})
+
+
+def test_a_router_page_tells_what_is_held() -> None:
+    """By the half that could not begin; it is no counter of the window's."""
+    page = router_page(
+        'turnout_router_held{deployment="a/b",half="prefill"} 3.0\n'
+        'turnout_router_held{deployment="a/b",half="decode"} 0.0\n'
+        'turnout_router_held_seconds_total{deployment="a/b",half="prefill"} 12.5\n'
+        'turnout_router_held_seconds_total{deployment="a/b",half="decode"} 4.0\n'
+        'turnout_router_held_seconds_created{deployment="a/b",half="decode"} 1.7e9\n'
+    )
+    assert page == {
+        "a/b": RouterPage({}, {"prefill": 3, "decode": 0}, {"prefill": 12.5, "decode": 4.0}),
+    }
 
 
 def test_a_window_counts_what_came_within_it() -> None:
@@ -196,6 +215,21 @@ def test_pods_become_facts_about_their_pool() -> None:
     assert facts.goodput_percent == 90.0
     assert facts.arrivals_per_second == 1.0
     assert facts.window_seconds == 30.0
+
+
+@pytest.mark.parametrize(
+    ("prefill", "expected"),
+    [((1, 4), {"prefill": 4, "decode": 7}), (None, {"aggregated": 7})],
+    ids=["both pools", "one pool"],
+)
+def test_what_routers_hold_is_held_for_a_pool(
+    prefill: tuple[int, int] | None, expected: dict[str, int]
+) -> None:
+    """By the half that is short; an aggregated pool is the one that decodes."""
+    policy = Policy.of(load_deployment(raw_deployment(prefill=prefill)).spec)
+    traffic = Traffic({}, 60.0, answered=True, held={"prefill": 4, "decode": 7})
+    facts = load_facts(policy, dict.fromkeys(policy.roles, 1), [], traffic, {}, now=0.0, scale=1)
+    assert {pool.role: pool.held for pool in facts.pools} == expected
 
 
 def test_without_a_router_nothing_is_known_of_the_traffic() -> None:

@@ -13,7 +13,7 @@ from support.scaling_values import load, policy_of, pool
 from turnout.scaling.decide import decide
 from turnout.scaling.decision import MAX_BUCKETS, Memory
 from turnout.scaling.fit import accelerators
-from turnout.scaling.need import busy_share
+from turnout.scaling.need import busy_share, occupancy
 
 if TYPE_CHECKING:
     from turnout.scaling.decision import Decision
@@ -59,6 +59,27 @@ IDLE_PREFILL, IDLE_DECODE = pool("prefill", 2, kv=0.0), pool("decode", 2, kv=0.5
             policy_of(),
             (2, 4),
             "decode 2 -> 4: KV cache 100% in use, 20 requests waiting",
+        ),
+        (
+            "those that routers hold count like those in engines' queues",
+            facts(IDLE_PREFILL, pool("decode", 2, kv=1.0, running=40, waiting=5, held=15)),
+            policy_of(),
+            (2, 4),
+            "decode 2 -> 4: KV cache 100% in use, 20 requests waiting",
+        ),
+        (
+            "what routers hold is not estimated anew for pods that are silent",
+            facts(IDLE_PREFILL, pool("decode", 4, kv=0.8, running=20, scraped=2, held=10)),
+            policy_of(),
+            (2, 5),
+            "decode 4 -> 5: KV cache 80% in use, 10 requests waiting",
+        ),
+        (
+            "prefill grows by what routers hold for it",
+            facts(pool("prefill", 2, running=2, held=100), IDLE_DECODE),
+            policy_of(),
+            (4, 2),
+            "prefill 2 -> 4: 51.0 requests per replica, target at most 6",
         ),
         (
             "a long prefill queue at most doubles the pool",
@@ -294,6 +315,23 @@ def test_an_aggregated_pool_grows_by_its_queue_too() -> None:
     decision = decide(aggregated, policy_of(prefill=None), Memory(), 0.0)
     assert decision.desired == {"aggregated": 3}
     assert "7.5 requests waiting per replica, target at most 5" in decision.reason
+
+
+def test_an_aggregated_pool_grows_by_what_routers_hold() -> None:
+    """Requests that wait in the router are as many as if they waited in the engines."""
+    in_engines = load(pool("aggregated", 2, kv=0.2, running=20, waiting=15), **ARRIVALS)
+    in_router = load(pool("aggregated", 2, kv=0.2, running=20, waiting=2, held=13), **ARRIVALS)
+    policy = policy_of(prefill=None)
+    assert decide(in_router, policy, Memory(), 0.0) == decide(in_engines, policy, Memory(), 0.0)
+
+
+def test_requests_in_prefill_say_nothing_of_a_decode_pool() -> None:
+    """Engines that decode tell of time in prefill, too; what counts there are the requests in the pool, and held for it."""
+    decode = pool("decode", 2, running=20, waiting=3, held=2, occupancy_mean=0.1)
+    prefill = pool("prefill", 2, running=20, waiting=3, held=2, occupancy_mean=0.1)
+    assert (occupancy(decode), occupancy(prefill)) == (25.0, 0.1)
+    late = facts(IDLE_PREFILL, decode, goodput=50.0, itl_missed_share=0.5)
+    assert "12 requests share one decode replica" in decide(late, policy_of(), Memory(), 0.0).reason
 
 
 def test_the_queue_formula() -> None:

@@ -34,6 +34,9 @@ class PoolFacts:
     waiting: int = 0
     """Requests that wait for room in the pods which answered (``vllm:num_requests_waiting``, summed, without those of
     ``vllm:num_requests_waiting_by_reason{reason="deferred"}``: no replica more brings their KV cache sooner)."""
+    held: int = 0
+    """Requests that the routers hold back until a pod of this pool could begin with them (``turnout_router_held``,
+    summed). They are at no pod, so they are all of them, however many pods answered."""
     kv_utilization_mean: float | None = None
     """KV cache in use, 0 to 1, mean over the pods that answered. None: not one answered."""
     kv_utilization_max: float | None = None
@@ -43,10 +46,11 @@ class PoolFacts:
     age_seconds: float = 0.0
     """How old the oldest of these figures is."""
     occupancy_mean: float | None = None
-    """Mean number of requests that were in the pool's prefill or waiting for it since the last decision, summed
-    over its pods: by Little's law the rates of ``vllm:request_queue_time_seconds_sum`` and
-    ``vllm:request_prefill_time_seconds_sum`` (per second of the deployment's). Steadier than the sample
-    ``running + waiting``, which stands in for it where it is None. Only read for prefill pools."""
+    """Mean number of requests that were in the pool's prefill or waiting for it since the last decision, those
+    that the routers held for it included, summed over its pods: by Little's law the rates of ``vllm:request_queue_time_seconds_sum`` and
+    ``vllm:request_prefill_time_seconds_sum`` (per second of the deployment's), and that of
+    ``turnout_router_held_seconds_total``. Steadier than the sample ``running + waiting + held``, which stands in for it
+    where it is None. Only read for prefill pools."""
 
 
 @dataclass(frozen=True, slots=True)

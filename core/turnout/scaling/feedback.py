@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from turnout.scaling.need import busy_share
+from turnout.scaling.need import busy_share, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -88,6 +88,7 @@ def _loaded(pool: PoolFacts, requests: float) -> str:
     kv = pool.kv_utilization_mean or 0.0
     if per_replica >= LOADED_REQUESTS:
         return f"{per_replica:.0f} requests share one {pool.role} replica"
-    if kv >= LOADED_KV or pool.waiting:
-        return f"the KV cache of {pool.role} is {kv:.0%} in use with {pool.waiting} requests waiting"
+    queued = waiting(pool)
+    if kv >= LOADED_KV or queued:
+        return f"the KV cache of {pool.role} is {kv:.0%} in use with {queued:.0f} requests waiting"
     return ""

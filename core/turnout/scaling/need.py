@@ -10,6 +10,8 @@ Decode. What counts is the KV cache: ceil(ready * kv / target), as llm-d's guide
 cache counted at the mean size of those that run: kv * (1 + waiting / running).
 
 Aggregated. Decode's rule, and the bound on the queue.
+
+A request that the routers hold back for a pool waits for it like one in an engine's queue.
 """
 
 from __future__ import annotations
@@ -52,10 +54,15 @@ def busy_share(requests_per_replica: float) -> float:
 
 
 def occupancy(pool: PoolFacts) -> float:
-    """Return the requests in *pool* now, its silent pods counted like those that answered."""
-    if pool.occupancy_mean is not None:
+    """Return the requests in *pool* or held for it now, its silent pods counted like those that answered."""
+    if pool.role == "prefill" and pool.occupancy_mean is not None:
         return pool.occupancy_mean
-    return (pool.running + pool.waiting) * pool.ready / pool.scraped if pool.scraped else 0.0
+    return _running(pool) + waiting(pool)
+
+
+def waiting(pool: PoolFacts) -> float:
+    """Return the requests that wait for *pool* now: in its engines, silent pods counted like the others, and in routers."""
+    return _of_all(pool, pool.waiting) + pool.held
 
 
 def need_of(pool: PoolFacts, smoothed_occupancy: float, policy: Policy) -> Need:
@@ -83,20 +90,29 @@ def _prefill(pool: PoolFacts, requests: float) -> Need:
 
 def _cache(pool: PoolFacts, target: float) -> Need:
     kv = pool.kv_utilization_mean or 0.0
-    queue = f", {pool.waiting} requests waiting" if pool.waiting else ""
-    demand = pool.ready * kv * (1 + pool.waiting / pool.running if pool.running else 1.0)
-    requests = occupancy(pool)
-    return _need(demand / target, requests, f"KV cache {kv:.0%} in use{queue}, target {target:.0%}")
+    running, queued = _running(pool), waiting(pool)
+    queue = f", {queued:.0f} requests waiting" if queued else ""
+    demand = pool.ready * kv * (1 + queued / running if running else 1.0)
+    return _need(demand / target, occupancy(pool), f"KV cache {kv:.0%} in use{queue}, target {target:.0%}")
 
 
 def _queue(pool: PoolFacts) -> Need:
-    waiting = pool.waiting * pool.ready / pool.scraped
-    per_replica = waiting / pool.ready
+    queued = waiting(pool)
+    per_replica = queued / pool.ready
     return _need(
-        waiting / QUEUE_TARGET,
+        queued / QUEUE_TARGET,
         occupancy(pool),
         f"{per_replica:.1f} requests waiting per replica, target at most {QUEUE_TARGET}",
     )
+
+
+def _running(pool: PoolFacts) -> float:
+    return _of_all(pool, pool.running)
+
+
+def _of_all(pool: PoolFacts, requests: int) -> float:
+    """Return how many *requests* of the pods that answered are of all pods that are ready."""
+    return requests * pool.ready / pool.scraped if pool.scraped else 0.0
 
 
 def _need(exact: float, load: float, because: str) -> Need:

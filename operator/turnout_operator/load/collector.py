@@ -14,7 +14,7 @@ import aiohttp
 
 from turnout.api.names import ROUTER_ADMIN_PORT, WORKER_PORT
 from turnout_operator.load.facts import Traffic
-from turnout_operator.load.pages import router_page, worker_page
+from turnout_operator.load.pages import RouterPage, router_page, worker_page
 from turnout_operator.load.window import Window
 from turnout_operator.plan.observed import WorkerLoad
 
@@ -31,6 +31,7 @@ WINDOW_SECONDS: Final = 60.0
 """Length of the window over which traffic is counted, in the deployment's seconds."""
 MIN_WINDOW_SECONDS: Final = 10.0
 """The same in real seconds, for deployments whose time runs fast."""
+_HALVES: Final = ("prefill", "decode")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +53,13 @@ class _Deployment:
     """By the pod's uid."""
     spent: dict[str, float] = field(default_factory=dict)
     """By the pod's uid: prefill seconds so far."""
+    held_for: dict[str, float] = field(default_factory=dict)
+    """By the router's uid: seconds so far for which it held requests for prefill."""
     read_at: float | None = None
     """Monotonic time of the last scrape."""
     occupancy: dict[Role, float | None] = field(default_factory=dict)
+    held: dict[str, int] = field(default_factory=dict)
+    """Requests that routers held at the last scrape, by the half that could not begin with them."""
 
 
 class Collector:
@@ -108,8 +113,9 @@ class Collector:
         present = frozenset(target.uid for target in sources)
         for key, found in read.items():
             state = self._state(key, scales.get(key, 1))
-            self._take_workers(state, found, scales.get(key, 1))
-            state.window.add(time.monotonic(), {uid: page.get(str(key), {}) for uid, page in counted.items()})
+            told = {uid: page.get(str(key), RouterPage()) for uid, page in counted.items()}
+            self._take(state, found, told, scales.get(key, 1))
+            state.window.add(time.monotonic(), {uid: page.counters for uid, page in told.items()})
             state.window.forget(present)
 
     def load(self, key: Key, uid: str) -> WorkerLoad | None:
@@ -122,10 +128,11 @@ class Collector:
         state = self._deployments.get(key)
         if state is None:
             return Traffic({}, 0.0, answered=False)
-        return Traffic(state.window.sums(), state.window.span(time.monotonic()), self._routers_answered)
+        span = state.window.span(time.monotonic())
+        return Traffic(state.window.sums(), span, self._routers_answered, state.held)
 
     def occupancy(self, key: Key) -> Mapping[Role, float | None]:
-        """Return the mean number of requests in prefill since the scrape before, by role."""
+        """Return the mean number of requests in prefill, or held for it, since the scrape before, by role."""
         state = self._deployments.get(key)
         return {} if state is None else state.occupancy
 
@@ -142,25 +149,33 @@ class Collector:
         return state
 
     @staticmethod
-    def _take_workers(state: _Deployment, found: list[tuple[Target, WorkerPage]], scale: int) -> None:
+    def _take(
+        state: _Deployment,
+        workers: list[tuple[Target, WorkerPage]],
+        routers: Mapping[str, RouterPage],
+        scale: int,
+    ) -> None:
         now, monotonic = time.time(), time.monotonic()
         elapsed = 0.0 if state.read_at is None else (monotonic - state.read_at) * scale
+        spent = {
+            target.uid: page.prefill_seconds for target, page in workers if page.prefill_seconds is not None
+        }
+        held_for = {uid: page.held_seconds.get("prefill", 0.0) for uid, page in routers.items()}
         occupancy: dict[Role, float | None] = {}
-        spent: dict[str, float] = {}
-        for target, page in found:
-            if target.role is None or page.prefill_seconds is None:
-                continue
-            spent[target.uid] = page.prefill_seconds
-            before = state.spent.get(target.uid)
-            if before is not None and elapsed > 0 and page.prefill_seconds >= before:
-                occupancy[target.role] = (occupancy.get(target.role) or 0.0) + (
-                    page.prefill_seconds - before
-                ) / elapsed
+        if elapsed > 0:
+            for target, _ in workers:
+                gained = _gained(state.spent, spent, target.uid)
+                if target.role is not None and gained is not None:
+                    occupancy[target.role] = (occupancy.get(target.role) or 0.0) + gained / elapsed
+            if (prefilling := occupancy.get("prefill")) is not None:
+                held = sum(_gained(state.held_for, held_for, uid) or 0.0 for uid in held_for)
+                occupancy["prefill"] = prefilling + held / elapsed
         state.loads = {
             target.uid: WorkerLoad(now, page.running, page.waiting, page.kv_utilization, page.deferred)
-            for target, page in found
+            for target, page in workers
         }
-        state.spent, state.read_at, state.occupancy = spent, monotonic, occupancy
+        state.held = {half: sum(page.held.get(half, 0) for page in routers.values()) for half in _HALVES}
+        state.spent, state.held_for, state.read_at, state.occupancy = spent, held_for, monotonic, occupancy
 
     async def _page(self, address: str, port: int, what: str) -> str | None:
         if self._session is None:
@@ -179,3 +194,9 @@ class Collector:
             except (aiohttp.ClientError, TimeoutError, OSError):
                 self._failed(what)
                 return None
+
+
+def _gained(before: Mapping[str, float], now: Mapping[str, float], uid: str) -> float | None:
+    """Return by how much the counter of *uid* grew; None where it was not read both times, or has started again."""
+    old, new = before.get(uid), now.get(uid)
+    return None if old is None or new is None or new < old else new - old

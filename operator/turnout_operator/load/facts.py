@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from turnout.scaling.facts import LoadFacts, PoolFacts
@@ -27,6 +27,8 @@ class Traffic:
     """Length of the window, in real seconds."""
     answered: bool
     """Whether any router answered the last scrape."""
+    held: Mapping[str, int] = field(default_factory=dict)
+    """Requests that the routers which answered hold back now, by the half that could not begin with them."""
 
     @property
     def goodput_percent(self) -> float | None:
@@ -47,7 +49,7 @@ def load_facts(
 ) -> LoadFacts:
     """Return what scaling knows at *now* (seconds since the epoch) of a deployment at time scale *scale*.
 
-    *occupancy* is the mean number of requests in prefill by role (see PoolFacts.occupancy_mean).
+    *occupancy* is the mean number of requests in prefill, or held for it, by role (see PoolFacts.occupancy_mean).
     """
     increases, span = traffic.increases, traffic.span_seconds * scale
     known = traffic.answered and span > 0
@@ -57,7 +59,15 @@ def load_facts(
 
     return LoadFacts(
         pools=tuple(
-            _pool_facts(pool.role, desired[pool.role], pods, occupancy.get(pool.role), now=now, scale=scale)
+            _pool_facts(
+                pool.role,
+                desired[pool.role],
+                pods,
+                occupancy.get(pool.role),
+                held=traffic.held.get("prefill" if pool.role == "prefill" else "decode", 0),
+                now=now,
+                scale=scale,
+            )
             for pool in policy.pools
         ),
         goodput_percent=traffic.goodput_percent if traffic.answered else None,
@@ -101,6 +111,7 @@ def _pool_facts(
     pods: Sequence[ObservedPod],
     occupancy: float | None,
     *,
+    held: int,
     now: float,
     scale: int,
 ) -> PoolFacts:
@@ -117,6 +128,7 @@ def _pool_facts(
         draining=sum(pod.draining or pod.terminating for pod in mine),
         running=sum(load.running for load in loads),
         waiting=sum(max(0, load.waiting - load.deferred) for load in loads),
+        held=held,
         kv_utilization_mean=sum(load.kv_utilization for load in loads) / len(loads) if loads else None,
         kv_utilization_max=max((load.kv_utilization for load in loads), default=None),
         scraped=len(loads),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from turnout_operator.load.exposition import samples
@@ -30,7 +30,9 @@ TTFT: Final = "turnout_router_time_to_first_token_seconds"
 ITL: Final = "turnout_router_inter_token_latency_seconds"
 _COUNTERS: Final = frozenset({FINISHED, GOOD, ARRIVALS, PROMPT_TOKENS, OUTPUT_TOKENS})
 _BUCKETS: Final = frozenset({f"{TTFT}_bucket", f"{ITL}_bucket"})
-_ROUTER: Final = _COUNTERS | _BUCKETS | {REQUESTS}
+_HELD: Final = "turnout_router_held"
+_HELD_SECONDS: Final = "turnout_router_held_seconds_total"
+_ROUTER: Final = _COUNTERS | _BUCKETS | {REQUESTS, _HELD, _HELD_SECONDS}
 
 Counters = dict[str, float]
 """Counters of one deployment on one router by name; buckets of histograms as ``NAME<=BOUND``."""
@@ -48,6 +50,18 @@ class WorkerPage:
     """0 to 1; the fullest of its engines."""
     prefill_seconds: float | None
     """Time that requests have spent waiting for or in prefill so far, summed, in the engine's seconds. None: not told."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouterPage:
+    """What a router said of one deployment."""
+
+    counters: Counters = field(default_factory=dict)
+    held: Mapping[str, int] = field(default_factory=dict)
+    """Requests that it holds back now, by the half (prefill, decode) that could not begin with them. Empty: it does not
+    tell, for it never holds any back."""
+    held_seconds: Mapping[str, float] = field(default_factory=dict)
+    """Time that it has held requests back so far, summed, by the half, in the deployment's seconds."""
 
 
 def worker_page(text: str) -> WorkerPage | None:
@@ -68,21 +82,31 @@ def worker_page(text: str) -> WorkerPage | None:
     return WorkerPage(int(sums[_RUNNING]), int(sums[_WAITING]), int(deferred), kv, spent)
 
 
-def router_page(text: str) -> Mapping[str, Counters]:
-    """Read a router's page: the counters of each deployment."""
-    found: dict[str, Counters] = defaultdict(lambda: defaultdict(float))
+def router_page(text: str) -> Mapping[str, RouterPage]:
+    """Read a router's page: what it says of each deployment."""
+    counted: dict[str, Counters] = defaultdict(lambda: defaultdict(float))
+    held: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    seconds: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for name, labels, value in samples(text, _ROUTER):
-        deployment = labels.get("deployment")
+        deployment, half = labels.get("deployment"), labels.get("half", "")
         if deployment is None:
             continue
+        counters = counted[deployment]
         if name in _COUNTERS:
-            found[deployment][name] += value
+            counters[name] += value
         elif name == REQUESTS:
             if labels.get("code") == "503":
-                found[deployment][REFUSED] += value
+                counters[REFUSED] += value
+        elif name == _HELD:
+            held[deployment][half] += int(value)
+        elif name == _HELD_SECONDS:
+            seconds[deployment][half] += value
         else:
-            found[deployment][bucket(name.removesuffix("_bucket"), float(labels.get("le", "nan")))] += value
-    return {deployment: dict(counters) for deployment, counters in found.items()}
+            counters[bucket(name.removesuffix("_bucket"), float(labels.get("le", "nan")))] += value
+    return {
+        deployment: RouterPage(dict(counters), dict(held[deployment]), dict(seconds[deployment]))
+        for deployment, counters in counted.items()
+    }
 
 
 def bucket(histogram: str, bound: float) -> str:

@@ -1,0 +1,152 @@
+"""The scraper over pages that are really served: what it makes of two readings, of silence and of a new start."""
+
+from __future__ import annotations
+
+import random
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import pytest
+from aiohttp import web
+
+from turnout.api.names import ROUTER_ADMIN_PORT, WORKER_PORT
+from turnout_operator.load import collector
+from turnout_operator.load.collector import Collector, Target
+from turnout_operator.observe.store import Key
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from turnout.api import Role
+
+KEY = Key("default", "llama")
+SCALE = 10
+
+
+@dataclass
+class Source:
+    """A pod's address, and what it says there; an empty page is an error."""
+
+    address: str
+    page: str = ""
+
+    async def answer(self, _: web.Request) -> web.Response:
+        return web.Response(text=self.page, status=200 if self.page else 500)
+
+
+@asynccontextmanager
+async def served(port: int) -> AsyncIterator[Source]:
+    """Serve a page on *port* of a loopback address of its own."""
+    octets = (random.randint(61, 120), random.randint(1, 250), random.randint(1, 250))  # noqa: S311 - no secret
+    source = Source("127.{}.{}.{}".format(*octets))
+    app = web.Application()
+    app.router.add_get("/metrics", source.answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, source.address, port).start()
+        yield source
+    finally:
+        await runner.cleanup()
+
+
+def worker(prefill_seconds: float) -> str:
+    return (
+        "vllm:num_requests_running 2\nvllm:num_requests_waiting 1\nvllm:kv_cache_usage_perc 0.5\n"
+        f"vllm:request_queue_time_seconds_sum {prefill_seconds / 4}\n"
+        f"vllm:request_prefill_time_seconds_sum {prefill_seconds * 3 / 4}\n"
+    )
+
+
+def router(prefill: float, held_prefill: int, held_decode: int) -> str:
+    """Return a page of a router that has held requests for prefill so many seconds, and holds so many now."""
+    return (
+        f'turnout_router_held_seconds_total{{deployment="{KEY}",half="prefill"}} {prefill}\n'
+        f'turnout_router_held_seconds_total{{deployment="{KEY}",half="decode"}} 1000.0\n'
+        f'turnout_router_held{{deployment="{KEY}",half="prefill"}} {held_prefill}\n'
+        f'turnout_router_held{{deployment="{KEY}",half="decode"}} {held_decode}\n'
+        'turnout_router_held{deployment="default/other",half="decode"} 50\n'
+    )
+
+
+OF_BEFORE = f'turnout_router_arrivals_total{{deployment="{KEY}"}} 3\n'
+"""A router that knows nothing of holding."""
+
+
+@dataclass
+class Scraped:
+    """A worker and two routers, and the scraper, whose clock stands still but for `read`."""
+
+    collector: Collector
+    clock: SimpleNamespace
+    worker: Source
+    routers: tuple[Source, Source]
+    role: Role = "prefill"
+    now: float = 100.0
+
+    async def read(self, worker_page: str, *router_pages: str, seconds: float = 2.0) -> float | None:
+        """Read these pages *seconds* after the last ones; return the occupancy of the worker's pool."""
+        self.now += seconds
+        self.clock.monotonic = lambda: self.now
+        self.worker.page = worker_page
+        for source, page in zip(self.routers, router_pages, strict=True):
+            source.page = page
+        await self.collector.read(
+            {KEY: [Target("w", self.worker.address, self.role)]},
+            {KEY: SCALE},
+            [Target(source.address, source.address) for source in self.routers],
+        )
+        return self.collector.occupancy(KEY).get(self.role)
+
+
+@pytest.fixture
+async def scraped(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scraped]:
+    clock = SimpleNamespace(time=lambda: 1.79e9, monotonic=lambda: 0.0)
+    monkeypatch.setattr(collector, "time", clock)
+    async with AsyncExitStack() as stack:
+        one = await stack.enter_async_context(served(WORKER_PORT))
+        routers = [await stack.enter_async_context(served(ROUTER_ADMIN_PORT)) for _ in range(2)]
+        yield Scraped(await stack.enter_async_context(Collector()), clock, one, (routers[0], routers[1]))
+
+
+async def test_what_routers_hold_now_is_summed(scraped: Scraped) -> None:
+    """Over the routers, of this deployment alone; those of before, and those that are silent, hold nothing."""
+    await scraped.read(worker(0.0), router(0.0, 3, 1), router(0.0, 4, 0))
+    assert scraped.collector.traffic(KEY).held == {"prefill": 7, "decode": 1}
+    await scraped.read(worker(0.0), router(0.0, 3, 1), OF_BEFORE)
+    assert scraped.collector.traffic(KEY).held == {"prefill": 3, "decode": 1}
+    await scraped.read(worker(0.0), "", "")
+    assert scraped.collector.traffic(KEY).held == {"prefill": 0, "decode": 0}
+
+
+async def test_time_held_for_prefill_is_time_in_prefill(scraped: Scraped) -> None:
+    """In the deployment's seconds: 2 s at scale 10 in which requests spent 40 s at workers and 30 + 10 s in routers."""
+    assert await scraped.read(worker(100.0), router(500.0, 0, 0), router(7.0, 0, 0)) is None
+    assert await scraped.read(worker(140.0), router(530.0, 0, 0), router(17.0, 0, 0)) == 4.0
+    assert await scraped.read(worker(140.0), router(530.0, 0, 0), router(17.0, 0, 0)) == 0.0
+
+
+async def test_routers_of_before_add_nothing(scraped: Scraped) -> None:
+    """The occupancy is that of the workers; the first request held counts from zero."""
+    assert await scraped.read(worker(0.0), OF_BEFORE, OF_BEFORE) is None
+    assert await scraped.read(worker(20.0), OF_BEFORE, OF_BEFORE) == 1.0
+    assert await scraped.read(worker(40.0), OF_BEFORE, router(20.0, 1, 0)) == 2.0
+
+
+async def test_a_router_that_was_silent_or_starts_again_adds_nothing_once(scraped: Scraped) -> None:
+    """What it held while it was not read belongs to no interval that is known."""
+    assert await scraped.read(worker(0.0), router(0.0, 0, 0), router(100.0, 0, 0)) is None
+    assert await scraped.read(worker(0.0), "", router(5.0, 0, 0)) == 0.0
+    assert await scraped.read(worker(0.0), router(900.0, 0, 0), router(25.0, 0, 0)) == 1.0
+    assert await scraped.read(worker(0.0), router(920.0, 0, 0), router(25.0, 0, 0)) == 1.0
+
+
+async def test_held_time_without_workers_is_no_occupancy(scraped: Scraped) -> None:
+    """Where no prefill worker told of its time twice, nothing is known; and a decode pool has none of prefill's."""
+    assert await scraped.read(worker(0.0), router(0.0, 0, 0), router(0.0, 0, 0)) is None
+    assert await scraped.read("", router(50.0, 9, 0), router(0.0, 0, 0)) is None
+    scraped.role = "decode"
+    await scraped.read(worker(0.0), router(50.0, 0, 0), router(0.0, 0, 0))
+    assert await scraped.read(worker(20.0), router(90.0, 0, 0), router(0.0, 0, 0)) == 1.0
