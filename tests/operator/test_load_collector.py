@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -11,13 +13,17 @@ from typing import TYPE_CHECKING
 import pytest
 from aiohttp import web
 
+from support.router_mock_backend import mock_worker
+from support.router_running import DEPLOYMENT, config, eventually, eventually_async, running_router
 from turnout.api.names import ROUTER_ADMIN_PORT, WORKER_PORT
 from turnout_operator.load import collector
 from turnout_operator.load.collector import Collector, Target
+from turnout_operator.load.pages import RouterPage, router_page
 from turnout_operator.observe.store import Key
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from turnout.api import Role
 
@@ -150,3 +156,35 @@ async def test_held_time_without_workers_is_no_occupancy(scraped: Scraped) -> No
     scraped.role = "decode"
     await scraped.read(worker(0.0), router(50.0, 0, 0), router(0.0, 0, 0))
     assert await scraped.read(worker(20.0), router(90.0, 0, 0), router(0.0, 0, 0)) == 1.0
+
+
+async def test_a_routers_own_page_tells_it_in_the_deployments_seconds(tmp_path: Path) -> None:
+    """One request held at time scale 2 adds 2 s in each real second, under the names that the operator reads."""
+    scale, long = 2, "word " * 80_000  # which takes an H100 some 7 s
+    async with mock_worker(behaviour="gated") as busy:
+        content = config([("aggregated", busy.url)], queueing="Router", timeScale=scale)
+        async with running_router(tmp_path, content) as r:
+            asking = [asyncio.create_task(r.chat(long, stream=True))]
+            await eventually(lambda: len(busy.received) == 1)
+            asking.append(asyncio.create_task(r.chat(long, stream=True)))
+
+            async def told() -> RouterPage:
+                return router_page((await r.admin.get("/metrics")).text).get(DEPLOYMENT, RouterPage())
+
+            async def one_held() -> bool:
+                return (await told()).held == {"prefill": 0, "decode": 1}
+
+            await eventually_async(one_held)
+            first = (await told()).held_seconds["decode"]
+            earliest = time.monotonic()
+
+            async def grown() -> bool:
+                return (await told()).held_seconds["decode"] > first + 1.0
+
+            await eventually_async(grown)
+            least = scale * (time.monotonic() - earliest)
+            page = await told()
+            assert page.held_seconds["decode"] - first >= least
+            assert page.held_seconds["prefill"] == 0.0
+            busy.gate.set()
+            assert {answer.status_code for answer in await asyncio.gather(*asking)} == {200}
