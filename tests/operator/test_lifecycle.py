@@ -205,6 +205,26 @@ def test_pods_are_drained_before_the_pool_shrinks(
     assert "ScaledDown" in reasons
 
 
+def test_a_pool_grows_by_what_routers_hold(
+    cluster: Cluster, namespace: str, home: str, node: TestNode, operator: OperatorProcess
+) -> None:
+    """Its workers have next to nothing to do, for all others wait in the router."""
+    node.router_page = f'turnout_router_held{{deployment="{namespace}/llama",half="decode"}} 12\n'
+    try:
+        apply(cluster, home, _router())
+        apply(cluster, namespace, manifest(prefill=None, decode=(1, 3), routing={"queueing": "Router"}))
+        wait_until("Ready", lambda: ready(cluster, namespace), processes=(operator,))
+        wait_until(
+            "growth",
+            lambda: get(cluster, namespace, "llmd", "llama")["status"]["decode"]["ready"] >= 3,
+            processes=(operator,),
+        )
+    finally:
+        node.router_page = ""
+    told = get(cluster, namespace, "llmd", "llama")["status"]["lastScaling"]
+    assert "requests waiting per replica, target at most 5" in told["reason"]
+
+
 def test_a_killed_operator_goes_on_in_the_middle_of_a_rollout(
     cluster: Cluster, namespace: str, node: TestNode, start: Callable[..., OperatorProcess]
 ) -> None:
