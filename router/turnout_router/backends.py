@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from turnout_router.metrics import Metrics
     from turnout_router.openai import Completion
     from turnout_router.peers.outbox import Outbox
-    from turnout_router.upstream import Pools
+    from turnout_router.pools import Pools
 
 
 UNTOLD_KV_TOKENS: Final = 400_000

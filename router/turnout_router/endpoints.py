@@ -17,8 +17,8 @@ import orjson
 from turnout.routing import needs_local_prefill
 from turnout_router.dialects import ANTHROPIC, OPENAI, RESPONSES, Dialect
 from turnout_router.errors import malformed
-from turnout_router.events import MESSAGE_EVENTS, RESPONSE_EVENTS, EventForm
-from turnout_router.usage import Usage
+from turnout_router.events import MESSAGE_EVENTS, RESPONSE_EVENTS, EventForm, EventTap
+from turnout_router.usage import StreamTap, Tap, Usage
 
 if TYPE_CHECKING:
     from turnout_router.http import Fields
@@ -129,6 +129,12 @@ class Endpoint:
         for name, why in self.refused:
             if body.get(name):
                 raise malformed(f"`{name}` is not supported here: {why}", name)
+
+    def tap(self, *, drop_usage: bool, max_event_bytes: int) -> Tap:
+        """Return what reads a stream of this endpoint on its way. *drop_usage*: the client did not ask for it."""
+        if isinstance(self.stream, EventForm):
+            return EventTap(self.stream, max_event_bytes=max_event_bytes)
+        return StreamTap(drop_usage=drop_usage, max_event_bytes=max_event_bytes)
 
     def usage_of(self, body: bytes) -> Usage:
         """Return what a complete answer, or its last part, says of its tokens.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from turnout.routing import Timing, is_good, mean_inter_token_seconds
+from turnout_router.accounting import account
 from turnout_router.decisions import Decision
 from turnout_router.errors import (
     ApiError,
@@ -24,11 +24,9 @@ from turnout_router.errors import (
     stream_broken,
     unavailable,
 )
-from turnout_router.events import EventForm, EventTap
 from turnout_router.http import JSON, post
 from turnout_router.openai import decode_body, prefill_body
 from turnout_router.relay import Collected, Relay
-from turnout_router.usage import StreamTap, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,6 +40,7 @@ if TYPE_CHECKING:
     from turnout_router.decisions import Decisions
     from turnout_router.hold import Hold
     from turnout_router.http import Fields, Pieces
+    from turnout_router.identity import Identity
     from turnout_router.metrics import DeploymentMetrics
     from turnout_router.openai import Completion
     from turnout_router.settings import UpstreamLimits
@@ -55,23 +54,6 @@ _GATEWAY_TIMEOUT: Final = 504
 _OK: Final = 200
 _CLIENT_ERROR: Final = 400
 _SERVER_ERROR: Final = 500
-
-
-class Identity:
-    """How a request is called: `shown` to the client, `sent` to workers (unique, so that no client can clash).
-
-    `asks` are the client's fields that are for the router itself; `explain`: whether the client is to be told why its
-    workers were chosen.
-    """
-
-    __slots__ = ("asks", "explain", "sent", "shown", "trace")
-
-    def __init__(self, shown: bytes, sent: bytes, trace: Fields, asks: Fields) -> None:
-        self.shown: Final = shown
-        self.sent: Final = sent
-        self.trace: Final = trace
-        self.asks: Final = asks
-        self.explain = False
 
 
 class Exchange:
@@ -333,7 +315,11 @@ class Exchange:
     async def _decode(self, backend: Backend, params: dict[str, Any] | None, hold: Hold) -> int:
         """Have *backend* answer the client, and return the status that it saw."""
         request = self._request
-        tap = self._tap()
+        tap = None
+        if request.stream:
+            tap = request.endpoint.tap(
+                drop_usage=not request.wants_usage, max_event_bytes=self._limits.event_bytes
+            )
         fields = self._own_fields(backend)
         relay = Relay(self._client, self._limits, tap, fields, self._clock, on_first=hold.first_token)
         if not request.stream:
@@ -357,21 +343,11 @@ class Exchange:
         self._backends.succeeded(backend)
         if relay.status < _CLIENT_ERROR and request.endpoint.serves:
             usage = request.endpoint.usage_of(body) if tap is None else tap.usage
-            self._account(tap, usage)
+            account(self._metrics, self._decision, self._route, self._clock(), tap, usage)
             if params is None:
                 # What was moved there counts as cached, too: nothing would be learnt of its own cache.
                 hold.found(usage.cached, usage.prompt)
         return relay.status
-
-    def _tap(self) -> StreamTap | EventTap | None:
-        """Return what reads the stream on its way, None where the answer is none."""
-        request, limit = self._request, self._limits.event_bytes
-        if not request.stream:
-            return None
-        form = request.endpoint.stream
-        if isinstance(form, EventForm):
-            return EventTap(form, max_event_bytes=limit)
-        return StreamTap(drop_usage=not request.wants_usage, max_event_bytes=limit)
 
     def _hold_back(self, connection: UpstreamConnection) -> None:
         self._client.source = connection
@@ -421,28 +397,6 @@ class Exchange:
             ids = dialect.id_fields(self._identity.shown)
             fields = (JSON, *error.headers, *ids, *self._explanation())
             self._client.respond(error.status, fields, dialect.body(error))
-
-    def _account(self, tap: StreamTap | EventTap | None, usage: Usage) -> None:
-        metrics, scale = self._metrics, self._route.time_scale
-        prompt_tokens, output_tokens = usage.prompt, usage.output
-        duration = (self._clock() - self._began) * scale
-        first = inter = None
-        if tap is not None and tap.first_token_at is not None:
-            self._decision.first_token_at = tap.first_token_at
-            first = (tap.first_token_at - self._began) * scale
-            inter = mean_inter_token_seconds(
-                tap.first_token_at * scale, tap.last_token_at * scale, output_tokens
-            )
-            metrics.first_token.observe(first)
-            if inter is not None:
-                metrics.inter_token.observe(inter)
-        self._decision.usage = prompt_tokens, output_tokens
-        metrics.duration.observe(duration)
-        metrics.prompt_tokens += prompt_tokens
-        metrics.output_tokens += output_tokens
-        metrics.finished += 1
-        if is_good(Timing(duration, output_tokens, first, inter), self._route):
-            metrics.good += 1
 
     def _own_fields(self, backend: Backend) -> Fields:
         ids = self._request.endpoint.dialect.id_fields(self._identity.shown)

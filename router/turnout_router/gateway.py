@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import random
-import re
 import time
-import uuid
 from hmac import compare_digest
 from typing import TYPE_CHECKING, Any, Final
 
 from turnout.routing import resolve
 from turnout.routing.admission import NORMAL
 from turnout_router.admission import tier_of
-from turnout_router.asks import NOTHING, PREFIX, read_asks
+from turnout_router.asks import NOTHING, read_asks
 from turnout_router.connection import Caller
 from turnout_router.deadline import within
 from turnout_router.decisions import Decisions
@@ -32,8 +30,9 @@ from turnout_router.errors import (
     unavailable,
     url_not_found,
 )
-from turnout_router.exchange import Exchange, Identity
+from turnout_router.exchange import Exchange
 from turnout_router.http import JSON, Request
+from turnout_router.identity import Names
 from turnout_router.metrics import NO_DEPLOYMENT, Metrics
 from turnout_router.models import models_body
 from turnout_router.openai import capped, parse
@@ -47,12 +46,11 @@ if TYPE_CHECKING:
     from turnout_router.connection import ClientConnection
     from turnout_router.endpoints import Endpoint
     from turnout_router.http import Fields
+    from turnout_router.identity import Identity
     from turnout_router.settings import Settings
 
 _POST: Final = b"POST, OPTIONS"
 _GET: Final = b"GET, HEAD, OPTIONS"
-_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
-_TRACE_FIELDS: Final = (b"traceparent", b"tracestate")
 
 
 class Gateway:
@@ -66,15 +64,14 @@ class Gateway:
         self._metrics = metrics
         self._clock = clock
         self._draws = random.Random()  # noqa: S311 - shares out requests by weight, guards nothing
-        self._prefix = uuid.uuid4().hex[:16].encode()
-        self._count = 0
+        self._names = Names()
         self.decisions = Decisions(clock, time.time)
         self.ready = False
         """Whether a fleet has been seen."""
 
     def handle(self, request: Request, client: ClientConnection) -> Coroutine[Any, Any, None] | None:
         """Answer at once, or return the coroutine that will."""
-        identity = self._identify(request)
+        identity = self._names.of(request)
         try:
             return self._route(request, client, identity)
         except ApiError as error:
@@ -188,22 +185,3 @@ class Gateway:
             raise key_wrong()
         client.caller = Caller(value, grants, grant)
         return grant
-
-    def _identify(self, request: Request) -> Identity:
-        self._count += 1
-        own = b"%b-%x" % (self._prefix, self._count)
-        given: bytes | None = None
-        trace: Fields = ()
-        asks: Fields = ()
-        for field in request.fields:
-            name = field[0]
-            if name.startswith(b"x-"):
-                if name == b"x-request-id":
-                    given = field[1]
-                elif name.startswith(PREFIX):
-                    asks = (*asks, field)
-            elif name.startswith(b"trace") and name in _TRACE_FIELDS:
-                trace = (*trace, field)
-        if given is None or not _REQUEST_ID.fullmatch(given):
-            return Identity(own, own, trace, asks)
-        return Identity(given, b"%b-%b" % (given, own), trace, asks)

@@ -24,9 +24,9 @@ from turnout_router.metrics import Metrics
 from turnout_router.options import parse_options, settings_of
 from turnout_router.peers.finding import NamedPeers, PodPeers
 from turnout_router.peers.mesh import Mesh, read_secret
+from turnout_router.pools import Pools
 from turnout_router.scrapes.scraper import Scraper
 from turnout_router.tls import Certificate
-from turnout_router.upstream import Pools
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

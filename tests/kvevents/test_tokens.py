@@ -18,9 +18,9 @@ from turnout_router.endpoints import CHAT, RESPONSE, TEXT, Endpoint
 from turnout_router.kvevents import tokens as module
 from turnout_router.kvevents.tokens import Tokenizer
 from turnout_router.openai import Completion, parse
+from turnout_router.pools import Pools
 from turnout_router.prefixes import BLOCK_TOKENS, prompt_blocks
 from turnout_router.settings import UpstreamLimits
-from turnout_router.upstream import Pools
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -22,8 +22,9 @@ from support.router_running import (
     running_router,
 )
 from support.worker_process import free_port
+from turnout_router.pools import Pool
 from turnout_router.settings import UpstreamLimits
-from turnout_router.upstream import Pool, UpstreamConnection
+from turnout_router.upstream import UpstreamConnection
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -24,9 +24,10 @@ from turnout_router.gateway import Gateway
 from turnout_router.listener import Listener
 from turnout_router.metrics import Metrics
 from turnout_router.openai import ENGINE_FIELDS, decode_body, parse, prefill_body
+from turnout_router.pools import Pool, Pools
 from turnout_router.relay import Relay
 from turnout_router.settings import ClientLimits, Settings, UpstreamLimits
-from turnout_router.upstream import Pool, Pools, UpstreamConnection
+from turnout_router.upstream import UpstreamConnection
 from turnout_router.usage import StreamTap
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -22,15 +23,23 @@ if TYPE_CHECKING:
 MODEL = "hf://meta-llama/Llama-3.1-8B-Instruct"
 NAME = "llama"
 READY_SECONDS = 20.0
+_FIRST_PORT = 10_240
+_FIRST_OUTGOING = 32_768
+"""Where Linux' default range of ports for outgoing connections begins."""
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """Return a port that nobody listens on, below those that the kernel gives to outgoing connections meanwhile."""
+    while True:
+        port = secrets.randbelow(_FIRST_OUTGOING - _FIRST_PORT) + _FIRST_PORT
+        with socket.socket() as probe:
+            try:
+                probe.bind((host, port))
+            except OSError:
+                continue
+            return port
 
 
 def die_with_parent() -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from turnout.routing import Backend, DeploymentRoute, Fleet
     from turnout.routing.ledger import Ledger
     from turnout_router.openai import Completion
-    from turnout_router.upstream import Pools
+    from turnout_router.pools import Pools
 
 MAX_SOCKETS: Final = 60_000
 """Three for a worker; ZeroMQ's own default is 1023."""

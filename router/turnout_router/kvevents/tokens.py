@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from turnout.routing import Backend
     from turnout.routing.ledger import Prompt
     from turnout_router.openai import Completion
-    from turnout_router.upstream import Pools
+    from turnout_router.pools import Pools
 
 Outcome = Literal["known", "asked", "failed", "unfit"]
 """The tokens were kept; an engine was asked; none answered; the request's form is none that could be compared."""
