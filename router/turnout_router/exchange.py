@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from turnout_router.connection import ClientConnection
     from turnout_router.decisions import Decisions
     from turnout_router.hold import Hold
-    from turnout_router.http import Fields, Pieces
+    from turnout_router.http import Fields
     from turnout_router.identity import Identity
     from turnout_router.metrics import DeploymentMetrics
     from turnout_router.openai import Completion
@@ -408,7 +408,7 @@ class Exchange:
     def _fields(self, backend: Backend, answer: Collected) -> Fields:
         return ((b"content-type", answer.content_type), *self._own_fields(backend))
 
-    def _post(self, host: bytes, body: bytes) -> Pieces:
+    def _post(self, host: bytes, body: bytes) -> bytes:
         suffix = b"-%d" % self._retries if self._retries else b""
         fields = ((b"x-request-id", self._identity.sent + suffix), *self._identity.trace)
         return post(self._request.endpoint.path, host, body, fields)

@@ -6,8 +6,6 @@ from http import HTTPStatus
 from typing import Final
 
 Fields = tuple[tuple[bytes, bytes], ...]
-Pieces = tuple[bytes, ...]
-"""A message that goes out in one write, without a long body being copied behind its head."""
 
 _STATUS_LINES: Final = {s.value: b"HTTP/1.1 %d %s\r\n" % (s.value, s.phrase.encode()) for s in HTTPStatus}
 JSON: Final = (b"content-type", b"application/json")
@@ -77,16 +75,15 @@ def chunk(data: bytes) -> bytes:
     return (_SIZES[size] if size < _KNOWN_SIZES else b"%x\r\n" % size) + data + b"\r\n"
 
 
-def get(path: bytes, host: bytes) -> Pieces:
+def get(path: bytes, host: bytes) -> bytes:
     """Return a whole GET to a worker."""
-    return (b"GET %b HTTP/1.1\r\nhost: %b\r\n\r\n" % (path, host),)
+    return b"GET %b HTTP/1.1\r\nhost: %b\r\n\r\n" % (path, host)
 
 
-def post(path: bytes, host: bytes, body: bytes, fields: Fields) -> Pieces:
+def post(path: bytes, host: bytes, body: bytes, fields: Fields) -> bytes:
     """Return a whole POST of JSON to a worker."""
     extra = b"".join([b"%s: %s\r\n" % field for field in fields])
-    head = (
-        b"POST %b HTTP/1.1\r\nhost: %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n"
-        % (path, host, len(body), extra)
+    return (
+        b"POST %b HTTP/1.1\r\nhost: %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n%b"
+        % (path, host, len(body), extra, body)
     )
-    return (head, body)

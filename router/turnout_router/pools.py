@@ -14,7 +14,6 @@ from turnout_router.upstream import UpstreamConnection
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from turnout_router.http import Pieces
     from turnout_router.settings import UpstreamLimits
     from turnout_router.upstream import Answer
 
@@ -37,7 +36,7 @@ class Pool:
 
     async def exchange(
         self,
-        request: Pieces,
+        request: bytes,
         answer: Answer,
         *,
         seconds: float,
@@ -71,7 +70,7 @@ class Pool:
     async def _run(
         self,
         connection: UpstreamConnection,
-        request: Pieces,
+        request: bytes,
         answer: Answer,
         seconds: float,
         idle_seconds: float | None,

@@ -15,7 +15,7 @@ from turnout_router.drive import Signal
 from turnout_router.errors import UpstreamError
 
 if TYPE_CHECKING:
-    from turnout_router.http import Fields, Pieces
+    from turnout_router.http import Fields
     from turnout_router.pools import Pool
 
 _NEVER: Final = float("inf")
@@ -90,7 +90,7 @@ class UpstreamConnection(asyncio.Protocol):
     # What the exchange says
 
     def begin(
-        self, request: Pieces, answer: Answer, *, seconds: float, idle_seconds: float | None, what: str
+        self, request: bytes, answer: Answer, *, seconds: float, idle_seconds: float | None, what: str
     ) -> Signal:
         """Send *request* and return the signal of its end, which comes with UpstreamError where it failed.
 
@@ -105,7 +105,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._deadline = self._loop.time() + seconds
         self._idle_seconds = idle_seconds
         self._timeout_message = f"{what} took too long"
-        self._transport.writelines(request)
+        self._transport.write(request)
         return done
 
     @property

@@ -165,7 +165,7 @@ async def test_a_connection_that_was_held_back_at_the_end_reads_again() -> None:
     wire = Wire()
     connection.connection_made(cast("asyncio.Transport", wire))
     for _ in range(2):
-        done = connection.begin((b"x",), Pausing(connection), seconds=5, idle_seconds=None, what="it")
+        done = connection.begin(b"x", Pausing(connection), seconds=5, idle_seconds=None, what="it")
         connection.data_received(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
         await done
         assert not wire.paused

@@ -268,9 +268,7 @@ class Checks:
         clock = cast("asyncio.AbstractEventLoop", self.clock)
         client = Asking(clock, self.LIMITS)
         relay = Relay(client.connection, self.upstream, tap, (), self.clock.time)
-        done = connection.begin(
-            (b"x",), relay, seconds=50.0, idle_seconds=50.0 if stream else None, what="it"
-        )
+        done = connection.begin(b"x", relay, seconds=50.0, idle_seconds=50.0 if stream else None, what="it")
         for part in pieces(data, draw):
             if wire.closed:
                 break
