@@ -6,6 +6,7 @@ those that carry usage. All others pass as one piece of bytes, however many even
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, Final
 
 import orjson
@@ -37,7 +38,7 @@ class Usage:
         self.cached: Final = cached
 
 
-class Tap:
+class Tap(ABC):
     """What a stream of server-sent events told. Times are on the caller's clock; 0 tokens where usage never came."""
 
     __slots__ = (
@@ -63,9 +64,9 @@ class Tap:
         self.output_tokens = 0
         self.cached_tokens: int | None = None
 
+    @abstractmethod
     def feed(self, data: bytes, now: float) -> bytes:
         """Return what of *data*, received at *now*, is to be passed on. Raise UpstreamError to stop it."""
-        raise NotImplementedError
 
     @property
     def usage(self) -> Usage:
