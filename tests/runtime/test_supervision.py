@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 import pytest
+
 from turnout_runtime.supervision import Backoff, Supervisor
 
 if TYPE_CHECKING:
