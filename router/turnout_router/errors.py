@@ -5,6 +5,7 @@ The tree::
     RouterError
     ├── ApiError            an answer to the client: status, OpenAI error object, headers
     ├── UpstreamError       one worker failed one request; says whether its health suffers
+    │   └── Refusal         ... because the request is wrong; holds the answer to the client
     └── DiscoveryError      the fleet cannot be read from where it should be
         └── ConfigError     ... because the configuration is wrong; the text says what to change
 """
@@ -19,7 +20,10 @@ RETRY_AFTER_SECONDS: Final = 5
 """What a client is told to wait when nobody can serve it: about how long ejected workers are left alone, or a pod
 needs to be replaced by one that is already loading."""
 
-UpstreamFault = Literal["connect", "reset", "timeout", "status", "protocol", "overloaded", "stale"]
+UpstreamFault = Literal[
+    "connect", "reset", "timeout", "status", "protocol", "overloaded", "stale", "refused", "too_large"
+]
+_NO_ILLNESS: Final = frozenset({"overloaded", "stale", "refused", "too_large"})
 
 
 class RouterError(Exception):
@@ -68,8 +72,19 @@ class UpstreamError(RouterError):
 
     @property
     def is_ill(self) -> bool:
-        """Whether this speaks against the worker's health; being full, or closing an unused connection, does not."""
-        return self.fault not in {"overloaded", "stale"}
+        """Whether this speaks against the worker's health.
+
+        Being full, closing an unused connection, refusing a wrong request, and sending more than the router reads do not.
+        """
+        return self.fault not in _NO_ILLNESS
+
+
+class Refusal(UpstreamError):  # noqa: N818 - no error of the worker: it is the answer
+    """A worker refuses a request for its content. *body* is the answer to the client, in the form of its API."""
+
+    def __init__(self, message: str, status: int, body: bytes) -> None:
+        super().__init__("refused", message, status)
+        self.body: bytes = body
 
 
 class DiscoveryError(RouterError):
@@ -172,7 +187,7 @@ def from_upstream(failure: UpstreamError) -> ApiError:
         return ApiError(
             504, f"The model did not answer in time: {failure}.", type="server_error", code="timeout"
         )
-    if failure.fault in {"connect", "overloaded"}:
+    if failure.fault in {"connect", "overloaded", "stale"}:
         return unavailable(f"No worker can take this request now: {failure}.")
     return ApiError(502, f"The model's worker failed: {failure}.", type="server_error", code="bad_gateway")
 

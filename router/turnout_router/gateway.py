@@ -6,6 +6,7 @@ endpoints.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import random
 import time
@@ -20,11 +21,13 @@ from turnout_router.connection import Caller
 from turnout_router.deadline import within
 from turnout_router.decisions import Decisions
 from turnout_router.dialects import ANTHROPIC
+from turnout_router.drive import Signal
 from turnout_router.endpoints import ENDPOINTS, MESSAGE, MODELS, dialect_of
 from turnout_router.errors import (
     ApiError,
     key_missing,
     key_wrong,
+    malformed,
     method_not_allowed,
     model_not_found,
     unavailable,
@@ -37,6 +40,7 @@ from turnout_router.metrics import NO_DEPLOYMENT, Metrics
 from turnout_router.models import models_body
 from turnout_router.openai import capped, parse
 from turnout_router.reader import require_body
+from turnout_router.untrusted import UNCOUNTED_BYTES, TooManyValues, weigh
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -47,10 +51,19 @@ if TYPE_CHECKING:
     from turnout_router.endpoints import Endpoint
     from turnout_router.http import Fields
     from turnout_router.identity import Identity
+    from turnout_router.openai import Completion
     from turnout_router.settings import Settings
 
 _POST: Final = b"POST, OPTIONS"
 _GET: Final = b"GET, HEAD, OPTIONS"
+_TOO_MANY: Final = "The body of your request holds too many values: about a million numbers are accepted, fewer texts and objects."
+
+
+def _turn(loop: asyncio.AbstractEventLoop) -> Signal:
+    """Return what is set at the event loop's next turn."""
+    signal = Signal(loop)
+    loop.call_soon(signal.set)
+    return signal
 
 
 class Gateway:
@@ -66,6 +79,7 @@ class Gateway:
         self._draws = random.Random()  # noqa: S311 - shares out requests by weight, guards nothing
         self._names = Names()
         self.decisions = Decisions(clock, time.time)
+        self._large = asyncio.Lock()
         self.ready = False
         """Whether a fleet has been seen."""
 
@@ -75,13 +89,19 @@ class Gateway:
         try:
             return self._route(request, client, identity)
         except ApiError as error:
-            self._metrics.of(NO_DEPLOYMENT).answered(error.status)
-            if error.close:
-                raise
-            dialect = dialect_of(request.path, request.fields)
-            fields = (JSON, *error.headers, *dialect.id_fields(identity.shown))
-            client.respond(error.status, fields, dialect.body(error))
+            self._refuse(error, request, client, identity)
             return None
+
+    def _refuse(
+        self, error: ApiError, request: Request, client: ClientConnection, identity: Identity
+    ) -> None:
+        """Answer with *error*. Raise it where the connection has to be closed after it."""
+        self._metrics.of(NO_DEPLOYMENT).answered(error.status)
+        if error.close:
+            raise error
+        dialect = dialect_of(request.path, request.fields)
+        fields = (JSON, *error.headers, *dialect.id_fields(identity.shown))
+        client.respond(error.status, fields, dialect.body(error))
 
     def refused(self, status: int) -> None:
         """Count a request that was refused before it was complete."""
@@ -121,7 +141,42 @@ class Gateway:
     ) -> Coroutine[Any, Any, None]:
         grant = self._authenticate(request, client, endpoint.key_field)
         require_body(request)
-        completion = parse(endpoint, request.body)
+        if len(request.body) > UNCOUNTED_BYTES:
+            return self._complete_large(endpoint, request, client, identity, grant)
+        return self._exchange(parse(endpoint, request.body), client, identity, grant)
+
+    async def _complete_large(
+        self,
+        endpoint: Endpoint,
+        request: Request,
+        client: ClientConnection,
+        identity: Identity,
+        grant: Grant | None,
+    ) -> None:
+        """Count the values of a large body, a slice at a time, before it is parsed; one such body after the other.
+
+        So others have their turn in between, and the objects of no more than one large body exist at a time.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            async with self._large:
+                try:
+                    for _ in weigh(request.body):
+                        await _turn(loop)
+                except TooManyValues:
+                    raise malformed(_TOO_MANY) from None
+                completion = parse(endpoint, request.body)
+                await _turn(loop)
+            serving = self._exchange(completion, client, identity, grant)
+        except ApiError as error:
+            self._refuse(error, request, client, identity)
+            return
+        await serving
+
+    def _exchange(
+        self, completion: Completion, client: ClientConnection, identity: Identity, grant: Grant | None
+    ) -> Coroutine[Any, Any, None]:
+        """Return the coroutine that serves *completion*. Raise ApiError where that cannot begin."""
         if not self.ready:
             raise unavailable("The router does not know its workers yet.")
         fleet = self._backends.fleet

@@ -7,6 +7,7 @@ knows, and a stream of chunks is asked for its usage. Changed for the prefill ha
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -45,6 +46,14 @@ KEEP_CACHE: Final = {
 """What asks a prefill worker to keep the cache and to say where it lies."""
 
 MAX_MODEL_LENGTH: Final = 256
+MAX_FIELDS: Final = 1024
+"""Fields of a request. vLLM's chat completions know some eighty."""
+MAX_OPTIONS: Final = 16
+"""Fields of `stream_options`."""
+MAX_SALT_LENGTH: Final = 1024
+_SHORT: Final = 1024
+"""Characters of a text that stays as it was parsed."""
+_COLLECTED_BYTES: Final = 16 * 1024
 EXPECTED_OUTPUT_TOKENS: Final = 256
 """Output tokens that a request is counted with while it runs, where it does not cap them lower."""
 
@@ -52,10 +61,11 @@ EXPECTED_OUTPUT_TOKENS: Final = 256
 class Completion:
     """One request for a model, understood.
 
-    `body` is the client's object without engine-internal fields and is never changed; the values of its prompt's
-    fields are JSON already (`prompt`, in the endpoint's order), so that a long prompt is written once for both
-    halves and its hash; `prompt_tokens` is an estimate; `wants_usage` says whether the client asked a stream of chunks for its usage itself. `local` is why
-    no prefill worker can take part, None where one can.
+    `body` is the client's object without engine-internal fields and is never changed; all lists, objects and long texts in it are
+    JSON already (`orjson.Fragment`), so that they are written once for both halves, and what is kept of a request is no
+    larger than what came; only `stream_options` stays an object. `prompt` is the JSON of the prompt's fields, in the
+    endpoint's order, which is hashed as well; `prompt_tokens` is an estimate; `wants_usage` says whether the client asked a stream of chunks for its usage itself. `local` is why
+    no prefill worker can take part, None where one can. `size_bytes` is what the client sent.
     """
 
     __slots__ = (
@@ -66,6 +76,7 @@ class Completion:
         "model",
         "prompt",
         "prompt_tokens",
+        "size_bytes",
         "stream",
         "wants_usage",
     )
@@ -82,6 +93,7 @@ class Completion:
         prompt_tokens: int,
         expected_output_tokens: int,
         local: LocalReason | None,
+        size_bytes: int,
     ) -> None:
         self.endpoint: Final = endpoint
         self.body: Final = body
@@ -92,6 +104,7 @@ class Completion:
         self.prompt_tokens: Final = prompt_tokens
         self.expected_output_tokens: Final = expected_output_tokens
         self.local: Final = local
+        self.size_bytes: Final = size_bytes
 
     def with_body(self, body: dict[str, Any]) -> Completion:
         """Return the same request with another body; its prompt is as it was."""
@@ -105,11 +118,25 @@ class Completion:
             prompt_tokens=self.prompt_tokens,
             expected_output_tokens=self.expected_output_tokens,
             local=self.local,
+            size_bytes=self.size_bytes,
         )
 
 
 def parse(endpoint: Endpoint, raw: bytes) -> Completion:
-    """Return the request in *raw*. Raise ApiError (400) that says what is wrong with it."""
+    """Return the request in *raw*. Raise ApiError (400) that says what is wrong with it.
+
+    What a large one may hold is counted before: see `turnout_router.untrusted`.
+    """
+    if len(raw) < _COLLECTED_BYTES or not gc.isenabled():
+        return _parse(endpoint, raw)
+    gc.disable()  # until what was parsed is bytes again: there are many objects, none of them in a circle
+    try:
+        return _parse(endpoint, raw)
+    finally:
+        gc.enable()
+
+
+def _parse(endpoint: Endpoint, raw: bytes) -> Completion:
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
@@ -119,31 +146,50 @@ def parse(endpoint: Endpoint, raw: bytes) -> Completion:
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise malformed("You must provide a model parameter: a name from GET /v1/models.", "model")
-    if len(model) > MAX_MODEL_LENGTH:
-        raise malformed(f"`model` is longer than any name: at most {MAX_MODEL_LENGTH} characters.", "model")
+    _check_bounds(body, model)
     endpoint.check(body)
     stream = body.get("stream")
     if stream is not None and not isinstance(stream, bool):
         raise malformed("`stream` must be true or false.", "stream")
     options = body.get("stream_options")
-    if options is not None and not isinstance(options, dict):
-        raise malformed("`stream_options` must be an object.", "stream_options")
+    if options is not None and (not isinstance(options, dict) or len(options) > MAX_OPTIONS):
+        raise malformed(
+            f"`stream_options` must be an object of at most {MAX_OPTIONS} fields.", "stream_options"
+        )
     if not _ENGINE_FIELDS.isdisjoint(body):
         for name in ENGINE_FIELDS:
             body.pop(name, None)
     local = _local_reason(endpoint, body)
     prompt_tokens = estimate_prompt_tokens(body, endpoint.prompt)
+    expected_output_tokens = _expected_output(endpoint, body)
+    wants_usage = options is not None and options.get("include_usage") is True
+    prompt = _write_prompt(endpoint, body)
+    _write_rest(body)
     return Completion(
         endpoint,
         body,
-        _write_prompt(endpoint, body),
+        prompt,
         model,
         stream=bool(stream) and endpoint.stream is not None,
-        wants_usage=options is not None and options.get("include_usage") is True,
+        wants_usage=wants_usage,
         prompt_tokens=prompt_tokens,
-        expected_output_tokens=_expected_output(endpoint, body),
+        expected_output_tokens=expected_output_tokens,
         local=local,
+        size_bytes=len(raw),
     )
+
+
+def _check_bounds(body: dict[str, Any], model: str) -> None:
+    """Raise ApiError (400) for more fields than any API has, and for texts that are longer than their purpose."""
+    if len(body) > MAX_FIELDS:
+        raise malformed(
+            f"The body of your request has {len(body)} fields: at most {MAX_FIELDS} are accepted."
+        )
+    if len(model) > MAX_MODEL_LENGTH:
+        raise malformed(f"`model` is longer than any name: at most {MAX_MODEL_LENGTH} characters.", "model")
+    salt = body.get("cache_salt")
+    if isinstance(salt, str) and len(salt) > MAX_SALT_LENGTH:
+        raise malformed(f"`cache_salt` has more than {MAX_SALT_LENGTH} characters.", "cache_salt")
 
 
 def capped(request: Completion, most_tokens: int | None) -> Completion:
@@ -174,17 +220,21 @@ def prefill_body(request: Completion, backend: Backend) -> bytes:
             body[name] = 1
     for name in form.without:
         body.pop(name, None)
+    if request.stream:
+        body.pop("stream_options", None)  # else the worker refuses them, as it should
     return _written(body)
 
 
-def decode_body(request: Completion, backend: Backend, kv_transfer_params: dict[str, Any] | None) -> bytes:
-    """Return the body for the worker that answers, with what the prefill worker said, verbatim."""
+def decode_body(request: Completion, backend: Backend, kv_transfer_params: bytes | None) -> bytes:
+    """Return the body for the worker that answers, with what the prefill worker handed out, byte by byte."""
     body = request.body.copy()
     body["model"] = _name_for(request.model, backend)
     if request.stream and request.endpoint.stream == "chunks" and not request.wants_usage:
-        body["stream_options"] = (body.get("stream_options") or {}) | {"include_usage": True}
+        # Usage in every chunk would be left in those of a client that has not asked for any.
+        kept = {n: v for n, v in (body.get("stream_options") or {}).items() if n != "continuous_usage_stats"}
+        body["stream_options"] = kept | {"include_usage": True}
     if kv_transfer_params is not None:
-        body["kv_transfer_params"] = kv_transfer_params
+        body["kv_transfer_params"] = orjson.Fragment(kv_transfer_params)
     return _written(body)
 
 
@@ -215,6 +265,23 @@ def _write_prompt(endpoint: Endpoint, body: dict[str, Any]) -> tuple[bytes, ...]
             parts.append(part)
             body[name] = orjson.Fragment(part)
     return tuple(parts)
+
+
+def _write_rest(body: dict[str, Any]) -> None:
+    """Write all other lists, objects and long texts in *body* as JSON. Raise ApiError (400) for too deep ones."""
+    for name, value in body.items():
+        kind = type(value)
+        if (
+            (kind is dict and name != "stream_options")
+            or kind is list
+            or (kind is str and len(value) > _SHORT)
+        ):
+            try:
+                body[name] = orjson.Fragment(orjson.dumps(value))
+            except orjson.JSONEncodeError as error:
+                raise malformed(
+                    f"`{name[:64]}` is nested too deeply: at most 250 levels.", name[:64]
+                ) from error
 
 
 def _name_for(model: str, backend: Backend) -> str:

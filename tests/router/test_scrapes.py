@@ -227,7 +227,7 @@ async def test_a_worker_that_does_not_answer_is_asked_once_at_a_time(tmp_path: P
     [
         (b"", "status"),
         (b"vllm:num_requests_running lots\n", "unreadable"),
-        (b"#" * 2_000_000, "protocol"),
+        (b"#" * 2_000_000, "too_large"),
     ],
 )
 async def test_pages_that_cannot_be_read_are_counted(tmp_path: Path, text: bytes, outcome: str) -> None:

@@ -40,7 +40,7 @@ def estimate_prompt_tokens(
 def needs_local_prefill(body: Mapping[str, Any]) -> bool:
     """Say whether only the decoding worker can compute this prompt.
 
-    So it is with several choices or several prompts in one request (the exchange of caches is for one sequence)
+    So it is with several choices, beams or prompts in one request (the exchange of caches is for one sequence)
     and with log probabilities of the prompt, which the prefill worker would keep to itself.
     """
     prompt = body.get("prompt")
@@ -50,6 +50,7 @@ def needs_local_prefill(body: Mapping[str, Any]) -> bool:
         or _above_one(body.get("n"))
         or _above_one(body.get("best_of"))
         or body.get("echo") is True
+        or body.get("use_beam_search") is True
         or body.get("prompt_logprobs") is not None
     )
 
