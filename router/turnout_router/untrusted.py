@@ -51,7 +51,7 @@ def weigh(body: bytes, most: int = MOST_VALUES) -> Iterator[int]:
     strings does not count. Text that is not JSON is weighed, too: the parser judges it.
     """
     weight = 0
-    within = False  # a string
+    quotes = 0
     escaped = False  # the first byte of the next slice
     for at in range(0, len(body), SLICE_BYTES):
         piece = body[at : at + SLICE_BYTES]
@@ -61,11 +61,10 @@ def weigh(body: bytes, most: int = MOST_VALUES) -> Iterator[int]:
         escaped = slashes % 2 == 1
         if piece.find(_BACKSLASH) >= 0:
             piece = piece.replace(b"\\\\", b"").replace(b'\\"', b"")
-        quotes = piece.count(b'"')
-        outside = b" ".join(piece.split(b'"')[1 if within else 0 :: 2])
-        within ^= quotes % 2 == 1
+        outside = b" ".join(piece.split(b'"')[quotes % 2 :: 2])
+        quotes += piece.count(b'"')
         containers = outside.count(b"[") + outside.count(b"{")
-        weight += outside.count(b",") + quotes // 2 + _CONTAINER_WEIGHT * containers
-        if weight > most:
+        weight += outside.count(b",") + _CONTAINER_WEIGHT * containers
+        if weight + quotes // 2 > most:
             raise TooManyValues
-        yield weight
+        yield weight + quotes // 2
