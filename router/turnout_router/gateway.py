@@ -11,7 +11,7 @@ import hashlib
 import random
 import time
 from hmac import compare_digest
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from turnout.routing import resolve
 from turnout.routing.admission import NORMAL
@@ -38,12 +38,12 @@ from turnout_router.http import JSON, Request
 from turnout_router.identity import Names
 from turnout_router.metrics import NO_DEPLOYMENT, Metrics
 from turnout_router.models import models_body
-from turnout_router.openai import capped, parse
+from turnout_router.openai import capped, parse, parse_in_steps
 from turnout_router.reader import require_body
 from turnout_router.untrusted import UNCOUNTED_BYTES, TooManyValues, weigh
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Generator
 
     from turnout.routing import Grant
     from turnout_router.backends import Backends
@@ -54,9 +54,24 @@ if TYPE_CHECKING:
     from turnout_router.openai import Completion
     from turnout_router.settings import Settings
 
+_T = TypeVar("_T")
 _POST: Final = b"POST, OPTIONS"
 _GET: Final = b"GET, HEAD, OPTIONS"
 _TOO_MANY: Final = "The body of your request holds too many values: about a million numbers are accepted, fewer texts and objects."
+
+
+async def _in_turns(steps: Generator[None, None, _T], loop: asyncio.AbstractEventLoop) -> _T:
+    """Run *steps*, the event loop's other work between them, and return what they return."""
+    try:
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                result: _T = end.value
+                return result
+            await _turn(loop)
+    finally:
+        steps.close()
 
 
 def _turn(loop: asyncio.AbstractEventLoop) -> Signal:
@@ -165,8 +180,7 @@ class Gateway:
                         await _turn(loop)
                 except TooManyValues:
                     raise malformed(_TOO_MANY) from None
-                completion = parse(endpoint, request.body)
-                await _turn(loop)
+                completion = await _in_turns(parse_in_steps(endpoint, request.body), loop)
             serving = self._exchange(completion, client, identity, grant)
         except ApiError as error:
             self._refuse(error, request, client, identity)

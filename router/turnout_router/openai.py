@@ -16,6 +16,8 @@ from turnout.routing import estimate_prompt_tokens
 from turnout_router.errors import malformed
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from turnout.routing import Backend
     from turnout.routing.pick import LocalReason
     from turnout_router.endpoints import Endpoint
@@ -123,10 +125,7 @@ class Completion:
 
 
 def parse(endpoint: Endpoint, raw: bytes) -> Completion:
-    """Return the request in *raw*. Raise ApiError (400) that says what is wrong with it.
-
-    What a large one may hold is counted before: see `turnout_router.untrusted`.
-    """
+    """Return the request in *raw*. Raise ApiError (400) that says what is wrong with it."""
     if len(raw) < _COLLECTED_BYTES or not gc.isenabled():
         return _parse(endpoint, raw)
     gc.disable()  # until what was parsed is bytes again: there are many objects, none of them in a circle
@@ -137,6 +136,83 @@ def parse(endpoint: Endpoint, raw: bytes) -> Completion:
 
 
 def _parse(endpoint: Endpoint, raw: bytes) -> Completion:
+    reading = _Reading(endpoint, raw)
+    reading.write_tools()
+    reading.estimate()
+    reading.write_prompt()
+    return reading.completion()
+
+
+def parse_in_steps(endpoint: Endpoint, raw: bytes) -> Generator[None, None, Completion]:
+    """Yield between the steps of reading a large request, each of some milliseconds, and return it. Raise as `parse`.
+
+    Python's garbage collector is off until the end, or until the generator is closed.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        reading = _Reading(endpoint, raw)
+        yield
+        reading.write_tools()
+        yield
+        reading.estimate()
+        yield
+        reading.write_prompt()
+        yield
+        return reading.completion()
+    finally:
+        if collects:
+            gc.enable()
+
+
+class _Reading:
+    """A request while it is read, in this order: itself, `write_tools`, `estimate`, `write_prompt`, `completion`."""
+
+    __slots__ = ("_body", "_endpoint", "_local", "_prompt", "_prompt_tokens", "_size_bytes", "_tools_bytes")
+
+    def __init__(self, endpoint: Endpoint, raw: bytes) -> None:
+        self._endpoint = endpoint
+        self._size_bytes = len(raw)
+        self._body = _read(endpoint, raw)
+        self._local = _local_reason(endpoint, self._body)
+        self._tools_bytes = 0
+        self._prompt_tokens = 0
+        self._prompt: tuple[bytes, ...] = ()
+
+    def write_tools(self) -> None:
+        """Write everything but the prompt."""
+        self._tools_bytes = _write_rest(self._body, self._endpoint.prompt)
+
+    def estimate(self) -> None:
+        """Estimate the prompt's length."""
+        endpoint = self._endpoint
+        tools_bytes = self._tools_bytes if endpoint.prompt else 0
+        self._prompt_tokens = estimate_prompt_tokens(self._body, endpoint.prompt, tools_bytes=tools_bytes)
+
+    def write_prompt(self) -> None:
+        """Write the prompt."""
+        self._prompt = _write_prompt(self._endpoint, self._body)
+
+    def completion(self) -> Completion:
+        """Return what was read."""
+        endpoint, body = self._endpoint, self._body
+        options = body.get("stream_options")
+        return Completion(
+            endpoint,
+            body,
+            self._prompt,
+            body["model"],
+            stream=body.get("stream") is True and endpoint.stream is not None,
+            wants_usage=options is not None and options.get("include_usage") is True,
+            prompt_tokens=self._prompt_tokens,
+            expected_output_tokens=_expected_output(endpoint, body),
+            local=self._local,
+            size_bytes=self._size_bytes,
+        )
+
+
+def _read(endpoint: Endpoint, raw: bytes) -> dict[str, Any]:
+    """Return the object in *raw*, checked, and without fields between engines."""
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
@@ -159,24 +235,7 @@ def _parse(endpoint: Endpoint, raw: bytes) -> Completion:
     if not _ENGINE_FIELDS.isdisjoint(body):
         for name in ENGINE_FIELDS:
             body.pop(name, None)
-    local = _local_reason(endpoint, body)
-    prompt_tokens = estimate_prompt_tokens(body, endpoint.prompt)
-    expected_output_tokens = _expected_output(endpoint, body)
-    wants_usage = options is not None and options.get("include_usage") is True
-    prompt = _write_prompt(endpoint, body)
-    _write_rest(body)
-    return Completion(
-        endpoint,
-        body,
-        prompt,
-        model,
-        stream=bool(stream) and endpoint.stream is not None,
-        wants_usage=wants_usage,
-        prompt_tokens=prompt_tokens,
-        expected_output_tokens=expected_output_tokens,
-        local=local,
-        size_bytes=len(raw),
-    )
+    return body
 
 
 def _check_bounds(body: dict[str, Any], model: str) -> None:
@@ -267,8 +326,12 @@ def _write_prompt(endpoint: Endpoint, body: dict[str, Any]) -> tuple[bytes, ...]
     return tuple(parts)
 
 
-def _write_rest(body: dict[str, Any]) -> None:
-    """Write all other lists, objects and long texts in *body* as JSON. Raise ApiError (400) for too deep ones."""
+def _write_rest(body: dict[str, Any], prompt: tuple[str, ...]) -> int:
+    """Write all lists, objects and long texts in *body* but the *prompt* as JSON. Return the bytes of the tools' definitions.
+
+    Raise ApiError (400) for too deep ones.
+    """
+    tools_bytes = 0
     for name, value in body.items():
         kind = type(value)
         if (
@@ -276,12 +339,18 @@ def _write_rest(body: dict[str, Any]) -> None:
             or kind is list
             or (kind is str and len(value) > _SHORT)
         ):
+            if name in prompt:
+                continue
             try:
-                body[name] = orjson.Fragment(orjson.dumps(value))
+                written = orjson.dumps(value)
             except orjson.JSONEncodeError as error:
                 raise malformed(
                     f"`{name[:64]}` is nested too deeply: at most 250 levels.", name[:64]
                 ) from error
+            body[name] = orjson.Fragment(written)
+            if name == "tools":
+                tools_bytes = len(written)
+    return tools_bytes
 
 
 def _name_for(model: str, backend: Backend) -> str:

@@ -43,7 +43,7 @@ def exact(value: Any) -> int:
         return 3 + max(0, len(value) - 1) + inner
     if isinstance(value, list):
         return 3 + max(0, len(value) - 1) + sum(map(exact, value))
-    return 1 if isinstance(value, str) else 0
+    return 2 if isinstance(value, bool) else int(isinstance(value, str))
 
 
 JSON = st.recursive(
