@@ -21,9 +21,18 @@ RETRY_AFTER_SECONDS: Final = 5
 needs to be replaced by one that is already loading."""
 
 UpstreamFault = Literal[
-    "connect", "reset", "timeout", "status", "protocol", "overloaded", "stale", "refused", "too_large"
+    "connect",
+    "reset",
+    "timeout",
+    "status",
+    "protocol",
+    "overloaded",
+    "stale",
+    "refused",
+    "too_large",
+    "internal",
 ]
-_NO_ILLNESS: Final = frozenset({"overloaded", "stale", "refused", "too_large"})
+_NO_ILLNESS: Final = frozenset({"overloaded", "stale", "refused", "too_large", "internal"})
 
 
 class RouterError(Exception):
@@ -74,7 +83,8 @@ class UpstreamError(RouterError):
     def is_ill(self) -> bool:
         """Whether this speaks against the worker's health.
 
-        Being full, closing an unused connection, refusing a wrong request, and sending more than the router reads do not.
+        Being full, closing an unused connection, refusing a wrong request, sending more than the router reads, and a fault of
+        the router's own while it read the answer do not.
         """
         return self.fault not in _NO_ILLNESS
 
@@ -187,6 +197,8 @@ def from_upstream(failure: UpstreamError) -> ApiError:
         return ApiError(
             504, f"The model did not answer in time: {failure}.", type="server_error", code="timeout"
         )
+    if failure.fault == "internal":
+        return ApiError(500, "The router failed on this request.", type="server_error")
     if failure.fault in {"connect", "overloaded", "stale"}:
         return unavailable(f"No worker can take this request now: {failure}.")
     return ApiError(502, f"The model's worker failed: {failure}.", type="server_error", code="bad_gateway")
