@@ -269,6 +269,14 @@ def test_what_is_no_file_is_explained(tmp_path: Path, kind: str) -> None:
         read_config(path)
 
 
+@pytest.mark.parametrize("text", ["deployments: []", "{}", "--- {} # nothing yet"])
+def test_a_fleet_without_deployments_is_said(tmp_path: Path, text: str) -> None:
+    """What says so is taken at its word."""
+    file = tmp_path / "router.yaml"
+    file.write_text(text)
+    assert not read_config(file).deployments
+
+
 def test_aliases_are_for_those_who_repeat_themselves(tmp_path: Path) -> None:
     """Within their bound, aliases and merges are what they are in any YAML."""
     file = tmp_path / "router.yaml"

@@ -140,8 +140,8 @@ class FileConfig(Model):
 def read_config(path: Path) -> Fleet:
     """Return the fleet that *path* describes. Raise ConfigError, with what is wrong where.
 
-    A file that does not say `deployments` is refused, for it is empty or half written: a fleet without workers is said
-    as ``deployments: []``.
+    A file that is empty, or does not say `deployments`, is refused, for it may be half written: a fleet without workers
+    is said as ``deployments: []`` (or ``{}``).
     """
     raw = read_yaml(path)
     if raw is None:
@@ -152,7 +152,7 @@ def read_config(path: Path) -> Fleet:
         config = FileConfig.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(f"{path}: {faults(error)}") from error
-    if "deployments" not in config.model_fields_set:
+    if config.model_fields_set and "deployments" not in config.model_fields_set:
         raise ConfigError(f"{path} does not say `deployments`: write `deployments: []` where none are meant")
     _check_references(path, config)
     return _fleet_of(config)
