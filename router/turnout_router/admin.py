@@ -1,16 +1,16 @@
-"""The second port: health, /metrics, /admin/fleet, /admin/peers, /admin/decisions. Only for the inside of a cluster."""
+"""The second port: health, /metrics, /admin/fleet, /admin/peers, /admin/decisions. `admin_access` guards the last three."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import socket
 from typing import TYPE_CHECKING, Final, Protocol
 
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from starlette.requests import Request
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
+    from turnout_router.admin_access import AdminAccess
     from turnout_router.backends import Backends
     from turnout_router.decisions import Decisions
     from turnout_router.metrics import Metrics
@@ -34,6 +36,7 @@ _STOP_SECONDS: Final = 5.0
 """For answers under way; uvicorn itself gives them two seconds."""
 _RECENT: Final = 50
 """Decisions that are listed where nobody says how many."""
+_UNAUTHORIZED: Final = 401
 
 
 class Readiness(Protocol):
@@ -47,13 +50,15 @@ class Readiness(Protocol):
 class AdminServer:
     """Serves the admin application on the loop that everything else runs on; begun anew where serving fails."""
 
-    def __init__(self, app: Starlette, supervisor: Supervisor) -> None:
+    def __init__(self, app: ASGIApp, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
         self._config = uvicorn.Config(
             app,
             lifespan="off",
             log_config=None,
             access_log=False,
+            proxy_headers=False,  # who asks is who is connected: X-Forwarded-For is anybody's to write
+            ws="none",
             timeout_keep_alive=30,
             timeout_graceful_shutdown=2,
             limit_concurrency=256,
@@ -112,9 +117,11 @@ def admin_app(
     metrics: Metrics,
     backends: Backends,
     decisions: Decisions,
+    *,
+    access: AdminAccess,
     mesh: Mesh | None = None,
-) -> Starlette:
-    """Return the application behind the admin port."""
+) -> ASGIApp:
+    """Return the application behind the admin port. *access* says who is told more than health and metrics."""
 
     async def healthz(_: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -126,30 +133,26 @@ def admin_app(
     async def metrics_page(_: Request) -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    async def fleet(request: Request) -> Response:
-        return _refusal(request) or JSONResponse(backends.describe())
+    async def fleet(_: Request) -> Response:
+        return JSONResponse(backends.describe())
 
-    async def peers(request: Request) -> Response:
-        return _refusal(request) or JSONResponse(None if mesh is None else mesh.describe())
+    async def peers(_: Request) -> Response:
+        return JSONResponse(None if mesh is None else mesh.describe())
 
     async def recent(request: Request) -> Response:
         asked = request.query_params
         most = asked.get("limit", str(_RECENT))
         if not most.isdigit() or not 1 <= int(most) <= MAX_DECISIONS:
             return JSONResponse({"error": f"limit must be 1 to {MAX_DECISIONS}"}, status_code=400)
-        return _refusal(request) or JSONResponse(
-            {"decisions": decisions.recent(int(most), asked.get("deployment"))}
-        )
+        return JSONResponse({"decisions": decisions.recent(int(most), asked.get("deployment"))})
 
     async def decision(request: Request) -> Response:
         found = decisions.find(request.path_params["id"])
-        return _refusal(request) or (
-            JSONResponse({"error": f"not among the last {len(decisions)} requests"}, status_code=404)
-            if found is None
-            else JSONResponse(found)
-        )
+        if found is None:
+            return JSONResponse({"error": f"not among the last {len(decisions)} requests"}, status_code=404)
+        return JSONResponse(found)
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/healthz", healthz),
             Route("/readyz", readyz),
@@ -160,19 +163,26 @@ def admin_app(
             Route("/admin/decisions/{id}", decision),
         ]
     )
+    return _Guard(app, access)
 
 
-def _refusal(request: Request) -> Response | None:
-    """Return what somebody from outside is answered, None for others."""
-    if request.client is None or not _is_near(request.client.host):
-        return PlainTextResponse("only from inside the cluster\n", status_code=403)
-    return None
+class _Guard:
+    """Answers who may not ask, before the application learns of the request."""
 
+    def __init__(self, app: Starlette, access: AdminAccess) -> None:
+        self._app = app
+        self._access = access
 
-def _is_near(host: str) -> bool:
-    """Say whether *host* is of the machine or of a private network, such as pods have."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return address.is_loopback or address.is_private
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise RuntimeError(f"the admin port speaks HTTP, not {scope['type']}")
+        headers, client = Headers(scope=scope), scope["client"]
+        denied = self._access.denied(
+            scope["path"], client and client[0], headers.getlist("authorization"), headers.get("host")
+        )
+        if denied is None:
+            await self._app(scope, receive, send)
+            return
+        asked = {"www-authenticate": "Bearer"} if denied.status == _UNAUTHORIZED else {}
+        refusal = PlainTextResponse(denied.text, status_code=denied.status, headers=asked)
+        await refusal(scope, receive, send)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import uvloop
 
 from turnout_router.admin import AdminServer, admin_app
+from turnout_router.admin_access import AdminAccess
 from turnout_router.backends import Backends
 from turnout_router.checks import HealthChecks
 from turnout_router.discovery.file import FileSource, read_config
@@ -69,7 +70,14 @@ class Router:
             self._backends.outbox = self._mesh.outbox
             self._metrics.registry.register(self._mesh.counts)
         self._admin = AdminServer(
-            admin_app(self, self._metrics, self._backends, self._gateway.decisions, self._mesh),
+            admin_app(
+                self,
+                self._metrics,
+                self._backends,
+                self._gateway.decisions,
+                access=AdminAccess(settings.admin_token_file),
+                mesh=self._mesh,
+            ),
             self._supervisor,
         )
         self._stopping = asyncio.Event()
@@ -183,6 +191,10 @@ class Router:
 def _mesh_of(settings: PeerSettings, backends: Backends, supervisor: Supervisor) -> Mesh:
     """Return the conversation with other routers. Raise ConfigError where it cannot be had."""
     secret = None if settings.secret_file is None else read_secret(settings.secret_file)
+    if secret is None:
+        _LOG.warning(
+            "no --peers-secret-file: whoever reaches the peers' port is believed, and can mislead this router's choices"
+        )
     sources: list[PeerSource] = [NamedPeers(settings.hosts)] if settings.hosts else []
     if settings.pods is not None:
         sources.append(PodPeers(load_access(), *settings.pods))

@@ -108,6 +108,8 @@ class Settings:
     host: str = "0.0.0.0"  # noqa: S104 - a pod must be reachable; TURNOUT_BIND_ADDRESS narrows it
     port: int = 8080
     admin_port: int = 9090
+    admin_token_file: Path | None = None
+    """Who sends its token is told of requests and workers on the admin port. None: only who asks from loopback is."""
     auth: AuthMode = "open"
     """open: a key is optional, but a wrong one is refused where keys are known at all. required: 401 without one."""
     explain: ExplainMode = "keys"
