@@ -1,15 +1,16 @@
 """What each client holds of the router, bytes of bodies and connections, and how it is shared out among them.
 
 A client is who its key says, else the address that it comes from. Bodies are shared out by a dynamic threshold
-(Choudhury and Hahne, 1998): a client may hold a multiple of what is still free. One alone gets most of the room, many get
-equal parts, and something is always left for one that comes new; who holds most is the first that gets no more.
+(Choudhury and Hahne, 1998): a client may hold a multiple of what is still free, so that none has all of it. Where one may
+hold no more, bodies that are still arriving make way, the newest of the client that holds most: those who send at the same
+time come to equal parts, and who comes new gets one.
 """
 
 from __future__ import annotations
 
 import ipaddress
 from itertools import islice
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 _SHARE: Final = 3
 """A client may hold so many times what is free: alone three quarters of the room, one of ten a tenth."""
@@ -19,16 +20,27 @@ _IPV6_NETWORK_BITS: Final = 64
 """One host has as many IPv6 addresses of one such network as it likes."""
 
 
-class Account:
-    """What one client holds: bytes of `small` and of `large` bodies. `users` counts who refers to it."""
+class Arriving(Protocol):
+    """A large body that has not come to its end."""
 
-    __slots__ = ("large", "name", "small", "users")
+    def make_way(self) -> None:
+        """Be refused, and release at once what has come."""
+
+
+class Account:
+    """What one client holds: bytes of `small` and of `large` bodies. `users` counts who refers to it.
+
+    `arriving` are the large bodies that have not come to their end, oldest first.
+    """
+
+    __slots__ = ("arriving", "large", "name", "small", "users")
 
     def __init__(self, name: str) -> None:
         self.name: Final = name
         self.small = 0
         self.large = 0
         self.users = 0
+        self.arriving: dict[Arriving, None] = {}
 
 
 class Accounts:
@@ -37,7 +49,7 @@ class Accounts:
     Bodies up to *small_bytes* have a part of the room to themselves. To be used on the event loop only.
     """
 
-    __slots__ = ("_accounts", "_large", "_large_most", "_small", "_small_most", "small_bytes")
+    __slots__ = ("_accounts", "_arriving", "_large", "_large_most", "_small", "_small_most", "small_bytes")
 
     def __init__(self, bodies_bytes: int, small_bytes: int) -> None:
         self.small_bytes: Final = small_bytes
@@ -46,6 +58,7 @@ class Accounts:
         self._small = 0
         self._large = 0
         self._accounts: dict[str, Account] = {}
+        self._arriving: dict[Account, None] = {}
 
     @property
     def held_bytes(self) -> int:
@@ -70,15 +83,31 @@ class Accounts:
         if not account.users:
             self._accounts.pop(account.name, None)
 
-    def has_room(self, account: Account, size: int) -> bool:
-        """Say whether *account* could hold *size* more bytes in a large body now."""
-        return account.large + size <= _SHARE * (self._large_most - self._large - size)
+    def could_hold(self, account: Account, size: int) -> bool:
+        """Say whether *account* could hold *size* more bytes in a large body now, if need be in place of others."""
+        return self._has_room(account, size) or self._largest_above(account.large + size) is not None
+
+    def begin(self, account: Account, body: Arriving) -> None:
+        """Have the large *body* make way where others need room more, until `end`."""
+        account.arriving[body] = None
+        self._arriving[account] = None
+
+    def end(self, account: Account, body: Arriving) -> None:
+        """Let *body* be: it has come to its end, or is not wanted any more."""
+        account.arriving.pop(body, None)
+        if not account.arriving:
+            self._arriving.pop(account, None)
 
     def take(self, account: Account, size: int, *, large: bool) -> bool:
         """Count *size* more bytes for *account* if it may hold them, and say so."""
         if large:
-            if not self.has_room(account, size):
-                return False
+            while not self._has_room(account, size):
+                other = self._largest_above(account.large + size)
+                if other is None:
+                    return False
+                newest = next(reversed(other.arriving))
+                self.end(other, newest)
+                newest.make_way()
             account.large += size
             self._large += size
             return True
@@ -96,6 +125,17 @@ class Accounts:
         else:
             account.small -= size
             self._small -= size
+
+    def _has_room(self, account: Account, size: int) -> bool:
+        return account.large + size <= _SHARE * (self._large_most - self._large - size)
+
+    def _largest_above(self, size: int) -> Account | None:
+        """Return the client that holds most of those whose bodies could make way, None where nobody holds more than *size*."""
+        found = None
+        for account in self._arriving:
+            if account.large > size:
+                found, size = account, account.large
+        return found
 
 
 _Member = TypeVar("_Member")

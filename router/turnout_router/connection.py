@@ -332,6 +332,11 @@ class ClientConnection(asyncio.Protocol):
         """Return why *request*, whose body has not come yet, will not be served, None where nothing is known against it."""
         return self._listener.handler.check_head(request, self)
 
+    def refused_meanwhile(self) -> None:
+        """Say so, if it is that request's turn."""
+        if self._wait == "request":
+            self._advance()
+
     def _advance(self) -> None:
         """Start the next request, if none is under way and the client has taken the last answer."""
         while self._request is None and self._stalled_since is None and not self._transport.is_closing():

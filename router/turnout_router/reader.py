@@ -47,6 +47,9 @@ class Watch(Protocol):
     def check_head(self, request: Request) -> ApiError | None:
         """Return why *request*, whose body has not come yet, will not be served, None where nothing is known against it."""
 
+    def refused_meanwhile(self) -> None:
+        """Take note of a `refusal` that came from elsewhere than what was read."""
+
 
 class _Refused(Exception):  # noqa: N818 - never leaves the parser: it only stops it
     """Stops the parser in the middle of a request that will not be served."""
@@ -198,6 +201,12 @@ class RequestReader:
             request.payer = None
             self._accounts.release(payer, len(request.body), large=request.large)
 
+    def make_way(self) -> None:
+        """Refuse the request whose large body is arriving."""
+        self._drop_body()
+        self.refusal = _full()
+        self._watch.refused_meanwhile()
+
     def drop(self) -> None:
         """Keep nothing of what has come and is not being served: nothing more will be."""
         self._drop_body()
@@ -316,6 +325,8 @@ class RequestReader:
             request.payer = self._payer
             request.large = self._large
             self._charged = 0
+            if self._large:
+                self._accounts.end(self._payer, self)
         self.ready.append(request)
 
     def _reset(self) -> None:
@@ -354,6 +365,8 @@ class RequestReader:
         self._body = []
 
     def _drop_body(self) -> None:
+        if self._large:
+            self._accounts.end(self._payer, self)
         self._accounts.release(self._payer, self._charged, large=self._large)
         self._charged = 0
         self._body = []
@@ -370,6 +383,7 @@ class RequestReader:
             size += self._charged
             self._charged = 0
             self._large = True
+            accounts.begin(self._payer, self)
         if not accounts.take(self._payer, size, large=True):
             self._stop(_full())
         self._charged += size
@@ -382,7 +396,7 @@ class RequestReader:
             error.close = True
             self._stop(error)
         self._payer = self.account  # which the look at the head may have found out
-        if length > self._limits.small_body_bytes and not self._accounts.has_room(self._payer, length):
+        if length > self._limits.small_body_bytes and not self._accounts.could_hold(self._payer, length):
             self._stop(_full())
 
     def _check_late(self) -> None:
@@ -390,20 +404,27 @@ class RequestReader:
         self._head_checked = True
         error = self._watch.check_head(self._request(b""))
         if error is None:
-            payer = self.account
-            if payer is not self._payer and self._charged:
-                self._accounts.release(self._payer, self._charged, large=self._large)
-                size, self._charged = self._charged, 0
-                self._payer = payer
-                if not self._accounts.take(payer, size, large=self._large):
-                    self.refusal = _full()
-                    return
-                self._charged = size
-            self._payer = payer
+            self._pay_from(self.account)
             return
         self._drop_body()
         self.discarding = True
         self.ready.append(self._request(b"", error))
+
+    def _pay_from(self, payer: Account) -> None:
+        """Count the body for *payer*, which the look at the head has found out, from now on."""
+        before, size = self._payer, self._charged
+        self._payer = payer
+        if payer is before or not size:
+            return
+        accounts, large = self._accounts, self._large
+        accounts.release(before, size, large=large)
+        if large:
+            accounts.end(before, self)
+            accounts.begin(payer, self)
+        self._charged = size if accounts.take(payer, size, large=large) else 0
+        if not self._charged:
+            self._drop_body()
+            self.refusal = _full()
 
     def _stopped_by(self, error: httptools.HttpParserError) -> None:
         cause = error.__context__
@@ -419,6 +440,8 @@ class RequestReader:
             # What the head decides comes first, however much of the body came with it.
             self._head_checked = True
             self.refusal = self._watch.check_head(self._request(b"")) or self.refusal
+        if self.in_message:
+            self._drop_body()
 
     def _bound_extensions(self, size: int) -> None:
         """Bound what chunk extensions take up: the parser says nothing of them, so they are what is left of a read."""
