@@ -330,7 +330,11 @@ class ClientConnection(asyncio.Protocol):
 
     def check_head(self, request: Request) -> ApiError | None:
         """Return why *request*, whose body has not come yet, will not be served, None where nothing is known against it."""
-        return self._listener.handler.check_head(request, self)
+        try:
+            return self._listener.handler.check_head(request, self)
+        except Exception as error:  # noqa: BLE001 - see the module's first lines
+            _LOG.error("a request ended in a fault of the router", exc_info=error)
+            return faulty()
 
     def refused_meanwhile(self) -> None:
         """Say so, if it is that request's turn."""
