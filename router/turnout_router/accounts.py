@@ -182,7 +182,11 @@ class Crowd(Generic[_Member]):
         if not names:
             return "", []
         name = next(iter(names))
-        return name, list(islice(self._groups[name], most))
+        return name, self.of(name, most)
+
+    def of(self, name: str, most: int) -> list[_Member]:
+        """Return the oldest *most* members of the client *name*."""
+        return list(islice(self._groups.get(name, ()), most))
 
     def _resize(self, name: str, before: int, after: int) -> None:
         if before:

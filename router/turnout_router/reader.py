@@ -396,6 +396,7 @@ class RequestReader:
             error.close = True
             self._stop(error)
         self._payer = self.account  # which the look at the head may have found out
+        self._check_body_size(length)
         if length > self._limits.small_body_bytes and not self._accounts.could_hold(self._payer, length):
             self._stop(_full())
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from support.router_running import config, eventually, running_router
-from turnout_router import admin
-from turnout_router.admin import LIMITS, AdminServer
+from turnout_router.admin import LIMITS, AdminApp, AdminServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -51,7 +50,7 @@ async def bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **limits: Any
     """Run a router whose admin port has *limits*."""
 
     class Small(AdminServer):
-        def __init__(self, app: admin.AdminApp) -> None:
+        def __init__(self, app: AdminApp) -> None:
             super().__init__(app, replace(LIMITS, **limits))
 
     monkeypatch.setattr("turnout_router.main.AdminServer", Small)
