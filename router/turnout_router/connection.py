@@ -430,7 +430,10 @@ class ClientConnection(asyncio.Protocol):
             self._reader.let_go(self._request)
         self._request = None
         if not self._keep or self._listener.draining:
-            self._close()
+            if self._reader.discarding:
+                self._linger()  # its body is still on the way, and would meet the end of the connection with a reset
+            else:
+                self._close()
             return
         self._wait = "request"
         self._deadline = self._loop.time() + self._limits.idle_seconds

@@ -351,6 +351,10 @@ CASES: Final = (
         KEYS,
         {
             "no key, the body does not come": (head(b"/v1/chat/completions"), 401),
+            "no key, `Connection: close`, most of the body": (
+                (head(b"/v1/chat/completions", b"connection: close", length=4000), *[b"{" * 500] * 7),
+                401,
+            ),
             "no key, a large body": (head(b"/v1/chat/completions", length=999_999) + b"{" * 2000, 401),
             "no key, a chunked body": (chunked(end=b""), 401),
             "no key, `Expect: 100-continue`": (head(b"/v1/chat/completions", b"expect: 100-continue"), 401),
