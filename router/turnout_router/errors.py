@@ -115,6 +115,21 @@ def not_http(message: str) -> ApiError:
     return ApiError(400, message, close=True)
 
 
+def faulty() -> ApiError:
+    """Return 500 after which the connection is closed: the router itself failed, in a way that nothing foresees."""
+    return ApiError(500, "The router failed on this request.", type="server_error", close=True)
+
+
+def not_json() -> ApiError:
+    """Return 415 to a client that says that its body is something else than JSON."""
+    return ApiError(
+        415,
+        "Send the request as JSON in UTF-8, with Content-Type: application/json.",
+        code="unsupported_media_type",
+        headers=((b"accept", b"application/json"),),
+    )
+
+
 def key_missing() -> ApiError:
     """Return 401 to a client without a key."""
     return ApiError(

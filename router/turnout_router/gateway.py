@@ -30,10 +30,12 @@ from turnout_router.errors import (
     malformed,
     method_not_allowed,
     model_not_found,
+    not_json,
     unavailable,
     url_not_found,
 )
 from turnout_router.exchange import Exchange
+from turnout_router.framing import is_json
 from turnout_router.http import JSON, Request
 from turnout_router.identity import Names
 from turnout_router.metrics import NO_DEPLOYMENT, Metrics
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 _POST: Final = b"POST, OPTIONS"
 _GET: Final = b"GET, HEAD, OPTIONS"
+_JSON_TYPE: Final = b"application/json"
 _TOO_MANY: Final = "The body of your request holds too many values: about a million numbers are accepted, fewer texts and objects."
 
 
@@ -102,6 +105,8 @@ class Gateway:
         """Answer at once, or return the coroutine that will."""
         identity = self._names.of(request)
         try:
+            if request.refusal is not None:
+                raise request.refusal
             return self._route(request, client, identity)
         except ApiError as error:
             self._refuse(error, request, client, identity)
@@ -118,6 +123,21 @@ class Gateway:
         fields = (JSON, *error.headers, *dialect.id_fields(identity.shown))
         client.respond(error.status, fields, dialect.body(error))
 
+    def check_head(self, request: Request, client: ClientConnection) -> ApiError | None:
+        """Return why *request*, whose body has not come yet, will not be served: by its path, method, key or type."""
+        path, method = request.path, request.method
+        endpoint = ENDPOINTS.get(path)
+        try:
+            if endpoint is not None and method == "POST":
+                self._enter(endpoint, request, client)
+            else:
+                self._allowed(path, method)
+                if method != "OPTIONS":
+                    self._authenticate(request, client, self._key_field(request))
+        except ApiError as error:
+            return error
+        return None
+
     def refused(self, status: int) -> None:
         """Count a request that was refused before it was complete."""
         self._metrics.of(NO_DEPLOYMENT).answered(status)
@@ -131,30 +151,46 @@ class Gateway:
     ) -> Coroutine[Any, Any, None] | None:
         path, method = request.path, request.method
         endpoint = ENDPOINTS.get(path)
-        if endpoint is not None:
-            if method == "POST":
-                return self._complete(endpoint, request, client, identity)
-            allowed = _POST
-        elif path == MODELS or path.startswith(MODELS + b"/"):
-            if method in {"GET", "HEAD"}:
-                dialect = dialect_of(path, request.fields)
-                anthropic = dialect is ANTHROPIC
-                grant = self._authenticate(request, client, MESSAGE.key_field if anthropic else None)
-                body = models_body(self._backends.fleet, grant, request.target, anthropic=anthropic)
-                client.respond(200, (JSON, *dialect.id_fields(identity.shown)), body)
-                return None
-            allowed = _GET
-        else:
-            raise url_not_found(method, path.decode("latin-1"))
+        if endpoint is not None and method == "POST":
+            return self._complete(endpoint, request, client, identity)
+        allowed = self._allowed(path, method)
         if method == "OPTIONS":
             client.respond(204, ((b"allow", allowed),), b"")
             return None
-        raise method_not_allowed(method, path.decode("latin-1"), allowed)
+        dialect = dialect_of(path, request.fields)
+        grant = self._authenticate(request, client, self._key_field(request))
+        body = models_body(self._backends.fleet, grant, request.target, anthropic=dialect is ANTHROPIC)
+        client.respond(200, (JSON, *dialect.id_fields(identity.shown)), body)
+        return None
+
+    def _allowed(self, path: bytes, method: str) -> bytes:
+        """Return the methods that *path* knows. Raise ApiError where it does not exist (404) or *method* is none of them (405)."""
+        if path in ENDPOINTS:
+            allowed, known = _POST, method in {"POST", "OPTIONS"}
+        elif path == MODELS or path.startswith(MODELS + b"/"):
+            allowed, known = _GET, method in {"GET", "HEAD", "OPTIONS"}
+        else:
+            raise url_not_found(method, path.decode("latin-1"))
+        if not known:
+            raise method_not_allowed(method, path.decode("latin-1"), allowed)
+        return allowed
+
+    def _key_field(self, request: Request) -> bytes | None:
+        """Return where beside `Authorization` a client that asks for models may send its key."""
+        return MESSAGE.key_field if dialect_of(request.path, request.fields) is ANTHROPIC else None
+
+    def _enter(self, endpoint: Endpoint, request: Request, client: ClientConnection) -> Grant | None:
+        """Return what the client's key grants. Raise ApiError where the head alone says that it is not served."""
+        grant = self._authenticate(request, client, endpoint.key_field)
+        kind = request.content_type
+        if kind is not None and kind != _JSON_TYPE and not is_json(kind):
+            raise not_json()
+        return grant
 
     def _complete(
         self, endpoint: Endpoint, request: Request, client: ClientConnection, identity: Identity
     ) -> Coroutine[Any, Any, None]:
-        grant = self._authenticate(request, client, endpoint.key_field)
+        grant = self._enter(endpoint, request, client)
         require_body(request)
         if len(request.body) > UNCOUNTED_BYTES:
             return self._complete_large(endpoint, request, client, identity, grant)
@@ -252,5 +288,5 @@ class Gateway:
         grant = grants.get(hashlib.sha256(key.strip()).hexdigest()) if scheme.lower() == b"bearer" else None
         if grant is None:
             raise key_wrong()
-        client.caller = Caller(value, grants, grant)
+        client.identify(Caller(value, grants, grant))
         return grant

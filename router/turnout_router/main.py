@@ -78,7 +78,7 @@ class Router:
                 access=AdminAccess(settings.admin_token_file),
                 mesh=self._mesh,
             ),
-            self._supervisor,
+            self._supervisor.note,
         )
         self._stopping = asyncio.Event()
         self._stale = ""

@@ -79,6 +79,7 @@ async def test_a_client_that_leaves_is_heard_of_at_once(
                 for number in (1, 2, 3)
             ]
             await eventually(lambda: prefill.running == decode.running == 0)
+            assert r.router._listener.held_bytes == 0
             assert await r.metric("turnout_router_in_flight", deployment=DEPLOYMENT) == 0
             assert await r.metric("turnout_router_requests_total", deployment=DEPLOYMENT, code="499") == 3
     assert min(took) < HEARD_WITHIN_SECONDS  # of three, for the machine may be busy with something else

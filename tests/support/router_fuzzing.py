@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from turnout_router.http import Request
 
-STATUSES: Final = {200, 204, 400, 401, 404, 405, 408, 411, 413, 414, 417, 431, 501, 503}
+STATUSES: Final = {200, 204, 400, 401, 404, 405, 408, 411, 413, 414, 415, 417, 431, 501, 503}
 """All that a client can be told where there is no worker."""
 
 _BACKEND: Final = Backend("w", "default/tiny", "127.0.0.1", 1, "decode", "a", ("tiny-1b",))
@@ -191,7 +191,7 @@ def answers(written: bytes) -> list[int]:
         statuses.append(int(status))
         if written.startswith(b"HTTP/1.1 "):
             continue  # the answer to a HEAD, which has a length and no body
-        length = int(fields[b"content-length"])
+        length = int(fields.get(b"content-length", b"0" if status == b"204" else b""))
         body, written = written[:length], written[length:]
         if len(body) < length:
             assert not body, "an answer was cut"
@@ -373,6 +373,9 @@ class Asking:
 
     def handle(self, _request: Request, _client: ClientConnection) -> Coroutine[Any, Any, None]:
         return self._wait()
+
+    def check_head(self, _request: Request, _client: ClientConnection) -> None:
+        """Have nothing against it."""
 
     def refused(self, status: int) -> None:
         raise AssertionError(f"a good request was refused with {status}")
