@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 
 _POST: Final = b"POST, OPTIONS"
 _GET: Final = b"GET, HEAD, OPTIONS"
+_HEALTH: Final = frozenset({b"/health", b"/ping"})
+"""Whether this router can serve, without a body and without a key, as vLLM says it."""
 
 
 class Gateway:
@@ -68,6 +70,8 @@ class Gateway:
         self.decisions = Decisions(clock, time.time)
         self.ready = False
         """Whether a fleet has been seen."""
+        self.leaving = False
+        """Whether it is shutting down: what is under way is finished, and clients should go elsewhere."""
 
     def handle(self, request: Request, client: ClientConnection) -> Coroutine[Any, Any, None] | None:
         """Answer at once, or return the coroutine that will."""
@@ -105,8 +109,14 @@ class Gateway:
                 dialect = dialect_of(path, request.fields)
                 anthropic = dialect is ANTHROPIC
                 grant = self._authenticate(request, client, MESSAGE.key_field if anthropic else None)
-                body = models_body(self._backends.fleet, grant, request.target, anthropic=anthropic)
+                fleet, facts = self._backends.fleet, self._backends.facts
+                body = models_body(fleet, facts, grant, request.target, anthropic=anthropic)
                 client.respond(200, (JSON, *dialect.id_fields(identity.shown)), body)
+                return None
+            allowed = _GET
+        elif path in _HEALTH:
+            if method in {"GET", "HEAD"}:
+                client.respond(200 if self.ready and not self.leaving else 503, (), b"")
                 return None
             allowed = _GET
         else:

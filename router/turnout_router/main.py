@@ -19,6 +19,7 @@ from turnout_router.discovery.kubernetes import KubernetesSource
 from turnout_router.errors import ConfigError
 from turnout_router.gateway import Gateway
 from turnout_router.kube import load_access
+from turnout_router.learning import Learner
 from turnout_router.listener import Listener
 from turnout_router.metrics import Metrics
 from turnout_router.options import parse_options, settings_of
@@ -90,6 +91,7 @@ class Router:
         self.admin_port = await self._admin.start(settings.host, settings.admin_port)
         working = [asyncio.create_task(self._source.run(self), name="fleet")]
         working.append(asyncio.create_task(HealthChecks(self._backends).run(), name="health checks"))
+        working.append(asyncio.create_task(Learner(self._backends).run(), name="models"))
         if settings.scrape_seconds:
             scraper = Scraper(self._backends, self._metrics, settings.scrape_seconds)
             working.append(asyncio.create_task(scraper.run(), name="scrapes"))
@@ -124,6 +126,7 @@ class Router:
 
     def stop(self) -> None:
         """Begin to shut down (SIGTERM)."""
+        self._gateway.leaving = True
         self._stopping.set()
 
     def reload(self) -> None:
