@@ -13,10 +13,12 @@ from turnout_router.collector import collector_off
 from turnout_router.errors import UpstreamError
 from turnout_router.http import get
 from turnout_router.relay import Collected
+from turnout_router.tasks import MODEL
 
 if TYPE_CHECKING:
     from turnout.routing import Backend, Fleet
     from turnout_router.backends import Backends
+    from turnout_runtime.supervision import Supervisor
 
 LOOK_SECONDS: Final = 1.0
 """How often is looked whether a worker is to be asked: what a new one says is known about as soon."""
@@ -102,8 +104,9 @@ class Facts:
 class Learner:
     """Asks each worker for its models: when it is new or of another revision, and then once a minute."""
 
-    def __init__(self, backends: Backends) -> None:
+    def __init__(self, backends: Backends, supervisor: Supervisor) -> None:
         self._backends = backends
+        self._supervisor = supervisor
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._due: dict[str, tuple[str, float]] = {}  # revision, and when to ask next
         self._asked: set[str] = set()
@@ -111,34 +114,34 @@ class Learner:
     async def run(self) -> None:
         """Ask until cancelled. One worker that takes its time holds up none of the others."""
         loop = asyncio.get_running_loop()
-        self._asked.clear()
-        async with asyncio.TaskGroup() as group:
-            while True:
-                await asyncio.sleep(LOOK_SECONDS)
-                ejected = {backend.id for backend in self._backends.ejected()}
-                present = [b for group_ in self._backends.fleet.backends.values() for b in group_]
-                known, self._due = self._due, {}
-                for backend in present:
-                    due = known.get(backend.id)
-                    if due is None or due[0] != backend.revision:
-                        due = backend.revision, 0.0
-                    self._due[backend.id] = due
-                    if due[1] <= loop.time() and backend.id not in ejected | self._asked:
-                        self._asked.add(backend.id)
-                        group.create_task(self._ask(backend))
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            busy = self._asked | {backend.id for backend in self._backends.ejected()}
+            known, self._due = self._due, {}
+            for backend in [b for group in self._backends.fleet.backends.values() for b in group]:
+                due = known.get(backend.id)
+                if due is None or due[0] != backend.revision:
+                    due = backend.revision, 0.0
+                self._due[backend.id] = due
+                if due[1] <= loop.time() and backend.id not in busy:
+                    self._begin(backend)
+
+    def _begin(self, backend: Backend) -> None:
+        self._asked.add(backend.id)
+        task = self._supervisor.once(MODEL, self._ask(backend), detail=backend.id)
+        task.add_done_callback(lambda _: self._asked.discard(backend.id))
 
     async def _ask(self, backend: Backend) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            async with self._slots:
-                cards = await self._answer_of(backend)
-            if self._is_present(backend):
-                self._backends.facts.learn(backend, cards)
-            rest = ASK_SECONDS if cards else RETRY_SECONDS
-            if self._due.get(backend.id, ("", 0.0))[0] == backend.revision:
-                self._due[backend.id] = backend.revision, loop.time() + rest
-        finally:
-            self._asked.discard(backend.id)
+        self._put_off(backend, RETRY_SECONDS)  # also where something is raised
+        async with self._slots:
+            cards = await self._answer_of(backend)
+        if cards and self._is_present(backend):
+            self._backends.facts.learn(backend, cards)
+            self._put_off(backend, ASK_SECONDS)
+
+    def _put_off(self, backend: Backend, seconds: float) -> None:
+        if self._due.get(backend.id, ("", 0.0))[0] == backend.revision:
+            self._due[backend.id] = backend.revision, asyncio.get_running_loop().time() + seconds
 
     def _is_present(self, backend: Backend) -> bool:
         """Say whether *backend* is still part of the fleet, in the same revision."""

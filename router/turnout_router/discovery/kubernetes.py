@@ -7,6 +7,7 @@ invalid keeps its last valid form here; one that never was valid is left out.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from turnout.api import names
@@ -14,11 +15,14 @@ from turnout.api.loading import InvalidResource
 from turnout.routing import build_fleet
 from turnout_router.discovery.translate import backend_of, deployment_of, grants_of, route_of
 from turnout_router.kube import Access, follow, new_client
+from turnout_router.tasks import FLEET, WATCH
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turnout_router.discovery.port import FleetObserver
+    from turnout_router.tasks import Note
+    from turnout_runtime.supervision import Supervisor
 
 _SETTLE_SECONDS: Final = 0.02
 """Changes that come together (a rollout, a list) lead to one new fleet."""
@@ -31,9 +35,14 @@ class _Collection(Generic[_Value]):
     """What one collection holds, translated into the core's values; see `CollectionObserver`."""
 
     def __init__(
-        self, translate: Callable[[dict[str, Any]], _Value], source: KubernetesSource, observer: FleetObserver
+        self,
+        translate: Callable[[dict[str, Any]], _Value],
+        source: KubernetesSource,
+        observer: FleetObserver,
+        note: Note,
     ) -> None:
         self._translate = translate
+        self._note = note
         self._source = source
         self._observer = observer
         self.values: dict[str, _Value] = {}
@@ -71,6 +80,9 @@ class _Collection(Generic[_Value]):
             self.values[key] = self._translate(raw)
         except InvalidResource as error:
             self._observer.rejected(f"{raw.get('kind', 'object')} {key}: {error}")
+        except Exception as error:  # noqa: BLE001 - one object that cannot be understood keeps none of the others away
+            self._note(WATCH, error)
+            self._observer.rejected(f"{raw.get('kind', 'object')} {key}: {type(error).__name__}: {error}")
 
 
 class KubernetesSource:
@@ -81,18 +93,18 @@ class KubernetesSource:
         self._namespaces = namespaces
         self._observer: FleetObserver
         self._collections: list[_Collection[Any]] = []
-        self._pending: asyncio.TimerHandle | None = None
+        self._changed = asyncio.Event()
 
-    async def run(self, observer: FleetObserver) -> None:
+    async def run(self, observer: FleetObserver, supervisor: Supervisor) -> None:
         """Tell *observer* of the fleet, once all of it has been listed, and of every change, until cancelled."""
         self._observer = observer
-        api = f"/apis/{names.API_VERSION}"
-        self._deployments = [_Collection(deployment_of, self, observer) for _ in self._scopes()]
-        self._routes = [_Collection(route_of, self, observer) for _ in self._scopes()]
-        self._grants = [_Collection(grants_of, self, observer) for _ in self._scopes()]
-        self._pods = [_Collection(backend_of, self, observer) for _ in self._scopes()]
+        api, note = f"/apis/{names.API_VERSION}", supervisor.note
+        self._deployments = [_Collection(deployment_of, self, observer, note) for _ in self._scopes()]
+        self._routes = [_Collection(route_of, self, observer, note) for _ in self._scopes()]
+        self._grants = [_Collection(grants_of, self, observer, note) for _ in self._scopes()]
+        self._pods = [_Collection(backend_of, self, observer, note) for _ in self._scopes()]
         self._collections = [*self._deployments, *self._routes, *self._grants, *self._pods]
-        async with new_client(self._access) as client, asyncio.TaskGroup() as group:
+        async with new_client(self._access) as client, supervisor.group() as group:
             for index, scope in enumerate(self._scopes()):
                 for path, selector, collection in (
                     (f"{api}{scope}/llmdeployments", None, self._deployments[index]),
@@ -100,15 +112,16 @@ class KubernetesSource:
                     (f"{api}{scope}/tokenbudgets", None, self._grants[index]),
                     (f"/api/v1{scope}/pods", _SELECTOR, self._pods[index]),
                 ):
-                    group.create_task(follow(client, self._access, path, selector, collection), name=path)
+                    watch = partial(follow, client, self._access, path, selector, collection)
+                    group.run(WATCH, watch, detail=path)
+            await group.run(FLEET, self._keep_building)
 
     def reload(self) -> None:
         """Do nothing: what is watched is never out of date for want of looking."""
 
     def dirty(self) -> None:
         """Build a new fleet soon."""
-        if self._pending is None:
-            self._pending = asyncio.get_running_loop().call_later(_SETTLE_SECONDS, self._build)
+        self._changed.set()
 
     def tell_stale(self) -> None:
         """Say whether any collection cannot be followed now, and why."""
@@ -118,8 +131,15 @@ class KubernetesSource:
     def _scopes(self) -> list[str]:
         return [f"/namespaces/{name}" for name in self._namespaces] or [""]
 
+    async def _keep_building(self) -> None:
+        self._build()  # where the last time failed, what has changed since is still to be told
+        while True:
+            await self._changed.wait()
+            await asyncio.sleep(_SETTLE_SECONDS)
+            self._changed.clear()
+            self._build()
+
     def _build(self) -> None:
-        self._pending = None
         if not all(collection.synced for collection in self._collections):
             return
         self._observer.changed(
