@@ -116,7 +116,8 @@ class Router:
         supervisor.run(CHECKS, HealthChecks(self._backends, supervisor).run)
         supervisor.run(MODELS, Learner(self._backends, supervisor).run)
         if settings.scrape_seconds:
-            scraper = Scraper(self._backends, self._metrics, settings.scrape_seconds, supervisor)
+            others = (lambda: 0) if self._mesh is None else self._mesh.others
+            scraper = Scraper(self._backends, self._metrics, settings.scrape_seconds, supervisor, others)
             supervisor.run(SCRAPES, scraper.run)
         if certificate is not None:
             supervisor.run(CERTIFICATE, certificate.follow)
