@@ -32,6 +32,7 @@ from turnout.routing.select import select
 from turnout.routing.work import WorkModel
 from turnout_router.admission import Gates
 from turnout_router.hold import Hold, InFlight
+from turnout_router.learning import Facts
 from turnout_router.line import Line
 from turnout_router.metrics import Standing
 from turnout_router.prefixes import BLOCK_TOKENS, prompt_blocks
@@ -79,13 +80,14 @@ class Backends:
         self._clock = clock
         self._loads: dict[str, InFlight] = {}
         self._health: dict[str, Health] = {}
-        self._contexts: dict[str, int] = {}
         self._suspicions: dict[str, int] = {}
         self._budget = RetryBudget()
         self._picks = 0
         self._policies: dict[str, PrefixAware] = {}
         self._scales: dict[str, float] = {}
         self._adapters: dict[str, LoadedAdapters] = {}
+        self.facts = Facts()
+        """What workers say of their models."""
         self.lines: dict[str, Line] = {}
         """Where requests wait for a worker that could begin with them, of deployments that ask for it."""
         self.outbox: Outbox | None = None
@@ -100,6 +102,7 @@ class Backends:
         self._health = {id_: state for id_, state in self._health.items() if id_ in present}
         self._loads = {id_: load for id_, load in self._loads.items() if id_ in present or load.requests}
         self._adapters = {id_: loaded for id_, loaded in self._adapters.items() if id_ in present}
+        self.facts.retain(fleet)
         self.gates.resize(
             {key: sum(b.role != "prefill" for b in group) for key, group in fleet.backends.items()},
             {key: route.admission for key, route in fleet.deployments.items()},
@@ -166,7 +169,8 @@ class Backends:
 
     def context_of(self, deployment: str) -> int | None:
         """Return how many tokens prompt and answer may have together, as the workers say; None where they have not."""
-        return self._contexts.get(deployment)
+        facts = self.facts.of(deployment)
+        return None if facts is None else facts.max_model_len
 
     def prompt_of(self, request: Completion, route: DeploymentRoute) -> Prompt:
         """Return what a choice needs to know of *request*; its prefix only where there is a choice by it."""

@@ -169,7 +169,7 @@ class Exchange:
         try:
             await self._enter()
             exact = self._backends.exact
-            if exact is not None:
+            if exact is not None and exact.compares(self._route.key):
                 reading = exact.read(self._route, self._request, self._prompt)
                 self._prompt = await asyncio.get_running_loop().create_task(reading)
             status = await self._serve()

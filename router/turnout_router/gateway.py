@@ -11,7 +11,7 @@ import hashlib
 import random
 import time
 from hmac import compare_digest
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from turnout.routing import resolve
 from turnout.routing.admission import NORMAL
@@ -21,7 +21,6 @@ from turnout_router.connection import Caller
 from turnout_router.deadline import within
 from turnout_router.decisions import Decisions
 from turnout_router.dialects import ANTHROPIC
-from turnout_router.drive import Signal
 from turnout_router.endpoints import ENDPOINTS, MESSAGE, MODELS, dialect_of
 from turnout_router.errors import (
     ApiError,
@@ -42,10 +41,11 @@ from turnout_router.metrics import NO_DEPLOYMENT, Metrics
 from turnout_router.models import models_body
 from turnout_router.openai import capped, parse, parse_in_steps
 from turnout_router.reader import require_body
+from turnout_router.turns import in_turns
 from turnout_router.untrusted import UNCOUNTED_BYTES, TooManyValues, weigh
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Generator
+    from collections.abc import Callable, Coroutine
 
     from turnout.routing import Grant
     from turnout_router.backends import Backends
@@ -56,32 +56,12 @@ if TYPE_CHECKING:
     from turnout_router.openai import Completion
     from turnout_router.settings import Settings
 
-_T = TypeVar("_T")
 _POST: Final = b"POST, OPTIONS"
 _GET: Final = b"GET, HEAD, OPTIONS"
 _JSON_TYPE: Final = b"application/json"
 _TOO_MANY: Final = "The body of your request holds too many values: about a million numbers are accepted, fewer texts and objects."
-
-
-async def _in_turns(steps: Generator[None, None, _T], loop: asyncio.AbstractEventLoop) -> _T:
-    """Run *steps*, the event loop's other work between them, and return what they return."""
-    try:
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                result: _T = end.value
-                return result
-            await _turn(loop)
-    finally:
-        steps.close()
-
-
-def _turn(loop: asyncio.AbstractEventLoop) -> Signal:
-    """Return what is set at the event loop's next turn."""
-    signal = Signal(loop)
-    loop.call_soon(signal.set)
-    return signal
+_HEALTH: Final = frozenset({b"/health", b"/ping"})
+"""Whether this router can serve, without a body and without a key, as vLLM says it."""
 
 
 class Gateway:
@@ -100,6 +80,8 @@ class Gateway:
         self._large = asyncio.Lock()
         self.ready = False
         """Whether a fleet has been seen."""
+        self.leaving = False
+        """Whether it is shutting down: what is under way is finished, and clients should go elsewhere."""
 
     def handle(self, request: Request, client: ClientConnection) -> Coroutine[Any, Any, None] | None:
         """Answer at once, or return the coroutine that will."""
@@ -132,7 +114,7 @@ class Gateway:
                 self._enter(endpoint, request, client)
             else:
                 self._allowed(path, method)
-                if method != "OPTIONS":
+                if method != "OPTIONS" and path not in _HEALTH:
                     self._authenticate(request, client, self._key_field(request))
         except ApiError as error:
             return error
@@ -157,9 +139,13 @@ class Gateway:
         if method == "OPTIONS":
             client.respond(204, ((b"allow", allowed),), b"")
             return None
+        if path in _HEALTH:
+            client.respond(200 if self.ready and not self.leaving else 503, (), b"")
+            return None
         dialect = dialect_of(path, request.fields)
         grant = self._authenticate(request, client, self._key_field(request))
-        body = models_body(self._backends.fleet, grant, request.target, anthropic=dialect is ANTHROPIC)
+        fleet, facts = self._backends.fleet, self._backends.facts
+        body = models_body(fleet, facts, grant, request.target, anthropic=dialect is ANTHROPIC)
         client.respond(200, (JSON, *dialect.id_fields(identity.shown)), body)
         return None
 
@@ -167,7 +153,7 @@ class Gateway:
         """Return the methods that *path* knows. Raise ApiError where it does not exist (404) or *method* is none of them (405)."""
         if path in ENDPOINTS:
             allowed, known = _POST, method in {"POST", "OPTIONS"}
-        elif path == MODELS or path.startswith(MODELS + b"/"):
+        elif path in _HEALTH or path == MODELS or path.startswith(MODELS + b"/"):
             allowed, known = _GET, method in {"GET", "HEAD", "OPTIONS"}
         else:
             raise url_not_found(method, path.decode("latin-1"))
@@ -212,11 +198,10 @@ class Gateway:
         try:
             async with self._large:
                 try:
-                    for _ in weigh(request.body):
-                        await _turn(loop)
+                    await in_turns(weigh(request.body), loop)
                 except TooManyValues:
                     raise malformed(_TOO_MANY) from None
-                completion = await _in_turns(parse_in_steps(endpoint, request.body), loop)
+                completion = await in_turns(parse_in_steps(endpoint, request.body), loop)
             serving = self._exchange(completion, client, identity, grant)
         except ApiError as error:
             self._refuse(error, request, client, identity)

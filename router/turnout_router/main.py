@@ -21,6 +21,7 @@ from turnout_router.discovery.kubernetes import KubernetesSource
 from turnout_router.errors import ConfigError
 from turnout_router.gateway import Gateway
 from turnout_router.kube import load_access
+from turnout_router.learning import Learner
 from turnout_router.listener import Listener
 from turnout_router.metrics import Metrics
 from turnout_router.options import parse_options, settings_of
@@ -28,7 +29,7 @@ from turnout_router.peers.finding import NamedPeers, PodPeers
 from turnout_router.peers.mesh import Mesh, read_secret
 from turnout_router.pools import Pools
 from turnout_router.scrapes.scraper import Scraper
-from turnout_router.tasks import CERTIFICATE, CHECKS, FLEET, LOOP, PEERS, SCRAPES
+from turnout_router.tasks import CERTIFICATE, CHECKS, FLEET, LOOP, MODELS, PEERS, SCRAPES
 from turnout_router.tls import Certificate
 from turnout_runtime.supervision import Supervisor
 
@@ -121,8 +122,10 @@ class Router:
         self.admin_port = await self._admin.start(settings.host, settings.admin_port)
         supervisor.run(FLEET, lambda: self._source.run(self, supervisor), fatal=(ConfigError,))
         supervisor.run(CHECKS, HealthChecks(self._backends, supervisor).run)
+        supervisor.run(MODELS, Learner(self._backends, supervisor).run)
         if settings.scrape_seconds:
-            scraper = Scraper(self._backends, self._metrics, settings.scrape_seconds, supervisor)
+            others = (lambda: 0) if self._mesh is None else self._mesh.others
+            scraper = Scraper(self._backends, self._metrics, settings.scrape_seconds, supervisor, others)
             supervisor.run(SCRAPES, scraper.run)
         if certificate is not None:
             supervisor.run(CERTIFICATE, certificate.follow)
@@ -153,6 +156,7 @@ class Router:
 
     def stop(self) -> None:
         """Begin to shut down (SIGTERM)."""
+        self._gateway.leaving = True
         self._stopping.set()
 
     def reload(self) -> None:

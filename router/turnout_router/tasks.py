@@ -15,6 +15,8 @@ FLEET: Final = "fleet"
 WATCH: Final = "watch"
 CHECKS: Final = "checks"
 CHECK: Final = "check"
+MODELS: Final = "models"
+MODEL: Final = "model"
 SCRAPES: Final = "scrapes"
 SCRAPE: Final = "scrape"
 TOKENIZE: Final = "tokenize"
@@ -34,6 +36,8 @@ TASKS: Final = {
     WATCH: "following one collection of the API server",
     CHECKS: "finding ejected workers",
     CHECK: "asking one ejected worker for its health, and trying it",
+    MODELS: "finding workers to ask for their models",
+    MODEL: "asking one worker for its models",
     SCRAPES: "finding workers whose metrics are due",
     SCRAPE: "reading one worker's metrics",
     TOKENIZE: "asking an engine for a prompt's tokens",

@@ -509,10 +509,19 @@ CASES: Final = (
             "OPTIONS": (b"OPTIONS /v1/models HTTP/1.1\r\nhost: x\r\n\r\n", 204),
             "a worker's path in absolute form": (get(b"http://127.0.0.1:8000/metrics"), 404),
             "a query": (get(b"/v1/models?a=b"), 200),
-            "`/metrics`, `/health`, `/admin/fleet`": (
-                get(b"/metrics") + get(b"/health") + get(b"/admin/fleet"),
+            "`/metrics`, `/healthz`, `/admin/fleet`": (
+                get(b"/metrics") + get(b"/healthz") + get(b"/admin/fleet"),
                 (404, 404, 404),
             ),
+            "`/health`, `/ping`, `/health?a=b`: whether it can serve": (
+                get(b"/health") + get(b"/ping") + get(b"/health?a=b"),
+                (200, 200, 200),
+            ),
+            "`/health/`, `/Health`, `/health/../metrics`": (
+                get(b"/health/") + get(b"/Health") + get(b"/health/../metrics"),
+                (404, 404, 404),
+            ),
+            "DELETE of `/health`": (b"DELETE /health HTTP/1.1\r\nhost: x\r\n\r\n", 405),
             "dot segments": (get(b"/v1/../metrics") + get(b"/v1/./models"), (404, 404)),
             "percent-encoded slashes and dots": (
                 get(b"/v1%2fmodels") + get(b"/v1/%2e%2e/metrics") + get(b"/v1%2f..%2fmetrics"),
