@@ -33,7 +33,7 @@ class Watch:
         now = time.perf_counter()
         self._longest = max(self._longest, now - self._last)
         self._last = now
-        self._counted = max(self._counted, self._router._listener.held_bytes)  # noqa: SLF001 - what it counts is what is measured
+        self._counted = max(self._counted, self._router._listener.accounts.held_bytes)  # noqa: SLF001 - what it counts is what is measured
         self._loop.call_soon(self.turn)
 
     def answer(self) -> None:

@@ -256,6 +256,10 @@ class ClientConnection(asyncio.Protocol):
             self.send(event)
         self._keep = False
 
+    def charge(self, request: Request, size: int) -> bool:
+        """Count *size* more bytes for *request* until it has been answered, if there is room; see `RequestReader.charge`."""
+        return self._reader.charge(request, size)
+
     def identify(self, caller: Caller) -> None:
         """Remember who uses this connection; bodies are counted for its key from now on."""
         self.caller = caller

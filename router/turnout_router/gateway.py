@@ -42,7 +42,7 @@ from turnout_router.models import models_body
 from turnout_router.openai import capped, parse, parse_in_steps
 from turnout_router.reader import require_body
 from turnout_router.turns import in_turns
-from turnout_router.untrusted import UNCOUNTED_BYTES, TooManyValues, weigh
+from turnout_router.untrusted import UNCOUNTED_BYTES, TooManyValues, parsed_bytes, weigh
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -198,10 +198,14 @@ class Gateway:
         try:
             async with self._large:
                 try:
-                    await in_turns(weigh(request.body), loop)
+                    weight = await in_turns(weigh(request.body), loop)
                 except TooManyValues:
                     raise malformed(_TOO_MANY) from None
+                held = parsed_bytes(request.body, weight)
+                if not client.charge(request, held):
+                    raise unavailable("Too many large requests are under way.")
                 completion = await in_turns(parse_in_steps(endpoint, request.body), loop)
+                client.charge(request, len(request.body) - held)  # it is JSON again, beside what came
             serving = self._exchange(completion, client, identity, grant)
         except ApiError as error:
             self._refuse(error, request, client, identity)

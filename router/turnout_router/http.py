@@ -25,11 +25,13 @@ class Request:
     """One request of a client, complete. Field names are in lower case; `target` is path and query, never decoded.
 
     `path` is the target without its query. `content_type` is the field's value, as it was sent. `refusal`: what it is
-    answered, whatever it asks for; its body was not kept. `payer` holds the body until it is let go, `large` says as what.
+    answered, whatever it asks for; its body was not kept. `payer` holds the body, `charged` bytes, until it is let go, `large` says
+    as what.
     """
 
     __slots__ = (
         "body",
+        "charged",
         "content_type",
         "fields",
         "has_body",
@@ -67,6 +69,7 @@ class Request:
         self.content_type: Final = content_type
         self.refusal: Final = refusal
         self.payer: Account | None = None
+        self.charged = len(body)
         self.large = False
 
     def field(self, name: bytes) -> bytes | None:

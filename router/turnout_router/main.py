@@ -23,13 +23,14 @@ from turnout_router.gateway import Gateway
 from turnout_router.kube import load_access
 from turnout_router.learning import Learner
 from turnout_router.listener import Listener
+from turnout_router.loop_watch import PERIOD_SECONDS, LoopWatch
 from turnout_router.metrics import Metrics
 from turnout_router.options import parse_options, settings_of
 from turnout_router.peers.finding import NamedPeers, PodPeers
 from turnout_router.peers.mesh import Mesh, read_secret
 from turnout_router.pools import Pools
 from turnout_router.scrapes.scraper import Scraper
-from turnout_router.tasks import CERTIFICATE, CHECKS, FLEET, LOOP, MODELS, PEERS, SCRAPES
+from turnout_router.tasks import CERTIFICATE, CHECKS, FLEET, LOOP, LOOP_WATCH, MODELS, PEERS, SCRAPES
 from turnout_router.tls import Certificate
 from turnout_runtime.supervision import Supervisor
 
@@ -109,6 +110,8 @@ class Router:
                 ending.push_async_callback(self._mesh.stop)
             ending.push_async_callback(self._admin.stop)
             self._supervisor.watch_loop(LOOP)
+            watch = LoopWatch(self._metrics.registry)
+            self._supervisor.every(LOOP_WATCH, PERIOD_SECONDS, watch.look)
             await self._begin()
             await self._until_stopped()
             await self._shut_down()

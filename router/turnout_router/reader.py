@@ -199,7 +199,19 @@ class RequestReader:
         payer = request.payer
         if payer is not None:
             request.payer = None
-            self._accounts.release(payer, len(request.body), large=request.large)
+            self._accounts.release(payer, request.charged, large=request.large)
+
+    def charge(self, request: Request, size: int) -> bool:
+        """Count *size* more bytes for *request* until it is let go, if there is room, and say so. A negative *size* gives back."""
+        payer = request.payer
+        if payer is None:
+            return True
+        if size < 0:
+            self._accounts.release(payer, -size, large=request.large)
+        elif not self._accounts.take(payer, size, large=request.large):
+            return False
+        request.charged += size
+        return True
 
     def make_way(self) -> None:
         """Refuse the request whose large body is arriving."""

@@ -30,6 +30,7 @@ ADMIN: Final = "admin"
 CLIENT: Final = "client"
 WORKER: Final = "worker"
 LOOP: Final = "loop"
+LOOP_WATCH: Final = "loop_watch"
 
 TASKS: Final = {
     FLEET: "knowing the fleet",
@@ -51,6 +52,7 @@ TASKS: Final = {
     CLIENT: "one client's connection or request",
     WORKER: "one connection to a worker",
     LOOP: "a callback of the event loop",
+    LOOP_WATCH: "measuring how long the event loop leaves others waiting",
 }
 """All of them, with what each does."""
 

@@ -105,7 +105,7 @@ async def test_too_many_values_are_400_whatever_field_they_stand_in(tmp_path: Pa
         assert "at most" in large.text or "too many values" in large.text
         assert small.status_code == 200
         assert len(worker.received) == 1
-        assert r.router._listener.held_bytes == 0
+        assert r.router._listener.accounts.held_bytes == 0
 
 
 async def test_a_prompt_of_a_million_token_ids_is_served(tmp_path: Path) -> None:
