@@ -120,12 +120,15 @@ class AdminApp:
 
     def check_head(self, request: Request, client: ClientConnection) -> ApiError | None:
         """Return why *request* will not be served: by its path, its method, or where it comes from."""
+        denied = self._denial(request, client)
+        if denied is not None:
+            return denied
         path = request.path
         if path not in self._pages and not path.startswith(_DECISION):
             return ApiError(404, "There is no such page.")
         if request.method not in _METHODS:
             return ApiError(405, "This page is only there to be read.", headers=(_ALLOW,))
-        return self._denial(request, client)
+        return None
 
     def _denial(self, request: Request, client: ClientConnection) -> ApiError | None:
         """Return what a client is answered that may not read this page, None where it may."""

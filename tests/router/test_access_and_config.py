@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from turnout_router.discovery import file as file_module
 from turnout_router.discovery.file import FileSource, read_config
 from turnout_router.discovery.yamlfile import stamp_of
 from turnout_router.errors import ConfigError
+from turnout_runtime.supervision import Supervisor
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -349,7 +351,8 @@ async def test_a_file_that_is_being_written_is_given_the_time(
     whole = config([("aggregated", f"http://127.0.0.1:{port}") for port in range(1, 9)])
     path.write_text(yaml.safe_dump(whole))
     source, observer = FileSource(path), Seen()
-    task = asyncio.create_task(source.run(observer))
+    supervisor = Supervisor(lambda _: None, logging.getLogger("test"))
+    task = asyncio.create_task(source.run(observer, supervisor))
     await eventually(lambda: observer.workers == [8])
     coming = yaml.safe_dump(whole, width=1000).splitlines(keepends=True)
     path.write_text("")

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from support.router_running import Running
+    from turnout_router.tasks import Note
 
-HEALTH = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
+HEALTH = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"
 
 
 async def ask(port: int, data: bytes, address: str = "127.0.0.1") -> tuple[int, bytes]:
@@ -50,8 +51,8 @@ async def bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **limits: Any
     """Run a router whose admin port has *limits*."""
 
     class Small(AdminServer):
-        def __init__(self, app: AdminApp) -> None:
-            super().__init__(app, replace(LIMITS, **limits))
+        def __init__(self, app: AdminApp, note: Note) -> None:
+            super().__init__(app, note, replace(LIMITS, **limits))
 
     monkeypatch.setattr("turnout_router.main.AdminServer", Small)
     async with running_router(tmp_path, config([])) as r:
@@ -62,7 +63,7 @@ STRANGERS = {
     "silent": b"",
     "half of a head": b"GET /healthz HTTP/1.1\r\nhost",
     "answered, and kept": HEALTH,
-    "pages that nobody reads": b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n" * 50,
+    "pages that nobody reads": b"GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n" * 50,
 }
 
 
@@ -88,13 +89,13 @@ async def test_what_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.
     times = {"head_seconds": 0.3, "body_seconds": 0.3, "idle_seconds": 0.3, "stall_seconds": 0.3}
     async with bounded(tmp_path, monkeypatch, **times) as r:
         port = r.router.admin_port
-        body = b"GET /healthz HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\n"
+        body = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\n\r\n"
         assert await until_closed(port, b"") == b""
         assert (await until_closed(port, b"GET / HT")).startswith(b"HTTP/1.1 408 ")
         assert (await until_closed(port, body)).startswith(b"HTTP/1.1 408 ")
         assert (await until_closed(port, HEALTH)).startswith(b"HTTP/1.1 200 ")
         _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
-        writer.write(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n" * 20_000)
+        writer.write(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n" * 20_000)
         await eventually(lambda: not len(r.router._admin._listener))
         writer.transport.abort()
 
@@ -126,12 +127,12 @@ async def test_queries_that_say_nothing_sensible_are_400(
 ) -> None:
     """In words, without a traceback, and the connection goes on."""
     async with running_router(tmp_path, config([])) as r:
-        asked = b"GET %b HTTP/1.1\r\nhost: x\r\n\r\n" % target.encode()
+        asked = b"GET %b HTTP/1.1\r\nhost: localhost\r\n\r\n" % target.encode()
         status, body = await ask(r.router.admin_port, asked)
         assert status == 400
         assert json.loads(body)["error"]
         reader, writer = await asyncio.open_connection("127.0.0.1", r.router.admin_port)
-        writer.write(asked + HEALTH.replace(b"host: x", b"host: x\r\nconnection: close"))
+        writer.write(asked + HEALTH.replace(b"host: localhost", b"host: localhost\r\nconnection: close"))
         assert (await asyncio.wait_for(reader.read(), 5)).endswith(b"ok\n")
         writer.close()
     assert not [record for record in caplog.records if record.exc_info]
@@ -162,20 +163,23 @@ GOOD = {
 async def test_other_targets(tmp_path: Path, target: str, status: int) -> None:
     """What is not there is 404."""
     async with running_router(tmp_path, config([])) as r:
-        asked = b"GET %b HTTP/1.1\r\nhost: x\r\n\r\n" % target.encode()
+        asked = b"GET %b HTTP/1.1\r\nhost: localhost\r\n\r\n" % target.encode()
         assert (await ask(r.router.admin_port, asked))[0] == status
 
 
 HOSTILE = {
     "no HTTP": (b"\x16\x03\x01\r\n\r\n", 400),
-    "a POST": (b"POST /healthz HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}", 405),
-    "a POST without its body": (b"POST /metrics HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n", 405),
-    "a large body": (b"GET /healthz HTTP/1.1\r\nhost: x\r\ncontent-length: 999999\r\n\r\n", 413),
-    "a long target": (b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\nhost: x\r\n\r\n", 414),
-    "a large head": (b"GET / HTTP/1.1\r\nhost: x\r\na: " + b"b" * 20_000 + b"\r\n\r\n", 431),
+    "a POST": (b"POST /healthz HTTP/1.1\r\nhost: localhost\r\ncontent-length: 2\r\n\r\n{}", 405),
+    "a POST without its body": (
+        b"POST /metrics HTTP/1.1\r\nhost: localhost\r\ncontent-length: 2\r\n\r\n",
+        405,
+    ),
+    "a large body": (b"GET /healthz HTTP/1.1\r\nhost: localhost\r\ncontent-length: 999999\r\n\r\n", 413),
+    "a long target": (b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\nhost: localhost\r\n\r\n", 414),
+    "a large head": (b"GET / HTTP/1.1\r\nhost: localhost\r\na: " + b"b" * 20_000 + b"\r\n\r\n", 431),
     "no Host": (b"GET /healthz HTTP/1.1\r\n\r\n", 400),
     "a stranger's Expect": (
-        b"POST /none HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 9\r\n\r\n",
+        b"POST /none HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: 9\r\n\r\n",
         404,
     ),
 }
