@@ -24,6 +24,7 @@ from turnout_operator.plan.config import PlanConfig
 from turnout_operator.reconciler import Reconciler
 from turnout_operator.scaler import Scaler
 from turnout_operator.settings import Settings, parse
+from turnout_operator.settling import Settling
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
@@ -66,8 +67,10 @@ async def run(settings: Settings) -> None:
             f"{settings.router_service}.{settings.namespace}.svc",
             settings.namespace,
         )
+        settling = Settling(store)
         reconciler = Reconciler(
             store,
+            settling=settling,
             executor=Executor(client, store, settings.identity),
             scaler=scaler,
             collector=collector,
@@ -82,6 +85,7 @@ async def run(settings: Settings) -> None:
             reconciler,
             scaler,
             metrics,
+            settling=settling,
             connect=credentials.connection,
             watched=tuple(watched) if settings.watch_namespaces else (),
             namespaces=settings.watch_namespaces,

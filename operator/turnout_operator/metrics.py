@@ -40,6 +40,12 @@ class Metrics:
         self.queue = Gauge(
             "turnout_operator_queue_length", "Resources that wait for a pass.", registry=self.registry
         )
+        self.unreadable = Gauge(
+            "turnout_operator_namespace_unreadable",
+            "1 while the API server refuses this resource in this namespace (empty: in all of them).",
+            ("namespace", "resource"),
+            registry=self.registry,
+        )
         self.desired = Gauge(
             "turnout_operator_desired_replicas",
             "Replicas that scaling asks for.",

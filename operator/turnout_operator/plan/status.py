@@ -112,14 +112,13 @@ def _findings(picture: Picture) -> Iterable[Finding]:
 
 
 def _ready(picture: Picture) -> Finding:
-    refused = ", ".join(f"{name} (served by {holder})" for name, holder in picture.names.refused)
+    refused = ", ".join(f"{name} ({why})" for name, why in picture.names.refused)
     if not picture.names.served:
         return Finding(
             "Ready",
             "False",
             "ServedNameConflict",
-            f"every served name is taken by an older deployment: {refused}; "
-            "choose other model.servedNames or delete the older deployment",
+            f"every served name is taken: {refused}; choose other model.servedNames or have the name given up there",
         )
     tail = f"; rollout: {picture.rollout}" if picture.rollout else ""
     if picture.serving is None:
@@ -128,9 +127,7 @@ def _ready(picture: Picture) -> Finding:
         return Finding("Ready", "False", "NoReadyWorkers", f"{_waiting_for(picture)}{tail}")
     called = ", ".join(picture.names.served)
     if refused:
-        message = (
-            f"serves {called}; not {refused}: choose other model.servedNames or delete the older deployment"
-        )
+        message = f"serves {called}; not {refused}: choose other names or have these given up there"
         return Finding("Ready", "True", "NameConflict", message + tail)
     return Finding("Ready", "True", "Serves", f"serves {called}{tail}")
 
