@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from turnout_router.decisions import MAX_DECISIONS
+from turnout_router.tasks import ADMIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,8 +26,12 @@ if TYPE_CHECKING:
     from turnout_router.decisions import Decisions
     from turnout_router.metrics import Metrics
     from turnout_router.peers.mesh import Mesh
+    from turnout_runtime.supervision import Supervisor
 
 
+_START_SECONDS: Final = 5.0
+_STOP_SECONDS: Final = 5.0
+"""For answers under way; uvicorn itself gives them two seconds."""
 _RECENT: Final = 50
 """Decisions that are listed where nobody says how many."""
 
@@ -40,10 +45,11 @@ class Readiness(Protocol):
 
 
 class AdminServer:
-    """Serves the admin application on the loop that everything else runs on."""
+    """Serves the admin application on the loop that everything else runs on; begun anew where serving fails."""
 
-    def __init__(self, app: Starlette) -> None:
-        config = uvicorn.Config(
+    def __init__(self, app: Starlette, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._config = uvicorn.Config(
             app,
             lifespan="off",
             log_config=None,
@@ -52,25 +58,44 @@ class AdminServer:
             timeout_graceful_shutdown=2,
             limit_concurrency=256,
         )
-        self._server = _Server(config)
+        self._server = _Server(self._config)
         self._task: asyncio.Task[None] | None = None
         self._socket: socket.socket | None = None
+        self._stopping = False
 
     async def start(self, host: str, port: int) -> int:
         """Listen and return the port. Raise OSError where it is taken."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.create_server((host, port), family=family, backlog=128)
-        self._socket.setblocking(False)
-        self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]), name="admin")
-        while not self._server.started and not self._task.done():  # noqa: ASYNC110 - uvicorn offers no event
-            await asyncio.sleep(0.005)
-        return int(self._socket.getsockname()[1])
+        self._socket = listening = socket.create_server((host, port), family=family, backlog=128)
+        listening.setblocking(False)
+        self._task = self._supervisor.run(ADMIN, lambda: self._serve(listening))
+        with contextlib.suppress(
+            TimeoutError
+        ):  # where serving fails it is begun anew, and the public port need not wait
+            async with asyncio.timeout(_START_SECONDS):
+                while not self._server.started:  # noqa: ASYNC110 - uvicorn offers no event
+                    await asyncio.sleep(0.005)
+        return int(listening.getsockname()[1])
+
+    async def _serve(self, listening: socket.socket) -> None:
+        """Serve until stopped: on a copy of the socket, for uvicorn closes what it is given."""
+        self._server = server = _Server(self._config)
+        try:
+            await server.serve(sockets=[listening.dup()])
+        finally:
+            for each in getattr(server, "servers", ()):
+                each.close()
+        if not self._stopping:
+            raise RuntimeError("the admin server ended by itself")
 
     async def stop(self) -> None:
         """Stop serving."""
+        self._stopping = True
         self._server.should_exit = True
         if self._task is not None:
-            await self._task
+            if not self._server.started:
+                self._task.cancel()
+            await asyncio.wait({self._task}, timeout=_STOP_SECONDS)
         if self._socket is not None:
             self._socket.close()
 

@@ -10,10 +10,12 @@ import orjson
 from turnout_router.errors import UpstreamError
 from turnout_router.http import get, post
 from turnout_router.relay import Collected
+from turnout_router.tasks import CHECK
 
 if TYPE_CHECKING:
     from turnout.routing import Backend
     from turnout_router.backends import Backends
+    from turnout_runtime.supervision import Supervisor
 
 TRIAL_ID: Final = b"turnout-trial"
 """The id of the router's own requests, by which they are known in a worker's log."""
@@ -34,36 +36,38 @@ class HealthChecks:
     model that cannot complete texts answers 400, and that is an answer.
     """
 
-    def __init__(self, backends: Backends) -> None:
+    def __init__(self, backends: Backends, supervisor: Supervisor) -> None:
         self._backends = backends
+        self._supervisor = supervisor
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._asked: set[str] = set()
 
     async def run(self) -> None:
-        """Ask until cancelled. One worker that takes its time holds up none of the others."""
-        async with asyncio.TaskGroup() as group:
-            while True:
-                await asyncio.sleep(_EVERY_SECONDS)
-                for backend in self._backends.ejected():
-                    if backend.id not in self._asked:
-                        self._asked.add(backend.id)
-                        group.create_task(self._look_after(backend))
+        """Ask until cancelled. One worker that takes its time, or whose check fails, holds up none of the others."""
+        while True:
+            await asyncio.sleep(_EVERY_SECONDS)
+            for backend in self._backends.ejected():
+                if backend.id not in self._asked:
+                    self._begin(backend)
+
+    def _begin(self, backend: Backend) -> None:
+        self._asked.add(backend.id)
+        task = self._supervisor.once(CHECK, self._look_after(backend), detail=backend.id)
+        task.add_done_callback(lambda _: self._asked.discard(backend.id))
 
     async def _look_after(self, backend: Backend) -> None:
-        try:
-            answered = await self._answers(backend)
-            self._backends.checked(backend, answered=answered)
-            if answered and (seconds := self._backends.begin_trial(backend)) is not None:
-                await self._try(backend, seconds)
-        finally:
-            self._asked.discard(backend.id)
+        answered = await self._answers(backend)
+        self._backends.checked(backend, answered=answered)
+        if answered and (seconds := self._backends.begin_trial(backend)) is not None:
+            await self._try(backend, seconds)
 
     async def _answers(self, backend: Backend) -> bool:
         answer = Collected(_MOST_BYTES)
         async with self._slots:
+            pool = self._backends.pools.of((backend.host, backend.port))
             try:
-                await self._backends.pools.of((backend.host, backend.port)).exchange(
-                    get(b"/health", f"{backend.host}:{backend.port}".encode()),
+                await pool.exchange(
+                    get(b"/health", pool.host),
                     answer,
                     seconds=_ANSWER_SECONDS,
                     idle_seconds=None,
@@ -75,11 +79,11 @@ class HealthChecks:
 
     async def _try(self, backend: Backend, seconds: float) -> None:
         body = {"model": backend.names[0] if backend.names else None, "prompt": "Hello", "max_tokens": 1}
-        host = f"{backend.host}:{backend.port}".encode()
+        pool = self._backends.pools.of((backend.host, backend.port))
         answer = Collected(_MOST_BYTES)
         try:
-            await self._backends.pools.of((backend.host, backend.port)).exchange(
-                post(b"/v1/completions", host, orjson.dumps(body), ((b"x-request-id", TRIAL_ID),)),
+            await pool.exchange(
+                post(b"/v1/completions", pool.host, orjson.dumps(body), ((b"x-request-id", TRIAL_ID),)),
                 answer,
                 seconds=seconds,
                 idle_seconds=None,

@@ -10,13 +10,13 @@ Time-outs are coarse: the listener's sweep looks at every connection once a seco
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast
 
 from turnout_router.drive import Drive
 from turnout_router.errors import ApiError, unavailable
 from turnout_router.http import CONTINUE, JSON, LAST_CHUNK, Fields, answer_head, chunk
 from turnout_router.reader import RequestReader
+from turnout_router.tasks import CLIENT
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from turnout_router.http import Request
     from turnout_router.listener import Listener
 
-_LOG = logging.getLogger(__name__)
 LINGER_SECONDS: Final = 2.0
 """How long the rest of a refused request is read and thrown away: closing at once would reset the connection and
 destroy the answer that says why."""
@@ -301,7 +300,7 @@ class ClientConnection(asyncio.Protocol):
         if failure is not None:
             self._keep = False
             if not isinstance(failure, asyncio.CancelledError):
-                _LOG.error("a request ended in a fault of the router", exc_info=failure)
+                self._listener.note(CLIENT, failure)
                 if not self.started and not self.gone:
                     error = ApiError(500, "The router failed on this request.", type="server_error")
                     self.respond_error(error)

@@ -3,6 +3,9 @@
 A task is started, woken and ended by the event loop's next rounds, each with a poll of all sockets, and is kept in a
 register written in Python: for a request that waits once, for its worker, that was a fifth of all its work.
 
+Who sets a signal runs what waits for it, and is harmed by nothing that this raises: how a request ends is told to its own
+`ended`, and what that raises to the event loop's exception handler.
+
 `Signal` is what such a coroutine waits for. Futures can be waited for as well, and tasks can wait for signals. What
 asks for the current task (`asyncio.timeout`, `asyncio.TaskGroup`) belongs into a task of its own.
 """
@@ -132,11 +135,15 @@ class Drive:
         elif self._signal is not None:
             self._signal.abandon()
             self._step(asyncio.CancelledError())
-        elif self._future is not None:
-            self._future.cancel()
+        elif self._future is not None and not self._future.cancel():
+            self._cancelled = True  # it is done, and wakes this in the loop's next round
 
     def _wake(self, _future: asyncio.Future[Any]) -> None:
-        self._step(None)
+        if self._cancelled:
+            self._cancelled = False
+            self._step(asyncio.CancelledError())
+        else:
+            self._step(None)
 
     def _step(self, error: BaseException | None) -> None:
         self._signal = None
@@ -145,14 +152,21 @@ class Drive:
         try:
             waited = self._coroutine.send(None) if error is None else self._coroutine.throw(error)
         except StopIteration:
-            self._running = False
-            self._ended(None)
+            self._end(None)
         except BaseException as failure:  # noqa: BLE001 - handed on, whatever it is
-            self._running = False
-            self._ended(failure)
+            self._end(failure)
         else:
             self._running = False
             self._wait_for(waited)
+
+    def _end(self, failure: BaseException | None) -> None:
+        self._running = False
+        try:
+            self._ended(failure)
+        except Exception as error:  # noqa: BLE001 - who resumed this may serve somebody else
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": "a request could not be ended", "exception": error}
+            )
 
     def _wait_for(self, waited: object) -> None:
         if isinstance(waited, Signal):

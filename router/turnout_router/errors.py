@@ -19,7 +19,9 @@ RETRY_AFTER_SECONDS: Final = 5
 """What a client is told to wait when nobody can serve it: about how long ejected workers are left alone, or a pod
 needs to be replaced by one that is already loading."""
 
-UpstreamFault = Literal["connect", "reset", "timeout", "status", "protocol", "overloaded", "stale"]
+UpstreamFault = Literal[
+    "connect", "reset", "timeout", "status", "protocol", "overloaded", "stale", "internal"
+]
 
 
 class RouterError(Exception):
@@ -68,8 +70,11 @@ class UpstreamError(RouterError):
 
     @property
     def is_ill(self) -> bool:
-        """Whether this speaks against the worker's health; being full, or closing an unused connection, does not."""
-        return self.fault not in {"overloaded", "stale"}
+        """Whether this speaks against the worker's health.
+
+        Being full, closing an unused connection, or a fault of the router's own while it read the answer does not.
+        """
+        return self.fault not in {"overloaded", "stale", "internal"}
 
 
 class DiscoveryError(RouterError):
@@ -172,6 +177,8 @@ def from_upstream(failure: UpstreamError) -> ApiError:
         return ApiError(
             504, f"The model did not answer in time: {failure}.", type="server_error", code="timeout"
         )
+    if failure.fault == "internal":
+        return ApiError(500, "The router failed on this request.", type="server_error")
     if failure.fault in {"connect", "overloaded"}:
         return unavailable(f"No worker can take this request now: {failure}.")
     return ApiError(502, f"The model's worker failed: {failure}.", type="server_error", code="bad_gateway")

@@ -80,10 +80,11 @@ async def _aside(function: Callable[[], str | None]) -> str | None:
             done.set_exception(error)
 
     def work() -> None:
-        result, failure = None, None
+        result: str | None = None
+        failure: Exception | None = None
         try:
             result = function()
-        except DiscoveryError as error:
+        except Exception as error:  # noqa: BLE001 - raised where it is waited for
             failure = error
         with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
             loop.call_soon_threadsafe(tell, result, failure)
@@ -227,7 +228,8 @@ async def follow(
 ) -> None:
     """Tell *observer* of the collection at *path* until cancelled: list, then watch, and again where that breaks off.
 
-    An API server that is away, refuses or hangs is tried again, soon at first and every few seconds later on.
+    An API server that is away, refuses or hangs is tried again, soon at first and every few seconds later on. Anything else
+    that goes wrong, in the observer or in what the API server says, is raised: a supervisor runs this again.
     """
     version: str | None = None
     failures = 0
@@ -258,6 +260,9 @@ async def follow(
             pause = _BACK_OFF_SECONDS[min(failures, len(_BACK_OFF_SECONDS) - 1)]
             failures += 1
             await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - spreads load, guards nothing
+        except Exception as error:
+            observer.reachable(f"{path}: {type(error).__name__}: {error}")
+            raise
 
 
 async def _list(

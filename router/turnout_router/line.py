@@ -141,6 +141,8 @@ class Line:
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         self._tick = None
-        self.advance()
-        if self._waiters and self._tick is None:
-            self._tick = loop.call_later(_TICK_SECONDS, self._look, loop)
+        try:
+            self.advance()
+        finally:  # whatever happens, it goes on: those who wait have nothing else that would wake them
+            if self._waiters and self._tick is None:
+                self._tick = loop.call_later(_TICK_SECONDS, self._look, loop)

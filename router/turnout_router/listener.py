@@ -7,21 +7,24 @@ import contextlib
 from typing import TYPE_CHECKING, Final
 
 from turnout_router.connection import LINGER_SECONDS, ClientConnection
+from turnout_router.tasks import CLIENT, only_logged
 
 if TYPE_CHECKING:
     import ssl
 
     from turnout_router.connection import Handler
     from turnout_router.settings import ClientLimits
+    from turnout_router.tasks import Note
 
 _SWEEP_SECONDS: Final = 1.0
 
 
 class Listener:
-    """All connections of the public port."""
+    """All connections of the public port. *note* is called with what was raised where nothing should have been."""
 
-    def __init__(self, handler: Handler, limits: ClientLimits) -> None:
+    def __init__(self, handler: Handler, limits: ClientLimits, note: Note = only_logged) -> None:
         self.handler = handler
+        self.note = note
         self.limits = limits
         self.connections: set[ClientConnection] = set()
         self.draining = False
@@ -77,7 +80,13 @@ class Listener:
             self._empty.set()
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._sweeping = loop.call_later(
+            _SWEEP_SECONDS, self._sweep, loop
+        )  # first: whatever happens, it goes on
         now = loop.time()
         for connection in tuple(self.connections):
-            connection.check_deadlines(now)
-        self._sweeping = loop.call_later(_SWEEP_SECONDS, self._sweep, loop)
+            try:
+                connection.check_deadlines(now)
+            except Exception as error:  # noqa: BLE001 - the others' deadlines hold all the same
+                self.note(CLIENT, error)
+                connection.abort()

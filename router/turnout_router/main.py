@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import signal
@@ -26,7 +27,9 @@ from turnout_router.peers.finding import NamedPeers, PodPeers
 from turnout_router.peers.mesh import Mesh, read_secret
 from turnout_router.pools import Pools
 from turnout_router.scrapes.scraper import Scraper
+from turnout_router.tasks import CERTIFICATE, CHECKS, FLEET, LOOP, PEERS, SCRAPES
 from turnout_router.tls import Certificate
+from turnout_runtime.supervision import Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +46,8 @@ class Router:
     """All parts together. `run` serves until `stop` is called; also the observer of the fleet's source.
 
     `port`, `admin_port` and `peers_port` are the real ones once `started` is set, where the settings leave them open (0).
+    Whatever a part raises while it works is counted, logged and survived, see `Supervisor`; only what keeps the router from
+    beginning ends it.
     """
 
     def __init__(self, settings: Settings, source: FleetSource) -> None:
@@ -50,18 +55,22 @@ class Router:
         self._settings = settings
         self._source = source
         self._metrics = Metrics()
-        self._pools = Pools(settings.upstream)
+        self._supervisor = Supervisor(self._metrics.task_failed, _LOG)
+        self._pools = Pools(settings.upstream, self._supervisor.note)
         self._backends = Backends(
             self._pools, self._metrics, settings.upstream.health, loop.time, settings.admission
         )
         self._gateway = Gateway(settings, self._backends, self._metrics, loop.time)
-        self._listener = Listener(self._gateway, settings.client)
-        self._mesh = None if settings.peers is None else _mesh_of(settings.peers, self._backends)
+        self._listener = Listener(self._gateway, settings.client, self._supervisor.note)
+        self._mesh = (
+            None if settings.peers is None else _mesh_of(settings.peers, self._backends, self._supervisor)
+        )
         if self._mesh is not None:
             self._backends.outbox = self._mesh.outbox
             self._metrics.registry.register(self._mesh.counts)
         self._admin = AdminServer(
-            admin_app(self, self._metrics, self._backends, self._gateway.decisions, self._mesh)
+            admin_app(self, self._metrics, self._backends, self._gateway.decisions, self._mesh),
+            self._supervisor,
         )
         self._stopping = asyncio.Event()
         self._stale = ""
@@ -83,44 +92,56 @@ class Router:
 
     async def run(self) -> None:
         """Serve until stopped. Raise ConfigError or OSError where that cannot begin."""
-        settings = self._settings
+        async with contextlib.AsyncExitStack() as ending:  # all of it is ended, whatever another part raises
+            ending.callback(self._pools.stop)
+            ending.callback(self._backends.stop)
+            ending.push_async_callback(self._supervisor.stop)
+            if self._mesh is not None:
+                ending.push_async_callback(self._mesh.stop)
+            ending.push_async_callback(self._admin.stop)
+            self._supervisor.watch_loop(LOOP)
+            await self._begin()
+            await self._until_stopped()
+            await self._shut_down()
+
+    async def _begin(self) -> None:
+        """Open the ports and start what works beside them."""
+        settings, supervisor = self._settings, self._supervisor
         certificate = None
         if settings.tls_certificate is not None and settings.tls_key is not None:
             certificate = Certificate(settings.tls_certificate, settings.tls_key)
         self.admin_port = await self._admin.start(settings.host, settings.admin_port)
-        working = [asyncio.create_task(self._source.run(self), name="fleet")]
-        working.append(asyncio.create_task(HealthChecks(self._backends).run(), name="health checks"))
+        supervisor.run(FLEET, lambda: self._source.run(self, supervisor), fatal=(ConfigError,))
+        supervisor.run(CHECKS, HealthChecks(self._backends, supervisor).run)
         if settings.scrape_seconds:
-            scraper = Scraper(self._backends, self._metrics, settings.scrape_seconds)
-            working.append(asyncio.create_task(scraper.run(), name="scrapes"))
+            scraper = Scraper(self._backends, self._metrics, settings.scrape_seconds, supervisor)
+            supervisor.run(SCRAPES, scraper.run)
         if certificate is not None:
-            working.append(asyncio.create_task(certificate.follow(), name="certificate"))
+            supervisor.run(CERTIFICATE, certificate.follow)
+        self.port = await self._listener.start(
+            settings.host, settings.port, None if certificate is None else certificate.context
+        )
+        self._pools.start()
+        if self._mesh is not None:
+            self.peers_port = await self._mesh.start(settings.host, self.peers_port)
+            supervisor.run(PEERS, self._mesh.run)
+        _LOG.info("serving on %s: port %d, admin port %d", settings.host, self.port, self.admin_port)
+        self.started.set()
+        gc.freeze()  # what is loaded by now stays: the collector need not look at it again
+
+    async def _until_stopped(self) -> None:
+        """Wait for `stop`. Raise ConfigError where the fleet can never be known."""
+        waiting = [
+            asyncio.create_task(self._stopping.wait(), name="stopping"),
+            asyncio.create_task(self._supervisor.ended(), name="ended"),
+        ]
         try:
-            self.port = await self._listener.start(
-                settings.host, settings.port, None if certificate is None else certificate.context
-            )
-            self._pools.start()
-            if self._mesh is not None:
-                self.peers_port = await self._mesh.start(settings.host, self.peers_port)
-                working.append(asyncio.create_task(self._mesh.run(), name="peers"))
-            _LOG.info("serving on %s: port %d, admin port %d", settings.host, self.port, self.admin_port)
-            self.started.set()
-            gc.freeze()  # what is loaded by now stays: the collector need not look at it again
-            stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
-            await asyncio.wait({*working, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            stopping.cancel()
-            for task in working:
-                if task.done():
-                    task.result()
-            await self._shut_down()
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
         finally:
-            for task in working:
+            for task in waiting:
                 task.cancel()
-            self._backends.stop()
-            self._pools.stop()
-            if self._mesh is not None:
-                await self._mesh.stop()
-            await self._admin.stop()
 
     def stop(self) -> None:
         """Begin to shut down (SIGTERM)."""
@@ -169,13 +190,13 @@ class Router:
         _LOG.info("stopped, %d connections cut", cut)
 
 
-def _mesh_of(settings: PeerSettings, backends: Backends) -> Mesh:
+def _mesh_of(settings: PeerSettings, backends: Backends, supervisor: Supervisor) -> Mesh:
     """Return the conversation with other routers. Raise ConfigError where it cannot be had."""
     secret = None if settings.secret_file is None else read_secret(settings.secret_file)
     sources: list[PeerSource] = [NamedPeers(settings.hosts)] if settings.hosts else []
     if settings.pods is not None:
         sources.append(PodPeers(load_access(), *settings.pods))
-    return Mesh(backends, sources, secret, settings.batch_seconds)
+    return Mesh(backends, sources, secret, settings.batch_seconds, supervisor)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
+from turnout_router.tasks import LOOP, TASKS
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -226,8 +228,19 @@ class Metrics:
             "Configurations and resources that were not taken over because they are invalid.",
             registry=self.registry,
         )
+        failures = Counter(
+            "turnout_router_task_failures",
+            "Failures that were survived, by what failed; the log has each with its cause.",
+            ["task"],
+            registry=self.registry,
+        )
+        self._task_failures = {name: failures.labels(name) for name in TASKS}
         self._deployments: dict[str, DeploymentMetrics] = {}
         self.registry.register(self)
+
+    def task_failed(self, name: str) -> None:
+        """Count a failure of the task *name*, one of `TASKS`."""
+        self._task_failures.get(name, self._task_failures[LOOP]).inc()
 
     def of(self, deployment: str) -> DeploymentMetrics:
         """Return the metrics of *deployment*."""

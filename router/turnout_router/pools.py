@@ -9,12 +9,14 @@ import asyncio
 from typing import TYPE_CHECKING, Final, Protocol
 
 from turnout_router.errors import UpstreamError
+from turnout_router.tasks import WORKER, only_logged
 from turnout_router.upstream import UpstreamConnection
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from turnout_router.settings import UpstreamLimits
+    from turnout_router.tasks import Note
     from turnout_router.upstream import Answer
 
 _SWEEP_SECONDS: Final = 0.25
@@ -23,13 +25,17 @@ Address = tuple[str, int]
 
 
 class Pool:
-    """Connections to one worker: those in use, and those kept for the next exchange (last in, first out)."""
+    """Connections to one worker: those in use, and those kept for the next exchange (last in, first out).
 
-    def __init__(self, address: Address, limits: UpstreamLimits) -> None:
+    *note* is called with what was raised where nothing should have been.
+    """
+
+    def __init__(self, address: Address, limits: UpstreamLimits, note: Note = only_logged) -> None:
         self.address = address
-        self.host = b"%b:%d" % (address[0].encode(), address[1])
+        self.host = b"%b:%d" % (address[0].encode(errors="replace"), address[1])
         """What requests call it in their `host` field."""
         self.limits = limits
+        self.note = note
         self._kept: list[UpstreamConnection] = []
         self._used: set[UpstreamConnection] = set()
         self._closed = False
@@ -47,8 +53,8 @@ class Pool:
     ) -> None:
         """Send *request* and push what comes back into *answer* until its end.
 
-        Raise UpstreamError where that fails. When cancelled, the connection is closed at once. *on_start* is told
-        the connection, for holding it back. Where a kept connection turns out to be dead, *request* is sent again on a
+        Raise UpstreamError where that fails, whatever it was that failed. When cancelled, the connection is closed at once.
+        *on_start* is told the connection, for holding it back. Where a kept connection turns out to be dead, *request* is sent again on a
         new one if it is *repeatable*; else the failure is called stale.
         """
         connection = self._take()
@@ -97,7 +103,10 @@ class Pool:
     def sweep(self, now: float) -> None:
         """Fail what has taken too long and close what was not needed."""
         for connection in tuple(self._used):
-            connection.check_deadline(now)
+            try:
+                connection.check_deadline(now)
+            except Exception as error:  # noqa: BLE001 - the others' deadlines hold all the same
+                self.note(WORKER, error)
         for connection in tuple(self._kept):
             if now - connection.idle_since > self.limits.idle_seconds:
                 connection.close()
@@ -140,14 +149,29 @@ class Pool:
 
     async def _connect(self) -> UpstreamConnection:
         loop = asyncio.get_running_loop()
+        opening = loop.create_task(self._open(loop))
         try:
-            return await loop.create_task(self._open(loop))
+            return await opening
         except TimeoutError as error:
             seconds = self.limits.connect_seconds
             raise UpstreamError("connect", f"no connection to it within {seconds:g} s") from error
         except OSError as error:
             raise UpstreamError(
                 "connect", f"it cannot be connected to ({error.strerror or error})"
+            ) from error
+        except asyncio.CancelledError as error:
+            if (
+                opening.cancelled() and not opening.cancelling()
+            ):  # by what it waited for, not by who waits here
+                raise UpstreamError("connect", "connecting to it was cut short") from error
+            if opening.done() and not opening.cancelled() and opening.exception() is None:
+                opening.result().close()  # it came in the same moment
+            raise
+        except (
+            Exception
+        ) as error:  # an address that is none, a name that cannot be encoded, a socket that is gone
+            raise UpstreamError(
+                "connect", f"it cannot be connected to ({type(error).__name__}: {error})"
             ) from error
 
 
@@ -160,8 +184,9 @@ class ConnectionTaker(Protocol):
 class Pools:
     """One pool per worker's address; those of workers that left are closed."""
 
-    def __init__(self, limits: UpstreamLimits) -> None:
+    def __init__(self, limits: UpstreamLimits, note: Note = only_logged) -> None:
         self._limits = limits
+        self.note = note
         self._pools: dict[Address, Pool] = {}
         self._leaving: list[Pool] = []
         self._sweeping: asyncio.TimerHandle | None = None
@@ -180,7 +205,7 @@ class Pools:
         """Return the pool of *address*."""
         pool = self._pools.get(address)
         if pool is None:
-            pool = self._pools[address] = Pool(address, self._limits)
+            pool = self._pools[address] = Pool(address, self._limits, self.note)
         return pool
 
     def retain(self, addresses: Iterable[Address]) -> None:
@@ -193,8 +218,10 @@ class Pools:
 
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
+        self._sweeping = loop.call_later(
+            _SWEEP_SECONDS, self._sweep
+        )  # first: whatever happens below, it goes on
         now = loop.time()
         for pool in (*self._pools.values(), *self._leaving):
             pool.sweep(now)
         self._leaving = [pool for pool in self._leaving if pool.in_use]
-        self._sweeping = loop.call_later(_SWEEP_SECONDS, self._sweep)

@@ -36,13 +36,13 @@ class Certificate:
             stamp = await asyncio.to_thread(self._stamp)
             if stamp == self._seen:
                 continue
-            self._seen = stamp
             try:
                 await asyncio.to_thread(self._reload)
             except ConfigError as error:
                 _LOG.warning("going on with the last certificate: %s", error)
             else:
                 _LOG.info("took over the certificate in %s", self._chain)
+            self._seen = stamp  # only now: where anything else was raised, this is run again
 
     def _reload(self) -> None:
         # First into a context that nobody uses: a chain without its key must not get into the one in use.

@@ -1,7 +1,11 @@
 """One connection to a worker: bounded in what it may say and how long it may take.
 
 A worker's answer is pushed into an `Answer` as it is parsed, all that one read brought at once; nothing is copied or
-queued on the way.
+queued on the way. There is one answer per request: what follows it, in the same read or later, is nobody's, and the
+connection is dropped (RFC 9112, sections 6.3 and 9.2).
+
+Whatever goes wrong here ends the exchange with UpstreamError: nothing is raised into the event loop, and an exchange that has
+begun ends.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import httptools
 
 from turnout_router.drive import Signal
 from turnout_router.errors import UpstreamError
+from turnout_router.tasks import WORKER
 
 if TYPE_CHECKING:
     from turnout_router.http import Fields
@@ -105,7 +110,13 @@ class UpstreamConnection(asyncio.Protocol):
         self._deadline = self._loop.time() + seconds
         self._idle_seconds = idle_seconds
         self._timeout_message = f"{what} took too long"
-        self._transport.write(request)
+        if self._lost:
+            self._fail(UpstreamError("reset", "the connection to it was lost"))
+            return done
+        try:
+            self._transport.write(request)
+        except Exception as error:  # noqa: BLE001 - a transport raises what it likes, RuntimeError among others
+            self._fail(_broken(error))
         return done
 
     @property
@@ -133,7 +144,10 @@ class UpstreamConnection(asyncio.Protocol):
         """Drop the connection; that is how a worker learns that nobody listens any more."""
         self._answer = None
         self._pool.forget(self)
-        self._transport.abort()
+        try:
+            self._transport.abort()
+        except Exception as error:  # noqa: BLE001 - who lets go must not be harmed
+            self._pool.note(WORKER, error)
 
     def check_deadline(self, now: float) -> None:
         """Fail what has taken too long."""
@@ -160,15 +174,18 @@ class UpstreamConnection(asyncio.Protocol):
         if not self._head_done:
             self._head_bytes += len(data)
         try:
-            self._parser.feed_data(data)
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserError:
+                if not self._complete:
+                    raise
+                self._keep = False  # the answer was whole, and what follows it is none
             self._deliver()
-        except httptools.HttpParserError as error:
-            cause = error.__context__ if isinstance(error.__context__, UpstreamError) else None
-            self._fail(cause or UpstreamError("protocol", f"what it answered is not HTTP ({error})"))
-        except httptools.HttpParserUpgrade:
-            self._fail(UpstreamError("protocol", "it changed the protocol unasked"))
-        except UpstreamError as error:
-            self._fail(error)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - it may fail this exchange, and no other
+            self._fail(self._failure(error))
+            return
+        if self._complete and self._answer is not None:
+            self._finish()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End what runs: well where only the end of the connection could end the body."""
@@ -179,9 +196,14 @@ class UpstreamConnection(asyncio.Protocol):
         if self._head_done and not self._framed and exc is None:
             self._finish()
         else:
-            self._fail(UpstreamError("reset", "the connection to it was lost"))
+            self._fail(_broken(exc))
 
     # What the parser says
+
+    def on_message_begin(self) -> None:
+        """Raise UpstreamError, which stops the parser, where this answer has ended and something follows."""
+        if self._complete:
+            raise UpstreamError("protocol", "it said more after its answer")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take one field. Raise UpstreamError where there are too many, after a chunked body too."""
@@ -227,8 +249,6 @@ class UpstreamConnection(asyncio.Protocol):
             pieces, self._pieces = self._pieces, []
             if self._answer is not None:
                 self._answer.on_body(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-        if self._complete and self._answer is not None:
-            self._finish()
 
     def _finish(self) -> None:
         done = self._release()
@@ -241,9 +261,32 @@ class UpstreamConnection(asyncio.Protocol):
         if done is not None:
             done.set(error)
 
+    def _failure(self, error: BaseException) -> UpstreamError:
+        """Return what *error*, raised while the answer was read, means for the exchange."""
+        cause: BaseException | None = error
+        if isinstance(error, httptools.HttpParserCallbackError):
+            cause = error.__context__ or error  # what one of the callbacks above has raised
+        if isinstance(cause, UpstreamError):
+            return cause
+        if isinstance(error, httptools.HttpParserUpgrade):
+            return UpstreamError("protocol", "it changed the protocol unasked")
+        if isinstance(cause, httptools.HttpParserError):
+            return UpstreamError("protocol", f"what it answered is not HTTP ({error})")
+        self._pool.note(WORKER, cause or error)
+        failure = UpstreamError("internal", f"its answer could not be read ({type(cause).__name__})")
+        failure.__cause__ = cause
+        return failure
+
     def _release(self) -> Signal | None:
         done, self._done, self._answer = self._done, None, None
         self.resume()
         self._deadline = _NEVER
         self._pieces = []
         return done
+
+
+def _broken(error: BaseException | None) -> UpstreamError:
+    """Return what the exchange is told where its connection ends by *error*; None: the worker closed it."""
+    failure = UpstreamError("reset", "the connection to it was lost")
+    failure.__cause__ = error
+    return failure

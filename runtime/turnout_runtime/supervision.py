@@ -9,14 +9,19 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 if TYPE_CHECKING:
     import logging
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Collection, Coroutine
+
+_Result = TypeVar("_Result")
 
 _MOST_CAUSES: Final = 256
 """Causes of which it is remembered when they were logged. With more than that, the oldest is logged again."""
+
+_MOST_SECONDS_TO_END: Final = 5.0
+"""How long cancelled tasks are waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,25 @@ class Supervisor:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._timers: set[_Timer] = set()
         self._fatal: asyncio.Future[None] = self._loop.create_future()
+        self._end_of_loop_watch: Callable[[], None] | None = None
+
+    def watch_loop(self, name: str) -> None:
+        """Have what callbacks of the event loop raise, and what no task reports, noted under *name* until `stop`."""
+        before = self._loop.get_exception_handler()
+
+        def handle(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+            message = str(context.get("message") or "the event loop reports a failure")
+            error = context.get("exception")
+            self.note(
+                name, error if isinstance(error, BaseException) else RuntimeError(message), detail=message
+            )
+
+        def end() -> None:
+            if self._loop.get_exception_handler() is handle:  # of two supervisors the last one hears of it
+                self._loop.set_exception_handler(before)
+
+        self._loop.set_exception_handler(handle)
+        self._end_of_loop_watch = end
 
     def run(
         self,
@@ -76,7 +100,19 @@ class Supervisor:
 
     def once(self, name: str, work: Coroutine[Any, Any, None], *, detail: str = "") -> asyncio.Task[None]:
         """Run *work* once. What it raises is logged and counted, and goes no further."""
-        return self._start(self._run_once(name, work, detail), name)
+        return self.attempt(name, work, detail=detail)
+
+    def attempt(
+        self, name: str, work: Coroutine[Any, Any, _Result], *, detail: str = ""
+    ) -> asyncio.Task[_Result | None]:
+        """Run *work* once for its result, which is None where it raises; that is logged and counted, as with `once`."""
+        task = self._start(self._run_once(name, work, detail), name)
+        task.add_done_callback(lambda _: work.close())  # of a task that was cancelled before it began
+        return task
+
+    def group(self) -> Group:
+        """Return what starts tasks that end with a block; see `Group`."""
+        return Group(self, self._log)
 
     def every(self, name: str, seconds: float, function: Callable[[], None]) -> Callable[[], None]:
         """Call *function* now and every *seconds*, whatever it raises. Return what ends that."""
@@ -111,23 +147,20 @@ class Supervisor:
         """Wait for a fatal error, and raise it. Never returns."""
         await asyncio.shield(self._fatal)
 
-    async def stop(self, seconds: float = 5.0) -> None:
+    async def stop(self, seconds: float = _MOST_SECONDS_TO_END) -> None:
         """Cancel all tasks and timers, and wait for the tasks' end, at most *seconds*."""
         for timer in tuple(self._timers):
             self._end_timer(timer)
-        tasks = tuple(self._tasks)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            _, left = await asyncio.wait(tasks, timeout=seconds)
-            for task in left:
-                self._log.error("%s did not end within %g s after it was cancelled", task.get_name(), seconds)
+        if self._end_of_loop_watch is not None:
+            self._end_of_loop_watch()
+            self._end_of_loop_watch = None
+        await _cancel(tuple(self._tasks), seconds, self._log)
         if not self._fatal.done():
             self._fatal.cancel()
         elif not self._fatal.cancelled():
             self._fatal.exception()  # seen: asyncio need not complain that nobody asked
 
-    def _start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+    def _start(self, work: Coroutine[Any, Any, _Result], name: str) -> asyncio.Task[_Result]:
         task = self._loop.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -160,15 +193,16 @@ class Supervisor:
             pause = self._backoff.pause(failures)
             await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - spreads load, guards nothing
 
-    async def _run_once(self, name: str, work: Coroutine[Any, Any, None], detail: str) -> None:
+    async def _run_once(self, name: str, work: Coroutine[Any, Any, _Result], detail: str) -> _Result | None:
         try:
-            await work
+            return await work
         except asyncio.CancelledError as error:
             if _is_cancelled():
                 raise
             self.note(name, error, detail=detail)
         except Exception as error:  # noqa: BLE001 - as above
             self.note(name, error, detail=detail)
+        return None
 
     def _end_with(self, name: str, error: Exception) -> None:
         self._failed(name)
@@ -178,6 +212,39 @@ class Supervisor:
     def _end_timer(self, timer: _Timer) -> None:
         self._timers.discard(timer)
         timer.cancel()
+
+
+class Group:
+    """Tasks of a supervisor that end with an ``async with`` block, whatever ends that.
+
+    What one of them raises ends none of the others, unlike with `asyncio.TaskGroup`.
+    """
+
+    def __init__(self, supervisor: Supervisor, log: logging.Logger) -> None:
+        self._supervisor = supervisor
+        self._log = log
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def run(
+        self, name: str, work: Callable[[], Coroutine[Any, Any, None]], *, detail: str = ""
+    ) -> asyncio.Task[None]:
+        """Do as `Supervisor.run`, until the block ends."""
+        return self._keep(self._supervisor.run(name, work, detail=detail))
+
+    def once(self, name: str, work: Coroutine[Any, Any, None], *, detail: str = "") -> asyncio.Task[None]:
+        """Do as `Supervisor.once`, until the block ends."""
+        return self._keep(self._supervisor.once(name, work, detail=detail))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await _cancel(tuple(self._tasks), _MOST_SECONDS_TO_END, self._log)
+
+    def _keep(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
 
 class _Timer:
@@ -205,6 +272,16 @@ class _Timer:
         self._ended = True
         if self._handle is not None:
             self._handle.cancel()
+
+
+async def _cancel(tasks: Collection[asyncio.Task[Any]], seconds: float, log: logging.Logger) -> None:
+    """Cancel *tasks* and wait for their end, at most *seconds*."""
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        _, left = await asyncio.wait(tasks, timeout=seconds)
+        for task in left:
+            log.error("%s did not end within %g s after it was cancelled", task.get_name(), seconds)
 
 
 def _is_cancelled() -> bool:

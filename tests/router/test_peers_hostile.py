@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -47,6 +48,7 @@ from turnout_router.peers.messages import (
 )
 from turnout_router.peers.outbox import RECENT_BLOCKS, RECENT_REQUESTS, Outbox
 from turnout_router.prefixes import MAX_BLOCKS
+from turnout_runtime.supervision import Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -86,7 +88,9 @@ def sent(number: int, blocks: int = 2) -> Sent:
 async def mesh(
     books: Books, *peers: int, secret: bytes | None = None, port: int = 0
 ) -> AsyncIterator[tuple[Mesh, int]]:
-    one = Mesh(books, [NamedPeers([("127.0.0.1", peer) for peer in peers])] if peers else [], secret, 0.005)
+    supervisor = Supervisor(lambda _: None, logging.getLogger("test"))
+    sources = [NamedPeers([("127.0.0.1", peer) for peer in peers])] if peers else []
+    one = Mesh(books, sources, secret, 0.005, supervisor)
     port = await one.start("127.0.0.1", port)
     task = asyncio.create_task(one.run())
     try:
@@ -96,6 +100,7 @@ async def mesh(
         with contextlib.suppress(asyncio.CancelledError):
             await task
         await one.stop()
+        await supervisor.stop()
 
 
 @asynccontextmanager
@@ -116,6 +121,9 @@ class Deaf:
 
     def deliver(self, frames: Sequence[bytes]) -> None:
         """Forget it."""
+
+    def cut(self) -> None:
+        """Forget that, too."""
 
 
 class ForgetfulPeer:

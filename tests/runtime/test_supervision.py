@@ -88,6 +88,15 @@ async def test_a_cancelled_task_ends() -> None:
     await supervisor.stop()
 
 
+async def test_a_task_that_is_stopped_before_it_began_leaves_nothing_behind() -> None:
+    """Not even a warning of a coroutine that was never awaited."""
+    supervisor = new()
+    work = asyncio.sleep(3600)
+    supervisor.once("sleep", work)
+    await supervisor.stop()
+    assert work.cr_frame is None
+
+
 async def test_a_fatal_error_is_raised_where_the_process_waits() -> None:
     """Only types that were named end the process; others are survived first."""
     supervisor = new()
@@ -156,6 +165,77 @@ async def test_stopping_names_what_does_not_end(caplog: pytest.LogCaptureFixture
     assert "stubborn did not end" in caplog.text
     release.set()
     await task
+
+
+async def test_what_is_asked_for_is_returned_or_missing() -> None:
+    """A task that is run for its result gives that, or None where it raises."""
+    counted: list[str] = []
+    supervisor = new(counted.append)
+
+    async def give() -> int:
+        return 42
+
+    async def fail() -> int:
+        raise RecursionError
+
+    assert await supervisor.attempt("ask", give()) == 42
+    assert await supervisor.attempt("ask", fail()) is None
+    assert counted == ["ask"]
+    await supervisor.stop()
+
+
+async def test_a_group_ends_with_its_block_and_none_of_it_ends_the_rest() -> None:
+    """One task that fails is run again beside the others, and all of them are over when the block is."""
+    counted: list[str] = []
+    supervisor = new(counted.append)
+    failures = [ValueError("a"), KeyError("b")]
+    done = asyncio.Event()
+
+    async def work() -> None:
+        if failures:
+            raise failures.pop()
+        done.set()
+        await asyncio.sleep(3600)
+
+    async def boom() -> None:
+        raise OSError
+
+    with pytest.raises(RuntimeError, match="the block"):  # noqa: PT012 - what ends the block is the point
+        async with supervisor.group() as group:
+            other = group.run("other", lambda: asyncio.sleep(3600))
+            worker = group.run("work", work)
+            group.once("boom", boom())
+            async with asyncio.timeout(10):
+                await done.wait()
+            assert not other.done()
+            raise RuntimeError("the block")
+    assert other.cancelled()
+    assert worker.cancelled()
+    assert sorted(counted) == ["boom", "work", "work"]
+    await supervisor.stop()
+
+
+async def test_what_callbacks_of_the_loop_raise_is_noted(caplog: pytest.LogCaptureFixture) -> None:
+    """Until the supervisor is stopped; then the loop is left as it was."""
+    counted: list[str] = []
+    supervisor = new(counted.append)
+    loop = asyncio.get_running_loop()
+    before = loop.get_exception_handler()
+    supervisor.watch_loop("loop")
+
+    def boom() -> None:
+        raise RecursionError("too deep")
+
+    with caplog.at_level(logging.ERROR):
+        loop.call_soon(boom)
+        loop.call_exception_handler({"message": "something without an exception"})
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert counted == ["loop", "loop"]
+    assert "RecursionError: too deep" in caplog.text
+    assert "something without an exception" in caplog.text
+    await supervisor.stop()
+    assert loop.get_exception_handler() is before
 
 
 def test_pauses_grow_to_a_bound() -> None:

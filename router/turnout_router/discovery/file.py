@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from turnout_router.discovery.port import FleetObserver
+    from turnout_runtime.supervision import Supervisor
 
 _POLL_SECONDS: Final = 1.0
 _MAX_BYTES: Final = 8 * 1024 * 1024
@@ -149,7 +150,7 @@ def read_config(path: Path) -> Fleet:
         raise ConfigError(f"{path} has more than {_MAX_BYTES} bytes")
     try:
         raw = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     try:
         config = FileConfig.model_validate({} if raw is None else raw)
@@ -254,11 +255,12 @@ class FileSource:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._wake = asyncio.Event()
+        self._was_read = False
 
-    async def run(self, observer: FleetObserver) -> None:
-        """Read the file, then again whenever it changes. Raise ConfigError where the first reading fails."""
+    async def run(self, observer: FleetObserver, supervisor: Supervisor) -> None:  # noqa: ARG002 - the protocol's
+        """Read the file, then again whenever it changes. Raise ConfigError where the very first reading fails."""
         seen = self._stamp()
-        observer.changed(await asyncio.to_thread(read_config, self._path))
+        await self._read(observer)
         while True:
             try:
                 async with asyncio.timeout(_POLL_SECONDS):
@@ -271,14 +273,20 @@ class FileSource:
             if stamp == seen and not asked:
                 continue
             seen = stamp
-            try:
-                fleet = await asyncio.to_thread(read_config, self._path)
-            except ConfigError as error:
-                observer.rejected(str(error))
-                observer.stale(str(error))
-                continue
-            observer.changed(fleet)
-            observer.stale("")
+            await self._read(observer)
+
+    async def _read(self, observer: FleetObserver) -> None:
+        try:
+            fleet = await asyncio.to_thread(read_config, self._path)
+        except ConfigError as error:
+            if not self._was_read:
+                raise
+            observer.rejected(str(error))
+            observer.stale(str(error))
+            return
+        self._was_read = True
+        observer.changed(fleet)
+        observer.stale("")
 
     def reload(self) -> None:
         """Read the file again now."""

@@ -16,15 +16,24 @@ from turnout.api.loading import InvalidResource
 from turnout.routing import build_fleet
 from turnout_router.discovery.translate import backend_of, deployment_of, grants_of, route_of
 from turnout_router.kube import Access, follow, new_client
+from turnout_router.tasks import FLEET, WATCH
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turnout.routing import Fleet
     from turnout_router.discovery.port import FleetObserver
+    from turnout_router.tasks import Note
+    from turnout_runtime.supervision import Supervisor
 
 _SETTLE_SECONDS: Final = 0.02
 """Changes that come together (a rollout, a list) lead to one new fleet."""
+_REST: Final = 10
+"""A fleet so large that it takes long to put together is put together anew after so many times as long, so that changes
+without end in one namespace do not take up the router's time."""
+_LONGEST_PAUSE_SECONDS: Final = 5.0
+_SLICE_SECONDS: Final = 0.005
+"""How long translating may keep requests waiting."""
 FORGET_SECONDS: Final = 60.0
 """How long a namespace must be refused, while others can be read, before its fleet is dropped.
 
@@ -62,27 +71,34 @@ class _Collection(Generic[_Value]):
         """Since when it has been as it is: followed, refused, or out of reach."""
         self._translate = translate
         self._source = source
+        self._new: dict[str, dict[str, Any]] = {}
+        """Objects that are not translated yet."""
 
     def listed(self, objects: list[dict[str, Any]]) -> None:
         """Take all that there is."""
-        before, self.values = self.values, {}
-        for raw in objects:
-            key = _key(raw)
-            if key in before:
-                self.values[key] = before[key]
-            self._take(key, raw)
+        self._new = {_key(raw): raw for raw in objects}
+        self.values = {key: value for key, value in self.values.items() if key in self._new}
         self.synced = True
         self._source.dirty()
 
     def put(self, raw: dict[str, Any]) -> None:
         """Take an object that is new or has changed."""
-        self._take(_key(raw), raw)
+        self._new[_key(raw)] = raw
         self._source.dirty()
 
     def removed(self, raw: dict[str, Any]) -> None:
         """Drop an object."""
+        self._new.pop(_key(raw), None)
         self.values.pop(_key(raw), None)
         self._source.dirty()
+
+    def translate_one(self) -> bool:
+        """Translate an object that is new; return whether there was one."""
+        if not self._new:
+            return False
+        key = next(iter(self._new))
+        self._take(key, self._new.pop(key))
+        return True
 
     def reachable(self, reason: str, *, refused: bool = False) -> None:
         """Note whether the API server lets us follow."""
@@ -96,6 +112,7 @@ class _Collection(Generic[_Value]):
 
     def forget(self) -> None:
         """Drop all that was known: it is not there any more, or no longer ours to read."""
+        self._new = {}
         self.values = {}
         self.synced = False
         self._source.dirty()
@@ -105,7 +122,8 @@ class _Collection(Generic[_Value]):
             self.values[key] = self._translate(raw)
         except InvalidResource as error:
             self._source.observer.rejected(f"{raw.get('kind', 'object')} {key}: {error}")
-        except Exception as error:  # noqa: BLE001 - no object of one tenant keeps those of others from being read
+        except Exception as error:  # noqa: BLE001 - one object that cannot be understood keeps none of the others away
+            self._source.note(WATCH, error)
             self._source.observer.rejected(
                 f"{raw.get('kind', self.resource)} {key}: {type(error).__name__}: {error}"
             )
@@ -119,19 +137,21 @@ class KubernetesSource:
     """
 
     observer: FleetObserver
+    note: Note
 
     def __init__(self, access: Access, namespaces: tuple[str, ...], own_namespace: str = "") -> None:
         self._access = access
         self._namespaces = namespaces
         self._own = own_namespace
         self._collections: list[_Collection[Any]] = []
-        self._pending: asyncio.TimerHandle | None = None
+        self._changed = asyncio.Event()
         self._fleet: Fleet | None = None
         self._began_at = 0.0
+        self._pause = _SETTLE_SECONDS
 
-    async def run(self, observer: FleetObserver) -> None:
+    async def run(self, observer: FleetObserver, supervisor: Supervisor) -> None:
         """Tell *observer* of the fleet, once it has been listed, and of every change, until cancelled."""
-        self.observer = observer
+        self.observer, self.note = observer, supervisor.note
         self._began_at = asyncio.get_running_loop().time()
         scopes = self._namespaces or ("",)
         beside = {self._own} - {"", *scopes} if self._namespaces else set()
@@ -141,18 +161,19 @@ class KubernetesSource:
         self._grants = [_Collection(s, "tokenbudgets", grants, self) for s in (*scopes, *beside)]
         self._pods = [_Collection(s, "pods", backend_of, self) for s in scopes]
         self._collections = [*self._deployments, *self._routes, *self._grants, *self._pods]
-        async with new_client(self._access) as client, asyncio.TaskGroup() as group:
+        async with new_client(self._access) as client, supervisor.group() as group:
             for collection in self._collections:
                 path, selector = _path(collection)
-                group.create_task(follow(client, self._access, path, selector, collection), name=path)
+                watch = partial(follow, client, self._access, path, selector, collection)
+                group.run(WATCH, watch, detail=path)
+            await group.run(FLEET, self._keep_building)
 
     def reload(self) -> None:
         """Do nothing: what is watched is never out of date for want of looking."""
 
     def dirty(self) -> None:
         """Build a new fleet soon."""
-        if self._pending is None:
-            self._pending = asyncio.get_running_loop().call_later(_SETTLE_SECONDS, self._build)
+        self._changed.set()
 
     def looked(self) -> None:
         """Take note of what a collection has learnt of its reach: drop what is gone, say what is stale."""
@@ -189,10 +210,19 @@ class KubernetesSource:
             for deployments, pods in zip(self._deployments, self._pods, strict=True)
         )
 
-    def _build(self) -> None:
-        self._pending = None
+    async def _keep_building(self) -> None:
+        await self._build()  # where the last time failed, what has changed since is still to be told
+        while True:
+            await self._changed.wait()
+            await asyncio.sleep(self._pause)
+            self._changed.clear()
+            await self._build()
+
+    async def _build(self) -> None:
+        await self._translate()
         if self._fleet is None and not self._can_begin():
             return
+        began = asyncio.get_running_loop().time()
         self._fleet = build_fleet(
             deployments=[d for c in self._deployments for d in c.values.values()],
             routes=[r for c in self._routes for r in c.values.values()],
@@ -201,6 +231,17 @@ class KubernetesSource:
             before=self._fleet,
         )
         self.observer.changed(self._fleet)
+        spent = asyncio.get_running_loop().time() - began
+        self._pause = min(max(_SETTLE_SECONDS, spent * _REST), _LONGEST_PAUSE_SECONDS)
+
+    async def _translate(self) -> None:
+        """Translate what is new, a few milliseconds at a time: requests go on while a large list is read."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _SLICE_SECONDS
+        while any([collection.translate_one() for collection in self._collections]):
+            if loop.time() >= until:
+                await asyncio.sleep(0)
+                until = loop.time() + _SLICE_SECONDS
 
 
 def _path(collection: _Collection[Any]) -> tuple[str, str | None]:

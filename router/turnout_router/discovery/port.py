@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from turnout.routing import Fleet
+    from turnout_runtime.supervision import Supervisor
 
 
 class FleetObserver(Protocol):
@@ -30,11 +31,12 @@ class FleetObserver(Protocol):
 class FleetSource(Protocol):
     """Something that knows the fleet."""
 
-    async def run(self, observer: FleetObserver) -> None:
-        """Tell *observer* of the fleet and of every change until cancelled.
+    async def run(self, observer: FleetObserver, supervisor: Supervisor) -> None:
+        """Tell *observer* of the fleet and of every change until cancelled; further tasks are run by *supervisor*.
 
-        Raise ConfigError where it cannot even begin because it was configured wrongly. Everything that passes (an
-        API server away, a file half written) is waited out.
+        Raise ConfigError where it cannot even begin because it was configured wrongly, and only before *observer* has
+        been told of a fleet. Everything that passes (an API server away, a file half written) is waited out. Where anything
+        else is raised, the caller runs this again.
         """
 
     def reload(self) -> None:

@@ -41,6 +41,7 @@ class ExactMode:
     ) -> None:
         """*room_of* returns the tokens that a worker's KV cache holds."""
         self._room_of = room_of
+        self._note = pools.note
         self._counts = Counts()
         registry.register(self._counts)
         self._context = zmq.Context()
@@ -123,7 +124,9 @@ class ExactMode:
             worker.batches += 1
             worker.lag = max(0.0, time.time() - at) if at else 0.0
 
-        subscription = Subscription(self._context, self._turns, _where(backend), worker.stream, seen)
+        subscription = Subscription(
+            self._context, self._turns, _where(backend), worker.stream, seen, note=self._note
+        )
         subscription.start()
         return subscription
 

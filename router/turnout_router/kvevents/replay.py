@@ -6,6 +6,7 @@ at a time, so that requests in between wait for milliseconds.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -38,6 +39,9 @@ class Asker(Protocol):
     def replay_ended(self, *, answered: bool) -> None:
         """Take the end; not *answered*: nothing came at all."""
 
+    def failed(self, error: Exception) -> None:
+        """Begin anew: *error* was raised in a replay, which is closed."""
+
 
 class Turns:
     """Lets few begin at a time; the others wait in order."""
@@ -49,22 +53,27 @@ class Turns:
 
     def take(self, begin: Callable[[], None]) -> None:
         """Call *begin*, now or when its turn comes."""
-        if self._free:
+        if self._free and not self._waiting:
             self._free -= 1
             begin()
         else:
             self._waiting.append(begin)
 
     def give(self) -> None:
-        """Say that one who has begun is through."""
+        """Say that one who has begun is through. The next one begins in the loop's next round: it may be through at once."""
+        self._free += 1
         if self._waiting:
+            self.loop.call_soon(self._next)
+
+    def _next(self) -> None:
+        if self._free and self._waiting:
+            self._free -= 1
             self._waiting.popleft()()
-        else:
-            self._free += 1
 
     def withdraw(self, begin: Callable[[], None]) -> None:
-        """Wait no longer."""
-        self._waiting.remove(begin)
+        """Wait no longer, where *begin* still waits."""
+        if begin in self._waiting:
+            self._waiting.remove(begin)
 
 
 class Replay:
@@ -85,26 +94,52 @@ class Replay:
         self._first = first
         self._asker = asker
         self._answered = False
+        self._begun = False
         self._closed = False
         self._socket: zmq.Socket[bytes] | None = None
         self._patience: asyncio.Handle | None = None
-        turns.take(self._begin)
+        self._on_turn = self._guarded(self._begin)
+        self._on_readable = self._guarded(self._read)
+        self._on_silence = self._guarded(self._end)
+        turns.take(self._on_turn)
 
     def close(self) -> None:
         """Listen no longer."""
         if self._closed:
             return
         self._closed = True
-        if self._socket is None:
-            self._turns.withdraw(self._begin)
-            return
-        if self._patience is not None:
-            self._patience.cancel()
-        self._loop.remove_reader(int(self._socket.fd))
-        self._socket.close(linger=0)
-        self._turns.give()
+        with contextlib.ExitStack() as ending:  # each of these is done, whatever another one raises
+            if self._begun:
+                ending.callback(self._turns.give)
+            else:
+                ending.callback(self._turns.withdraw, self._on_turn)
+            if self._patience is not None:
+                ending.callback(self._patience.cancel)
+            if self._socket is not None:
+                ending.callback(self._socket.close, linger=0)
+                ending.callback(self._unwatch, self._socket)
+
+    def _unwatch(self, socket: zmq.Socket[bytes]) -> None:
+        self._loop.remove_reader(int(socket.fd))
+
+    def _guarded(self, step: Callable[[], None]) -> Callable[[], None]:
+        """Return *step* as a callback of the event loop: where it raises, the replay is over and its asker begins anew."""
+
+        def call() -> None:
+            if self._closed:
+                return
+            try:
+                step()
+            except Exception as error:  # noqa: BLE001 - whatever it is, no other worker's events are harmed by it
+                try:
+                    self.close()
+                finally:
+                    self._asker.failed(error)
+
+        return call
 
     def _begin(self) -> None:
+        self._begun = True
         self._socket = socket = self._context.socket(zmq.DEALER)
         socket.set(zmq.LINGER, 0)
         socket.set(zmq.RCVHWM, WAITING_BATCHES)
@@ -113,13 +148,13 @@ class Replay:
         socket.connect(self._where)
         socket.send_multipart((b"", self._first.to_bytes(NUMBER_BYTES, "big")), zmq.NOBLOCK)
         self._wait()
-        self._loop.add_reader(int(socket.fd), self._read)
-        self._loop.call_soon(self._read)
+        self._loop.add_reader(int(socket.fd), self._on_readable)
+        self._loop.call_soon(self._on_readable)
 
     def _wait(self) -> None:
         if self._patience is not None:
             self._patience.cancel()
-        self._patience = self._loop.call_later(REPLAY_SECONDS, self._expire)
+        self._patience = self._loop.call_later(REPLAY_SECONDS, self._on_silence)
 
     def _read(self) -> None:
         for _ in range(AT_ONCE):
@@ -130,7 +165,7 @@ class Replay:
             except zmq.Again:
                 return
             self._take(frames)
-        self._loop.call_soon(self._read)
+        self._loop.call_soon(self._on_readable)
 
     def _take(self, frames: list[bytes]) -> None:
         """Take [nothing, topic, number, batch]; older versions of vLLM leave the topic out."""
@@ -143,9 +178,6 @@ class Replay:
         batch = batch_of(frames[-1])
         self._asker.replayed(int.from_bytes(frames[-2], "big"), None if batch is None else batch.events)
         self._wait()
-
-    def _expire(self) -> None:
-        self._end()
 
     def _end(self) -> None:
         self.close()

@@ -1,12 +1,14 @@
 """One worker's KV events over ZeroMQ: subscribed to, replayed where some are missing, begun anew after every loss.
 
 A socket lives as long as its connection: what an engine said before it died never mixes with what its successor says.
+Where anything is raised on the way, the worker counts as one whose events do not arrive, and is followed anew after a pause.
 On the event loop's own thread, and idle when nothing is published: ZeroMQ's sockets have a file descriptor that becomes
 readable, once, when there is something to do, and then everything has to be read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Final
 
@@ -15,12 +17,15 @@ from zmq.utils.monitor import parse_monitor_message
 
 from turnout_router.kvevents.replay import AT_ONCE, WAITING_BATCHES, Replay, Turns, endpoint
 from turnout_router.kvevents.wire import FRAMES, MAX_MESSAGE_BYTES, NUMBER_BYTES, batch_of
+from turnout_router.tasks import KV_EVENTS, only_logged
+from turnout_runtime.supervision import Backoff
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
     from turnout.routing.events import Batch, EventStream
+    from turnout_router.tasks import Note
 
 _LOG = logging.getLogger("turnout_router")
 
@@ -33,13 +38,16 @@ REOPEN_SECONDS: Final = 0.1
 MOST_REOPEN_SECONDS: Final = 2.0
 """Until a lost worker is connected to again; from then on ZeroMQ tries, every 0.1 to 2 s. What hangs up without ever having
 greeted as ZeroMQ does is tried ever less often."""
+_AFTER_FAILURE: Final = Backoff(first_seconds=0.5, most_seconds=30.0, reset_seconds=60.0)
+"""Before a worker is followed anew of which something was raised: it may say the same again."""
 _EVENTS: Final = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
 
 
 class Subscription:
     """Feeds *stream* with what is published at *address*: host, port, and port of replays, 0 where there are none.
 
-    *seen* is told the time (Unix, as the worker says) of every batch that comes as it is published.
+    *seen* is told the time (Unix, as the worker says) of every batch that comes as it is published. *note* is called with
+    what was raised where nothing should have been.
     """
 
     def __init__(
@@ -49,6 +57,8 @@ class Subscription:
         address: tuple[str, int, int],
         stream: EventStream,
         seen: Callable[[float], None],
+        *,
+        note: Note = only_logged,
     ) -> None:
         self._context = context
         self._loop = turns.loop
@@ -56,6 +66,7 @@ class Subscription:
         self._host, self._port, self._replay_port = address
         self._stream = stream
         self._seen = seen
+        self._note = note
         self._sockets: list[zmq.Socket[bytes]] = []
         self._replay: Replay | None = None
         self._anew = False
@@ -63,10 +74,57 @@ class Subscription:
         self._told: set[str] = set()
         self._timer: asyncio.Handle | None = None
         self._confirming: asyncio.Handle | None = None
+        self._stopped = False
+        self._failures = 0
+        self._began = self._loop.time()
+        self._on_start = self._guarded(self._connect)
+        self._on_monitored = self._guarded(self._watch)
+        self._on_readable = self._guarded(self._read)
+        self._on_confirm = self._guarded(self._confirm)
+        self._on_retry = self._guarded(self._retry)
 
     def start(self) -> None:
-        """Connect, now and whenever the connection is lost."""
+        """Connect, now and whenever the connection is lost. Raises nothing."""
+        self._on_start()
+
+    def stop(self) -> None:
+        """Let go of the worker, for good. Raises nothing."""
+        self._stopped = True
+        self._let_go()
+
+    def failed(self, error: Exception) -> None:
+        """Let go of the worker, and follow it anew after a pause: *error* was raised."""
+        self._note(KV_EVENTS, error)
+        self._let_go()
+        if self._stopped:
+            return
+        lasted = self._loop.time() - self._began
+        self._failures = 1 if lasted >= _AFTER_FAILURE.reset_seconds else self._failures + 1
+        self._timer = self._loop.call_later(_AFTER_FAILURE.pause(self._failures), self._on_start)
+
+    def _guarded(self, step: Callable[[], None]) -> Callable[[], None]:
+        """Return *step* as a callback of the event loop, after whose failure the worker is followed anew."""
+
+        def call() -> None:
+            if self._stopped:
+                return
+            try:
+                step()
+            except Exception as error:  # noqa: BLE001 - whatever it is, no other worker's events are harmed by it
+                self.failed(error)
+
+        return call
+
+    def _let_go(self) -> None:
+        try:
+            self._close()
+        except Exception as error:  # noqa: BLE001 - what could be closed is closed
+            self._note(KV_EVENTS, error)
+
+    def _connect(self) -> None:
+        self._began = self._loop.time()
         publisher = self._context.socket(zmq.SUB)
+        self._sockets = [publisher]
         publisher.set(zmq.LINGER, 0)
         publisher.set(zmq.RCVHWM, WAITING_BATCHES)
         publisher.set(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
@@ -77,31 +135,33 @@ class Subscription:
         publisher.set(zmq.IPV6, 1)
         publisher.set(zmq.SUBSCRIBE, b"")
         monitor = publisher.get_monitor_socket(_EVENTS)
-        self._sockets = [publisher, monitor]
+        self._sockets.append(monitor)
         publisher.connect(endpoint(self._host, self._port))
-        self._loop.add_reader(int(monitor.fd), self._watch)
-        self._loop.add_reader(int(publisher.fd), self._read)
+        self._loop.add_reader(int(monitor.fd), self._on_monitored)
+        self._loop.add_reader(int(publisher.fd), self._on_readable)
         self._watch()
 
-    def stop(self) -> None:
-        """Let go of the worker, for good."""
-        self._close()
-
     def _close(self) -> None:
-        self._stream.disconnected()
-        for timer in (self._timer, self._confirming):
-            if timer is not None:
-                timer.cancel()
-        if self._replay is not None:
-            self._replay.close()
-            self._replay = None
         sockets, self._sockets = self._sockets, []
-        for socket in sockets:
-            self._loop.remove_reader(int(socket.fd))
-        if sockets:
-            sockets[0].disable_monitor()
+        replay, self._replay = self._replay, None
+        with (
+            contextlib.ExitStack() as ending
+        ):  # each of these is done, in turn from the last, whatever another one raises
             for socket in sockets:
-                socket.close(linger=0)
+                ending.callback(socket.close, linger=0)
+            if sockets:
+                ending.callback(sockets[0].disable_monitor)
+            for socket in sockets:
+                ending.callback(self._unwatch, socket)
+            if replay is not None:
+                ending.callback(replay.close)
+            for timer in (self._timer, self._confirming):
+                if timer is not None:
+                    ending.callback(timer.cancel)
+            ending.callback(self._stream.disconnected)
+
+    def _unwatch(self, socket: zmq.Socket[bytes]) -> None:
+        self._loop.remove_reader(int(socket.fd))
 
     def _watch(self) -> None:
         """Hear of the connection."""
@@ -114,11 +174,11 @@ class Subscription:
                 self._reopen_seconds = REOPEN_SECONDS
                 self._ask(self._stream.connected())
                 if self._replay_port:
-                    self._confirming = self._loop.call_later(CONFIRM_SECONDS, self._confirm)
+                    self._confirming = self._loop.call_later(CONFIRM_SECONDS, self._on_confirm)
                 self._read()
             else:
                 self._close()
-                self._timer = self._loop.call_later(self._reopen_seconds, self.start)
+                self._timer = self._loop.call_later(self._reopen_seconds, self._on_start)
                 self._reopen_seconds = min(2 * self._reopen_seconds, MOST_REOPEN_SECONDS)
 
     def _read(self) -> None:
@@ -132,7 +192,7 @@ class Subscription:
                 return
             number, batch = self._understand(frames)
             self._ask(self._stream.live(number, batch))
-        self._loop.call_soon(self._read)
+        self._loop.call_soon(self._on_readable)
 
     def _understand(self, frames: list[bytes]) -> tuple[int, Batch]:
         if len(frames) != FRAMES or len(frames[1]) != NUMBER_BYTES:
@@ -187,7 +247,7 @@ class Subscription:
             return
         self._tell(f"nothing replays KV events at port {self._replay_port}")
         self._stream.replay_failed()
-        self._timer = self._loop.call_later(RETRY_SECONDS, self._retry)
+        self._timer = self._loop.call_later(RETRY_SECONDS, self._on_retry)
 
     def _retry(self) -> None:
         """Ask once more for everything; what is known stays until there is an answer."""

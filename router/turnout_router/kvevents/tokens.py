@@ -20,9 +20,10 @@ from turnout_router.errors import UpstreamError
 from turnout_router.http import post
 from turnout_router.prefixes import BLOCK_BYTES
 from turnout_router.relay import Collected
+from turnout_router.tasks import TOKENIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from turnout.routing import Backend
     from turnout.routing.ledger import Prompt
@@ -125,9 +126,8 @@ class Tokenizer:
         question = key, xxh3_64_intdigest(text)
         task = self._asking.get(question)
         if task is None:
-            task = asyncio.create_task(
-                self._ask(key, request, prompt, engines=engines, sizes=sizes, fields=fields)
-            )
+            asking = self._ask(key, request, prompt, engines=engines, sizes=sizes, fields=fields)
+            task = asyncio.create_task(self._survive(asking, deployment), name=TOKENIZE)
             self._asking[question] = task
             task.add_done_callback(lambda _: self._asking.pop(question, None))
         return await asyncio.shield(task)
@@ -136,6 +136,20 @@ class Tokenizer:
         """Ask nobody any more."""
         for task in tuple(self._asking.values()):
             task.cancel()
+
+    async def _survive(
+        self, asking: Coroutine[Any, Any, Tokenized | None], deployment: str
+    ) -> Tokenized | None:
+        """Return what *asking* finds, None where it raises: belief decides, and no request is harmed by it."""
+        try:
+            return await asking
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise
+            self._pools.note(TOKENIZE, error)
+            self._noted(deployment, "failed")
+            return None
 
     def _known(self, key: _Key, text: bytes, sizes: Sequence[int]) -> Tokenized | None:
         """Return what is kept of a prompt that begins alike, cut to what both have in common.

@@ -44,7 +44,11 @@ class NamedPeers:
             for host, port in self._hosts:
                 try:
                     answers = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-                except OSError as error:
+                except (
+                    OSError,
+                    ValueError,
+                    OverflowError,
+                ) as error:  # unknown, or nothing that could be known
                     if host not in unknown:
                         _LOG.warning("peer %s has no address (trying again): %s", host, error)
                     unknown.add(host)

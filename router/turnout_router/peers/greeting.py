@@ -22,6 +22,7 @@ from turnout_router.peers.messages import (
     Welcome,
     framed,
     read_greeting,
+    write,
 )
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ async def greet(
         raise PeerError("version", f"it speaks version {challenge.version}, this router {VERSION}")
     nonce = secrets.token_bytes(_NONCE_BYTES)
     proof = identity.proof(_TELLER, challenge, identity.number, nonce)
-    writer.write(framed(Hello(VERSION, identity.number, nonce, BLOCKS, proof)))
+    write(writer, framed(Hello(VERSION, identity.number, nonce, BLOCKS, proof)))
     answer = await read_greeting(reader)
     if isinstance(answer, Refused):
         raise PeerError("refused", f"it refuses: {answer.reason!r}")
@@ -75,7 +76,7 @@ async def greet(
 async def welcome(identity: Identity, reader: StreamReader, writer: StreamWriter) -> bytes:
     """Begin as the one who listens, and return the other's identity. Raise PeerError where it may not tell."""
     challenge = Challenge(VERSION, identity.number, secrets.token_bytes(_NONCE_BYTES))
-    writer.write(framed(challenge))
+    write(writer, framed(challenge))
     hello = await read_greeting(reader)
     if not isinstance(hello, Hello):
         raise PeerError("garbage", "that is no hello")
@@ -89,7 +90,7 @@ async def welcome(identity: Identity, reader: StreamReader, writer: StreamWriter
     elif hello.identity == identity.number:
         fault, reason = "self", "that is this router itself"
     else:
-        writer.write(framed(Welcome(identity.proof(_HEARER, challenge, hello.identity, hello.nonce))))
+        write(writer, framed(Welcome(identity.proof(_HEARER, challenge, hello.identity, hello.nonce))))
         return hello.identity
-    writer.write(framed(Refused(reason[:300])))
+    write(writer, framed(Refused(reason[:300])))
     raise PeerError(fault, reason)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 from turnout_router.peers.greeting import welcome
 from turnout_router.peers.inbox import Inbox
 from turnout_router.peers.link import GREETING_SECONDS, SILENCE_SECONDS
-from turnout_router.peers.messages import MAX_FRAME_BYTES, SIGN_OF_LIFE, PeerError, read_messages
+from turnout_router.peers.messages import MAX_FRAME_BYTES, SIGN_OF_LIFE, PeerError, read_messages, write
+from turnout_router.tasks import PEER_HEARING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from turnout_router.peers.counts import PeerCounts
     from turnout_router.peers.greeting import Identity
     from turnout_router.peers.inbox import Ledgers
+    from turnout_runtime.supervision import Supervisor
 
 _LOG = logging.getLogger("turnout_router.peers")
 
@@ -30,12 +32,18 @@ class Hearing:
     """Listens, and keeps one `Inbox` for each router that tells."""
 
     def __init__(
-        self, identity: Identity, ledgers: Ledgers, counts: PeerCounts, clock: Callable[[], float]
+        self,
+        identity: Identity,
+        ledgers: Ledgers,
+        counts: PeerCounts,
+        clock: Callable[[], float],
+        supervisor: Supervisor,
     ) -> None:
         self._identity = identity
         self._ledgers = ledgers
         self._counts = counts
         self._clock = clock
+        self._supervisor = supervisor
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._heard: dict[bytes, _Heard] = {}
@@ -70,7 +78,7 @@ class Hearing:
             self._counts.end("too_many")
             writer.transport.abort()
             return
-        task = asyncio.get_running_loop().create_task(self._serve(reader, writer), name="a peer tells")
+        task = self._supervisor.once(PEER_HEARING, self._serve(reader, writer), detail=_address(writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(lambda _: writer.close())  # also of one that was cancelled before it began
@@ -112,7 +120,7 @@ class Hearing:
                     inbox.take(messages)
                     await asyncio.sleep(0)  # what is there already is read without a pause: let others run
                 else:
-                    writer.write(SIGN_OF_LIFE)
+                    write(writer, SIGN_OF_LIFE)
                     async with asyncio.timeout(SILENCE_SECONDS):
                         await writer.drain()
         finally:

@@ -8,7 +8,8 @@ import random
 from typing import TYPE_CHECKING, Final
 
 from turnout_router.peers.greeting import greet
-from turnout_router.peers.messages import SIGN_OF_LIFE, PeerError, frames, read_messages
+from turnout_router.peers.messages import SIGN_OF_LIFE, PeerError, frames, read_messages, write
+from turnout_router.tasks import PEER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from turnout_router.peers.counts import PeerCounts
     from turnout_router.peers.greeting import Identity
     from turnout_router.peers.outbox import Outbox
+    from turnout_runtime.supervision import Supervisor
 
 _LOG = logging.getLogger("turnout_router.peers")
 
@@ -55,7 +57,14 @@ class Link:
     """Tells one address, until cancelled. `state` says for people how that goes."""
 
     def __init__(
-        self, address: tuple[str, int], identity: Identity, links: Links, outbox: Outbox, counts: PeerCounts
+        self,
+        address: tuple[str, int],
+        identity: Identity,
+        links: Links,
+        outbox: Outbox,
+        *,
+        counts: PeerCounts,
+        supervisor: Supervisor,
     ) -> None:
         self.address = address
         self.state = "connecting"
@@ -63,6 +72,7 @@ class Link:
         self._links = links
         self._outbox = outbox
         self._counts = counts
+        self._supervisor = supervisor
         self._writer: asyncio.StreamWriter | None = None
         self._held: list[bytes] | None = None
         self._held_bytes = 0
@@ -84,6 +94,9 @@ class Link:
                     fault, reason = "slow", f"it left more than {UNREAD_BYTES} bytes unread"
                 else:
                     fault, reason = "closed", _ended(error)
+            except Exception as error:  # counted and logged by who runs this, which runs it again
+                self.state = f"failed: {type(error).__name__}: {error}"
+                raise
             if fault == "self":
                 self.state = "this router itself"
                 return
@@ -108,8 +121,13 @@ class Link:
         elif self._held is not None:
             self._held += written
             self._held_bytes += sum(map(len, written))
-        else:
+        elif not writer.transport.is_closing():
             writer.writelines(written)
+
+    def cut(self) -> None:
+        """End the conversation, of which something could not be passed on: connected again, it is told what is open then."""
+        if self._writer is not None:
+            self._writer.transport.abort()
 
     async def _converse(self) -> None:
         taken: bytes | None = None
@@ -142,14 +160,14 @@ class Link:
         self._counts.telling += 1
         self.state = "told"
         _LOG.info("peer %s:%d is told, of %d messages to begin with", *self.address, len(before))
-        living = asyncio.create_task(self._live(writer), name="signs of life")
+        living = self._supervisor.once(PEER, self._live(writer), detail=f"signs of life to {self.address[0]}")
         try:
             for frame in frames(before):
-                writer.write(frame)
+                write(writer, frame)
                 async with asyncio.timeout(SILENCE_SECONDS):
                     await writer.drain()
             held, self._held, self._held_bytes = self._held, None, 0
-            writer.writelines(held)
+            write(writer, *held)
             while True:
                 async with asyncio.timeout(SILENCE_SECONDS):
                     await read_messages(reader)
@@ -158,9 +176,12 @@ class Link:
             self._counts.telling -= 1
 
     async def _live(self, writer: asyncio.StreamWriter) -> None:
-        while True:
-            writer.write(SIGN_OF_LIFE)
-            await asyncio.sleep(LIFE_SECONDS)
+        try:
+            while not writer.transport.is_closing():
+                writer.write(SIGN_OF_LIFE)
+                await asyncio.sleep(LIFE_SECONDS)
+        finally:
+            writer.transport.abort()  # without signs of life the other side would take this router for gone
 
 
 def _ended(error: OSError | EOFError) -> str:

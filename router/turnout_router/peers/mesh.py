@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -13,12 +14,14 @@ from turnout_router.peers.greeting import Identity
 from turnout_router.peers.hearing import Hearing
 from turnout_router.peers.link import Link, Links
 from turnout_router.peers.outbox import Outbox
+from turnout_router.tasks import PEER, PEER_FINDING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from turnout_router.peers.finding import PeerSource
     from turnout_router.peers.inbox import Ledgers
+    from turnout_runtime.supervision import Group, Supervisor
 
     Addresses = frozenset[tuple[str, int]]
 
@@ -33,13 +36,19 @@ class Mesh:
     """What this router tells others and hears from them. The data path speaks to `outbox` alone."""
 
     def __init__(
-        self, ledgers: Ledgers, sources: Sequence[PeerSource], secret: bytes | None, batch_seconds: float
+        self,
+        ledgers: Ledgers,
+        sources: Sequence[PeerSource],
+        secret: bytes | None,
+        batch_seconds: float,
+        supervisor: Supervisor,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.counts = PeerCounts()
-        self.outbox = Outbox(loop, self.counts, batch_seconds)
+        self.outbox = Outbox(loop, self.counts, batch_seconds, supervisor.note)
+        self._supervisor = supervisor
         self._identity = Identity(secret)
-        self._hearing = Hearing(self._identity, ledgers, self.counts, loop.time)
+        self._hearing = Hearing(self._identity, ledgers, self.counts, loop.time, supervisor)
         self._taken = Links(self._identity.number)
         self._sources = sources
         self._found: dict[int, Addresses] = {}
@@ -52,13 +61,14 @@ class Mesh:
 
     async def run(self) -> None:
         """Find the others and tell them, until cancelled."""
-        async with asyncio.TaskGroup() as group:
+        async with self._supervisor.group() as group:
+            self._links = {}  # those of a run that failed have ended with it
             for number, source in enumerate(self._sources):
-                group.create_task(self._find(number, source), name="finding peers")
+                group.run(PEER_FINDING, partial(self._find, number, source))
             while True:
+                self._follow(group)
                 await self._changed.wait()
                 self._changed.clear()
-                self._follow(group)
 
     async def stop(self) -> None:
         """Stop listening and telling."""
@@ -85,7 +95,7 @@ class Mesh:
 
         await source.run(found)
 
-    def _follow(self, group: asyncio.TaskGroup) -> None:
+    def _follow(self, group: Group) -> None:
         """Tell exactly those who are known now."""
         wanted = sorted({address for addresses in self._found.values() for address in addresses})
         if len(wanted) > MAX_PEERS:
@@ -94,8 +104,16 @@ class Mesh:
             self._links.pop(address)[1].cancel()
         for address in wanted[:MAX_PEERS]:
             if address not in self._links:
-                link = Link(address, self._identity, self._taken, self.outbox, self.counts)
-                self._links[address] = link, group.create_task(link.run(), name=f"peer {address[0]}")
+                link = Link(
+                    address,
+                    self._identity,
+                    self._taken,
+                    self.outbox,
+                    counts=self.counts,
+                    supervisor=self._supervisor,
+                )
+                task = group.run(PEER, link.run, detail=f"{address[0]}:{address[1]}")
+                self._links[address] = link, task
 
 
 def read_secret(path: Path) -> bytes:

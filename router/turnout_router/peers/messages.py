@@ -15,7 +15,7 @@ from msgspec.msgpack import Decoder, Encoder
 from turnout_router.prefixes import BLOCK_BYTES, MAX_BLOCKS
 
 if TYPE_CHECKING:
-    from asyncio import StreamReader
+    from asyncio import StreamReader, StreamWriter
     from collections.abc import Iterable, Iterator
 
 VERSION: Final = 1
@@ -147,6 +147,13 @@ def frames(messages: Iterable[Message]) -> Iterator[bytes]:
             batch, blocks = [], 0
     if batch:
         yield framed(batch)
+
+
+def write(writer: StreamWriter, *written: bytes) -> None:
+    """Write *written*. Raise ConnectionError where the connection has ended: its transport would raise RuntimeError."""
+    if writer.transport.is_closing():
+        raise ConnectionResetError("the connection has ended")
+    writer.writelines(written)
 
 
 async def read_greeting(reader: StreamReader) -> Greeting:

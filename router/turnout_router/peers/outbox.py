@@ -10,6 +10,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
 from turnout_router.peers.messages import Expected, Finished, FirstToken, Sent, frames
+from turnout_router.tasks import PEERS, only_logged
 
 if TYPE_CHECKING:
     import asyncio
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from turnout.routing.ledger import Prompt, Ticket
     from turnout_router.peers.counts import PeerCounts
     from turnout_router.peers.messages import Message
+    from turnout_router.tasks import Note
 
 
 RECENT_REQUESTS: Final = 4096
@@ -31,16 +33,27 @@ class Hearer(Protocol):
     def deliver(self, frames: Sequence[bytes]) -> None:
         """Pass on what is new."""
 
+    def cut(self) -> None:
+        """Begin anew: something could not be passed on."""
+
 
 class Outbox:
     """Gathers messages and tells `hearers`.
 
     Those who begin to hear later are told what is open, and before that what has ended lately: not that it counts any
     longer, but it is what workers have cached.
+    *note* is called with what was raised where nothing should have been.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, counts: PeerCounts, batch_seconds: float) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        counts: PeerCounts,
+        batch_seconds: float,
+        note: Note = only_logged,
+    ) -> None:
         self._loop = loop
+        self._note = note
         self._counts = counts
         self._batch_seconds = batch_seconds
         self._batch: list[Message] = []
@@ -87,7 +100,7 @@ class Outbox:
 
     def begin(self, hearer: Hearer) -> list[Message]:
         """Tell *hearer* from now on, and return what it has to be told of what came before."""
-        self._flush()
+        self._flush_safely()
         self.hearers.add(hearer)
         before: list[Message] = []
         for sent in self._recent:
@@ -109,9 +122,16 @@ class Outbox:
     def _schedule(self) -> None:
         rest = self._flushed_at + self._batch_seconds - self._loop.time()
         if rest <= 0:
-            self._timer = self._loop.call_soon(self._flush)
+            self._timer = self._loop.call_soon(self._flush_safely)
         else:
-            self._timer = self._loop.call_later(rest, self._flush)
+            self._timer = self._loop.call_later(rest, self._flush_safely)
+
+    def _flush_safely(self) -> None:
+        try:
+            self._flush()
+        except Exception as error:  # noqa: BLE001 - what comes later must be told all the same
+            self._note(PEERS, error)
+            self._cut_all()
 
     def _flush(self) -> None:
         if self._timer is not None:
@@ -127,7 +147,18 @@ class Outbox:
             self._counts.sent += len(batch)
             written = tuple(frames(batch))
             for hearer in tuple(self.hearers):
-                hearer.deliver(written)
+                try:
+                    hearer.deliver(written)
+                except Exception as error:  # noqa: BLE001 - the others are told all the same
+                    self._note(PEERS, error)
+                    self.hearers.discard(hearer)
+                    hearer.cut()
+
+    def _cut_all(self) -> None:
+        """Have all hearers told anew: they have missed something."""
+        hearers, self.hearers = self.hearers, set()
+        for hearer in hearers:
+            hearer.cut()
 
     def _keep(self, message: Message) -> None:
         if isinstance(message, Sent):
