@@ -9,15 +9,17 @@ import signal
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from turnout_operator.errors import ApiError, LeadershipLost
+from turnout_operator.errors import ApiError, LeadershipLost, NotOurs, WatchesEnded
 from turnout_operator.kube.kinds import LLM_DEPLOYMENT, LLM_ROUTE, Kind
 from turnout_operator.observe.resync import first_sync, resync
 from turnout_operator.observe.store import Key, Store
 from turnout_operator.observe.watch import watch
+from turnout_operator.scaler import TASK as SCALING_TASK
+from turnout_operator.territory import TASK as TERRITORY_TASK
 from turnout_operator.workqueue import WorkQueue
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     import kopf
 
@@ -25,8 +27,13 @@ if TYPE_CHECKING:
     from turnout_operator.metrics import Metrics
     from turnout_operator.reconciler import Reconciler
     from turnout_operator.scaler import Scaler
+    from turnout_operator.territory import Territory
+    from turnout_runtime.supervision import Supervisor
 
 LOG: Final = logging.getLogger(__name__)
+
+_FATAL: Final = (LeadershipLost,)
+"""What ends the process: another operator may act now."""
 
 WORKERS: Final = 8
 """Resources that are worked on at the same time."""
@@ -48,7 +55,7 @@ class Work(NamedTuple):
 
 
 class Controller:
-    """Acts as long as it runs. It must run only while the lease is held."""
+    """Acts between `start` and `stop`. It must run only while the lease is held."""
 
     def __init__(
         self,
@@ -58,6 +65,8 @@ class Controller:
         scaler: Scaler,
         metrics: Metrics,
         *,
+        tasks: Supervisor,
+        territory: Territory,
         connect: Callable[[], Awaitable[kopf.ConnectionInfo]],
         watched: Sequence[str],
         namespaces: Sequence[str],
@@ -67,6 +76,8 @@ class Controller:
         self._reconciler = reconciler
         self._scaler = scaler
         self._metrics = metrics
+        self._tasks = tasks
+        self._territory = territory
         self._connect = connect
         self._watched = watched
         """Namespaces that are watched; empty: all of them."""
@@ -75,44 +86,93 @@ class Controller:
         self._queue: WorkQueue[Work] = WorkQueue()
         self._relist = asyncio.Event()
         self._started_at = 0.0
+        self._running: list[asyncio.Task[None]] = []
+        self._watching: asyncio.Task[None] | None = None
+        self._stop_watch = asyncio.Event()
+        self._end_ticks: Callable[[], None] = lambda: None
         self.synced = False
         """Whether it knows the cluster."""
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Act until *stop* is set. Raise what makes going on impossible."""
-        await first_sync(self._client, self._store, self._watched)
+    def start(self, stop: asyncio.Event) -> None:
+        """Begin to act. *stop* is what signals set, which kopf would take for itself."""
+        self._running = [self._tasks.run("resync", lambda: self._know(stop), fatal=_FATAL)]
+
+    async def stop(self) -> None:
+        """End everything but the watches, which nothing depends on any more."""
+        self._end_ticks()
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+        self._queue.close()
+
+    async def end_watches(self, seconds: float = 10.0) -> None:
+        """Have the watches end in good order, within *seconds*."""
+        self._stop_watch.set()
+        if self._watching is not None:
+            await asyncio.wait([self._watching], timeout=seconds)
+            self._watching.cancel()
+
+    async def _know(self, stop: asyncio.Event) -> None:
+        """Learn what there is, then start everything that acts on it, and keep knowing."""
+        if not self.synced:
+            await first_sync(self._client, self._store, self._watched)
+            self._started_at, self.synced = time.monotonic(), True
+            for namespace in self.occupied():
+                self._gained(namespace)
+            for _ in range(WORKERS):
+                self._running.append(self._tasks.run("queue", self._work, fatal=_FATAL))
+            self._running.append(
+                self._tasks.run(
+                    TERRITORY_TASK, lambda: self._territory.keep(self.occupied, self._gained), fatal=_FATAL
+                )
+            )
+            self._watching = self._tasks.run("watches", lambda: self._watch(stop))
+            self._end_ticks = self._tasks.every(
+                SCALING_TASK, TICK_SECONDS, lambda: self._scaler.tick(self._decided)
+            )
+        await self._resync()
+
+    def occupied(self) -> set[str]:
+        """Return the namespaces that hold resources to act on."""
+        return {
+            key.namespace
+            for kind in (LLM_DEPLOYMENT, LLM_ROUTE)
+            for key in self._store.keys(kind)
+            if not self._namespaces or key.namespace in self._namespaces
+        }
+
+    def _gained(self, namespace: str) -> None:
+        """Have everything looked at in a namespace that this release acts in from now on."""
         for kind in (LLM_DEPLOYMENT, LLM_ROUTE):
             for key in self._store.keys(kind):
-                self._add(kind, key)
-        self._started_at, self.synced = time.monotonic(), True
-        stop_watch, ready = asyncio.Event(), asyncio.Event()
-        loops = [
-            *(self._task(self._work(), f"worker {number}") for number in range(WORKERS)),
-            self._task(self._tick(), "scaling"),
-            self._task(self._resync(), "resync"),
-        ]
-        watching = self._task(
-            watch(self._seen, self._connect, namespaces=self._watched, stop=stop_watch, ready=ready),
-            "watches",
-        )
-        signals = self._task(_own_signals(ready, stop), "signals")
-        stopping = self._task(stop.wait(), "stop")
-        try:
-            done, _ = await asyncio.wait([*loops, watching, stopping], return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            self._queue.close()
-            for task in (*loops, signals, stopping):
-                task.cancel()
-            await asyncio.gather(*loops, signals, stopping, return_exceptions=True)
-            stop_watch.set()
-            with contextlib.suppress(Exception):
-                await asyncio.wait_for(watching, 10.0)
+                if key.namespace == namespace:
+                    self._add(kind, key)
 
-    @staticmethod
-    def _task(work: Coroutine[object, object, object], name: str) -> asyncio.Task[object]:
-        return asyncio.create_task(work, name=name)
+    def _decided(self, key: Key) -> None:
+        self._add(LLM_DEPLOYMENT, key)
+
+    async def _watch(self, stop: asyncio.Event) -> None:
+        """Watch until the watches are to end. Raise what ends them before that."""
+        ready = asyncio.Event()
+        signals = self._tasks.once("watches", _own_signals(ready, stop))
+        try:
+            await watch(
+                self._see, self._connect, namespaces=self._watched, stop=self._stop_watch, ready=ready
+            )
+        finally:
+            signals.cancel()
+            own_signals(stop)
+            self._relist.set()  # what happens until they run again is not seen
+        if not self._stop_watch.is_set():
+            raise WatchesEnded("the watches ended by themselves")
+
+    def _see(self, kind: Kind, type_: str | None, raw: Raw) -> None:
+        """Take in one event of a watch, whatever it is."""
+        try:
+            self._seen(kind, type_, raw)
+        except Exception as error:  # noqa: BLE001 - the other events are still to come
+            self._tasks.note("watches", error, detail=f"{kind.name} event")
+            self._relist.set()
 
     def _add(self, kind: Kind, key: Key) -> None:
         if not self._namespaces or key.namespace in self._namespaces:
@@ -146,16 +206,21 @@ class Controller:
             started = time.monotonic()
             try:
                 again = None
-                if work.kind == LLM_DEPLOYMENT:
+                if not await self._territory.claim(work.key.namespace):
+                    self._queue.forgive(work)  # another release acts there; once it is gone, all is looked at
+                elif work.kind == LLM_DEPLOYMENT:
                     again = await self._reconciler.deployment(work.key)
                 else:
                     await self._reconciler.route(work.key)
             except LeadershipLost:
                 raise
+            except asyncio.CancelledError:
+                self._queue.retry(work)
+                raise
             except Exception as error:
                 self._metrics.reconcile_errors.labels(work.kind.name).inc()
                 delay = self._queue.retry(work)
-                known = isinstance(error, ApiError)
+                known = isinstance(error, (ApiError, NotOurs))
                 LOG.warning(
                     "%s %s: again in %.1f s: %s",
                     work.kind.name,
@@ -173,12 +238,6 @@ class Controller:
                 self._metrics.queue.set(len(self._queue))
                 self._queue.done(work)
 
-    async def _tick(self) -> None:
-        while True:
-            for key in await self._scaler.tick():
-                self._add(LLM_DEPLOYMENT, key)
-            await asyncio.sleep(TICK_SECONDS)
-
     async def _resync(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
@@ -189,9 +248,11 @@ class Controller:
                 touched = await resync(self._client, self._store, self._watched)
             except ApiError as error:
                 LOG.warning("the cluster cannot be listed: %s", error)
-                await asyncio.sleep(RELIST_SECONDS)
-                self._relist.set()
+                self._relist.set()  # which waits for a moment
                 continue
+            except BaseException:
+                self._relist.set()
+                raise
             for key in touched:
                 self._add(LLM_DEPLOYMENT, key)
                 self._add(LLM_ROUTE, key)

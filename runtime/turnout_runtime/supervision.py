@@ -149,7 +149,7 @@ class Supervisor:
                 self._end_with(name, error)
                 return
             except asyncio.CancelledError as error:
-                if _is_cancelled():
+                if is_cancelled():
                     raise
                 self.note(name, error, detail=detail)  # raised by what the task waited for, not meant for it
             except Exception as error:  # noqa: BLE001 - whatever it is, the process goes on
@@ -164,7 +164,7 @@ class Supervisor:
         try:
             await work
         except asyncio.CancelledError as error:
-            if _is_cancelled():
+            if is_cancelled():
                 raise
             self.note(name, error, detail=detail)
         except Exception as error:  # noqa: BLE001 - as above
@@ -207,7 +207,7 @@ class _Timer:
             self._handle.cancel()
 
 
-def _is_cancelled() -> bool:
+def is_cancelled() -> bool:
     """Say whether the current task itself was cancelled, rather than something that it waited for."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
