@@ -14,6 +14,7 @@ from turnout_operator.kube.kinds import LLM_DEPLOYMENT, LLM_ROUTE
 from turnout_operator.plan.claims import Settlement, claim_of, settle
 from turnout_operator.plan.conditions import MAX_MESSAGE
 from turnout_operator.plan.notices import CHILD_NAME_TAKEN, taken
+from turnout_operator.plan.observed import failed_pod
 from turnout_operator.plan.plan import Observed, plan
 from turnout_operator.plan.route import invalid_route, route_status
 from turnout_operator.plan.status import condition, invalid
@@ -107,6 +108,7 @@ class Reconciler:
             names=settle(claims).get(key.name, Settlement((), ())),
             decision=self._scaler.decision(key),
             goodput_percent=self._collector.traffic(key).goodput_percent,
+            failed=[pod for raw in self._store.pods(key) if (pod := failed_pod(raw)) is not None],
         )
 
     def _tell(self, key: Key, planned: Plan, status: Raw, *, acted: bool, changed: bool) -> None:
