@@ -6,17 +6,20 @@ import asyncio
 import logging
 import signal
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from turnout_operator.errors import ApiError, LeadershipLost
+from turnout_operator.errors import ApiError, LeadershipLost, NotOurs
 from turnout_operator.kube.kinds import CLAIMING, LLM_DEPLOYMENT, LLM_ROUTE, TOKEN_BUDGET, Kind
 from turnout_operator.observe.scopes import Scopes
 from turnout_operator.observe.store import Key, Store, key_of
 from turnout_operator.plan.route import targets_of
+from turnout_operator.scaler import TASK as SCALING_TASK
+from turnout_operator.territory import TASK as TERRITORY_TASK
 from turnout_operator.workqueue import WorkQueue
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     import kopf
 
@@ -25,15 +28,18 @@ if TYPE_CHECKING:
     from turnout_operator.reconciler import Reconciler
     from turnout_operator.scaler import Scaler
     from turnout_operator.settling import Settling
+    from turnout_operator.territory import Territory
+    from turnout_runtime.supervision import Supervisor
 
 LOG: Final = logging.getLogger(__name__)
+
+_FATAL: Final = (LeadershipLost,)
+"""What ends the process: another operator may act now."""
 
 WORKERS: Final = 8
 """Resources that are worked on at the same time."""
 TICK_SECONDS: Final = 1.0
 """How often it is looked whether a deployment's load is due."""
-STOP_SECONDS: Final = 10.0
-"""How long the watches may take to end."""
 
 
 class Work(NamedTuple):
@@ -44,7 +50,7 @@ class Work(NamedTuple):
 
 
 class Controller:
-    """Acts as long as it runs. It must run only while the lease is held."""
+    """Acts between `start` and `stop`. It must run only while the lease is held."""
 
     def __init__(
         self,
@@ -55,69 +61,113 @@ class Controller:
         metrics: Metrics,
         *,
         settling: Settling,
+        tasks: Supervisor,
+        territory: Territory,
         connect: Callable[[], Awaitable[kopf.ConnectionInfo]],
         watched: Sequence[str],
         namespaces: Sequence[str],
     ) -> None:
         self._store = store
-        self._client = client
         self._reconciler = reconciler
         self._scaler = scaler
         self._metrics = metrics
         self._settling = settling
-        self._connect = connect
-        self._watched = watched
-        """Namespaces that are watched; empty: all of them."""
+        self._tasks = tasks
+        self._territory = territory
         self._namespaces = frozenset(namespaces)
         """Namespaces whose resources are acted on; empty: all of them."""
         self._queue: WorkQueue[Work] = WorkQueue(lambda work: work.key.namespace)
-        self._scopes: Scopes
+        self._scopes = Scopes(
+            client,
+            store,
+            metrics,
+            watched,
+            connect=connect,
+            seen=self._see,
+            listed=self._listed,
+            dropped=self._dropped,
+            signals=self._own_signals,
+            failed=lambda error, scope: tasks.note("watches", error, detail=scope),
+        )
+        self._stop = asyncio.Event()
+        self._running: list[asyncio.Task[None]] = []
+        self._watching: list[asyncio.Task[None]] = []
+        self._end_ticks: Callable[[], None] = lambda: None
         self.synced = False
         """Whether it knows the cluster."""
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Act until *stop* is set. Raise what makes going on impossible."""
-        self._scopes = Scopes(
-            self._client,
-            self._store,
-            self._metrics,
-            self._watched,
-            connect=self._connect,
-            seen=self._seen,
-            listed=self._listed,
-            dropped=self._dropped,
-            signals=lambda: own_signals(stop),
-        )
-        watching = self._task(self._scopes.run(), "watches")
-        first = self._task(self._scopes.first(), "first lists")
-        stopping = self._task(stop.wait(), "stop")
-        loops: list[asyncio.Task[object]] = []
-        try:
-            await asyncio.wait([watching, first, stopping], return_when=asyncio.FIRST_COMPLETED)
-            if watching.done():
-                watching.result()
-            if first.done() and not stop.is_set():
-                self.synced = True
-                self._listed({key for kind in CLAIMING for key in self._store.keys(kind)})
-                loops += [
-                    *(self._task(self._work(), f"worker {number}") for number in range(WORKERS)),
-                    self._task(self._tick(), "scaling"),
-                ]
-                done, _ = await asyncio.wait(
-                    [*loops, watching, stopping], return_when=asyncio.FIRST_COMPLETED
-                )
-                for task in done:
-                    task.result()
-        finally:
-            self._queue.close()
-            for task in (*loops, first, stopping, watching):
-                task.cancel()
-            await asyncio.gather(*loops, first, stopping, return_exceptions=True)
-            await asyncio.wait({watching}, timeout=STOP_SECONDS)
+    def start(self, stop: asyncio.Event) -> None:
+        """Begin to act. *stop* is what signals set, which kopf would take for itself."""
+        self._stop = stop
+        self._watching = [
+            self._tasks.run("watches", partial(self._scopes.follow, scope), detail=str(scope))
+            for scope in self._scopes.scopes
+        ]
+        self._running = [self._tasks.run("resync", self._begin)]
 
-    @staticmethod
-    def _task(work: Coroutine[object, object, object], name: str) -> asyncio.Task[object]:
-        return asyncio.create_task(work, name=name)
+    async def stop(self) -> None:
+        """End everything but the watches, which nothing depends on any more."""
+        self._end_ticks()
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+        self._queue.close()
+
+    async def end_watches(self, seconds: float = 10.0) -> None:
+        """Have the watches end in good order, within *seconds*."""
+        for task in self._watching:
+            task.cancel()
+        if self._watching:
+            await asyncio.wait(self._watching, timeout=seconds)
+
+    async def _begin(self) -> None:
+        """Learn what there is, then start everything that acts on it."""
+        await self._scopes.first()
+        self.synced = True
+        self._listed({key for kind in CLAIMING for key in self._store.keys(kind)})
+        for _ in range(WORKERS):
+            self._running.append(self._tasks.run("queue", self._work, fatal=_FATAL))
+        self._running.append(
+            self._tasks.run(
+                TERRITORY_TASK, lambda: self._territory.keep(self.occupied, self._gained), fatal=_FATAL
+            )
+        )
+        self._end_ticks = self._tasks.every(SCALING_TASK, TICK_SECONDS, self._tick)
+
+    def occupied(self) -> set[str]:
+        """Return the namespaces that hold resources to act on."""
+        return {
+            key.namespace
+            for kind in CLAIMING
+            for key in self._store.keys(kind)
+            if not self._namespaces or key.namespace in self._namespaces
+        }
+
+    def _gained(self, namespace: str) -> None:
+        """Have everything looked at in a namespace that this release acts in from now on."""
+        for kind in CLAIMING:
+            for key in self._store.keys(kind):
+                if key.namespace == namespace:
+                    self._add(kind, key)
+
+    def _decided(self, key: Key) -> None:
+        self._add(LLM_DEPLOYMENT, key)
+
+    def _tick(self) -> None:
+        self._scaler.tick(self._decided)
+        self._settle()  # names are kept for a while only
+
+    def _own_signals(self) -> None:
+        """Take the signals back that kopf has taken, so that the lease is released before the watches end."""
+        own_signals(self._stop)
+
+    def _see(self, kind: Kind, type_: str | None, raw: Raw) -> None:
+        """Take in one event of a watch, whatever it is."""
+        try:
+            self._seen(kind, type_, raw)
+        except Exception as error:  # noqa: BLE001 - the other events are still to come
+            self._tasks.note("watches", error, detail=f"{kind.name} event")
+            self._scopes.relist(raw["metadata"].get("namespace", ""))
 
     def _add(self, kind: Kind, key: Key) -> None:
         ours = not self._namespaces or key.namespace in self._namespaces
@@ -172,28 +222,38 @@ class Controller:
             if deployment.name in targets_of(raw):
                 self._add(LLM_ROUTE, key_of(raw))
 
+    async def _look_at(self, work: Work) -> float | None:
+        """Bring one resource to what it should be; return when to look again, in seconds. Raise ApiError.
+
+        Nothing is done where it is not known what there is, or where another release acts: once that is over, all of
+        the namespace is looked at.
+        """
+        namespace = work.key.namespace
+        if not self._scopes.is_readable(namespace) or not await self._territory.claim(namespace):
+            return None
+        if work.kind == LLM_DEPLOYMENT:
+            return await self._reconciler.deployment(work.key)
+        if work.kind == TOKEN_BUDGET:
+            await self._reconciler.budget(work.key)
+        else:
+            await self._reconciler.route(work.key)
+        return None
+
     async def _work(self) -> None:
         while True:
             work = await self._queue.get()
-            if not self._scopes.is_readable(work.key.namespace):
-                self._queue.forgive(work)  # it is looked at again when its namespace can be read
-                self._queue.done(work)
-                continue
             started = time.monotonic()
             try:
-                again = None
-                if work.kind == LLM_DEPLOYMENT:
-                    again = await self._reconciler.deployment(work.key)
-                elif work.kind == TOKEN_BUDGET:
-                    await self._reconciler.budget(work.key)
-                else:
-                    await self._reconciler.route(work.key)
+                again = await self._look_at(work)
             except LeadershipLost:
+                raise
+            except asyncio.CancelledError:
+                self._queue.retry(work)
                 raise
             except Exception as error:
                 self._metrics.reconcile_errors.labels(work.kind.name).inc()
                 delay = self._queue.retry(work)
-                known = isinstance(error, ApiError)
+                known = isinstance(error, (ApiError, NotOurs))
                 LOG.warning(
                     "%s %s: again in %.1f s: %s",
                     work.kind.name,
@@ -210,13 +270,6 @@ class Controller:
                 self._metrics.reconcile_seconds.labels(work.kind.name).observe(time.monotonic() - started)
                 self._metrics.queue.set(len(self._queue))
                 self._queue.done(work)
-
-    async def _tick(self) -> None:
-        while True:
-            for key in await self._scaler.tick():
-                self._add(LLM_DEPLOYMENT, key)
-            self._settle()  # names are kept for a while only
-            await asyncio.sleep(TICK_SECONDS)
 
 
 def _has_changed(before: Raw, after: Raw) -> bool:

@@ -14,6 +14,7 @@ from turnout_operator.kube.kinds import LLM_DEPLOYMENT, LLM_ROUTE, TOKEN_BUDGET
 from turnout_operator.plan.budget import budget_status, invalid_budget
 from turnout_operator.plan.conditions import MAX_MESSAGE
 from turnout_operator.plan.notices import CHILD_NAME_TAKEN, taken
+from turnout_operator.plan.observed import failed_pod
 from turnout_operator.plan.plan import Observed, plan
 from turnout_operator.plan.route import invalid_route, route_status, targets_of
 from turnout_operator.plan.status import condition, invalid
@@ -134,6 +135,7 @@ class Reconciler:
             names=self._settling.settlement(LLM_DEPLOYMENT, key),
             decision=self._scaler.decision(key),
             goodput_percent=self._collector.traffic(key).goodput_percent,
+            failed=[pod for raw in self._store.pods(key) if (pod := failed_pod(raw)) is not None],
         )
 
     def _tell(self, key: Key, planned: Plan, status: Raw, *, acted: bool, changed: bool) -> None:

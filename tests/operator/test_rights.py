@@ -60,6 +60,9 @@ def may(cluster: Cluster, home: str, verb: str, resource: str, namespace: str) -
         ("list", "nodes"),
         ("create", "serviceaccounts/token"),
         ("get", "leases.coordination.k8s.io"),
+        ("list", "leases.coordination.k8s.io"),
+        ("update", "leases.coordination.k8s.io"),
+        ("delete", "leases.coordination.k8s.io"),
     ],
 )
 def test_it_may_not(cluster: Cluster, home: str, namespace: str, verb: str, resource: str) -> None:

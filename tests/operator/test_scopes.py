@@ -101,13 +101,15 @@ async def following(
         listed=listed.append,
         dropped=dropped.extend,
         signals=lambda: None,
+        failed=lambda *_: None,
     )
-    task = asyncio.create_task(scopes.run())
+    tasks = [asyncio.create_task(scopes.follow(scope)) for scope in scopes.scopes]
     if wait:
         await asyncio.wait_for(scopes.first(), 10)
     yield Seen(scopes, store, metrics, listed, dropped)
-    task.cancel()
-    await asyncio.wait({task}, timeout=10)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks, timeout=10)
 
 
 @pytest.mark.parametrize("error", [Forbidden("no", status=403), NotFound("no", status=404)])

@@ -15,7 +15,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from turnout_operator.errors import ApiError, Forbidden, NotFound
+from turnout_operator.errors import ApiError, Forbidden, NotFound, WatchesEnded
 from turnout_operator.kube.kinds import LLM_DEPLOYMENT, OPTIONAL, SELECTORS, WATCHED, Kind
 from turnout_operator.observe.watch import watch
 
@@ -96,6 +96,7 @@ class Scopes:
         listed: Callable[[set[Key]], None],
         dropped: Callable[[list[Key]], None],
         signals: Callable[[], None],
+        failed: Callable[[BaseException, str], None],
     ) -> None:
         self._client = client
         self._store = store
@@ -105,7 +106,8 @@ class Scopes:
         self._listed = listed
         self._dropped = dropped
         self._signals = signals
-        self._scopes = [Scope(namespace) for namespace in namespaces] or [Scope(None)]
+        self._failed = failed
+        self.scopes = [Scope(namespace) for namespace in namespaces] or [Scope(None)]
         self._slots = asyncio.Semaphore(_LISTS)
         self._unreadable: dict[tuple[str, str], None] = {}
         self._news = asyncio.Event()
@@ -117,7 +119,7 @@ class Scopes:
         """Say whether it is known what there is in *namespace*."""
         return any(
             scope.synced and scope.refused_since is None and scope.namespace in {None, namespace}
-            for scope in self._scopes
+            for scope in self.scopes
         )
 
     async def first(self) -> None:
@@ -131,7 +133,7 @@ class Scopes:
             left = patience - time.monotonic()
             waiting = [
                 scope
-                for scope in self._scopes
+                for scope in self.scopes
                 if not scope.synced and (scope.refused_since is None or scope.asked_at < self._first_at)
             ]
             if self._first_at < math.inf and (not waiting or left <= 0):
@@ -140,13 +142,14 @@ class Scopes:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), left if left > 0 else RETRY_SECONDS)
 
-    async def run(self) -> None:
-        """Follow all scopes until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            for scope in self._scopes:
-                group.create_task(self._follow(scope), name=f"scope {scope.namespace or 'cluster'}")
+    def relist(self, namespace: str) -> None:
+        """Have what holds *namespace* listed soon."""
+        for scope in self.scopes:
+            if scope.namespace in {None, namespace}:
+                scope.relist.set()
 
-    async def _follow(self, scope: Scope) -> None:
+    async def follow(self, scope: Scope) -> None:
+        """List and watch *scope* until cancelled."""
         stop, watching = asyncio.Event(), None
         kinds: frozenset[Kind] = frozenset()
         try:
@@ -229,7 +232,7 @@ class Scopes:
             hint = "; are Turnout's CRDs installed?" if isinstance(error, NotFound) else ""
             LOG.warning("%s cannot be read and is left out until it can be: %s%s", scope, error, hint)
         self._news.set()
-        others = any(other.synced and other.refused_since is None for other in self._scopes)
+        others = any(other.synced and other.refused_since is None for other in self.scopes)
         if (
             scope.namespace is not None
             and scope.synced
@@ -277,17 +280,14 @@ class Scopes:
             await asyncio.sleep(RELIST_SECONDS)
 
     async def _end(self, scope: Scope, watching: asyncio.Task[None], stop: asyncio.Event) -> None:
-        """End the watches of *scope*, and say why they have ended where that was not asked for."""
+        """End the watches of *scope*, and report what has ended them where they have ended already."""
         asked = not watching.done()
         stop.set()
         _, left = await asyncio.wait({watching}, timeout=STOP_SECONDS)
         if left:
             watching.cancel()
             await asyncio.wait({watching}, timeout=STOP_SECONDS)
-        if (
-            watching.done()
-            and not watching.cancelled()
-            and (error := watching.exception()) is not None
-            and not asked
-        ):
-            LOG.warning("the watches of %s have ended: %s: %s", scope, type(error).__name__, error)
+        if asked or not watching.done():
+            return
+        error = asyncio.CancelledError() if watching.cancelled() else watching.exception()
+        self._failed(error or WatchesEnded("the watches ended by themselves"), str(scope))

@@ -238,7 +238,7 @@ class KubernetesSource:
         """Translate what is new, a few milliseconds at a time: requests go on while a large list is read."""
         loop = asyncio.get_running_loop()
         until = loop.time() + _SLICE_SECONDS
-        while any([collection.translate_one() for collection in self._collections]):
+        while any(collection.translate_one() for collection in self._collections):
             if loop.time() >= until:
                 await asyncio.sleep(0)
                 until = loop.time() + _SLICE_SECONDS
