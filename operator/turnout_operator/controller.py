@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from turnout_operator.errors import ApiError, LeadershipLost
-from turnout_operator.kube.kinds import LLM_DEPLOYMENT, LLM_ROUTE, Kind
-from turnout_operator.observe.resync import first_sync, resync
-from turnout_operator.observe.store import Key, Store
-from turnout_operator.observe.watch import watch
+from turnout_operator.errors import ApiError, LeadershipLost, NotOurs
+from turnout_operator.kube.kinds import CLAIMING, LLM_DEPLOYMENT, LLM_ROUTE, TOKEN_BUDGET, Kind
+from turnout_operator.observe.scopes import Scopes
+from turnout_operator.observe.store import Key, Store, key_of
+from turnout_operator.plan.route import targets_of
+from turnout_operator.scaler import TASK as SCALING_TASK
+from turnout_operator.territory import TASK as TERRITORY_TASK
 from turnout_operator.workqueue import WorkQueue
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     import kopf
 
@@ -25,19 +27,19 @@ if TYPE_CHECKING:
     from turnout_operator.metrics import Metrics
     from turnout_operator.reconciler import Reconciler
     from turnout_operator.scaler import Scaler
+    from turnout_operator.settling import Settling
+    from turnout_operator.territory import Territory
+    from turnout_runtime.supervision import Supervisor
 
 LOG: Final = logging.getLogger(__name__)
+
+_FATAL: Final = (LeadershipLost,)
+"""What ends the process: another operator may act now."""
 
 WORKERS: Final = 8
 """Resources that are worked on at the same time."""
 TICK_SECONDS: Final = 1.0
 """How often it is looked whether a deployment's load is due."""
-RESYNC_SECONDS: Final = 300.0
-"""Time between two full lists, the net below the watches."""
-RELIST_SECONDS: Final = 2.0
-"""How soon a full list follows when a watch had to start over, which hides deletions."""
-ALERT_SECONDS: Final = 10.0
-"""Lists that kopf makes in this first time are its start, not a watch that starts over."""
 
 
 class Work(NamedTuple):
@@ -48,7 +50,7 @@ class Work(NamedTuple):
 
 
 class Controller:
-    """Acts as long as it runs. It must run only while the lease is held."""
+    """Acts between `start` and `stop`. It must run only while the lease is held."""
 
     def __init__(
         self,
@@ -58,104 +60,200 @@ class Controller:
         scaler: Scaler,
         metrics: Metrics,
         *,
+        settling: Settling,
+        tasks: Supervisor,
+        territory: Territory,
         connect: Callable[[], Awaitable[kopf.ConnectionInfo]],
         watched: Sequence[str],
         namespaces: Sequence[str],
     ) -> None:
         self._store = store
-        self._client = client
         self._reconciler = reconciler
         self._scaler = scaler
         self._metrics = metrics
-        self._connect = connect
-        self._watched = watched
-        """Namespaces that are watched; empty: all of them."""
+        self._settling = settling
+        self._tasks = tasks
+        self._territory = territory
         self._namespaces = frozenset(namespaces)
         """Namespaces whose resources are acted on; empty: all of them."""
-        self._queue: WorkQueue[Work] = WorkQueue()
-        self._relist = asyncio.Event()
-        self._started_at = 0.0
+        self._queue: WorkQueue[Work] = WorkQueue(lambda work: work.key.namespace)
+        self._scopes = Scopes(
+            client,
+            store,
+            metrics,
+            watched,
+            connect=connect,
+            seen=self._see,
+            listed=self._listed,
+            dropped=self._dropped,
+            signals=self._own_signals,
+            failed=lambda error, scope: tasks.note("watches", error, detail=scope),
+        )
+        self._stop = asyncio.Event()
+        self._running: list[asyncio.Task[None]] = []
+        self._watching: list[asyncio.Task[None]] = []
+        self._end_ticks: Callable[[], None] = lambda: None
         self.synced = False
         """Whether it knows the cluster."""
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Act until *stop* is set. Raise what makes going on impossible."""
-        await first_sync(self._client, self._store, self._watched)
-        for kind in (LLM_DEPLOYMENT, LLM_ROUTE):
-            for key in self._store.keys(kind):
-                self._add(kind, key)
-        self._started_at, self.synced = time.monotonic(), True
-        stop_watch, ready = asyncio.Event(), asyncio.Event()
-        loops = [
-            *(self._task(self._work(), f"worker {number}") for number in range(WORKERS)),
-            self._task(self._tick(), "scaling"),
-            self._task(self._resync(), "resync"),
+    def start(self, stop: asyncio.Event) -> None:
+        """Begin to act. *stop* is what signals set, which kopf would take for itself."""
+        self._stop = stop
+        self._watching = [
+            self._tasks.run("watches", partial(self._scopes.follow, scope), detail=str(scope))
+            for scope in self._scopes.scopes
         ]
-        watching = self._task(
-            watch(self._seen, self._connect, namespaces=self._watched, stop=stop_watch, ready=ready),
-            "watches",
-        )
-        signals = self._task(_own_signals(ready, stop), "signals")
-        stopping = self._task(stop.wait(), "stop")
-        try:
-            done, _ = await asyncio.wait([*loops, watching, stopping], return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            self._queue.close()
-            for task in (*loops, signals, stopping):
-                task.cancel()
-            await asyncio.gather(*loops, signals, stopping, return_exceptions=True)
-            stop_watch.set()
-            with contextlib.suppress(Exception):
-                await asyncio.wait_for(watching, 10.0)
+        self._running = [self._tasks.run("resync", self._begin)]
 
-    @staticmethod
-    def _task(work: Coroutine[object, object, object], name: str) -> asyncio.Task[object]:
-        return asyncio.create_task(work, name=name)
+    async def stop(self) -> None:
+        """End everything but the watches, which nothing depends on any more."""
+        self._end_ticks()
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+        self._queue.close()
+
+    async def end_watches(self, seconds: float = 10.0) -> None:
+        """Have the watches end in good order, within *seconds*."""
+        for task in self._watching:
+            task.cancel()
+        if self._watching:
+            await asyncio.wait(self._watching, timeout=seconds)
+
+    async def _begin(self) -> None:
+        """Learn what there is, then start everything that acts on it."""
+        await self._scopes.first()
+        self.synced = True
+        self._listed({key for kind in CLAIMING for key in self._store.keys(kind)})
+        for _ in range(WORKERS):
+            self._running.append(self._tasks.run("queue", self._work, fatal=_FATAL))
+        self._running.append(
+            self._tasks.run(
+                TERRITORY_TASK, lambda: self._territory.keep(self.occupied, self._gained), fatal=_FATAL
+            )
+        )
+        self._end_ticks = self._tasks.every(SCALING_TASK, TICK_SECONDS, self._tick)
+
+    def occupied(self) -> set[str]:
+        """Return the namespaces that hold resources to act on."""
+        return {
+            key.namespace
+            for kind in CLAIMING
+            for key in self._store.keys(kind)
+            if not self._namespaces or key.namespace in self._namespaces
+        }
+
+    def _gained(self, namespace: str) -> None:
+        """Have everything looked at in a namespace that this release acts in from now on."""
+        for kind in CLAIMING:
+            for key in self._store.keys(kind):
+                if key.namespace == namespace:
+                    self._add(kind, key)
+
+    def _decided(self, key: Key) -> None:
+        self._add(LLM_DEPLOYMENT, key)
+
+    def _tick(self) -> None:
+        self._scaler.tick(self._decided)
+        self._settle()  # names are kept for a while only
+
+    def _own_signals(self) -> None:
+        """Take the signals back that kopf has taken, so that the lease is released before the watches end."""
+        own_signals(self._stop)
+
+    def _see(self, kind: Kind, type_: str | None, raw: Raw) -> None:
+        """Take in one event of a watch, whatever it is."""
+        try:
+            self._seen(kind, type_, raw)
+        except Exception as error:  # noqa: BLE001 - the other events are still to come
+            self._tasks.note("watches", error, detail=f"{kind.name} event")
+            self._scopes.relist(raw["metadata"].get("namespace", ""))
 
     def _add(self, kind: Kind, key: Key) -> None:
-        if not self._namespaces or key.namespace in self._namespaces:
+        ours = not self._namespaces or key.namespace in self._namespaces
+        if self.synced and ours and self._scopes.is_readable(key.namespace):
             self._queue.add(Work(kind, key))
 
     def _seen(self, kind: Kind, type_: str | None, raw: Raw) -> None:
         """Take in one event of a watch."""
-        if type_ is None and time.monotonic() - self._started_at > ALERT_SECONDS:
-            self._relist.set()
-        key = Key(raw["metadata"].get("namespace", ""), raw["metadata"]["name"])
+        key = key_of(raw)
         before = self._store.get(kind, key)
         if type_ == "DELETED":
             self._store.remove(kind, raw)
         elif not self._store.put(kind, raw):
             return
         for concerned in self._store.concerned(kind, raw):
-            self._add(kind if kind == LLM_ROUTE else LLM_DEPLOYMENT, concerned)
-        if kind == LLM_DEPLOYMENT and (type_ == "DELETED" or before is None or _spec_changed(before, raw)):
-            self._neighbours(key)
+            self._add(kind if kind in CLAIMING else LLM_DEPLOYMENT, concerned)
+        if kind in CLAIMING and (type_ == "DELETED" or before is None or _has_changed(before, raw)):
+            self._settling.look_at(kind, key)
+            self._settle()
+        if kind == LLM_DEPLOYMENT and (type_ == "DELETED" or before is None):
+            self._routes_to(key)
 
-    def _neighbours(self, key: Key) -> None:
-        """Have everything looked at that a deployment's coming, going or renaming concerns."""
-        for kind in (LLM_DEPLOYMENT, LLM_ROUTE):
-            for other in self._store.keys(kind):
-                if other.namespace == key.namespace:
-                    self._add(kind, other)
+    def _listed(self, touched: set[Key]) -> None:
+        """Take in a full list that told news about *touched*: nothing before the first time that all is known."""
+        if not self.synced:
+            return
+        self._settling.look_at_all()
+        self._settle()
+        for key in touched:
+            for kind in CLAIMING:
+                self._add(kind, key)
+        for raw in self._store.all(LLM_ROUTE):
+            route = key_of(raw)
+            if any(Key(route.namespace, target) in touched for target in targets_of(raw)):
+                self._add(LLM_ROUTE, route)
+
+    def _dropped(self, deployments: Iterable[Key]) -> None:
+        """Take in that *deployments*, and all else of their namespace, are forgotten."""
+        self._settling.look_at_all()
+        self._settle()
+        for key in deployments:
+            self._metrics.forget(str(key))
+
+    def _settle(self) -> None:
+        if self.synced:  # before, somebody may have a name of whom nothing is known yet
+            for kind, key in self._settling.settle():
+                self._add(kind, key)
+
+    def _routes_to(self, deployment: Key) -> None:
+        """Have the routes looked at that lead to a deployment that has come or gone."""
+        for raw in self._store.all(LLM_ROUTE, deployment.namespace):
+            if deployment.name in targets_of(raw):
+                self._add(LLM_ROUTE, key_of(raw))
+
+    async def _look_at(self, work: Work) -> float | None:
+        """Bring one resource to what it should be; return when to look again, in seconds. Raise ApiError.
+
+        Nothing is done where it is not known what there is, or where another release acts: once that is over, all of
+        the namespace is looked at.
+        """
+        namespace = work.key.namespace
+        if not self._scopes.is_readable(namespace) or not await self._territory.claim(namespace):
+            return None
+        if work.kind == LLM_DEPLOYMENT:
+            return await self._reconciler.deployment(work.key)
+        if work.kind == TOKEN_BUDGET:
+            await self._reconciler.budget(work.key)
+        else:
+            await self._reconciler.route(work.key)
+        return None
 
     async def _work(self) -> None:
         while True:
             work = await self._queue.get()
             started = time.monotonic()
             try:
-                again = None
-                if work.kind == LLM_DEPLOYMENT:
-                    again = await self._reconciler.deployment(work.key)
-                else:
-                    await self._reconciler.route(work.key)
+                again = await self._look_at(work)
             except LeadershipLost:
+                raise
+            except asyncio.CancelledError:
+                self._queue.retry(work)
                 raise
             except Exception as error:
                 self._metrics.reconcile_errors.labels(work.kind.name).inc()
                 delay = self._queue.retry(work)
-                known = isinstance(error, ApiError)
+                known = isinstance(error, (ApiError, NotOurs))
                 LOG.warning(
                     "%s %s: again in %.1f s: %s",
                     work.kind.name,
@@ -173,39 +271,15 @@ class Controller:
                 self._metrics.queue.set(len(self._queue))
                 self._queue.done(work)
 
-    async def _tick(self) -> None:
-        while True:
-            for key in await self._scaler.tick():
-                self._add(LLM_DEPLOYMENT, key)
-            await asyncio.sleep(TICK_SECONDS)
 
-    async def _resync(self) -> None:
-        while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._relist.wait(), RESYNC_SECONDS)
-                await asyncio.sleep(RELIST_SECONDS)
-            self._relist.clear()
-            try:
-                touched = await resync(self._client, self._store, self._watched)
-            except ApiError as error:
-                LOG.warning("the cluster cannot be listed: %s", error)
-                await asyncio.sleep(RELIST_SECONDS)
-                self._relist.set()
-                continue
-            for key in touched:
-                self._add(LLM_DEPLOYMENT, key)
-                self._add(LLM_ROUTE, key)
-                self._neighbours(key)
-
-
-def _spec_changed(before: Raw, after: Raw) -> bool:
-    return bool(before["metadata"].get("generation") != after["metadata"].get("generation"))
-
-
-async def _own_signals(ready: asyncio.Event, stop: asyncio.Event) -> None:
-    """Take the signals back that kopf has taken, so that the lease is released before the watches end."""
-    await ready.wait()
-    own_signals(stop)
+def _has_changed(before: Raw, after: Raw) -> bool:
+    """Say whether the spec has, or whether the object has begun to go."""
+    was, now = before["metadata"], after["metadata"]
+    return bool(
+        was.get("generation") != now.get("generation")
+        or was.get("uid") != now.get("uid")
+        or was.get("deletionTimestamp") != now.get("deletionTimestamp")
+    )
 
 
 def own_signals(stop: asyncio.Event) -> None:

@@ -111,7 +111,7 @@ class Executor:
             return False
         return True
 
-    async def post(self, raw: Raw, notices: Iterable[Notice]) -> None:
+    async def post(self, raw: Raw, notices: Iterable[Notice], *, fenced: bool = True) -> None:
         """Post Events about *raw*. They are news, not state: one that cannot be posted is logged and dropped."""
         meta = raw["metadata"]
         for notice in notices:
@@ -128,7 +128,7 @@ class Executor:
                     "kind": raw["kind"],
                     "name": meta["name"],
                     "namespace": meta["namespace"],
-                    "uid": meta["uid"],
+                    "uid": meta.get("uid", ""),
                     "resourceVersion": meta.get("resourceVersion", ""),
                 },
                 "type": notice.type,
@@ -142,7 +142,7 @@ class Executor:
                 "count": 1,
             }
             try:
-                await self._client.create(EVENT, event)
+                await self._client.create(EVENT, event, fenced=fenced)
             except ApiError as error:
                 LOG.warning(
                     "event %s about %s/%s was not posted: %s",

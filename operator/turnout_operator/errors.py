@@ -3,6 +3,8 @@
 OperatorError
 ├── ConfigurationError       what it was started with cannot work: it exits with status 2
 ├── LeadershipLost           another operator may act now: it exits with status 1
+├── NotOurs                  another release acts in that namespace: nothing is written there
+├── WatchesEnded             the watches ended though nothing told them to: they are started again
 ├── ChildNameTaken           an object of somebody else's has the name of a child: it is left alone
 └── ApiError                 the API server refused or did not answer
     ├── Unreachable          no answer: worth another attempt
@@ -25,6 +27,14 @@ class ConfigurationError(OperatorError):
 
 class LeadershipLost(OperatorError):  # noqa: N818 - it names what happened
     """The lease could not be renewed in time, so another operator may act now."""
+
+
+class NotOurs(OperatorError):  # noqa: N818 - it names what happened
+    """Another release of Turnout acts in the namespace, or may do so by now."""
+
+
+class WatchesEnded(OperatorError):  # noqa: N818 - it names what happened
+    """The watches came to an end though nothing told them to."""
 
 
 class ChildNameTaken(OperatorError):  # noqa: N818 - it names what happened

@@ -100,6 +100,7 @@ class Lease:
         identity: str,
         timing: Timing | None = None,
         held: Callable[[bool], None] = lambda _: None,
+        failed: Callable[[BaseException], None] = lambda _: None,
     ) -> None:
         self._client = client
         self._namespace = namespace
@@ -107,20 +108,35 @@ class Lease:
         self._identity = identity
         self._timing = timing or Timing()
         self._report = held
+        self._failed = failed
+        """Called with what an attempt raised that is no answer of the API server's."""
+        self.problem = ""
+        """Why the lease could not be read or written at the last attempt; empty: it could."""
+        self._written: Raw | None = None
+        """The record as it was written last, while nothing else is known: renewed without being read."""
         self._seen: Observation | None = None
         self._renewed_at: float | None = None
         """Monotonic time at which the last successful renewal was sent. None: not held."""
 
+    @property
+    def holder(self) -> str:
+        """Who held the lease when it was last seen; empty: nobody, or it was never seen."""
+        return "" if self._seen is None else self._seen.holder
+
+    def fresh(self) -> bool:
+        """Return whether the lease is held, and was renewed in time."""
+        at = self._renewed_at
+        return at is not None and time.monotonic() - at < self._timing.renew_deadline_seconds
+
     def fence(self) -> None:
         """Raise LeadershipLost unless the lease is held and fresh. Asked before every write."""
-        at = self._renewed_at
-        if at is None or time.monotonic() - at >= self._timing.renew_deadline_seconds:
+        if not self.fresh():
             raise LeadershipLost(f"lease {self._namespace}/{self._name} was not renewed in time")
 
     async def acquire(self) -> None:
         """Return once the lease is held."""
         LOG.info("waiting for the lease %s/%s as %s", self._namespace, self._name, self._identity)
-        while not await self._attempt():  # noqa: ASYNC110 - the API server is asked, not a local flag
+        while not await self.attempt():  # noqa: ASYNC110 - the API server is asked, not a local flag
             await asyncio.sleep(self._timing.retry_seconds)
         LOG.info("holding the lease %s/%s", self._namespace, self._name)
         self._report(True)
@@ -129,10 +145,9 @@ class Lease:
         """Renew until cancelled. Raise LeadershipLost when it is another's, or cannot be renewed in time."""
         try:
             while True:
+                self.fence()
                 await asyncio.sleep(self._timing.renew_seconds)
-                while not await self._attempt():
-                    if self._seen is not None and self._seen.holder not in {"", self._identity}:
-                        self._renewed_at = None
+                while not await self.attempt():
                     self.fence()
                     await asyncio.sleep(1.0)
         finally:
@@ -142,38 +157,54 @@ class Lease:
         """Give the lease back, so that the next operator need not wait. Harmless where it is not held."""
         if self._renewed_at is None:
             return
-        self._renewed_at = None
+        self._renewed_at = self._written = None
         try:
             lease = await self._client.get(LEASE, self._namespace, self._name)
             if lease["spec"].get("holderIdentity") == self._identity:
                 await self._client.replace(LEASE, self._record(lease, ""))
                 LOG.info("released the lease %s/%s", self._namespace, self._name)
+        except NotFound:
+            return
         except ApiError as error:
             LOG.warning("the lease was not released, so the next operator waits until it is stale: %s", error)
 
-    async def _attempt(self) -> bool:
-        """Take or renew the lease if that is due; return whether it is held now."""
+    async def attempt(self) -> bool:
+        """Take or renew the lease if that is due; return whether it is held now. Whatever goes wrong, it is not."""
         started = time.monotonic()
+        problem = ""
         try:
-            try:
-                lease: Raw | None = await self._client.get(LEASE, self._namespace, self._name)
-            except NotFound:
-                lease = None
-            if lease is None:
-                written = await self._client.create(LEASE, self._record(None, self._identity), fenced=False)
-            else:
-                self._seen = observe(self._seen, lease, started)
-                if step(self._seen, self._identity, self._timing, time.monotonic()) == "wait":
-                    return False
-                written = await self._client.replace(LEASE, self._record(lease, self._identity))
+            written = await self._write(started)
         except Conflict:
-            return False
+            written = None
         except ApiError as error:
-            LOG.warning("the lease cannot be read or written: %s", error)
+            written, problem = None, str(error)
+        except Exception as error:  # noqa: BLE001 - the next attempt must come: without it the lease is lost
+            written, problem = None, f"{type(error).__name__}: {error}"
+            self._failed(error)
+        if problem and problem != self.problem:
+            LOG.warning("the lease %s/%s cannot be read or written: %s", self._namespace, self._name, problem)
+        self.problem, self._written = problem, written
+        if written is None:
+            if self.holder not in {"", self._identity}:
+                self._renewed_at = None
             return False
         self._seen = observe(None, written, started)
         self._renewed_at = started
         return True
+
+    async def _write(self, started: float) -> Raw | None:
+        """Write the record if that is due, and return it; None where it is another's. Raise ApiError."""
+        if self._written is not None:
+            # Nobody else has written since: otherwise this is a Conflict, and the next attempt reads.
+            return await self._client.replace(LEASE, self._record(self._written, self._identity))
+        try:
+            lease = await self._client.get(LEASE, self._namespace, self._name)
+        except NotFound:
+            return await self._client.create(LEASE, self._record(None, self._identity), fenced=False)
+        self._seen = observe(self._seen, lease, started)
+        if step(self._seen, self._identity, self._timing, time.monotonic()) == "wait":
+            return None
+        return await self._client.replace(LEASE, self._record(lease, self._identity))
 
     def _record(self, before: Raw | None, identity: str) -> Raw:
         return record(

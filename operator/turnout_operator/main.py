@@ -13,17 +13,23 @@ import uvloop
 from turnout_operator.admin import serving
 from turnout_operator.controller import Controller, own_signals
 from turnout_operator.effects import Executor
-from turnout_operator.errors import ConfigurationError, OperatorError
+from turnout_operator.errors import ConfigurationError, LeadershipLost, OperatorError
 from turnout_operator.kube.client import KubeClient
 from turnout_operator.kube.credentials import Credentials
+from turnout_operator.kube.kinds import LEASE
 from turnout_operator.lease import Lease
 from turnout_operator.load.collector import Collector
 from turnout_operator.metrics import Metrics
 from turnout_operator.observe.store import Store
 from turnout_operator.plan.config import PlanConfig
+from turnout_operator.plan.effects import Notice
 from turnout_operator.reconciler import Reconciler
 from turnout_operator.scaler import Scaler
 from turnout_operator.settings import Settings, parse
+from turnout_operator.settling import Settling
+from turnout_operator.territory import TASK as TERRITORY_TASK
+from turnout_operator.territory import Territory
+from turnout_runtime.supervision import Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
@@ -40,7 +46,9 @@ async def run(settings: Settings) -> None:
     own_signals(stop)
     metrics = Metrics()
     credentials = Credentials()
+    tasks = Supervisor(metrics.task_failed, LOG)
     async with AsyncExitStack() as stack:
+        stack.push_async_callback(tasks.stop)
         lease_client = await stack.enter_async_context(
             KubeClient(
                 credentials.configuration, count=metrics.count_request, timeout_seconds=LEASE_REQUEST_SECONDS
@@ -52,23 +60,45 @@ async def run(settings: Settings) -> None:
             name=settings.lease_name,
             identity=settings.identity,
             held=lambda held: metrics.leader.set(1 if held else 0),
+            failed=lambda error: tasks.note("lease", error),
         )
+
+        def announce(namespace: str, by: str) -> None:
+            tasks.once(TERRITORY_TASK, _announce(executor, settings, namespace, by))
+
+        territory = Territory(
+            lease_client,
+            release=f"{settings.namespace}/{settings.lease_name}",
+            namespaces=settings.watch_namespaces,
+            failed=lambda error: tasks.note(TERRITORY_TASK, error),
+            kept_out=announce,
+            changed=metrics.territory,
+        )
+
+        def fence(namespace: str) -> None:
+            lease.fence()
+            territory.fence(namespace)
+
         client = await stack.enter_async_context(
-            KubeClient(credentials.configuration, count=metrics.count_request, fence=lease.fence)
+            KubeClient(credentials.configuration, count=metrics.count_request, fence=fence)
         )
         collector = await stack.enter_async_context(
-            Collector(failed=lambda target: metrics.scrape_failures.labels(target).inc())
+            Collector(tasks, failed=lambda target: metrics.scrape_failures.labels(target).inc())
         )
         store = Store()
-        scaler = Scaler(store, collector, metrics, settings.namespace)
+        executor = Executor(client, store, settings.identity)
+
+        scaler = Scaler(store, collector, metrics, settings.namespace, tasks, acts=territory.holds)
         config = PlanConfig(
             settings.worker_image,
             f"{settings.router_service}.{settings.namespace}.svc",
             settings.namespace,
         )
+        settling = Settling(store)
         reconciler = Reconciler(
             store,
-            executor=Executor(client, store, settings.identity),
+            settling=settling,
+            executor=executor,
             scaler=scaler,
             collector=collector,
             metrics=metrics,
@@ -82,58 +112,83 @@ async def run(settings: Settings) -> None:
             reconciler,
             scaler,
             metrics,
+            settling=settling,
+            tasks=tasks,
+            territory=territory,
             connect=credentials.connection,
             watched=tuple(watched) if settings.watch_namespaces else (),
             namespaces=settings.watch_namespaces,
         )
-        leading = False
+        leading = asyncio.Event()
 
         def not_ready() -> str:
-            return "leads, but does not know the cluster yet" if leading and not controller.synced else ""
+            return (
+                "leads, but does not know the cluster yet"
+                if leading.is_set() and not controller.synced
+                else ""
+            )
 
         await stack.enter_async_context(
             serving(
                 settings.admin_host,
                 settings.admin_port,
                 metrics,
+                tasks,
                 not_ready=not_ready,
+                remark=territory.sentence,
                 decisions=scaler.reasons,
             )
         )
+
+        async def compete() -> None:
+            if not leading.is_set():
+                await lease.acquire()
+                leading.set()
+            await lease.keep()
+
+        competing = tasks.run("lease", compete, fatal=(LeadershipLost,))
         try:
-            if not await _unless(stop, lease.acquire()):
-                return
-            leading = True
-            await _first(lease.keep(), controller.run(stop))
+            if await _before(stop, leading.wait(), tasks):
+                controller.start(stop)
+                await _before(stop, None, tasks)
         finally:
+            await controller.stop()
+            competing.cancel()
+            await asyncio.wait([competing])
             await lease.release()
+            await controller.end_watches()
     LOG.info("stopped")
 
 
-async def _unless(stop: asyncio.Event, work: Coroutine[object, object, object]) -> bool:
-    """Return whether *work* came to its end before *stop* was set."""
-    task, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
-    try:
-        await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            task.result()
-        return task.done()
-    finally:
-        task.cancel()
-        stopping.cancel()
+async def _announce(executor: Executor, settings: Settings, namespace: str, by: str) -> None:
+    """Say in an Event about this release's own lease where it stands still, and why."""
+    own = {
+        "apiVersion": LEASE.api_version,
+        "kind": LEASE.name,
+        "metadata": {"namespace": settings.namespace, "name": settings.lease_name},
+    }
+    where = f"namespace {namespace}" if namespace else "all namespaces"
+    notice = Notice("Warning", "StandingStill", f"nothing is done in {where}: {by}")
+    await executor.post(own, [notice], fenced=False)
 
 
-async def _first(*works: Coroutine[object, object, object]) -> None:
-    """Run *works* until the first of them ends; end the others, then raise what it raised."""
-    tasks = [asyncio.ensure_future(work) for work in works]
+async def _before(
+    stop: asyncio.Event, work: Coroutine[object, object, object] | None, tasks: Supervisor
+) -> bool:
+    """Return whether *work* came to its end before *stop* was set. Raise what a task must not survive."""
+    stopping = asyncio.ensure_future(stop.wait())
+    ended = asyncio.ensure_future(tasks.ended())
+    working = asyncio.ensure_future(work) if work is not None else None
+    waited = {stopping, ended} | ({working} if working is not None else set())
     try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        if ended.done():
+            ended.result()
+        return working is not None and working.done()
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()
+        for future in waited:
+            future.cancel()
+        await asyncio.gather(*waited, return_exceptions=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

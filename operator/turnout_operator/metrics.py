@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+TASKS: Final = ("admin", "lease", "namespaces", "queue", "resync", "scaling", "scrapes", "watches")
+"""Long-lived tasks, as label ``task`` names them."""
 _DEPLOYMENT = ("deployment",)
 _POOL = ("deployment", "role")
 
@@ -18,6 +22,14 @@ class Metrics:
             "1 while this operator holds the lease and acts.",
             registry=self.registry,
         )
+        self.namespaces = Gauge(
+            "turnout_operator_namespaces",
+            "Namespaces by who acts there: this release (own), or another, while this one stands still (other; the "
+            "whole cluster counts as one).",
+            ("release",),
+            registry=self.registry,
+        )
+        self.territory(0, 0)
         self.reconcile_seconds = Histogram(
             "turnout_operator_reconcile_seconds",
             "Time that one pass over one resource took.",
@@ -39,6 +51,12 @@ class Metrics:
         )
         self.queue = Gauge(
             "turnout_operator_queue_length", "Resources that wait for a pass.", registry=self.registry
+        )
+        self.unreadable = Gauge(
+            "turnout_operator_namespace_unreadable",
+            "1 while the API server refuses this resource in this namespace (empty: in all of them).",
+            ("namespace", "resource"),
+            registry=self.registry,
         )
         self.desired = Gauge(
             "turnout_operator_desired_replicas",
@@ -67,6 +85,23 @@ class Metrics:
             ("target",),
             registry=self.registry,
         )
+        self.task_failures = Counter(
+            "turnout_operator_task_failures_total",
+            "Exceptions that a long-lived task raised and survived; the log says which.",
+            ("task",),
+            registry=self.registry,
+        )
+        for task in TASKS:
+            self.task_failures.labels(task)
+
+    def task_failed(self, task: str) -> None:
+        """Count what a long-lived task raised."""
+        self.task_failures.labels(task).inc()
+
+    def territory(self, own: int, others: int) -> None:
+        """Say in how many namespaces this release acts, and in how many another one does."""
+        self.namespaces.labels("own").set(own)
+        self.namespaces.labels("other").set(others)
 
     def count_request(self, verb: str, resource: str, status: int) -> None:
         """Count a request to the API server."""

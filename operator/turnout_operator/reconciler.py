@@ -6,16 +6,17 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from turnout.api import load_deployment, load_route
+from turnout.api import load_budget, load_deployment, load_route
 from turnout.api.loading import InvalidResource
 from turnout_operator.effects import transient
 from turnout_operator.errors import ChildNameTaken
-from turnout_operator.kube.kinds import LLM_DEPLOYMENT, LLM_ROUTE
-from turnout_operator.plan.claims import Settlement, claim_of, settle
+from turnout_operator.kube.kinds import LLM_DEPLOYMENT, LLM_ROUTE, TOKEN_BUDGET
+from turnout_operator.plan.budget import budget_status, invalid_budget
 from turnout_operator.plan.conditions import MAX_MESSAGE
 from turnout_operator.plan.notices import CHILD_NAME_TAKEN, taken
+from turnout_operator.plan.observed import failed_pod
 from turnout_operator.plan.plan import Observed, plan
-from turnout_operator.plan.route import invalid_route, route_status
+from turnout_operator.plan.route import invalid_route, route_status, targets_of
 from turnout_operator.plan.status import condition, invalid
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from turnout_operator.plan.config import PlanConfig
     from turnout_operator.plan.effects import Plan
     from turnout_operator.scaler import Scaler
+    from turnout_operator.settling import Settling
 
 LOG: Final = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ class Reconciler:
         executor: Executor,
         scaler: Scaler,
         collector: Collector,
+        settling: Settling,
         metrics: Metrics,
         config: PlanConfig,
     ) -> None:
@@ -52,6 +55,7 @@ class Reconciler:
         self._executor = executor
         self._scaler = scaler
         self._collector = collector
+        self._settling = settling
         self._metrics = metrics
         self._config = config
 
@@ -89,24 +93,49 @@ class Reconciler:
         if raw is None or raw["metadata"].get("deletionTimestamp"):
             return
         now = time.time()
-        names = {other.name for other in self._store.keys(LLM_DEPLOYMENT) if other.namespace == key.namespace}
+        present = {
+            target for target in targets_of(raw) if self._store.get(LLM_DEPLOYMENT, key._replace(name=target))
+        }
         try:
-            status = route_status(load_route(raw), names, raw.get("status") or {}, now)
+            status = route_status(
+                load_route(raw),
+                present,
+                self._settling.settlement(LLM_ROUTE, key),
+                raw.get("status") or {},
+                now,
+            )
         except InvalidResource as error:
             status = invalid_route(raw, str(error), now)
         await self._executor.write_status(raw, status)
 
+    async def budget(self, key: Key) -> None:
+        """Bring the status of a TokenBudget up to date. Raise ApiError."""
+        raw = self._store.get(TOKEN_BUDGET, key)
+        if raw is None or raw["metadata"].get("deletionTimestamp"):
+            return
+        now = time.time()
+        try:
+            status = budget_status(
+                load_budget(raw),
+                self._settling.settlement(TOKEN_BUDGET, key),
+                self._config.namespace,
+                raw.get("status") or {},
+                now,
+            )
+        except InvalidResource as error:
+            status = invalid_budget(raw, str(error), now)
+        await self._executor.write_status(raw, status)
+
     def _observed(self, key: Key, deployment: Any, raw: Raw) -> Observed:
-        rivals = self._store.all(LLM_DEPLOYMENT, key.namespace)
-        claims = [claim_of(rival) for rival in rivals if not rival["metadata"].get("deletionTimestamp")]
         return Observed(
             deployment=deployment,
             status=raw.get("status") or {},
             children=self._store.children(key),
             pods=self._scaler.pods(key),
-            names=settle(claims).get(key.name, Settlement((), ())),
+            names=self._settling.settlement(LLM_DEPLOYMENT, key),
             decision=self._scaler.decision(key),
             goodput_percent=self._collector.traffic(key).goodput_percent,
+            failed=[pod for raw in self._store.pods(key) if (pod := failed_pod(raw)) is not None],
         )
 
     def _tell(self, key: Key, planned: Plan, status: Raw, *, acted: bool, changed: bool) -> None:

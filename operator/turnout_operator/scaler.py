@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from turnout.scaling.decide import decide
 from turnout.scaling.decision import Decision, Memory
 from turnout.scaling.policy import Policy
 from turnout_operator.kube.kinds import LLM_DEPLOYMENT
+from turnout_operator.load import collector as scrapes
 from turnout_operator.load.collector import Target
 from turnout_operator.load.facts import load_facts
 from turnout_operator.plan.claims import Settlement
@@ -20,15 +22,20 @@ from turnout_operator.plan.observed import observed_pod
 from turnout_operator.plan.plan import Observed, current_desired
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from turnout.api import LLMDeployment
     from turnout_operator.kube.client import Raw
     from turnout_operator.load.collector import Collector
     from turnout_operator.metrics import Metrics
     from turnout_operator.observe.store import Key, Store
     from turnout_operator.plan.observed import ObservedPod
+    from turnout_runtime.supervision import Supervisor
 
 LOG: Final = logging.getLogger(__name__)
 
+TASK: Final = "scaling"
+"""Name under which failures are counted."""
 INTERVAL_SECONDS: Final = 5.0
 """Time between two decisions, in the deployment's seconds."""
 MIN_INTERVAL_SECONDS: Final = 1.0
@@ -41,13 +48,27 @@ class _State:
     """Monotonic time of the next decision."""
     memory: Memory = field(default_factory=Memory)
     decision: Decision | None = None
+    reading: bool = False
+    """Whether its workers are being read: one that takes long is not read twice at a time."""
 
 
 class Scaler:
     """Decides for every deployment, each at its own pace."""
 
-    def __init__(self, store: Store, collector: Collector, metrics: Metrics, router_namespace: str) -> None:
+    def __init__(
+        self,
+        store: Store,
+        collector: Collector,
+        metrics: Metrics,
+        router_namespace: str,
+        tasks: Supervisor,
+        *,
+        acts: Callable[[str], bool] = lambda _: True,
+    ) -> None:
         self._store = store
+        self._tasks = tasks
+        self._acts = acts
+        """Whether this operator acts in a namespace. What is another's is neither read nor decided about."""
         self._collector = collector
         self._metrics = metrics
         self._router_namespace = router_namespace
@@ -70,34 +91,63 @@ class Scaler:
         )
         return [pod for pod in found if pod is not None]
 
-    async def tick(self) -> list[Key]:
-        """Read and decide what is due; return the deployments to look at."""
+    def tick(self, decided: Callable[[Key], None]) -> None:
+        """Begin to read and decide for what is due; *decided* is called with each deployment once that is done.
+
+        Each is a task of its own: what one deployment's workers do to their reader delays no other's decision.
+        """
         now = time.monotonic()
+        present = frozenset(key for key in self._store.keys(LLM_DEPLOYMENT) if self._acts(key.namespace))
         due: dict[Key, LLMDeployment] = {}
-        present = frozenset(self._store.keys(LLM_DEPLOYMENT))
         for key in present:
             state = self._states.setdefault(key, _State())
             raw = self._store.get(LLM_DEPLOYMENT, key)
-            if raw is None or now < state.due_at:
+            if raw is None or state.reading or now < state.due_at:
                 continue
+            state.due_at = now + INTERVAL_SECONDS
             try:
                 due[key] = load_deployment(raw)
             except InvalidResource:
                 state.decision = None  # its condition says why
-                state.due_at = now + INTERVAL_SECONDS
+            except Exception as error:  # noqa: BLE001 - the others are still to be looked at
+                self._tasks.note(TASK, error, detail=str(key))
         self._states = {key: state for key, state in self._states.items() if key in present}
         self._collector.forget(present)
         if not due:
-            return []
-        scales = {key: _scale(deployment) for key, deployment in due.items()}
-        workers = {key: _targets(self._store.pods(key)) for key in due}
-        routers = _targets(self._store.routers(self._router_namespace))
-        await self._collector.read(workers, scales, routers)
+            return
+        routers = self._tasks.once(
+            scrapes.TASK, self._collector.read_routers(_targets(self._store.routers(self._router_namespace)))
+        )
         for key, deployment in due.items():
-            interval = max(MIN_INTERVAL_SECONDS, INTERVAL_SECONDS / scales[key])
-            self._states[key].due_at = now + interval
-            self._decide(key, deployment, interval, scales[key])
-        return list(due)
+            state = self._states[key]
+            interval = max(MIN_INTERVAL_SECONDS, INTERVAL_SECONDS / _scale(deployment))
+            state.due_at, state.reading = now + interval, True
+            self._tasks.once(
+                TASK,
+                self._round(key, deployment, interval, routers=routers, decided=decided),
+                detail=str(key),
+            )
+
+    async def _round(
+        self,
+        key: Key,
+        deployment: LLMDeployment,
+        interval: float,
+        *,
+        routers: asyncio.Task[None],
+        decided: Callable[[Key], None],
+    ) -> None:
+        scale, state = _scale(deployment), self._states.get(key)
+        if state is None:
+            return
+        try:
+            await asyncio.wait([routers])
+            await self._collector.read(key, _targets(self._store.pods(key)), scale)
+            if self._states.get(key) is state:
+                self._decide(key, deployment, interval, scale)
+        finally:
+            state.reading = False
+        decided(key)
 
     def _decide(self, key: Key, deployment: LLMDeployment, interval: float, scale: int) -> None:
         state, raw = self._states[key], self._store.get(LLM_DEPLOYMENT, key)

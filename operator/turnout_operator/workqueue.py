@@ -1,5 +1,7 @@
 """The queue between events and work: each key at most once, never twice at a time, retried with back-off.
 
+Keys are in shares (namespaces, for example) that take turns: ten thousand keys of one
+share delay those of another by one key each.
 As in client-go: a key that is added while it is being worked on is worked on once more afterwards. So a burst
 of events costs one pass, and what the pass did not see yet is not lost. It holds as many keys as there are resources.
 """
@@ -10,7 +12,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Callable, Hashable
 
 K = TypeVar("K", bound="Hashable")
 
@@ -21,8 +23,10 @@ LAST_DELAY_SECONDS: Final = 60.0
 class WorkQueue(Generic[K]):
     """Keys that wait for their turn."""
 
-    def __init__(self) -> None:
-        self._ready: dict[K, None] = {}
+    def __init__(self, share: Callable[[K], Hashable] = lambda _: None) -> None:
+        self._share = share
+        self._ready: dict[Hashable, dict[K, None]] = {}
+        """By share, the one whose turn is next first; none is empty."""
         self._active: set[K] = set()
         self._again: set[K] = set()
         self._timers: dict[K, asyncio.TimerHandle] = {}
@@ -31,7 +35,7 @@ class WorkQueue(Generic[K]):
 
     def __len__(self) -> int:
         """Return how many keys wait, timers aside."""
-        return len(self._ready) + len(self._again)
+        return sum(map(len, self._ready.values())) + len(self._again)
 
     def add(self, key: K) -> None:
         """Have *key* worked on as soon as somebody is free."""
@@ -41,7 +45,7 @@ class WorkQueue(Generic[K]):
         if key in self._active:
             self._again.add(key)
         else:
-            self._ready[key] = None
+            self._ready.setdefault(self._share(key), {})[key] = None
             self._filled.set()
 
     def add_after(self, key: K, seconds: float) -> None:
@@ -67,12 +71,16 @@ class WorkQueue(Generic[K]):
         self._failures.pop(key, None)
 
     async def get(self) -> K:
-        """Return the key that has waited longest, once there is one. Say `done` afterwards."""
+        """Return the key that has waited longest of the share whose turn it is, once there is one. Say `done` afterwards."""
         while not self._ready:
             self._filled.clear()
             await self._filled.wait()
-        key = next(iter(self._ready))
-        del self._ready[key]
+        share = next(iter(self._ready))
+        waiting = self._ready.pop(share)
+        key = next(iter(waiting))
+        del waiting[key]
+        if waiting:
+            self._ready[share] = waiting  # behind all others
         self._active.add(key)
         return key
 

@@ -219,13 +219,14 @@ class Gateway:
         if not self.ready:
             raise unavailable("The router does not know its workers yet.")
         fleet = self._backends.fleet
-        if grant is not None and not grant.allows(completion.model):
+        served = fleet.names.get(completion.model)
+        if served is None:
             raise model_not_found(completion.model)
+        if grant is not None and not grant.allows(completion.model, served.namespace):
+            raise key_wrong() if grant is fleet.unknown else model_not_found(completion.model)
         key = resolve(fleet, completion.model, self._draws.random())
         if key is None:
-            if completion.model in fleet.names:
-                raise unavailable(f"No deployment that `{completion.model}` leads to exists now.")
-            raise model_not_found(completion.model)
+            raise unavailable(f"No deployment that `{completion.model}` leads to exists now.")
         route = fleet.deployments[key]
         asks = read_asks(identity.asks) if identity.asks else NOTHING
         if asks.explain and self._may_explain(grant):
@@ -255,11 +256,14 @@ class Gateway:
     ) -> Grant | None:
         """Return what the client's key grants, None for a client that needs none. Raise ApiError (401) otherwise.
 
+        Where no key is required, one that is not known opens the names of namespaces that have no keys.
+
         The key is a bearer token, or stands in *key_field* where there is no `Authorization`. Keys are looked up
         by their SHA-256: how long that takes says nothing about any key. The next request of a connection that sends
         the same one needs no look-up, as long as the keys are the same.
         """
-        grants = self._backends.fleet.grants
+        fleet = self._backends.fleet
+        grants = fleet.grants
         required = self._settings.auth == "required"
         if not grants and not required:
             return None  # no key is known, so none can be wrong: clients that must send one may send any
@@ -275,6 +279,8 @@ class Gateway:
             return before.grants
         scheme, _, key = value.partition(b" ")
         grant = grants.get(hashlib.sha256(key.strip()).hexdigest()) if scheme.lower() == b"bearer" else None
+        if grant is None and not required:
+            grant = fleet.unknown
         if grant is None:
             raise key_wrong()
         client.identify(Caller(value, grants, grant))

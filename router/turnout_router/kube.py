@@ -39,6 +39,7 @@ _WATCH_SECONDS: Final = 50
 _WATCH_SLACK_SECONDS: Final = 15.0
 _BACK_OFF_SECONDS: Final = (0.2, 0.5, 1.0, 2.0, 5.0)
 _GONE: Final = 410
+_REFUSED: Final = frozenset({403, 404})
 _OK: Final = 200
 
 
@@ -197,12 +198,19 @@ class CollectionObserver(Protocol):
     def removed(self, raw: dict[str, Any]) -> None:
         """Drop an object."""
 
-    def reachable(self, reason: str) -> None:
-        """Learn whether the collection can be followed now: why not, or an empty text."""
+    def reachable(self, reason: str, *, refused: bool = False) -> None:
+        """Learn whether the collection can be followed now: why not, or an empty text.
+
+        *refused*: the API server answers, but has no such collection or does not let us read it (403, 404).
+        """
 
 
 class _Expired(Exception):  # noqa: N818 - a turn of the loop, never seen outside
     """The version to watch from is too old: list again."""
+
+
+class _Refused(DiscoveryError):  # noqa: N818 - a state of a collection
+    """The API server answers, but not for this collection: 403 or 404."""
 
 
 def new_client(access: Access) -> httpx.AsyncClient:
@@ -245,7 +253,10 @@ async def follow(
             orjson.JSONDecodeError,
             ssl.SSLError,
         ) as error:
-            observer.reachable(f"{path}: {str(error) or type(error).__name__}")
+            refused = isinstance(error, _Refused)
+            if refused:
+                version = None  # what was known may be dropped meanwhile: begin with a list
+            observer.reachable(f"{path}: {str(error) or type(error).__name__}", refused=refused)
             pause = _BACK_OFF_SECONDS[min(failures, len(_BACK_OFF_SECONDS) - 1)]
             failures += 1
             await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - spreads load, guards nothing
@@ -324,6 +335,5 @@ def _check(status: int, body: bytes) -> None:
         message = orjson.loads(body).get("message")
     except (orjson.JSONDecodeError, AttributeError):
         message = None
-    raise DiscoveryError(
-        f"the API server answered {status}: {message or body[:200].decode(errors='replace')}"
-    )
+    kind = _Refused if status in _REFUSED else DiscoveryError
+    raise kind(f"the API server answered {status}: {message or body[:200].decode(errors='replace')}")

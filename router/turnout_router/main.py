@@ -183,6 +183,16 @@ class Router:
         self._stale = reason
         self._metrics.fleet_stale.set(1 if reason else 0)
 
+    def unreadable(self, namespace: str, resource: str, reason: str) -> None:
+        """Say which part of the fleet is left out, once, and show it as long as it lasts."""
+        where = f"{resource} of {f'namespace {namespace}' if namespace else 'all namespaces'}"
+        if reason:
+            _LOG.warning("cannot be read, going on without: %s: %s", where, reason)
+            self._metrics.unreadable.labels(namespace, resource).set(1)
+        else:
+            _LOG.info("can be read: %s", where)
+            self._metrics.unreadable.remove(namespace, resource)
+
     def rejected(self, what: str) -> None:
         """Count and say what was left out."""
         _LOG.warning("left out: %s", what)
@@ -225,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.config is not None:
             source = FileSource(options.config)
         else:
-            source = KubernetesSource(load_access(), tuple(options.watch_namespace))
+            source = KubernetesSource(load_access(), tuple(options.watch_namespace), options.namespace)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(settings_of(options), source))
     except (ConfigError, OSError) as error:

@@ -212,6 +212,12 @@ class Metrics:
             "1 while the fleet cannot be read and the last one known is used.",
             registry=self.registry,
         )
+        self.unreadable = Gauge(
+            "turnout_router_namespace_unreadable",
+            "1 while the API server refuses this resource in this namespace (empty: in all of them).",
+            ("namespace", "resource"),
+            registry=self.registry,
+        )
         self.fleet_updates = Counter(
             "turnout_router_fleet_updates",
             "Changes of the fleet that were taken over.",

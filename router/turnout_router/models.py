@@ -34,13 +34,13 @@ def models_body(fleet: Fleet, facts: Facts, grant: Grant | None, target: bytes, 
     if path != MODELS:
         name = unquote(path[len(MODELS) + 1 :].decode("latin-1"))
         found = fleet.names.get(name)
-        if found is None or (grant is not None and not grant.allows(name)):
+        if found is None or (grant is not None and not grant.allows(name, found.namespace)):
             raise model_not_found(name[:256])
         return orjson.dumps(describe(name, found))
     names = [
         name
         for name, served in sorted(fleet.names.items())
-        if served.listed and (grant is None or grant.allows(name))
+        if served.listed and (grant is None or grant.allows(name, served.namespace))
     ]
     if not anthropic:
         return orjson.dumps({"object": "list", "data": [describe(name, fleet.names[name]) for name in names]})

@@ -89,6 +89,12 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         default=[],
         help="watch this namespace only; may be repeated; all where it is not given",
     )
+    add(
+        "--namespace",
+        default=os.environ.get(names.ENV_POD_NAMESPACE, ""),
+        help="own namespace: only TokenBudgets in it may open names of every namespace with the scope Cluster "
+        f"(environment: {names.ENV_POD_NAMESPACE})",
+    )
     host = os.environ.get(names.ENV_BIND_ADDRESS) or _SETTINGS.host
     add("--host", default=host, help=f"address to listen on (environment: {names.ENV_BIND_ADDRESS})")
     add("--port", type=_port, default=names.ROUTER_PORT, help="public port: the OpenAI API")

@@ -182,7 +182,7 @@ class Supervisor:
                 self._end_with(name, error)
                 return
             except asyncio.CancelledError as error:
-                if _is_cancelled():
+                if is_cancelled():
                     raise
                 self.note(name, error, detail=detail)  # raised by what the task waited for, not meant for it
             except Exception as error:  # noqa: BLE001 - whatever it is, the process goes on
@@ -197,7 +197,7 @@ class Supervisor:
         try:
             return await work
         except asyncio.CancelledError as error:
-            if _is_cancelled():
+            if is_cancelled():
                 raise
             self.note(name, error, detail=detail)
         except Exception as error:  # noqa: BLE001 - as above
@@ -284,7 +284,7 @@ async def _cancel(tasks: Collection[asyncio.Task[Any]], seconds: float, log: log
             log.error("%s did not end within %g s after it was cancelled", task.get_name(), seconds)
 
 
-def _is_cancelled() -> bool:
+def is_cancelled() -> bool:
     """Say whether the current task itself was cancelled, rather than something that it waited for."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

@@ -40,8 +40,8 @@ def test_adapters_claim_their_names() -> None:
     first = claim_of(raw_deployment("first", lora={"adapters": ADAPTERS}))
     second = claim_of(raw_deployment("second", model={"source": "hf://a/b", "servedNames": ["law", "other"]}))
     settled = settle([first, second])
-    assert settled["first"].served == ("first", "sql", "law")
-    assert settled["second"].served == ("other",)
-    assert settled["second"].refused == (("law", "first"),)
+    assert settled[first.owner].served == ("first", "sql", "law")
+    assert settled[second.owner].served == ("other",)
+    assert settled[second.owner].refused == (("law", "served by first"),)
     for nonsense in (None, [], "x", {"adapters": {}}, {"adapters": [None, 7, {"name": 7}, {}]}):
         assert claim_of(raw_deployment("odd", lora=nonsense)).names == ("odd",)

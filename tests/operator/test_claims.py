@@ -1,40 +1,81 @@
-"""Names that several deployments claim, and drift."""
+"""Names and keys that several resources claim, and drift."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnout_operator.plan.claims import Claim, claim_of, settle
+from support.operator_values import NOW, raw_deployment
+from turnout.api import load_budget, load_route
+from turnout_operator.plan.budget import budget_status, invalid_budget
+from turnout_operator.plan.claims import (
+    HOLD_SECONDS,
+    Claim,
+    Claimant,
+    Claims,
+    Settlement,
+    claim_of,
+    claimant_of,
+    keys_of,
+    settle,
+)
 from turnout_operator.plan.drift import holds
+from turnout_operator.plan.route import invalid_route, route_status
+
+
+def claim(key: str, created: str = "", *names: str, kind: str = "LLMDeployment") -> Claim:
+    namespace, _, name = key.partition("/")
+    return Claim(Claimant(kind, namespace, name), created, names)
+
+
+def book(*claims: Claim) -> Claims:
+    made = Claims()
+    for one in claims:
+        made.put(one)
+    made.settle(0)
+    return made
+
+
+def holder(claims: Claims, name: str, *among: Claim) -> str | None:
+    """Return which of *among* has *name*."""
+    found = [str(one.owner) for one in among if name in claims.settlement(one.owner).served]
+    assert len(found) <= 1
+    return found[0] if found else None
 
 
 def test_the_oldest_claim_wins() -> None:
-    """The younger gets what is left, and is told who has the rest."""
-    settled = settle(
-        [
-            Claim("b", "2026-01-02", ("x", "y")),
-            Claim("a", "2026-01-03", ("x", "z")),
-            Claim("c", "2026-01-01", ("y",)),
-        ]
-    )
-    assert settled["c"].served == ("y",)
-    assert (settled["b"].served, settled["b"].refused) == (("x",), (("y", "c"),))
-    assert (settled["a"].served, settled["a"].refused) == (("z",), (("x", "b"),))
+    """The younger gets what is left, and is told who has the rest, in whatever namespace that is."""
+    b, a = claim("n/b", "2026-01-02", "x", "y"), claim("m/a", "2026-01-03", "x", "z")
+    c = claim("n/c", "2026-01-01", "y")
+    settled = settle([b, a, c])
+    assert settled[c.owner].served == ("y",)
+    assert settled[b.owner] == Settlement(("x",), (("y", "served by c"),))
+    assert settled[a.owner] == Settlement(("z",), (("x", "served by n/b"),))
+
+
+def test_equally_old_ones_come_in_a_fixed_order() -> None:
+    """Deployments before routes, then by namespace and name: creation times have whole seconds."""
+    route = claim("a/a", "1", "x", kind="LLMRoute")
+    one, other = claim("b/b", "1", "x"), claim("b/c", "1", "x")
+    assert settle([route, other, one])[one.owner].served == ("x",)
+    assert settle([route, other, one])[route.owner].refused == (("x", "served by b/b"),)
+    assert settle([claim("z/z", "2", "x"), route])[route.owner].served == ("x",)
 
 
 @given(
     claims=st.lists(
         st.builds(
-            Claim,
-            st.text("abcd", min_size=1, max_size=2),
+            claim,
+            st.sampled_from(["a/a", "a/b", "b/a", "b/b", "c/a"]),
             st.sampled_from(["1", "2"]),
-            st.lists(st.sampled_from("xyz")).map(tuple),
+            st.sampled_from("xyz"),
+            st.sampled_from("xyz"),
         ),
-        unique_by=lambda claim: claim.deployment,
+        unique_by=lambda claim: claim.owner,
         max_size=6,
     ),
     random=st.randoms(),
@@ -48,12 +89,214 @@ def test_a_name_has_one_holder_whatever_the_order(claims: list[Claim], random: A
     assert settle(claims) == settled
 
 
+def test_who_has_a_name_keeps_it() -> None:
+    """Against an older one that comes to claim it, and over a restart of the operator: the status says whose it is."""
+    mine, older = claim("a/m", "5", "x"), claim("b/m", "1", "x")
+    claims = book(mine)
+    claims.put(older)
+    assert older.owner not in claims.settle(1), "nothing has changed hands"
+    assert holder(claims, "x", mine, older) == str(mine.owner)
+    told = replace(mine, had=frozenset({"x"}))
+    assert settle([told, older])[mine.owner].served == ("x",)
+    both = replace(older, had=frozenset({"x"}))
+    assert settle([told, both])[older.owner].served == ("x",), "of two that had it, the older"
+
+
+def test_a_name_that_is_given_up_is_free_at_once() -> None:
+    """Left out of the spec: the next one gets it, also in another namespace, and is looked at."""
+    mine, other = claim("a/m", "1", "x", "y"), claim("b/m", "2", "x")
+    claims = book(mine, other)
+    claims.put(replace(mine, names=("y",)))
+    assert other.owner in claims.settle(1)
+    assert claims.settlement(other.owner).served == ("x",)
+    assert claims.settlement(mine.owner).served == ("y",)
+
+
+def test_a_holder_that_is_deleted_may_come_back() -> None:
+    """Another namespace waits; its own does not; and a claim that begins meanwhile gets nothing either."""
+    mine, other, late = claim("a/m", "1", "x"), claim("b/m", "2", "x"), claim("c/m", "3", "x")
+    claims = book(mine, other)
+    claims.remove(mine.owner, 10)
+    assert claims.settle(10) == {other.owner}, "it is told"
+    assert claims.settlement(other.owner) == Settlement(
+        (), (("x", "kept for namespace a for 60 s after its holder has gone"),)
+    )
+    claims.put(late)
+    claims.settle(10 + HOLD_SECONDS - 1)
+    assert holder(claims, "x", other, late) is None
+    again = replace(mine, created="9")
+    claims.put(again)
+    claims.settle(10 + HOLD_SECONDS - 0.5)
+    assert holder(claims, "x", again, other, late) == str(mine.owner)
+    assert claims.settle(1000) == set()
+    neighbour = claim("a/n", "8", "x")
+    claims.put(neighbour)
+    claims.remove(mine.owner, 2000)
+    assert {neighbour.owner, other.owner, late.owner} == claims.settle(2000)
+    assert holder(claims, "x", neighbour, other, late) == str(neighbour.owner)
+    claims.remove(neighbour.owner, 3000)
+    claims.settle(3000)
+    assert other.owner in claims.settle(3000 + HOLD_SECONDS)
+    assert holder(claims, "x", other, late) == str(other.owner)
+
+
+def test_what_was_refused_waits_after_a_restart() -> None:
+    """Nobody has the name now, but somebody had: deleted while no operator ran, or in a namespace that cannot be read."""
+    waits = replace(claim("b/m", "2", "x"), refused=frozenset({"x"}))
+    claims = book(waits)
+    assert holder(claims, "x", waits) is None
+    assert claims.settle(HOLD_SECONDS) == {waits.owner}
+    assert holder(claims, "x", waits) == str(waits.owner)
+    comes = claim("a/m", "1", "x")
+    claims = book(waits, comes)
+    assert holder(claims, "x", waits, comes) == str(comes.owner), (
+        "it was not refused, so it is new or comes back"
+    )
+
+
+def test_nothing_is_remembered_of_what_is_gone() -> None:
+    """However many names come and go."""
+    claims = Claims()
+    for number in range(100):
+        one = claim("a/m", "1", f"x{number}")
+        claims.put(one)
+        claims.settle(number)
+        claims.remove(one.owner, number)
+        claims.settle(number)
+    claims.settle(100 + HOLD_SECONDS)
+    left = [vars(claims)[name] for name in ("_claims", "_rivals", "_holders", "_kept", "_open")]
+    assert not any(left), left
+
+
+@given(chance=st.randoms(use_true_random=False))
+def test_no_other_namespace_gets_a_name_within_the_hold(chance: Any) -> None:
+    """Whatever comes and goes: a name has one holder, and passes to another namespace by giving up or after the wait."""
+    owners = [claim(key, str(age), "x") for age, key in enumerate(("a/m", "a/n", "b/m", "c/m"))]
+    claims, now, present = Claims(), 0.0, dict[Claimant, Claim]()
+    had: Claimant | None = None
+    gone_at = given_up = -HOLD_SECONDS
+    for _ in range(60):
+        now += chance.choice([0.0, 1.0, 20.0])
+        one = chance.choice(owners)
+        if one.owner not in present:
+            claims.put(one)
+            present[one.owner] = one
+        elif chance.random() < 0.5:
+            claims.remove(one.owner, now)
+            del present[one.owner]
+            gone_at = now if one.owner == had else gone_at
+        else:
+            claims.put(replace(one, names=()))
+            claims.settle(now)
+            del present[one.owner]
+            given_up = now if one.owner == had else given_up
+        claims.settle(now)
+        got = [owner for owner in present if claims.settlement(owner).served]
+        assert len(got) <= 1
+        if got and had is not None and got[0].namespace != had.namespace:
+            assert given_up >= gone_at or now - gone_at >= HOLD_SECONDS
+        if not got and present:
+            assert now - gone_at < HOLD_SECONDS
+        had = got[0] if got else had
+
+
 @pytest.mark.parametrize(
-    "spec", [{}, {"model": None}, {"model": {"servedNames": "text"}}, {"model": {"servedNames": [1]}}]
+    "spec",
+    [{}, {"model": None}, {"model": {"servedNames": "text"}}, {"model": {"servedNames": [1]}}, "text", None],
 )
-def test_a_broken_spec_claims_its_own_name(spec: dict[str, Any]) -> None:
+def test_a_broken_spec_claims_its_own_name(spec: Any) -> None:
     """One object that cannot be used does not break the settlement of the others."""
-    assert claim_of({"metadata": {"name": "a"}, "spec": spec}).names == ("a",)
+    raw = {"kind": "LLMDeployment", "metadata": {"name": "a"}, "spec": spec}
+    assert claim_of(raw).names == ("a",)
+    for kind in ("LLMRoute", "TokenBudget"):
+        assert claim_of({**raw, "kind": kind}).names == ()
+
+
+def test_what_the_status_says_is_read() -> None:
+    """What it has, and, of this very generation, what it did not get."""
+    raw = raw_deployment(model={"source": "hf://a/b", "servedNames": ["x", "y"]})
+    assert (claim_of(raw).had, claim_of(raw).refused) == (frozenset(), frozenset())
+    raw["status"] = {"observedGeneration": 1, "servedNames": ["x", "old"]}
+    assert (claim_of(raw).had, claim_of(raw).refused) == ({"x"}, {"y"})
+    raw["metadata"]["generation"] = 2
+    assert (claim_of(raw).had, claim_of(raw).refused) == ({"x"}, frozenset())
+
+
+def raw_budget(namespace: str = "team", generation: int = 1, **spec: Any) -> dict[str, Any]:
+    keys = [{"name": name, "sha256": name * 64} for name in "ab"]
+    return {
+        "apiVersion": "turnout.dev/v1alpha1",
+        "kind": "TokenBudget",
+        "metadata": {"name": "b", "namespace": namespace, "generation": generation},
+        "spec": {"keys": keys, **spec},
+    }
+
+
+def ready(status: dict[str, Any]) -> tuple[str, str, str]:
+    (found,) = (item for item in status["conditions"] if item["type"] == "Ready")
+    return found["status"], found["reason"], found["message"]
+
+
+def test_keys_are_claimed_by_their_digests() -> None:
+    """A status names keys, so it counts for its generation alone: whose digest was replaced has not got the other one."""
+    raw = raw_budget()
+    assert keys_of(raw) == {"a": "a" * 64, "b": "b" * 64}
+    raw["status"] = {"observedGeneration": 1, "acceptedKeys": ["a"]}
+    assert (claim_of(raw).had, claim_of(raw).refused) == ({"a" * 64}, {"b" * 64})
+    raw["metadata"]["generation"] = 2
+    assert (claim_of(raw).had, claim_of(raw).refused) == (frozenset(), frozenset())
+
+
+def test_a_budget_says_which_keys_are_valid_and_where() -> None:
+    """The scope Cluster holds in Turnout's own namespace alone; a key that another one had first is named."""
+
+    def told(raw: dict[str, Any], *served: str) -> dict[str, Any]:
+        return budget_status(load_budget(raw), Settlement(served, ()), "sys", {}, NOW)
+
+    everything = ("a" * 64, "b" * 64)
+    assert told(raw_budget(), *everything)["acceptedKeys"] == ["a", "b"]
+    assert ready(told(raw_budget(), *everything)) == (
+        "True",
+        "KeysValid",
+        "keys a, b: valid for namespace team",
+    )
+    cluster = told(raw_budget("sys", scope="Cluster"), *everything)
+    assert ready(cluster) == ("True", "KeysValid", "keys a, b: valid for every namespace")
+    status, reason, message = ready(told(raw_budget(scope="Cluster"), *everything))
+    assert (status, reason) == ("False", "ScopeNotAllowed")
+    assert "namespace sys alone" in message
+    assert "namespace team only" in message
+    lost = told(raw_budget(), "b" * 64)
+    assert lost["acceptedKeys"] == ["b"]
+    assert ready(lost)[:2] == ("False", "KeyConflict")
+    assert "had key a first" in ready(lost)[2]
+    kept = invalid_budget({**raw_budget(), "status": lost}, "nonsense", NOW)
+    assert (kept["acceptedKeys"], ready(kept)[1:]) == (["b"], ("InvalidSpec", "nonsense"))
+
+
+def test_a_route_says_which_of_its_names_it_has() -> None:
+    """All, some or none of them; what leads nowhere is told as before."""
+    raw = {
+        "apiVersion": "turnout.dev/v1alpha1",
+        "kind": "LLMRoute",
+        "metadata": {"name": "r", "namespace": "team"},
+        "spec": {"names": ["x", "y"], "targets": [{"deployment": "m"}]},
+    }
+    assert claimant_of(raw) == ("LLMRoute", "team", "r")
+
+    def told(served: tuple[str, ...], *refused: tuple[str, str], there: bool = True) -> dict[str, Any]:
+        return route_status(load_route(raw), ["m"] if there else [], Settlement(served, refused), {}, NOW)
+
+    assert told(("x", "y"))["servedNames"] == ["x", "y"]
+    assert ready(told(("x", "y")))[:2] == ("True", "TargetsExist")
+    some = told(("x",), ("y", "served by other/m"))
+    assert some["servedNames"] == ["x"]
+    assert ready(some)[:2] == ("True", "NameConflict")
+    assert "y (served by other/m)" in ready(some)[2]
+    none = told((), ("x", "served by m"), ("y", "served by other/m"))
+    assert ready(none)[:2] == ("False", "ServedNameConflict")
+    assert ready(told(("x", "y"), there=False))[:2] == ("False", "DeploymentNotFound")
+    assert invalid_route({**raw, "status": some}, "nonsense", NOW)["servedNames"] == ["x"]
 
 
 @pytest.mark.parametrize(

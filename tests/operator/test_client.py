@@ -187,8 +187,8 @@ async def test_silence_and_lost_credentials_are_worth_another_attempt() -> None:
 async def test_nothing_is_written_behind_the_fence() -> None:
     """Who does not hold the lease reads, and writes nothing but the lease."""
 
-    def fence() -> None:
-        raise LeadershipLost("another acts")
+    def fence(namespace: str) -> None:
+        raise LeadershipLost(f"another acts in {namespace}")
 
     async with serving((200, {})) as server, KubeClient(server.configuration, fence=fence) as client:
         for write in (

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import random
+import re
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -20,6 +23,7 @@ from turnout_operator.load import collector
 from turnout_operator.load.collector import Collector, Target
 from turnout_operator.load.pages import RouterPage, router_page
 from turnout_operator.observe.store import Key
+from turnout_runtime.supervision import Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -99,11 +103,8 @@ class Scraped:
         self.worker.page = worker_page
         for source, page in zip(self.routers, router_pages, strict=True):
             source.page = page
-        await self.collector.read(
-            {KEY: [Target("w", self.worker.address, self.role)]},
-            {KEY: SCALE},
-            [Target(source.address, source.address) for source in self.routers],
-        )
+        await self.collector.read_routers([Target(source.address, source.address) for source in self.routers])
+        await self.collector.read(KEY, [Target("w", self.worker.address, self.role)], SCALE)
         return self.collector.occupancy(KEY).get(self.role)
 
 
@@ -114,7 +115,9 @@ async def scraped(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scraped]:
     async with AsyncExitStack() as stack:
         one = await stack.enter_async_context(served(WORKER_PORT))
         routers = [await stack.enter_async_context(served(ROUTER_ADMIN_PORT)) for _ in range(2)]
-        yield Scraped(await stack.enter_async_context(Collector()), clock, one, (routers[0], routers[1]))
+        tasks = Supervisor(lambda _: None, logging.getLogger(__name__))
+        stack.push_async_callback(tasks.stop)
+        yield Scraped(await stack.enter_async_context(Collector(tasks)), clock, one, (routers[0], routers[1]))
 
 
 async def test_what_routers_hold_now_is_summed(scraped: Scraped) -> None:
@@ -188,3 +191,163 @@ async def test_a_routers_own_page_tells_it_in_the_deployments_seconds(tmp_path: 
             assert page.held_seconds["prefill"] == 0.0
             busy.gate.set()
             assert {answer.status_code for answer in await asyncio.gather(*asking)} == {200}
+
+
+WHOLE = "vllm:num_requests_running 2\nvllm:num_requests_waiting 1\nvllm:kv_cache_usage_perc 0.5\n"
+
+
+def _with(**figures: str) -> str:
+    page = WHOLE
+    for name, value in figures.items():
+        page = re.sub(rf"(vllm:{name}) .*", rf"\1 {value}", page)
+    return page
+
+
+HOSTILE_PAGES = {
+    "nothing": "\n",
+    "garbage": "\x00\xff}{" * 1000,
+    "NaN": _with(num_requests_running="NaN"),
+    "infinite": _with(num_requests_waiting="+Inf"),
+    "negative": _with(num_requests_waiting="-3"),
+    "absurd": _with(num_requests_running="1e300"),
+    "a share of NaN": _with(kv_cache_usage_perc="NaN"),
+    "percent for a share": _with(kv_cache_usage_perc="73"),
+    "a negative share": _with(kv_cache_usage_perc="-0.1"),
+    "time that runs backwards": WHOLE + "vllm:request_prefill_time_seconds_sum -1\n",
+    "too long": WHOLE + "#" + "x\n" * collector.MAX_WORKER_BYTES,
+    "one line without end": WHOLE + "y" * (collector.MAX_WORKER_BYTES - len(WHOLE)),
+    "too many samples": WHOLE * collector.MAX_WORKER_SAMPLES,
+}
+
+
+@pytest.mark.parametrize("page", list(HOSTILE_PAGES.values()), ids=list(HOSTILE_PAGES))
+async def test_a_page_that_cannot_be_true_counts_as_none(scraped: Scraped, page: str) -> None:
+    """Its worker's load is unknown, and the scraper goes on: the next page is read as if nothing had been."""
+    await scraped.read(page, OF_BEFORE, OF_BEFORE)
+    assert scraped.collector.load(KEY, "w") is None
+    await scraped.read(worker(1.0), OF_BEFORE, OF_BEFORE)
+    load = scraped.collector.load(KEY, "w")
+    assert load is not None
+    assert (load.running, load.waiting, load.kv_utilization) == (2, 1, 0.5)
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [
+        'turnout_router_arrivals_total{deployment="default/llama"} NaN',
+        'turnout_router_arrivals_total{deployment="default/llama"} -5',
+        'turnout_router_arrivals_total{deployment="default/llama"} +Inf',
+        'turnout_router_held{deployment="default/llama",half="prefill"} NaN',
+        'turnout_router_time_to_first_token_seconds_bucket{deployment="default/llama",le="soon"} 3',
+        'turnout_router_time_to_first_token_seconds_bucket{deployment="default/llama",le="NaN"} 3',
+        'turnout_router_time_to_first_token_seconds_bucket{deployment="default/llama"} 3',
+    ],
+)
+def test_a_sample_that_cannot_be_true_is_skipped(sample: str) -> None:
+    """The others of a router's page count."""
+    page = router_page(f"{sample}\n{OF_BEFORE}")["default/llama"]
+    assert page.counters == {"turnout_router_arrivals_total": 3.0}
+    assert not any(page.held.values())
+
+
+@asynccontextmanager
+async def speaking(answer: bytes, forever: bytes = b"") -> AsyncIterator[str]:
+    """Serve raw bytes on a worker's port, then *forever* again and again; yield the address."""
+    octets = (random.randint(121, 180), random.randint(1, 250), random.randint(1, 250))  # noqa: S311 - no secret
+    address = "127.{}.{}.{}".format(*octets)
+    talking: set[asyncio.Task[None] | None] = set()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        talking.add(asyncio.current_task())
+        with contextlib.suppress(OSError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answer)
+            while forever:
+                writer.write(forever)
+                await writer.drain()
+            if not answer:
+                await reader.read()  # silence until the other end is gone
+        writer.close()
+
+    server = await asyncio.start_server(talk, address, WORKER_PORT)
+    try:
+        yield address
+    finally:
+        server.close()
+        for task in talking:
+            if task is not None:
+                task.cancel()
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n"
+HOSTILE_ANSWERS = {
+    "silence": (b"", b""),
+    "no HTTP": (b"SSH-2.0-worker\r\n", b""),
+    "a body without end": (HEAD + b"\r\n", b"# nothing\n" * 1000),
+    "a head without end": (b"HTTP/1.1 200 OK\r\n", b"X-More: 1\r\n" * 100),
+    "chunks without end": (HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"5\r\nabcd\n\r\n" * 100),
+    "a packed page": (HEAD + b"Content-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc", b""),
+    "half of what was promised": (HEAD + b"Content-Length: 100\r\n\r\n" + WHOLE.encode()[:20], b""),
+    "a length that is none": (HEAD + b"Content-Length: -1\r\n\r\n", b""),
+}
+
+
+@pytest.mark.parametrize("kind", list(HOSTILE_ANSWERS))
+async def test_an_answer_that_is_none_ends_within_the_deadline(kind: str) -> None:
+    """Whatever a worker sends, reading it ends in time; another deployment is read meanwhile, and is not late."""
+    tasks = Supervisor(lambda _: None, logging.getLogger(__name__))
+    other = Key("default", "other")
+    async with (
+        speaking(*HOSTILE_ANSWERS[kind]) as hostile,
+        served(WORKER_PORT) as honest,
+        Collector(tasks, timeout_seconds=1.0) as reader,
+    ):
+        honest.page = worker(1.0)
+        began = time.monotonic()
+        bad = [Target(f"bad-{number}", hostile) for number in range(32)]
+        reading = asyncio.create_task(reader.read(KEY, bad, SCALE))
+        await reader.read(other, [Target("w", honest.address)], SCALE)
+        assert time.monotonic() - began < 1.0
+        assert reader.load(other, "w") is not None
+        await reading
+        assert time.monotonic() - began < 5.0
+        assert all(reader.load(KEY, target.uid) is None for target in bad)
+    await tasks.stop()
+
+
+async def test_a_worker_does_not_send_its_reader_elsewhere() -> None:
+    """The operator reaches what a worker cannot: a redirection is an answer like any other error."""
+    tasks = Supervisor(lambda _: None, logging.getLogger(__name__))
+    async with served(WORKER_PORT) as secret, Collector(tasks) as reader:
+        secret.page = worker(1.0)
+        there = f"HTTP/1.1 302 Found\r\nLocation: http://{secret.address}:{WORKER_PORT}/metrics\r\n"
+        async with speaking(there.encode() + b"Content-Length: 0\r\n\r\n") as hostile:
+            await reader.read(KEY, [Target("w", hostile)], SCALE)
+        assert reader.load(KEY, "w") is None
+    await tasks.stop()
+
+
+async def test_a_silent_router_hardly_delays_the_others(scraped: Scraped) -> None:
+    """It is waited for once, up to its deadline; from then on for half a second at most."""
+    octets = (random.randint(181, 250), random.randint(1, 250), random.randint(1, 250))  # noqa: S311 - no secret
+    address = "127.{}.{}.{}".format(*octets)
+    gone = asyncio.Event()
+
+    async def silence(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await gone.wait()
+        writer.close()
+
+    scraped.routers[1].page = router(0.0, 4, 0)
+    targets = [Target("silent", address), Target("answers", scraped.routers[1].address)]
+    server = await asyncio.start_server(silence, address, ROUTER_ADMIN_PORT)
+    try:
+        await scraped.collector.read_routers(targets)
+        began = time.monotonic()
+        await scraped.collector.read_routers(targets)
+        assert time.monotonic() - began < 1.5
+        await scraped.collector.read(KEY, [], SCALE)
+        assert scraped.collector.traffic(KEY).held == {"prefill": 4, "decode": 0}
+        assert scraped.collector.traffic(KEY).answered
+    finally:
+        gone.set()
+        server.close()

@@ -53,13 +53,16 @@ def may(cluster: Cluster, home: str, verb: str, resource: str, namespace: str) -
         ("create", "llmdeployments.turnout.dev"),
         ("delete", "llmdeployments.turnout.dev"),
         ("patch", "llmdeployments.turnout.dev"),
-        ("get", "tokenbudgets.turnout.dev"),
+        ("patch", "tokenbudgets.turnout.dev"),
         ("create", "clusterrolebindings.rbac.authorization.k8s.io"),
         ("escalate", "clusterroles.rbac.authorization.k8s.io"),
         ("impersonate", "users"),
         ("list", "nodes"),
         ("create", "serviceaccounts/token"),
         ("get", "leases.coordination.k8s.io"),
+        ("list", "leases.coordination.k8s.io"),
+        ("update", "leases.coordination.k8s.io"),
+        ("delete", "leases.coordination.k8s.io"),
     ],
 )
 def test_it_may_not(cluster: Cluster, home: str, namespace: str, verb: str, resource: str) -> None:
@@ -70,7 +73,8 @@ def test_it_may_not(cluster: Cluster, home: str, namespace: str, verb: str, reso
 def test_it_may_do_its_work(cluster: Cluster, home: str, namespace: str) -> None:
     """What every other test of this folder proves by doing, asked for once by name."""
     assert may(cluster, home, "patch", "deployments.apps", namespace)
-    assert may(cluster, home, "patch", "llmdeployments.turnout.dev/status", namespace)
+    for kind in ("llmdeployments", "llmroutes", "tokenbudgets"):
+        assert may(cluster, home, "patch", f"{kind}.turnout.dev/status", namespace)
 
 
 def test_rights_in_some_namespaces_are_enough_for_those(

@@ -56,3 +56,17 @@ async def test_the_sooner_of_two_timers_counts() -> None:
     queue.add_after("a", 0.01)
     queue.add_after("a", 60)
     assert await asyncio.wait_for(queue.get(), 5) == "a"
+
+
+async def test_shares_take_turns() -> None:
+    """One namespace's thousand keys put off another's by one."""
+    queue: WorkQueue[str] = WorkQueue(lambda key: key[0])
+    for number in range(1000):
+        queue.add(f"a{number}")
+    queue.add("b0")
+    queue.add("b1")
+    queue.add("c0")
+    assert len(queue) == 1003
+    assert [await queue.get() for _ in range(6)] == ["a0", "b0", "c0", "a1", "b1", "a2"]
+    queue.close()
+    assert len(queue) == 0

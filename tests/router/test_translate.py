@@ -71,6 +71,6 @@ def test_a_budget_says_whose_holders_may_ask_why() -> None:
         "metadata": {"name": "b", "namespace": "ns"},
         "spec": {"keys": [{"name": "k", "sha256": "0" * 64}]},
     }
-    assert [grant.explain for grant in grants_of(budget)] == [False]
+    assert [grant.explain for grant in grants_of(budget, "")] == [False]
     budget["spec"]["explain"] = True
-    assert [grant.explain for grant in grants_of(budget)] == [True]
+    assert [grant.explain for grant in grants_of(budget, "")] == [True]

@@ -59,7 +59,7 @@ def test_without_a_status_the_oldest_has_it() -> None:
         [deployment("a/young", "x", created=2), deployment("a/old", "x", created=1)], [], [], []
     )
     assert resolve(fleet, "x", 0) == "a/old"
-    same = build_fleet([deployment("b/m", "x"), deployment("a/m", "x")], [], [], [])
+    same = build_fleet([deployment("a/n", "x"), deployment("a/m", "x")], [], [], [])
     assert resolve(same, "x", 0) == "a/m"
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from turnout.api import load_deployment, names
-from turnout_operator.plan.claims import Settlement, claim_of, settle
+from turnout_operator.plan.claims import claim_of, claimant_of, settle
 from turnout_operator.plan.conditions import rfc3339
 from turnout_operator.plan.config import PlanConfig
 from turnout_operator.plan.observed import ObservedPod, WorkerLoad, observed_pod
@@ -86,7 +86,7 @@ class Fleet:
             self.raw.get("status") or {},
             tuple(self.children.values()),
             self.observed_pods(),
-            settle([claim_of(self.raw)]).get(self.raw["metadata"]["name"], Settlement((), ())),
+            settle([claim_of(self.raw)])[claimant_of(self.raw)],
             decision,
             goodput,
         )

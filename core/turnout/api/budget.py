@@ -7,11 +7,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from turnout.api.meta import Model, ObjectMeta
+from turnout.api.meta import Condition, Model, ObjectMeta
 from turnout.api.rules import Rule, Unique
 from turnout.api.served import CallableName
 
 Priority = Literal["High", "Normal", "Low"]
+Scope = Literal["Namespace", "Cluster"]
 
 
 class ApiKey(Model):
@@ -60,7 +61,31 @@ class TokenBudgetSpec(Model):
         " names of workers and their load.",
     )
     models: Annotated[list[CallableName], Unique()] = Field(
-        default_factory=list, max_length=64, description="Names that these keys may call. Empty: every name."
+        default_factory=list,
+        max_length=64,
+        description="Names that these keys may call. Empty: every name of the scope.",
+    )
+    scope: Scope = Field(
+        default="Namespace",
+        description="Whose names these keys open. Namespace: those of deployments, adapters and routes in the budget's own"
+        " namespace. Cluster: those of every namespace that the router serves; this holds only for a budget in the"
+        " namespace of the router itself, elsewhere it means Namespace and the condition Ready says so.",
+    )
+
+
+class TokenBudgetStatus(Model):
+    """What is. Written by the operator alone."""
+
+    observed_generation: int = Field(
+        default=0, ge=0, description="The generation of the spec that this is about."
+    )
+    conditions: Annotated[list[Condition], Unique("type")] = Field(
+        default_factory=list, max_length=16, description="Ready."
+    )
+    accepted_keys: list[str] | None = Field(
+        default=None,
+        max_length=64,
+        description="Names of the keys that are valid, those left out that another budget had first.",
     )
 
 
@@ -71,6 +96,7 @@ class TokenBudget(Model):
     kind: Literal["TokenBudget"] = "TokenBudget"
     metadata: ObjectMeta
     spec: TokenBudgetSpec
+    status: TokenBudgetStatus = Field(default_factory=TokenBudgetStatus)
 
     @property
     def key(self) -> str:

@@ -64,14 +64,17 @@ _COLUMNS: Final[dict[type[Model], list[dict[str, Any]]]] = {
         _MESSAGE,
     ],
     LLMRoute: [
-        _column("Ready", _ready("status"), about="Whether all targets exist."),
+        _column("Ready", _ready("status"), about="Whether its names lead to targets that exist."),
         _column("Names", ".spec.names", about="What clients call."),
         _AGE,
         _MESSAGE,
     ],
     TokenBudget: [
+        _column("Ready", _ready("status"), about="Whether all keys are valid."),
         _column("Models", ".spec.models", about="Names that the keys may call; none listed: all."),
+        _column("Scope", ".spec.scope", wide=True, about="Whose names the keys open."),
         _AGE,
+        _MESSAGE,
     ],
 }
 

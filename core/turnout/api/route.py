@@ -48,6 +48,9 @@ class LLMRouteStatus(Model):
     conditions: Annotated[list[Condition], Unique("type")] = Field(
         default_factory=list, max_length=16, description="Ready."
     )
+    served_names: list[str] | None = Field(
+        default=None, max_length=16, description="Names that lead to its targets, conflicts left out."
+    )
 
 
 class LLMRoute(Model):

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from turnout.api.deployment import Queueing, Role, RoutingPolicy
 from turnout.routing.admission import NORMAL, AdmissionBounds, Tier
+
+_ROUTE: Final = "route "
+"""Stands before the key of a route where owners of names are told apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +74,17 @@ class DeploymentRoute:
 
 @dataclass(frozen=True, slots=True)
 class NamedRoute:
-    """Names that are shared out over deployments. `targets` are (deployment key, weight)."""
+    """Names that are shared out over deployments. `targets` are (deployment key, weight).
+
+    `key` is ``NAMESPACE/NAME``, or a text without a slash for a route that belongs to no namespace. `names` are the
+    names it asks for; `settled_names` are those that the operator left to it, None as long as it has not said.
+    """
 
     key: str
     names: tuple[str, ...]
     targets: tuple[tuple[str, int], ...]
     created: float = 0.0
+    settled_names: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,32 +98,63 @@ class Grant:
     tier: Tier = NORMAL
     explain: bool = False
     """Whether the holder may ask why its requests went where they did."""
+    namespace: str | None = None
+    """The namespace whose names the key opens; None: those of every namespace."""
+    created: float = 0.0
+    settled: bool | None = None
+    """Whether the operator left the key to this budget; None as long as it has not said."""
+    closed: frozenset[str] = frozenset()
+    """Namespaces whose names it does not open."""
 
-    def allows(self, model: str) -> bool:
-        """Say whether the holder may call *model*, the name as the client wrote it."""
-        return not self.models or model in self.models
+    def allows(self, model: str, namespace: str) -> bool:
+        """Say whether the holder may call *model*, the name as the client wrote it, which belongs to *namespace*."""
+        return (
+            (self.namespace is None or self.namespace == namespace)
+            and (not self.models or model in self.models)
+            and namespace not in self.closed
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What a name leads to: deployments with weights, and since when the name exists (Unix time)."""
+    """What a name leads to: deployments with weights, and since when the name exists (Unix time).
+
+    `owner` is the key of the deployment or route that has the name, `namespace` the namespace of it.
+    """
 
     targets: tuple[tuple[str, int], ...]
     created: float
     listed: bool = True
+    owner: str = ""
+    namespace: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
     """One consistent view of everything; replaced as a whole when something changes.
 
-    `names` maps each name that clients may call; `grants` maps the SHA-256 of each known key.
+    `names` maps each name that clients may call; `grants` maps the SHA-256 of each known key. `reserved` maps names
+    and digests that nobody has now, but that are claimed: to the namespace that had them last.
     """
 
     deployments: Mapping[str, DeploymentRoute] = field(default_factory=dict)
     backends: Mapping[str, tuple[Backend, ...]] = field(default_factory=dict)
     names: Mapping[str, Served] = field(default_factory=dict)
     grants: Mapping[str, Grant] = field(default_factory=dict)
+    reserved: Mapping[str, str] = field(default_factory=dict)
+    unknown: Grant | None = None
+    """What a key that is none of `grants` opens where no key is required; None: nothing, such a key is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """Something that wants a name, or a budget that wants a key. `settled`: the operator gave it; None: no word yet."""
+
+    owner: str
+    namespace: str
+    created: float
+    settled: bool | None
+    place: int
 
 
 def build_fleet(
@@ -122,28 +162,21 @@ def build_fleet(
     routes: Iterable[NamedRoute],
     grants: Iterable[Grant],
     backends: Iterable[Backend],
+    before: Fleet | None = None,
 ) -> Fleet:
-    """Return the fleet made of these parts, with every name settled.
+    """Return the fleet made of these parts, with every name and every key settled. *before* is the fleet until now.
 
-    Who gets a name that several claim: the deployment to which the operator has given it in its status; after
-    that the oldest deployment that claims it and has no status yet; after that the oldest route. Age is the
-    creation time, then the key. ``NAMESPACE/NAME`` always leads to that deployment: a slash is allowed in no other
-    name. Backends of unknown deployments are left out, and those that are not ready where another one can do
-    their half: see `in_service`.
+    Who gets a name that several claim: the one to which the operator has given it in its status. Where the operator
+    has not said, the oldest claim gets it (creation time, then deployments before routes, then the key), but only
+    where no other namespace claims the name or had it last. What has a name in *before* keeps it in either case, as
+    long as its claim stands. API keys that several budgets hold are settled alike. ``NAMESPACE/NAME`` always leads to
+    that deployment: a slash is allowed in no other name. Backends of unknown deployments are left out, and those that
+    are not ready where another one can do their half: see `in_service`.
     """
     by_age = sorted(deployments, key=lambda d: (d.created, d.key))
     known = {d.key: d for d in by_age}
-    names = {d.key: Served(((d.key, 1),), d.created, listed=False) for d in by_age}
-    for d in by_age:
-        for name in d.settled_names or ():
-            names.setdefault(name, Served(((d.key, 1),), d.created))
-    for d in by_age:
-        if d.settled_names is None:
-            for name in d.claimed_names:
-                names.setdefault(name, Served(((d.key, 1),), d.created))
-    for route in sorted(routes, key=lambda r: (r.created, r.key)):
-        for name in route.names:
-            names.setdefault(name, Served(route.targets, route.created))
+    names, reserved = _settled_names(by_age, routes, before)
+    opened, held = _settled_grants(grants, before)
     grouped: dict[str, list[Backend]] = {key: [] for key in known}
     for backend in sorted(backends, key=lambda b: b.id):
         if backend.deployment in grouped:
@@ -152,8 +185,108 @@ def build_fleet(
         deployments=known,
         backends={key: in_service(group) for key, group in grouped.items()},
         names=names,
-        grants={grant.sha256: grant for grant in grants},
+        grants=opened,
+        reserved={**reserved, **held},
+        unknown=_unknown_key(opened),
     )
+
+
+def _settled_names(
+    deployments: Sequence[DeploymentRoute], routes: Iterable[NamedRoute], before: Fleet | None
+) -> tuple[dict[str, Served], dict[str, str]]:
+    """Return what each name leads to, and the namespaces that names are kept for."""
+    names: dict[str, Served] = {}
+    claims: dict[str, list[_Claim]] = {}
+    leads: list[tuple[tuple[tuple[str, int], ...], float]] = []
+    for d in deployments:
+        namespace = namespace_of(d.key)
+        names[d.key] = Served(((d.key, 1),), d.created, listed=False, owner=d.key, namespace=namespace)
+        claim = _Claim(d.key, namespace, d.created, None if d.settled_names is None else True, len(leads))
+        leads.append((((d.key, 1),), d.created))
+        for name in d.claimed_names if d.settled_names is None else d.settled_names:
+            claims.setdefault(name, []).append(claim)
+    for r in sorted(routes, key=lambda r: (r.created, r.key)):
+        # A deployment and a route may have the same key.
+        claim = _Claim(
+            f"{_ROUTE}{r.key}",
+            namespace_of(r.key),
+            r.created,
+            None if r.settled_names is None else True,
+            len(leads),
+        )
+        leads.append((r.targets, r.created))
+        for name in r.names if r.settled_names is None else r.settled_names:
+            claims.setdefault(name, []).append(claim)
+    reserved: dict[str, str] = {}
+    for name, rivals in claims.items():
+        had = None if before is None else before.names.get(name)
+        kept = namespace_of(had.owner) if had is not None else None
+        if kept is None and before is not None:
+            kept = before.reserved.get(name)
+        winner = _winner(rivals, None if had is None else had.owner, kept)
+        if winner is not None:
+            targets, created = leads[winner.place]
+            names.setdefault(name, Served(targets, created, owner=winner.owner, namespace=winner.namespace))
+        elif kept is not None:
+            reserved[name] = kept
+    return names, reserved
+
+
+def _settled_grants(grants: Iterable[Grant], before: Fleet | None) -> tuple[dict[str, Grant], dict[str, str]]:
+    """Return the grant of each key, and the namespaces that keys are kept for."""
+    by_key: dict[str, list[Grant]] = {}
+    for grant in grants:
+        if grant.settled is not False:
+            by_key.setdefault(grant.sha256, []).append(grant)
+    settled: dict[str, Grant] = {}
+    reserved: dict[str, str] = {}
+    for digest, rivals in by_key.items():
+        had = None if before is None else before.grants.get(digest)
+        kept = namespace_of(had.budget) if had is not None else None
+        if kept is None and before is not None:
+            kept = before.reserved.get(digest)
+        claims = [
+            _Claim(grant.budget, namespace_of(grant.budget), grant.created, grant.settled, place)
+            for place, grant in enumerate(rivals)
+        ]
+        winner = _winner(claims, None if had is None else had.budget, kept)
+        if winner is not None:
+            settled[digest] = rivals[winner.place]
+        elif kept is not None:
+            reserved[digest] = kept
+    return settled, reserved
+
+
+def _winner(claims: list[_Claim], holder: str | None, kept: str | None) -> _Claim | None:
+    """Return the claim that stands, None where that is for the operator to say.
+
+    *holder* has had the name until now, None where nobody has; *kept* is the namespace that had it last.
+    """
+    settled = [claim for claim in claims if claim.settled]
+    among = settled or claims
+    for claim in among:
+        if claim.owner == holder:
+            return claim
+    if not settled and {claim.namespace for claim in claims} | ({kept} - {None}) != {claims[0].namespace}:
+        return None
+    return min(among, key=lambda claim: (claim.created, claim.owner.startswith(_ROUTE), claim.owner))
+
+
+def _unknown_key(grants: Mapping[str, Grant]) -> Grant | None:
+    """Return what a key that is none of *grants* opens: the names of namespaces that have no keys of their own.
+
+    A tenant that begins to use keys does not lock out another one's clients, which may send any.
+    """
+    namespaces = {grant.namespace for grant in grants.values()}
+    if None in namespaces:
+        return None
+    return Grant("", "", "", closed=frozenset(namespace for namespace in namespaces if namespace is not None))
+
+
+def namespace_of(key: str) -> str:
+    """Return the namespace in *key* (``NAMESPACE/NAME``), an empty text where there is none."""
+    namespace, slash, _ = key.removeprefix(_ROUTE).partition("/")
+    return namespace if slash else ""
 
 
 def in_service(backends: Sequence[Backend]) -> tuple[Backend, ...]:

@@ -62,6 +62,17 @@ def error_of(status: int, body: str, request: str) -> ApiError:
     return kind(f"{request}: {status}: {message}", status=status)
 
 
+def _object(text: str, request: str) -> Raw:
+    """Read an answer. Raise Unreachable where it is no object: something between here and the API server spoke."""
+    try:
+        answer = json.loads(text)
+    except ValueError as error:
+        raise Unreachable(f"{request}: the answer is no JSON: {text[:100]!r}") from error
+    if not isinstance(answer, dict):
+        raise Unreachable(f"{request}: the answer is no object: {text[:100]!r}")
+    return answer
+
+
 class KubeClient:
     """One session with the API server. Use it as an async context manager."""
 
@@ -70,14 +81,14 @@ class KubeClient:
         configure: Callable[[], Awaitable[Configuration]],
         *,
         count: Callable[[str, str, int], None] = lambda _verb, _plural, _status: None,
-        fence: Callable[[], None] = lambda: None,
+        fence: Callable[[str], None] = lambda _: None,
         timeout_seconds: float = 10.0,
     ) -> None:
         self._configure = configure
         self._count = count
         """Called with verb, resource and HTTP status (0: no answer) of every request."""
         self.fence = fence
-        """Called before every write; raises where this operator must not act (any more)."""
+        """Called with the namespace before every write; raises where this operator must not act (any more)."""
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
         self._api: ApiClient | None = None
         self._opening = asyncio.Lock()
@@ -133,8 +144,7 @@ class KubeClient:
                 continue
             if status not in _OK:
                 raise error_of(status, text, f"{verb} {path}")
-            answer: Raw = json.loads(text)
-            return answer
+            return _object(text, f"{verb} {path}")
 
     async def _send(
         self,
@@ -187,8 +197,8 @@ class KubeClient:
 
         Without *force* that is a Conflict.
         """
-        self.fence()
         meta = manifest["metadata"]
+        self.fence(meta["namespace"])
         return await self._request(
             "apply",
             "PATCH",
@@ -200,16 +210,16 @@ class KubeClient:
 
     async def patch(self, kind: Kind, namespace: str, name: str, body: Raw) -> Raw:
         """Merge *body* into an object."""
-        self.fence()
+        self.fence(namespace)
         params = {"fieldManager": FIELD_MANAGER}
         return await self._request(
             "patch", "PATCH", kind, kind.path(namespace, name), params=params, body=body
         )
 
     async def create(self, kind: Kind, manifest: Raw, *, fenced: bool = True) -> Raw:
-        """Create an object; Conflict where it exists. The lease alone is written without the fence."""
+        """Create an object; Conflict where it exists. Leases, and what is said about them, are written without the fence."""
         if fenced:
-            self.fence()
+            self.fence(manifest["metadata"]["namespace"])
         path = kind.path(manifest["metadata"]["namespace"])
         return await self._request(
             "create", "POST", kind, path, params={"fieldManager": FIELD_MANAGER}, body=manifest
@@ -225,7 +235,7 @@ class KubeClient:
 
     async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> None:
         """Delete exactly the object that was seen (*uid*); one that is gone already is as good."""
-        self.fence()
+        self.fence(namespace)
         body = {
             "apiVersion": "v1",
             "kind": "DeleteOptions",

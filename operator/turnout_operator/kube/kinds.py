@@ -36,6 +36,7 @@ class Kind:
 
 LLM_DEPLOYMENT: Final = Kind(names.GROUP, names.VERSION, "llmdeployments", "LLMDeployment")
 LLM_ROUTE: Final = Kind(names.GROUP, names.VERSION, "llmroutes", "LLMRoute")
+TOKEN_BUDGET: Final = Kind(names.GROUP, names.VERSION, "tokenbudgets", "TokenBudget")
 DEPLOYMENT: Final = Kind("apps", "v1", "deployments", "Deployment")
 SERVICE: Final = Kind("", "v1", "services", "Service")
 SERVICE_ACCOUNT: Final = Kind("", "v1", "serviceaccounts", "ServiceAccount")
@@ -47,7 +48,11 @@ LEASE: Final = Kind("coordination.k8s.io", "v1", "leases", "Lease")
 
 CHILDREN: Final = (DEPLOYMENT, SERVICE, SERVICE_ACCOUNT, DISRUPTION_BUDGET, NETWORK_POLICY)
 """What an LLMDeployment owns."""
-WATCHED: Final = (LLM_DEPLOYMENT, LLM_ROUTE, *CHILDREN, POD)
+CLAIMING: Final = (LLM_DEPLOYMENT, LLM_ROUTE, TOKEN_BUDGET)
+"""What users write: each claims names or keys, and has a status."""
+OPTIONAL: Final = frozenset({LLM_ROUTE, TOKEN_BUDGET})
+"""What a namespace can be looked after without. All else must be known before anything is done there."""
+WATCHED: Final = (*CLAIMING, *CHILDREN, POD)
 
 SELECTORS: Final = {
     **dict.fromkeys(CHILDREN, f"{names.LABEL_MANAGED_BY}={names.FIELD_MANAGER}"),

@@ -1,6 +1,7 @@
 """The scraper: reads workers and routers every few seconds, a bounded number at a time, each with a deadline.
 
-A pod that does not answer is a fact (its load is unknown), never an error.
+A pod that does not answer is a fact (its load is unknown), never an error. What a pod does to its reader touches its own
+deployment alone: each deployment is read by itself, and of a page no more is kept than the few lines that matter.
 """
 
 from __future__ import annotations
@@ -8,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 import aiohttp
 
 from turnout.api.names import ROUTER_ADMIN_PORT, WORKER_PORT
+from turnout_operator.load.exposition import Excerpt
 from turnout_operator.load.facts import Traffic
-from turnout_operator.load.pages import RouterPage, router_page, worker_page
+from turnout_operator.load.pages import ROUTER, WORKER, RouterPage, router_page, worker_page
 from turnout_operator.load.window import Window
 from turnout_operator.plan.observed import WorkerLoad
+from turnout_runtime.supervision import is_cancelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -24,14 +27,25 @@ if TYPE_CHECKING:
     from turnout.api import Role
     from turnout_operator.load.pages import WorkerPage
     from turnout_operator.observe.store import Key
+    from turnout_runtime.supervision import Supervisor
 
-MAX_PAGE_BYTES: Final = 4 << 20
-"""A page longer than this is nobody's metrics."""
+TASK: Final = "scrapes"
+"""Name under which failures are counted."""
+MAX_WORKER_BYTES: Final = 1 << 20
+"""A worker's page longer than this is nobody's metrics. vLLM's has some 100 KiB."""
+MAX_WORKER_SAMPLES: Final = 1024
+"""Samples that matter on one worker's page: half a dozen per engine in it."""
+MAX_ROUTER_BYTES: Final = 64 << 20
+"""The same of a router, whose page has a hundred lines per deployment."""
+MAX_ROUTER_SAMPLES: Final = 400_000
 WINDOW_SECONDS: Final = 60.0
 """Length of the window over which traffic is counted, in the deployment's seconds."""
 MIN_WINDOW_SECONDS: Final = 10.0
 """The same in real seconds, for deployments whose time runs fast."""
+SILENT_SECONDS: Final = 0.5
+"""How long all decisions wait for a router that did not answer the last time."""
 _HALVES: Final = ("prefill", "decode")
+P = TypeVar("P")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,61 +76,91 @@ class _Deployment:
     """Requests that routers held at the last scrape, by the half that could not begin with them."""
 
 
+@dataclass(slots=True)
+class _Router:
+    """What a router said last."""
+
+    pages: Mapping[str, RouterPage] | None = None
+    """By deployment; None where it did not answer."""
+    silent: bool = False
+    """Whether it did not answer the last time."""
+    reading: asyncio.Task[None] | None = None
+
+
 class Collector:
     """Reads pages and keeps what they say, by deployment."""
 
     def __init__(
         self,
+        tasks: Supervisor,
         *,
         failed: Callable[[str], None] = lambda _: None,
-        concurrency: int = 32,
+        concurrency: int = 16,
         timeout_seconds: float = 2.0,
     ) -> None:
+        self._tasks = tasks
         self._failed = failed
         """Called with ``worker`` or ``router`` for every page that could not be read."""
-        self._slots = asyncio.Semaphore(concurrency)
+        self._concurrency = concurrency
+        """Workers of one deployment that are read at the same time."""
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
         self._session: aiohttp.ClientSession | None = None
         self._deployments: dict[Key, _Deployment] = {}
-        self._routers_answered = False
+        self._routers: dict[str, _Router] = {}
+        """By the pod's uid."""
 
     async def __aenter__(self) -> Self:
         connector = aiohttp.TCPConnector(limit=0, ssl=False, keepalive_timeout=30)
-        self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout, trust_env=False)
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            timeout=self._timeout,
+            trust_env=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            # A page that unpacks to a thousand times its size is not unpacked.
+            auto_decompress=False,
+            headers={"Accept-Encoding": "identity"},
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
         if self._session is not None:
             await self._session.close()
 
-    async def read(
-        self, workers: Mapping[Key, Iterable[Target]], scales: Mapping[Key, int], routers: Iterable[Target]
-    ) -> None:
-        """Read all *workers* of some deployments and all *routers*, and bring those deployments up to date."""
-        flat = [(key, target) for key, targets in workers.items() for target in targets]
-        sources = list(routers)
-        pages = await asyncio.gather(
-            *(self._page(target.address, WORKER_PORT, "worker") for _, target in flat),
-            *(self._page(target.address, ROUTER_ADMIN_PORT, "router") for target in sources),
-        )
-        read: dict[Key, list[tuple[Target, WorkerPage]]] = {key: [] for key in workers}
-        for (key, target), text in zip(flat, pages, strict=False):
-            page = None if text is None else worker_page(text)
-            if page is not None:
-                read[key].append((target, page))
-        counted = {
-            target.uid: router_page(text)
-            for target, text in zip(sources, pages[len(flat) :], strict=True)
-            if text is not None
+    async def read_routers(self, routers: Iterable[Target]) -> None:
+        """Read all *routers*. One that did not answer the last time is hardly waited for; it is read all the same."""
+        sources = {target.uid: target for target in routers}
+        self._routers = {uid: self._routers.get(uid) or _Router() for uid in sources}
+        awaited: list[asyncio.Task[None]] = []
+        silent: list[asyncio.Task[None]] = []
+        for uid, router in self._routers.items():
+            if router.reading is None or router.reading.done():
+                work = self._read_router(router, sources[uid].address)
+                router.reading = self._tasks.once(TASK, work, detail=f"router {sources[uid].address}")
+            (silent if router.silent else awaited).append(router.reading)
+        if awaited:
+            await asyncio.wait(awaited)
+        if silent:
+            await asyncio.wait(silent, timeout=SILENT_SECONDS)
+
+    async def read(self, key: Key, workers: Iterable[Target], scale: int) -> None:
+        """Read all *workers* of a deployment, and bring it up to date with what they and the routers say."""
+        slots = asyncio.Semaphore(self._concurrency)
+
+        async def one(target: Target) -> tuple[Target, WorkerPage] | None:
+            async with slots:
+                page = await self._worker(target)
+            return None if page is None else (target, page)
+
+        answers = await asyncio.gather(*(one(target) for target in workers))
+        state = self._state(key, scale)
+        told = {
+            uid: router.pages.get(str(key), RouterPage())
+            for uid, router in self._routers.items()
+            if router.pages is not None
         }
-        self._routers_answered = bool(counted)
-        present = frozenset(target.uid for target in sources)
-        for key, found in read.items():
-            state = self._state(key, scales.get(key, 1))
-            told = {uid: page.get(str(key), RouterPage()) for uid, page in counted.items()}
-            self._take(state, found, told, scales.get(key, 1))
-            state.window.add(time.monotonic(), {uid: page.counters for uid, page in told.items()})
-            state.window.forget(present)
+        self._take(state, [answer for answer in answers if answer is not None], told, scale)
+        state.window.add(time.monotonic(), {uid: page.counters for uid, page in told.items()})
+        state.window.forget(frozenset(self._routers))
 
     def load(self, key: Key, uid: str) -> WorkerLoad | None:
         """Return what a worker said at the last scrape; None where it did not answer."""
@@ -129,7 +173,8 @@ class Collector:
         if state is None:
             return Traffic({}, 0.0, answered=False)
         span = state.window.span(time.monotonic())
-        return Traffic(state.window.sums(), span, self._routers_answered, state.held)
+        answered = any(router.pages is not None for router in self._routers.values())
+        return Traffic(state.window.sums(), span, answered, state.held)
 
     def occupancy(self, key: Key) -> Mapping[Role, float | None]:
         """Return the mean number of requests in prefill, or held for it, since the scrape before, by role."""
@@ -177,23 +222,58 @@ class Collector:
         state.held = {half: sum(page.held.get(half, 0) for page in routers.values()) for half in _HALVES}
         state.spent, state.held_for, state.read_at, state.occupancy = spent, held_for, monotonic, occupancy
 
-    async def _page(self, address: str, port: int, what: str) -> str | None:
+    async def _worker(self, target: Target) -> WorkerPage | None:
+        excerpt = Excerpt(WORKER, max_bytes=MAX_WORKER_BYTES, max_lines=MAX_WORKER_SAMPLES)
+        page = await self._page(target.address, WORKER_PORT, excerpt, worker_page)
+        if page is None:
+            self._failed("worker")
+        return page
+
+    async def _read_router(self, router: _Router, address: str) -> None:
+        pages: Mapping[str, RouterPage] | None = None
+        excerpt = Excerpt(ROUTER, max_bytes=MAX_ROUTER_BYTES, max_lines=MAX_ROUTER_SAMPLES)
+        try:
+            pages = await self._page(address, ROUTER_ADMIN_PORT, excerpt, router_page)
+        finally:
+            router.pages, router.silent = pages, pages is None
+        if pages is None:
+            self._failed("router")
+
+    async def _page(
+        self, address: str, port: int, excerpt: Excerpt, understand: Callable[[str], P | None]
+    ) -> P | None:
+        """Return what *understand* makes of a page; None where it cannot be read, whatever the reason."""
+        try:
+            text = await self._lines(address, port, excerpt)
+            return None if text is None else understand(text)
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            return None
+        except asyncio.CancelledError as error:
+            if is_cancelled():
+                raise
+            self._tasks.note(TASK, error, detail=address)
+            return None
+        except Exception as error:  # noqa: BLE001 - whatever one page does to its reader is about that page alone
+            self._tasks.note(TASK, error, detail=address)
+            return None
+
+    async def _lines(self, address: str, port: int, excerpt: Excerpt) -> str | None:
+        """Return the lines of a page that matter; None where there is none. Raise what aiohttp and *excerpt* raise."""
         if self._session is None:
             raise RuntimeError("the collector is used outside of its context")
         host = f"[{address}]" if ":" in address else address
-        async with self._slots:
+        # Where a pod would send its reader is no business of the operator's, which reaches more than the pod does.
+        async with self._session.get(f"http://{host}:{port}/metrics", allow_redirects=False) as response:
             try:
-                async with self._session.get(f"http://{host}:{port}/metrics") as response:
-                    if response.status != 200:  # noqa: PLR2004 - OK
-                        self._failed(what)
-                        return None
-                    body = await response.content.read(MAX_PAGE_BYTES)
-                    while not response.content.at_eof() and len(body) < MAX_PAGE_BYTES:
-                        body += await response.content.read(MAX_PAGE_BYTES - len(body))
-                    return body.decode(errors="replace")
-            except (aiohttp.ClientError, TimeoutError, OSError):
-                self._failed(what)
-                return None
+                if response.status != 200 or "Content-Encoding" in response.headers:  # noqa: PLR2004 - OK
+                    return None
+                async for piece in response.content.iter_any():
+                    excerpt.add(piece)
+                    await asyncio.sleep(0)  # what is there at once is still read piece by piece
+                return excerpt.text()
+            except BaseException:
+                response.close()  # nothing more is read from it
+                raise
 
 
 def _gained(before: Mapping[str, float], now: Mapping[str, float], uid: str) -> float | None:

@@ -14,6 +14,47 @@ if TYPE_CHECKING:
 
 _LABEL: Final = re.compile(r'([A-Za-z_][A-Za-z0-9_]*)="((?:[^"\\]|\\.)*)"')
 _ESCAPE: Final = re.compile(r"\\(.)")
+MAX_LINE_BYTES: Final = 64 << 10
+"""A line longer than this is no sample of anybody's."""
+
+
+class Excerpt:
+    """The lines of a page that matter, taken from it piece by piece.
+
+    Neither memory nor time depends on what else the page holds: whoever writes it may write anything.
+    """
+
+    def __init__(self, wanted: Collection[str], *, max_bytes: int, max_lines: int) -> None:
+        names = b"|".join(re.escape(name.encode()) for name in sorted(wanted))
+        self._line = re.compile(rb"^(?:" + names + rb")[{ \t][^\n]*", re.MULTILINE)
+        self._left = max_bytes
+        self._max_lines = max_lines
+        self._lines: list[bytes] = []
+        self._rest = b""
+
+    def add(self, piece: bytes) -> None:
+        """Take in the next *piece* of the page. Raise ValueError where it has more bytes or lines than it may."""
+        self._left -= len(piece)
+        if self._left < 0:
+            raise ValueError("the page is too long")
+        text = self._rest + piece
+        cut = text.rfind(b"\n") + 1
+        self._rest = text[cut:]
+        if len(self._rest) > MAX_LINE_BYTES:
+            raise ValueError("the page has a line without end")
+        self._take(text[:cut])
+
+    def text(self) -> str:
+        """Return the lines, once the page has ended."""
+        self._take(self._rest)
+        self._rest = b""
+        return b"\n".join(self._lines).decode(errors="replace")
+
+    def _take(self, text: bytes) -> None:
+        for found in self._line.finditer(text):
+            if len(self._lines) >= self._max_lines:
+                raise ValueError("the page has too many samples")
+            self._lines.append(found[0])
 
 
 class Sample(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -16,7 +17,12 @@ _WAITING: Final = "vllm:num_requests_waiting"
 _BY_REASON: Final = "vllm:num_requests_waiting_by_reason"
 _KV: Final = "vllm:kv_cache_usage_perc"
 _PREFILL_TIME: Final = ("vllm:request_queue_time_seconds_sum", "vllm:request_prefill_time_seconds_sum")
-_WORKER: Final = frozenset({_RUNNING, _WAITING, _BY_REASON, _KV, *_PREFILL_TIME})
+WORKER: Final = frozenset({_RUNNING, _WAITING, _BY_REASON, _KV, *_PREFILL_TIME})
+"""Metrics of a worker's page that are read."""
+MAX_REQUESTS: Final = 1_000_000
+"""More requests at one worker than any engine has."""
+MAX_SECONDS: Final = 1e12
+"""More time than any counter of seconds has counted."""
 
 FINISHED: Final = "turnout_router_finished_total"
 GOOD: Final = "turnout_router_good_total"
@@ -32,7 +38,11 @@ _COUNTERS: Final = frozenset({FINISHED, GOOD, ARRIVALS, PROMPT_TOKENS, OUTPUT_TO
 _BUCKETS: Final = frozenset({f"{TTFT}_bucket", f"{ITL}_bucket"})
 _HELD: Final = "turnout_router_held"
 _HELD_SECONDS: Final = "turnout_router_held_seconds_total"
-_ROUTER: Final = _COUNTERS | _BUCKETS | {REQUESTS, _HELD, _HELD_SECONDS}
+ROUTER: Final = _COUNTERS | _BUCKETS | {REQUESTS, _HELD, _HELD_SECONDS}
+"""Metrics of a router's page that are read."""
+
+_ROUNDING: Final = 0.01
+"""By how much a share may exceed 1: engines round."""
 
 Counters = dict[str, float]
 """Counters of one deployment on one router by name; buckets of histograms as ``NAME<=BOUND``."""
@@ -65,14 +75,23 @@ class RouterPage:
 
 
 def worker_page(text: str) -> WorkerPage | None:
-    """Read a worker's page; None where the figures that matter are not on it."""
+    """Read a worker's page; None where the figures that matter are not on it, or cannot be true.
+
+    A worker's word is not to be trusted: it may be any program. A figure that is no number, negative or beyond what an
+    engine can have makes the whole page worth nothing, as if the worker had not answered.
+    """
     sums: dict[str, float] = {}
     kv: float | None = None
     deferred = 0.0
-    for name, labels, value in samples(text, _WORKER):
+    for name, labels, value in samples(text, WORKER):
         if name == _KV:
-            kv = max(kv or 0.0, value)
-        elif name == _BY_REASON:
+            if not 0.0 <= value <= 1.0 + _ROUNDING:  # false for NaN, too
+                return None
+            kv = max(kv or 0.0, min(1.0, value))
+            continue
+        if not 0.0 <= value <= (MAX_SECONDS if name in _PREFILL_TIME else MAX_REQUESTS):
+            return None
+        if name == _BY_REASON:
             deferred += value if labels.get("reason") == "deferred" else 0.0
         else:
             sums[name] = sums.get(name, 0.0) + value
@@ -83,13 +102,13 @@ def worker_page(text: str) -> WorkerPage | None:
 
 
 def router_page(text: str) -> Mapping[str, RouterPage]:
-    """Read a router's page: what it says of each deployment."""
+    """Read a router's page: what it says of each deployment. Samples that cannot be true are skipped."""
     counted: dict[str, Counters] = defaultdict(lambda: defaultdict(float))
     held: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     seconds: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for name, labels, value in samples(text, _ROUTER):
+    for name, labels, value in samples(text, ROUTER):
         deployment, half = labels.get("deployment"), labels.get("half", "")
-        if deployment is None:
+        if deployment is None or not 0.0 <= value < math.inf:
             continue
         counters = counted[deployment]
         if name in _COUNTERS:
@@ -101,8 +120,8 @@ def router_page(text: str) -> Mapping[str, RouterPage]:
             held[deployment][half] += int(value)
         elif name == _HELD_SECONDS:
             seconds[deployment][half] += value
-        else:
-            counters[bucket(name.removesuffix("_bucket"), float(labels.get("le", "nan")))] += value
+        elif (bound := _bound(labels.get("le", ""))) is not None:
+            counters[bucket(name.removesuffix("_bucket"), bound)] += value
     return {
         deployment: RouterPage(dict(counters), dict(held[deployment]), dict(seconds[deployment]))
         for deployment, counters in counted.items()
@@ -112,3 +131,12 @@ def router_page(text: str) -> Mapping[str, RouterPage]:
 def bucket(histogram: str, bound: float) -> str:
     """Name of the counter that holds a histogram's bucket."""
     return f"{histogram}<={bound:g}"
+
+
+def _bound(text: str) -> float | None:
+    """Return the upper bound of a bucket; None where it is no number."""
+    try:
+        bound = float(text)
+    except ValueError:
+        return None
+    return None if math.isnan(bound) else bound

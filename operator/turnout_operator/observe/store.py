@@ -11,7 +11,7 @@ from collections import OrderedDict, defaultdict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from turnout.api.names import LABEL_COMPONENT, LABEL_DEPLOYMENT
-from turnout_operator.kube.kinds import CHILDREN, LLM_DEPLOYMENT, LLM_ROUTE, POD, Kind
+from turnout_operator.kube.kinds import CHILDREN, CLAIMING, POD, WATCHED, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -117,11 +117,17 @@ class Store:
         return touched
 
     def concerned(self, kind: Kind, raw: Raw) -> tuple[Key, ...]:
-        """Return the LLMDeployments (or the route) to look at after a change of *raw*."""
-        if kind in {LLM_DEPLOYMENT, LLM_ROUTE}:
+        """Return the LLMDeployments (or the route or budget) to look at after a change of *raw*."""
+        if kind in CLAIMING:
             return (key_of(raw),)
         owner = owner_of(raw)
         return () if owner is None else (owner,)
+
+    def forget(self, namespace: str) -> None:
+        """Forget all of a namespace that can no longer be read. It may come back: nothing is remembered as deleted."""
+        for kind in WATCHED:
+            for key in [key for key in self._objects[kind] if key.namespace == namespace]:
+                self._unindex(kind, key, self._objects[kind].pop(key))
 
     def get(self, kind: Kind, key: Key) -> Raw | None:
         """Return one object, or None."""

@@ -7,17 +7,17 @@ What has to be done is decided elsewhere, by level; an event only says where to 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 import kopf
 
 from turnout_operator.errors import ConfigurationError
-from turnout_operator.kube.kinds import SELECTORS, WATCHED, Kind
+from turnout_operator.kube.kinds import SELECTORS, Kind
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import Awaitable
 
     from turnout_operator.kube.client import Raw
 
@@ -30,7 +30,9 @@ Report = Callable[[Kind, str | None, dict[str, Any]], None]
 """Takes the kind, the event's type (None: from a list) and the object."""
 
 
-def registry(report: Report, connect: Callable[[], Awaitable[kopf.ConnectionInfo]]) -> kopf.OperatorRegistry:
+def registry(
+    report: Report, connect: Callable[[], Awaitable[kopf.ConnectionInfo]], kinds: Collection[Kind]
+) -> kopf.OperatorRegistry:
     """Return kopf's handlers: one per watched kind, and the login."""
     handlers = kopf.OperatorRegistry()
 
@@ -48,7 +50,7 @@ def registry(report: Report, connect: Callable[[], Awaitable[kopf.ConnectionInfo
 
         kopf.on.event(kind.group, kind.version, kind.plural, id=kind.plural, registry=handlers)(seen)
 
-    for kind in WATCHED:
+    for kind in kinds:
         handle(kind)
     return handlers
 
@@ -57,6 +59,7 @@ def settings() -> kopf.OperatorSettings:
     """Return kopf's settings: quiet, selective, and with every wait bounded."""
     chosen = kopf.OperatorSettings()
     chosen.posting.enabled = False
+    chosen.process.ultimate_exiting_timeout = None  # one kopf of several that ends is not the process' end
     chosen.scanning.disabled = True
     chosen.peering.standalone = True
     chosen.persistence.finalizer = "turnout.dev/kopf"
@@ -75,21 +78,40 @@ def settings() -> kopf.OperatorSettings:
     return chosen
 
 
+class _Everything(Collection[Any]):
+    """Contains whatever it is asked for. At its end kopf cancels all tasks that it is not told to leave alone."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
 async def watch(
     report: Report,
     connect: Callable[[], Awaitable[kopf.ConnectionInfo]],
     *,
-    namespaces: Sequence[str],
+    namespace: str | None,
+    kinds: Collection[Kind],
     stop: asyncio.Event,
-    ready: asyncio.Event,
+    spawned: Callable[[], None],
 ) -> None:
-    """Report everything that happens to the watched kinds until *stop* is set. No *namespaces*: in all of them."""
+    """Report everything that happens to *kinds* in *namespace* (None: everywhere) until *stop* is set.
+
+    *spawned* is called once kopf has started, which takes the process' signals for itself. Raise what ended the watches
+    otherwise, such as a refusal of the API server.
+    """
     logging.getLogger("kopf").setLevel(logging.WARNING)
-    await kopf.operator(
-        registry=registry(report, connect),
+    tasks = await kopf.spawn_tasks(
+        registry=registry(report, connect, kinds),
         settings=settings(),
-        clusterwide=not namespaces,
-        namespaces=tuple(namespaces),
+        clusterwide=namespace is None,
+        namespaces=() if namespace is None else (namespace,),
         stop_flag=stop,
-        ready_flag=ready,
     )
+    spawned()
+    await kopf.run_tasks(tasks, ignored=_Everything())

@@ -1,57 +1,209 @@
-"""Who serves a name that several deployments of a namespace claim: the oldest of them."""
+"""Who has a name (or an API key) that several resources claim, in whatever namespaces: the one that has it now.
+
+A name is settled once for everything that the operator sees, and stays where it is: neither an older resource that
+begins to claim it, nor a clock, nor a restart of the operator moves it. A holder gives a name up by leaving it out of
+its spec, and then the next claim gets it at once. A holder that is deleted may come back: for `HOLD_SECONDS` nobody of
+another namespace gets what it had, so that a claim which lies in wait does not take over its traffic.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+HOLD_SECONDS: Final = 60.0
+"""How long a name is kept for the namespace of a holder that was deleted: long enough to replace a resource or to
+install a release anew. To hand a name to another namespace without that wait, leave it out of the holder's spec first.
+"""
+_KINDS: Final = {"LLMDeployment": "", "LLMRoute": "route ", "TokenBudget": "TokenBudget "}
+"""Kinds that claim, in the order in which equally old ones come first, and what people read before their names."""
+_ORDER: Final = tuple(_KINDS)
+
+
+class Claimant(NamedTuple):
+    """A resource that claims names."""
+
+    kind: str
+    namespace: str
+    name: str
+
+    def seen_from(self, namespace: str) -> str:
+        """Return how somebody in *namespace* calls it."""
+        where = "" if namespace == self.namespace else f"{self.namespace}/"
+        return f"{_KINDS[self.kind]}{where}{self.name}"
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The names that one deployment wants to serve."""
+    """The names that one resource wants."""
 
-    deployment: str
+    owner: Claimant
     created: str
     """``creationTimestamp``, RFC 3339: its text sorts by time."""
     names: tuple[str, ...]
+    had: frozenset[str] = frozenset()
+    """Those that its status says are its own."""
+    refused: frozenset[str] = frozenset()
+    """Those that its status says it did not get."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """What a deployment gets of the names it claims."""
+    """What a resource gets of the names it claims."""
 
     served: tuple[str, ...]
     refused: tuple[tuple[str, str], ...]
-    """Name, and the deployment that has it."""
+    """Name, and why not: ``served by NAME``."""
 
 
-def settle(claims: Iterable[Claim]) -> dict[str, Settlement]:
-    """Share out the names of one namespace, by deployment.
+class Claims:
+    """All claims, and who has what. Times are of one monotonic clock, in seconds.
 
-    The oldest claim wins; of equally old ones the first by name. So a newcomer never takes a name from what
-    already serves it, and every operator comes to the same result.
+    What is put in is settled by the next `settle`; only names that something has changed about are looked at.
     """
-    holders: dict[str, str] = {}
-    settled: dict[str, Settlement] = {}
-    for claim in sorted(claims, key=lambda claim: (claim.created, claim.deployment)):
-        wanted = tuple(dict.fromkeys(claim.names))
-        refused = tuple((name, holders[name]) for name in wanted if name in holders)
-        served = tuple(name for name in wanted if name not in holders)
-        holders.update(dict.fromkeys(served, claim.deployment))
-        settled[claim.deployment] = Settlement(served, refused)
-    return settled
+
+    def __init__(self) -> None:
+        self._claims: dict[Claimant, Claim] = {}
+        self._rivals: dict[str, set[Claimant]] = {}
+        self._holders: dict[str, Claimant] = {}
+        self._kept: dict[str, tuple[str | None, float]] = {}
+        """Names without a holder: the namespace that they are kept for (None: an unknown one), and until when."""
+        self._open: set[str] = set()
+
+    def put(self, claim: Claim) -> None:
+        """Take in a claim that is new or has changed."""
+        before = self._claims.get(claim.owner)
+        was, wanted = set(before.names if before is not None else ()), set(claim.names)
+        self._claims[claim.owner] = claim
+        for name in was - wanted:
+            self._leave(name, claim.owner)
+        for name in wanted - was:
+            self._rivals.setdefault(name, set()).add(claim.owner)
+            self._open.add(name)
+
+    def remove(self, owner: Claimant, now: float) -> None:
+        """Take in that a resource is gone."""
+        claim = self._claims.pop(owner, None)
+        for name in set(claim.names) if claim is not None else ():
+            if self._holders.get(name) == owner:
+                del self._holders[name]
+                self._kept[name] = owner.namespace, now + HOLD_SECONDS
+            self._leave(name, owner)
+
+    def owners(self) -> tuple[Claimant, ...]:
+        """Return all that claim something."""
+        return tuple(self._claims)
+
+    def settle(self, now: float) -> set[Claimant]:
+        """Give what can be given; return the claimants that this concerns."""
+        self._open.update(name for name, (_, until) in self._kept.items() if now >= until)
+        concerned: set[Claimant] = set()
+        for name in self._open:
+            before = self._holders.get(name)
+            rivals = self._rivals.get(name, set())
+            if before not in rivals:
+                self._give(name, rivals, now)
+            if self._holders.get(name) != before or name in self._kept:
+                concerned |= rivals
+        self._open.clear()
+        return concerned
+
+    def settlement(self, owner: Claimant) -> Settlement:
+        """Return what *owner* gets, as of the last `settle`."""
+        claim = self._claims.get(owner)
+        served, refused = [], []
+        for name in dict.fromkeys(claim.names) if claim is not None else ():
+            holder = self._holders.get(name)
+            if holder == owner:
+                served.append(name)
+            elif holder is not None:
+                refused.append((name, f"served by {holder.seen_from(owner.namespace)}"))
+            else:
+                namespace = self._kept.get(name, (None, 0.0))[0]
+                whom = "what had it" if namespace is None else f"namespace {namespace}"
+                refused.append((name, f"kept for {whom} for {HOLD_SECONDS:.0f} s after its holder has gone"))
+        return Settlement(tuple(served), tuple(refused))
+
+    def _leave(self, name: str, owner: Claimant) -> None:
+        rivals = self._rivals[name]
+        rivals.discard(owner)
+        if not rivals:
+            del self._rivals[name]
+        self._open.add(name)
+
+    def _give(self, name: str, rivals: set[Claimant], now: float) -> None:
+        known = self._holders.pop(name, None) is not None
+        kept = self._kept.get(name)
+        if kept is not None and now >= kept[1]:
+            del self._kept[name]
+            kept, known = None, True
+        if not known and kept is None and rivals and all(name in self._claims[r].refused for r in rivals):
+            # Somebody had it whom this operator has not seen: deleted while none ran, or not to be read just now.
+            kept = self._kept[name] = None, now + HOLD_SECONDS
+        among = rivals if kept is None else {rival for rival in rivals if rival.namespace == kept[0]}
+        if among:
+            self._kept.pop(name, None)
+            self._holders[name] = min(among, key=lambda rival: self._rank(name, rival))
+
+    def _rank(self, name: str, rival: Claimant) -> tuple[bool, str, int, Claimant]:
+        claim = self._claims[rival]
+        return name not in claim.had, claim.created, _ORDER.index(rival.kind), rival
+
+
+def settle(claims: Iterable[Claim]) -> dict[Claimant, Settlement]:
+    """Share out the names of *claims* at once, as an operator does that has just begun."""
+    book = Claims()
+    for claim in claims:
+        book.put(claim)
+    book.settle(0.0)
+    return {owner: book.settlement(owner) for owner in book.owners()}
+
+
+def claimant_of(raw: Mapping[str, Any]) -> Claimant:
+    """Return who a raw resource is as a claimant."""
+    meta = raw["metadata"]
+    return Claimant(raw["kind"], meta.get("namespace", ""), meta["name"])
 
 
 def claim_of(raw: Mapping[str, Any]) -> Claim:
-    """Read the claim of an LLMDeployment, also of one whose spec cannot be used: what it serves stays its own."""
-    meta, spec = raw["metadata"], raw.get("spec", {})
-    served = _names(_field(spec.get("model"), "servedNames")) or (meta["name"],)
-    adapters = _field(spec.get("lora"), "adapters")
+    """Read the claim of a resource, also of one whose spec cannot be used: what it serves stays its own."""
+    names = _claimed(raw)
+    observed = _field(raw.get("status"), "observedGeneration")
+    settled = bool(observed) and observed == raw["metadata"].get("generation")
+    had = frozenset(_had(raw, settled=settled)) & frozenset(names)
+    refused = frozenset(names) - had if settled else frozenset[str]()
+    return Claim(claimant_of(raw), raw["metadata"].get("creationTimestamp") or "", names, had, refused)
+
+
+def keys_of(raw: Mapping[str, Any]) -> dict[str, str]:
+    """Return the digests of a TokenBudget's keys, by the names of the keys."""
+    keys = _field(raw.get("spec"), "keys")
+    found = [(_field(key, "name"), _field(key, "sha256")) for key in keys] if isinstance(keys, list) else []
+    return {name: digest for name, digest in found if isinstance(name, str) and isinstance(digest, str)}
+
+
+def _claimed(raw: Mapping[str, Any]) -> tuple[str, ...]:
+    spec = raw.get("spec")
+    if raw["kind"] == "TokenBudget":
+        return tuple(keys_of(raw).values())
+    if raw["kind"] == "LLMRoute":
+        return _names(_field(spec, "names"))
+    served = _names(_field(_field(spec, "model"), "servedNames")) or (raw["metadata"]["name"],)
+    adapters = _field(_field(spec, "lora"), "adapters")
     told = [_field(adapter, "name") for adapter in adapters] if isinstance(adapters, list) else []
-    return Claim(meta["name"], meta.get("creationTimestamp") or "", (*served, *_names(told)))
+    return (*served, *_names(told))
+
+
+def _had(raw: Mapping[str, Any], *, settled: bool) -> tuple[str, ...]:
+    """Return what the status of a resource says that it has. That of a budget names keys, whose digests may have changed."""
+    status = raw.get("status")
+    if raw["kind"] != "TokenBudget":
+        return _names(_field(status, "servedNames"))
+    accepted = _names(_field(status, "acceptedKeys")) if settled else ()
+    return tuple(digest for name, digest in keys_of(raw).items() if name in accepted)
 
 
 def _field(value: Any, name: str) -> Any:

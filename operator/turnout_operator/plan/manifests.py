@@ -160,6 +160,8 @@ def _template(deployment: LLMDeployment, role: Role, labels: dict[str, str], ima
         "lifecycle": {
             "preStop": {"exec": {"command": ["turnout-worker", "drain", "--port", str(names.WORKER_PORT)]}}
         },
+        # What it wrote last before it ended with an error stands in the pod's status, and from there in the deployment's.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
 from turnout.api import names
 from turnout.api.deployment import Role
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 _ROLES = frozenset(get_args(Role))
+MAX_WORDS: Final = 512
+"""Longest text of Kubernetes or of a container that is repeated in a status."""
+_STARTING: Final = frozenset({"ContainerCreating", "PodInitializing"})
+_REFUSED_POD: Final = re.compile(r'\bpods "[^"]*" is forbidden')
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +84,47 @@ class ObservedPool:
     live: dict[str, Any]
     """The object."""
     pods: tuple[ObservedPod, ...]
+    refused: str = ""
+    """Why Kubernetes lets no more pods of it be made (a quota, a policy), in its words; empty where it does."""
 
     @property
     def alive(self) -> tuple[ObservedPod, ...]:
         """Pods that are not being deleted."""
         return tuple(pod for pod in self.pods if not pod.terminating)
+
+
+@dataclass(frozen=True, slots=True)
+class FailedPod:
+    """A pod that ended for good without having been asked to: evicted, or refused by its node."""
+
+    name: str
+    role: Role
+    created_at: float
+    """Seconds since the epoch."""
+    why: str
+    """In the node's words."""
+
+
+def words(text: object) -> str:
+    """Return *text* as one line of printable characters, at most `MAX_WORDS` of them: its beginning and its end."""
+    line = " ".join(
+        "".join(char if char.isprintable() else " " for char in str(text or "")[: 1 << 16]).split()
+    )
+    if len(line) <= MAX_WORDS:
+        return line
+    half = (MAX_WORDS - 5) // 2
+    return f"{line[:half]} ... {line[-half:]}"
+
+
+def failed_pod(raw: Mapping[str, Any]) -> FailedPod | None:
+    """Read a worker pod that failed as a whole, with a reason; None for any other."""
+    meta, status = raw["metadata"], raw.get("status", {})
+    role = meta.get("labels", {}).get(names.LABEL_ROLE)
+    if role not in _ROLES or status.get("phase") != "Failed" or not status.get("reason"):
+        return None
+    created = seconds_of(meta.get("creationTimestamp") or "") or 0.0
+    why = words(f"{status['reason']}: {status.get('message') or ''}".rstrip(": "))
+    return FailedPod(meta["name"], cast("Role", role), created, why)
 
 
 def observed_pod(raw: Mapping[str, Any], load: WorkerLoad | None = None) -> ObservedPod | None:
@@ -113,8 +154,8 @@ def observed_pod(raw: Mapping[str, Any], load: WorkerLoad | None = None) -> Obse
         unschedulable_since=(seconds_of(scheduling.get("lastTransitionTime") or "") or created)
         if unschedulable
         else None,
-        unschedulable_reason=scheduling.get("message", "") if unschedulable else "",
-        trouble=_trouble(status),
+        unschedulable_reason=words(scheduling.get("message")) if unschedulable else "",
+        trouble=_trouble(status, scheduling),
         load=load,
     )
 
@@ -141,16 +182,48 @@ def observed_pools(
                 created_at=seconds_of(meta.get("creationTimestamp") or "") or 0.0,
                 live=raw,
                 pods=tuple(by_pool.get((role, revision), ())),
+                refused=_refused(raw.get("status") or {}),
             )
         )
     return tuple(sorted(found, key=lambda pool: (pool.created_at, pool.revision, pool.role)))
 
 
-def _trouble(status: Mapping[str, Any]) -> str:
-    for container in status.get("containerStatuses", []):
-        waiting = container.get("state", {}).get("waiting") or {}
-        if waiting.get("reason") not in {None, "ContainerCreating", "PodInitializing"}:
-            return f"{waiting['reason']}: {waiting.get('message', '')}".rstrip(": ")
+def _trouble(status: Mapping[str, Any], scheduling: Mapping[str, Any]) -> str:
+    """Return why a pod does not run, though it has a node or need not wait for one."""
+    if scheduling.get("status") == "False" and scheduling.get("reason") != "Unschedulable":
+        return words(f"{scheduling.get('reason', '')}: {scheduling.get('message') or ''}".rstrip(": "))
+    for container in (*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])):
+        found = _container_trouble(container)
+        if found:
+            return found
+    return ""
+
+
+def _container_trouble(container: Mapping[str, Any]) -> str:
+    state = container.get("state") or {}
+    waiting = state.get("waiting") or {}
+    reason = waiting.get("reason")
+    if reason and reason not in _STARTING and reason != "CrashLoopBackOff":
+        return words(f"{reason}: {waiting.get('message') or ''}".rstrip(": "))
+    ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated") or {}
+    if ended.get("exitCode"):
+        # The same words whether it waits, runs once more or has just ended: the cause is the same.
+        how = f"{ended.get('reason') or 'Error'}, exit status {ended['exitCode']}"
+        crash = "CrashLoopBackOff: " if container.get("restartCount") else ""
+        said = ended.get("message") or ""
+        return words(f"{crash}{container.get('name', 'container')} ended with {how}: {said}".rstrip(": "))
+    return (
+        words(f"{reason}: {waiting.get('message') or ''}".rstrip(": "))
+        if reason == "CrashLoopBackOff"
+        else ""
+    )
+
+
+def _refused(status: Mapping[str, Any]) -> str:
+    for item in status.get("conditions", []):
+        if item.get("type") == "ReplicaFailure" and item.get("status") == "True":
+            # The name of the pod is another one at each attempt.
+            return _REFUSED_POD.sub("pods are forbidden", words(item.get("message") or item.get("reason")))
     return ""
 
 

@@ -21,7 +21,7 @@ from turnout_operator.plan.draining import shrink
 from turnout_operator.plan.drift import differs
 from turnout_operator.plan.effects import Notice, Plan, PodPatch, Removal
 from turnout_operator.plan.notices import notices
-from turnout_operator.plan.observed import ObservedPod, ObservedPool, observed_pools
+from turnout_operator.plan.observed import FailedPod, ObservedPod, ObservedPool, observed_pools
 from turnout_operator.plan.ownership import owns
 from turnout_operator.plan.revision import model_revision
 from turnout_operator.plan.status import Picture, status, tally
@@ -55,6 +55,8 @@ class Observed:
     decision: Decision | None = None
     """The last scaling decision. None: none was made since this operator started."""
     goodput_percent: float | None = None
+    failed: Sequence[FailedPod] = ()
+    """Pods of its workers that ended for good without having been asked to."""
 
     @property
     def own(self) -> tuple[dict[str, Any], ...]:
@@ -119,6 +121,8 @@ def plan(observed: Observed, config: PlanConfig, now: float) -> Plan:
         decision=observed.decision,
         limit=allowed.limit or (observed.decision.limit if observed.decision else None),
         endpoint=config.endpoint,
+        pools=pools,
+        failed=observed.failed,
     )
     scaled = _scaled(observed, before, allowed)
     written = status(picture, observed.status, scaled, now)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from turnout.scaling.decision import Decision, ScalingLimit
     from turnout.sizing.capacity import Misfit
     from turnout_operator.plan.claims import Settlement
-    from turnout_operator.plan.observed import ObservedPod
+    from turnout_operator.plan.observed import FailedPod, ObservedPod, ObservedPool
 
 MAX_REASON: Final = 1024
 """Longest reason that ``status.lastScaling`` takes."""
@@ -47,6 +47,9 @@ class Picture:
     decision: Decision | None
     limit: ScalingLimit | None
     endpoint: str
+    pools: Sequence[ObservedPool] = ()
+    failed: Sequence[FailedPod] = ()
+    """Pods that ended for good without having been asked to."""
 
 
 def tally(replicas: Mapping[Role, int]) -> str:
@@ -112,25 +115,25 @@ def _findings(picture: Picture) -> Iterable[Finding]:
 
 
 def _ready(picture: Picture) -> Finding:
-    refused = ", ".join(f"{name} (served by {holder})" for name, holder in picture.names.refused)
+    refused = ", ".join(f"{name} ({why})" for name, why in picture.names.refused)
     if not picture.names.served:
         return Finding(
             "Ready",
             "False",
             "ServedNameConflict",
-            f"every served name is taken by an older deployment: {refused}; "
-            "choose other model.servedNames or delete the older deployment",
+            f"every served name is taken: {refused}; choose other model.servedNames or have the name given up there",
         )
     tail = f"; rollout: {picture.rollout}" if picture.rollout else ""
+    obstacle = _obstacle(picture, picture.deployment.spec.roles)
     if picture.serving is None:
         if picture.misfit is not None:
             return Finding("Ready", "False", "ModelDoesNotFit", picture.misfit.message)
-        return Finding("Ready", "False", "NoReadyWorkers", f"{_waiting_for(picture)}{tail}")
+        return Finding("Ready", "False", "NoReadyWorkers", f"{_waiting_for(picture)}{obstacle}{tail}")
+    if tail:
+        tail += obstacle
     called = ", ".join(picture.names.served)
     if refused:
-        message = (
-            f"serves {called}; not {refused}: choose other model.servedNames or delete the older deployment"
-        )
+        message = f"serves {called}; not {refused}: choose other names or have these given up there"
         return Finding("Ready", "True", "NameConflict", message + tail)
     return Finding("Ready", "True", "Serves", f"serves {called}{tail}")
 
@@ -142,17 +145,31 @@ def _waiting_for(picture: Picture) -> str:
             pod.serving for pod in picture.pods if pod.role == role and pod.revision == picture.target
         )
         parts.append(f"{role} {ready} of {picture.desired.get(role, 0)} ready")
-    return f"waiting for workers: {', '.join(parts)}{_obstacle(picture.pods)}"
+    return f"waiting for workers: {', '.join(parts)}"
 
 
-def _obstacle(pods: Iterable[ObservedPod]) -> str:
-    """Return what stands in the way, in the scheduler's or the node's words."""
-    for pod in pods:
+def _obstacle(picture: Picture, roles: Iterable[Role]) -> str:
+    """Return what stands in the way of these *roles*' workers, in the words of who put it there; empty: nothing."""
+    wanted = frozenset(roles)
+    for pool in picture.pools:
+        if pool.refused and pool.role in wanted and len(pool.alive) < pool.replicas:
+            return f"; {pool.live['metadata']['name']} gets no more pods: {pool.refused}"
+    for pod in picture.pods:
+        if pod.role not in wanted:
+            continue
         if pod.unschedulable_since is not None:
             return f"; {pod.name} finds no node: {pod.unschedulable_reason}"
         if pod.trouble and not pod.ready:
             return f"; {pod.name} does not run: {pod.trouble} (see kubectl logs {pod.name})"
+    newest = max((pod for pod in picture.failed if pod.role in wanted), key=_age, default=None)
+    # One that failed before its successor was made is history, unless that has come to nothing either.
+    if newest is not None and not any(pod.role == newest.role and pod.ready for pod in picture.pods):
+        return f"; {newest.name} has failed: {newest.why}"
     return ""
+
+
+def _age(pod: FailedPod) -> tuple[float, str]:
+    return pod.created_at, pod.name
 
 
 def _role_ready(picture: Picture, role: Role) -> Finding:
@@ -161,9 +178,10 @@ def _role_ready(picture: Picture, role: Role) -> Finding:
     message = f"{ready} of {desired} {role} workers ready"
     if ready >= desired > 0:
         return Finding(CONDITION_OF[role], "True", "AllReady", message)
+    message += _obstacle(picture, [role])
     if ready:
-        return Finding(CONDITION_OF[role], "True", "SomeReady", message + _obstacle(pods))
-    return Finding(CONDITION_OF[role], "False", "NoneReady", message + _obstacle(pods))
+        return Finding(CONDITION_OF[role], "True", "SomeReady", message)
+    return Finding(CONDITION_OF[role], "False", "NoneReady", message)
 
 
 def _fits(misfit: Misfit | None) -> Finding:

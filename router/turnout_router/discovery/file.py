@@ -121,7 +121,10 @@ class FileRoute(Model):
 
 
 class FileBudget(Model):
-    """Keys and the names that they may call; none means all. The rest is as in a TokenBudget."""
+    """Keys and the names that they may call; none means all, of every namespace: who writes the file runs the router.
+
+    The rest is as in a TokenBudget.
+    """
 
     name: _Key
     keys: list[ApiKey] = Field(min_length=1, max_length=64)
@@ -212,6 +215,7 @@ def _fleet_of(config: FileConfig) -> Fleet:
                 key=f"routes[{index}]",
                 names=tuple(route.names),
                 targets=tuple((t.deployment, t.weight) for t in route.targets),
+                settled_names=tuple(route.names),
             )
             for index, route in enumerate(config.routes)
         ],
@@ -223,6 +227,7 @@ def _fleet_of(config: FileConfig) -> Fleet:
                 models=frozenset(b.models),
                 tier=TIER_OF[b.priority],
                 explain=b.explain,
+                settled=True,
             )
             for b in config.budgets
             for k in b.keys

@@ -18,6 +18,12 @@ class FleetObserver(Protocol):
     def stale(self, reason: str) -> None:
         """Learn that the source cannot be read now; the last fleet stays in use. Empty *reason*: it can again."""
 
+    def unreadable(self, namespace: str, resource: str, reason: str) -> None:
+        """Learn that the source is refused *resource* (a plural) in *namespace*, or that it is no longer: no *reason*.
+
+        An empty *namespace* means all of them at once.
+        """
+
     def rejected(self, what: str) -> None:
         """Learn that something was left out because it is invalid."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -14,6 +15,7 @@ from turnout.routing.admission import TIER_OF, AdmissionBounds
 from turnout.sizing.capacity import Fit, fits
 
 if TYPE_CHECKING:
+    from turnout.api import TokenBudget
     from turnout.api.deployment import Admission
 
 _ROLES: Final = ("prefill", "decode", "aggregated")
@@ -62,14 +64,21 @@ def route_of(raw: dict[str, Any]) -> NamedRoute:
         names=tuple(resource.spec.names),
         targets=tuple((f"{namespace}/{t.deployment}", t.weight) for t in resource.spec.targets),
         created=_unix(resource.metadata.creation_timestamp),
+        settled_names=None if resource.status.served_names is None else tuple(resource.status.served_names),
     )
 
 
-def grants_of(raw: dict[str, Any]) -> tuple[Grant, ...]:
-    """Return the keys of a TokenBudget. Raise InvalidResource."""
+def grants_of(raw: dict[str, Any], own_namespace: str) -> tuple[Grant, ...]:
+    """Return the keys of a TokenBudget. Raise InvalidResource.
+
+    Only one in *own_namespace*, the router's, opens names of every namespace: who may write there runs Turnout.
+    """
     resource = load_budget(raw)
+    namespace = resource.metadata.namespace
+    everywhere = resource.spec.scope == "Cluster" and namespace == own_namespace
     models = frozenset(resource.spec.models)
     tier = TIER_OF[resource.spec.priority]
+    created = _unix(resource.metadata.creation_timestamp)
     return tuple(
         Grant(
             budget=resource.key,
@@ -78,9 +87,20 @@ def grants_of(raw: dict[str, Any]) -> tuple[Grant, ...]:
             models=models,
             tier=tier,
             explain=resource.spec.explain,
+            namespace=None if everywhere else namespace,
+            created=created,
+            settled=_is_accepted(resource, key.name),
         )
         for key in resource.spec.keys
     )
+
+
+def _is_accepted(budget: TokenBudget, key: str) -> bool | None:
+    """Say whether the operator left *key* to this budget, None where it has not looked at this generation yet."""
+    status = budget.status
+    if status.accepted_keys is None or status.observed_generation != budget.metadata.generation:
+        return None
+    return key in status.accepted_keys
 
 
 def backend_of(raw: dict[str, Any]) -> Backend | None:
@@ -166,8 +186,8 @@ def _kv_tokens(container: dict[str, Any]) -> int:
     """Return the tokens that this worker's KV cache holds, 0 where its arguments do not tell."""
     told = dict(pairwise(container.get("args") or []))
     accelerators = told.get("--tensor-parallel", "1")
-    if not accelerators.isdigit():
-        return 0
+    if not re.fullmatch("[0-9]{1,4}", accelerators):
+        return 0  # whoever may create a pod writes its arguments
     fit = fits(told.get("--model", ""), told.get("--accelerator", ""), int(accelerators))
     return fit.kv_cache_tokens if isinstance(fit, Fit) else 0
 

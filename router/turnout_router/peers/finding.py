@@ -94,7 +94,7 @@ class PodPeers:
         self._pods.pop(raw["metadata"]["name"], None)
         self._tell()
 
-    def reachable(self, reason: str) -> None:
+    def reachable(self, reason: str, *, refused: bool = False) -> None:  # noqa: ARG002 - all the same here
         """Go on with what is known, and say so once."""
         if reason and reason != self._unreachable:
             _LOG.warning("other routers cannot be looked up, going on with those known: %s", reason)
