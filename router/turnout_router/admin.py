@@ -80,11 +80,13 @@ class AdminServer:
     async def _serve(self, listening: socket.socket) -> None:
         """Serve until stopped: on a copy of the socket, for uvicorn closes what it is given."""
         self._server = server = _Server(self._config)
+        copy = listening.dup()
         try:
-            await server.serve(sockets=[listening.dup()])
+            await server.serve(sockets=[copy])
         finally:
             for each in getattr(server, "servers", ()):
                 each.close()
+            copy.close()
         if not self._stopping:
             raise RuntimeError("the admin server ended by itself")
 
