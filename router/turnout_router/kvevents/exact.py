@@ -14,6 +14,7 @@ from turnout_router.kvevents.counts import Counts, Worker, state_of
 from turnout_router.kvevents.replay import Turns
 from turnout_router.kvevents.subscription import Subscription
 from turnout_router.kvevents.tokens import Tokenizer
+from turnout_router.tasks import TOKENIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -95,7 +96,17 @@ class ExactMode:
         return deployment in self._engines
 
     async def read(self, route: DeploymentRoute, request: Completion, prompt: Prompt) -> Prompt:
-        """Return *prompt* with its tokens, if workers of *route* hold anything that they could be compared with."""
+        """Return *prompt* with its tokens, if workers of *route* hold anything that they could be compared with.
+
+        Where finding them out fails, belief decides: no request is harmed by it.
+        """
+        try:
+            return await self._read(route, request, prompt)
+        except Exception as error:  # noqa: BLE001 - as said above
+            self._note(TOKENIZE, error)
+            return prompt
+
+    async def _read(self, route: DeploymentRoute, request: Completion, prompt: Prompt) -> Prompt:
         engines = self._engines.get(route.key)
         if engines is None:
             return prompt
