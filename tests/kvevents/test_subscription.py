@@ -120,6 +120,59 @@ async def test_a_replay_that_loses_batches_is_continued() -> None:
             assert (len(follower.stream.cache), source.asked[:2]) == (5, [0, 1])
 
 
+async def test_a_long_replay_is_had_although_little_of_it_is_kept_waiting() -> None:
+    """Many more batches than wait at a time, some of which the publisher's socket drops: all of them in the end."""
+    with publisher() as source:
+        for block in range(1, 3_000):
+            source.publish(stored(block % 900 + 1))
+        with following(source) as follower:
+            await eventually(lambda: follower.stream.complete and follower.stream.next == 2_999, 30.0)
+            assert len(follower.stream.cache) == 900
+
+
+async def test_others_have_their_turn_while_a_worker_floods() -> None:
+    """Batches without end, as large as they may be: the loop goes round all the time, and what came last is known."""
+    with publisher() as source, following(source) as follower:
+        await eventually(lambda: follower.stream.complete)
+        rounds = 0
+        blocks = list(range(1, 900))
+        for _ in range(30):
+            source.publish(*[stored(*blocks) for _ in range(15)])
+        while follower.stream.next != 30:
+            rounds += 1
+            await asyncio.sleep(0)
+        assert rounds > 30, "more than one for each batch"
+        await eventually(lambda: follower.matched(*blocks) == len(blocks))
+
+
+async def test_a_message_of_endless_frames_ends_the_connection() -> None:
+    """ZeroMQ bounds each frame, not their number: the worker counts as away, and is followed anew after a pause."""
+    noted: list[BaseException] = []
+    with publisher() as source, following(source) as follower:
+        follower._subscription._note = lambda _, error: noted.append(error)
+        await eventually(lambda: follower.stream.complete)
+        source.publish(stored(1))
+        await eventually(lambda: follower.matched(1) == 1)
+        source.send(*[b"x"] * 10_000)
+        await eventually(lambda: noted)
+        assert isinstance(noted[0], replay.FramesError)
+        assert (follower.stream.following, follower.matched(1)) == (False, 0)
+        await eventually(lambda: follower.stream.complete and follower.matched(1) == 1)
+        assert len(noted) == 1
+
+
+async def test_a_batch_beyond_the_bounds_is_counted_as_unreadable() -> None:
+    """An array of a million empty arrays: what was known is forgotten, the next clear makes it whole."""
+    with publisher() as source, following(source) as follower:
+        await eventually(lambda: follower.stream.complete)
+        source.publish(stored(1))
+        source.publish(raw=b"\x93\x00\xdd" + (1_000_000).to_bytes(4, "big") + b"\x90" * 1_000_000 + b"\x00")
+        await eventually(lambda: follower.stream.unreadable == 1)
+        assert (follower.stream.complete, follower.matched(1)) == (False, 0)
+        source.publish(CLEARED, stored(2))
+        await eventually(lambda: follower.stream.complete and follower.matched(2) == 1)
+
+
 async def test_a_worker_that_dies_is_forgotten_and_its_successor_followed() -> None:
     """With its connection goes what it had cached; on the same ports another one starts from number 0."""
     with publisher() as source:
