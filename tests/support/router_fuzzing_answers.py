@@ -460,7 +460,8 @@ def _is_error(event: bytes, form: Form) -> bool:
         value = _data(event)
         return isinstance(value, dict) and bool(value.get("error"))
     names = [line[6:].strip() for line in event.split(b"\n") if line.startswith(b"event:")]
-    return names[-1:] in ([b"error"], [b"response.failed"])
+    failed = b"error" if form.path.endswith(b"messages") else b"response.failed"
+    return names[-1:] in ([b"error"], [failed])
 
 
 def _is_cut(event: bytes) -> bool:

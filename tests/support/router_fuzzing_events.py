@@ -125,6 +125,7 @@ class Read:
     """A stream as the standard reads it: its events as (name, data), and where the API of *form* says that it ends."""
 
     def __init__(self, stream: bytes, form: Form) -> None:
+        self.is_typed = not form.ends.startswith(b"data")
         text = stream.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         self.events: list[tuple[bytes, bytes]] = []
         blocks = text.split(b"\n\n")
@@ -161,6 +162,8 @@ def _fails(event: tuple[bytes, bytes], form: Form) -> bool:
     if form.ends.startswith(b"data"):
         value = _json(data)
         return isinstance(value, dict) and bool(value.get("error"))
+    if form.path.endswith(b"messages"):
+        return name.strip() == b"error"
     return name.strip() in {b"error", b"response.failed"}
 
 
@@ -191,13 +194,24 @@ def check_events(
 
 
 def _promise(name: str, stream: bytes, read: Read, kept: object, text: object) -> None:
-    """Make the promise for plain streams, for those with events behind their end, or with line ends of no engine."""
+    """Make the promise for streams as engines write them, or in the name of what is unusual about this one."""
+    promise(name + _unusual(stream, read), kept, str(text)[:1500])
+
+
+def _unusual(stream: bytes, read: Read) -> str:
     lines = stream.replace(b"\r\n", b"\n")
     mixed = b"\r" in lines or (b"\r\n" in stream and stream.count(b"\r\n") != lines.count(b"\n"))
-    odd = mixed or b"\n\n\n" in lines or lines.startswith((b"\n", b"\xef\xbb\xbf"))
-    behind = read.end is not None and len(read.events) > read.end + 1
-    kind = ", with odd lines" if odd else ", with more behind the end" if behind else ""
-    promise(name + kind, kept, str(text)[:1500])
+    if mixed or b"\n\n\n" in lines or lines.startswith((b"\n", b"\xef\xbb\xbf")):
+        return ", with odd lines"
+    plain = _TYPED if read.is_typed else _UNTYPED
+    if not all(plain.fullmatch(event) for event in lines.split(b"\n\n")[:-1]):
+        return ", with odd events"
+    return ", with more behind the end" if read.end is not None and len(read.events) > read.end + 1 else ""
+
+
+_UNTYPED: Final = re.compile(rb"data: ?[^\n]+|:[^\n]*")
+_TYPED: Final = re.compile(rb"event: [a-z_.]+\ndata: ?[^\n]+|:[^\n]*")
+"""Events as engines write them."""
 
 
 def _told(world: World, form: Form, head: bytes, pieces: list[bytes], ending: str) -> Told:

@@ -46,31 +46,39 @@ BROKEN: Final[dict[str, Known]] = {
         "admin",
         b"GET /admin/decisions?limit=%C2%B2 HTTP/1.1\r\nhost: x\r\nauthorization: Bearer the-token-of-this-fuzz\r\n\r\n",
     ),
-    "a whole stream is whole": Known("events", b"\0\1" + _TOKEN + b": a comment\n" + _DONE),
-    "a whole stream is whole, with more behind the end": Known("events", b"\0\0" + _TOKEN + _DONE + _ERROR),
-    "a whole stream is whole, with odd lines": Known("events", b"\0\1" + _TOKEN + b"data: [DONE]\n\r\n"),
-    "nothing stands behind the end": Known(
-        "events", b"\0\1" + _TOKEN + b'event: x\ndata: {"usage":{}}\n\n' + _DONE
-    ),
-    "nothing stands behind the end, with more behind the end": Known(
-        "events", b"\0\0" + _TOKEN + _DONE + _TOKEN
-    ),
-    "nothing stands behind the end, with odd lines": Known("events", b"\0\1" + _DONE + b"\n" + _TOKEN),
-    "no cut stream is whole": Known("events", b'\0\0data: {"error":{"code":500}}\nid: 1\n\n' + _DONE),
-    "no cut stream is whole, with more behind the end": Known(
-        "events", b'\0\0data: {"error":{"code":500}}\nid: 1\n\n' + _DONE + _TOKEN
-    ),
-    "no cut stream is whole, with odd lines": Known(
-        "events", b'\0\0\ndata: {"error":{"code":500}}\nid: 1\n\n' + _DONE
-    ),
+    # Text that looks like the end, within the last bytes of a piece; `error` without a value.
     "cuts change nothing": Known(
         "events", b"\0\1" + _TOKEN + b'data: {"choices":[{"delta":{"content":"[DONE]"}}]}\n\n', 1
+    ),
+    "a whole stream is whole": Known("events", b"\0\0" + _TOKEN + b'data: {"error":null}\n\n' + _DONE),
+    # What a worker says after its last event.
+    "a whole stream is whole, with more behind the end": Known("events", b"\0\0" + _TOKEN + _DONE + _ERROR),
+    "nothing stands behind the end, with more behind the end": Known(
+        "events", b"\0\0" + _TOKEN + _DONE + _TOKEN
     ),
     "cuts change nothing, with more behind the end": Known(
         "events", b"\0\0" + _TOKEN + _DONE + b'data: {"type":"error","error":"no"}\n\n'
     ),
+    # Events with other lines than engines write: comments, ids, several lines of data.
+    "a whole stream is whole, with odd events": Known("events", b"\0\1" + _TOKEN + b": a comment\n" + _DONE),
+    "nothing stands behind the end, with odd events": Known(
+        "events", b"\0\1" + _TOKEN + b'event: x\ndata: {"usage":{}}\n\n' + _DONE
+    ),
+    "cuts change nothing, with odd events": Known("events", b"\1\0" + _TOKEN + b"d\0ata: [DONE]\n\n"),
+    "no cut stream is whole, with odd events": Known(
+        "events", b'\0\0data: {"error":{"code":500}}\nid: 1\n\n' + _DONE
+    ),
+    # Lines that end in another way, or in several; empty lines too many; a byte order mark.
+    "a whole stream is whole, with odd lines": Known("events", b"\0\1" + _TOKEN + b"data: [DONE]\n\r\n"),
+    "nothing stands behind the end, with odd lines": Known("events", b"\0\1" + _DONE + b"\n" + _TOKEN),
     "cuts change nothing, with odd lines": Known("events", b"\0\0" + _TOKEN + b"\n" + _TOKEN[:-1] + _DONE),
+    "no cut stream is whole, with odd lines": Known(
+        "events", b'\0\0\ndata: {"error":{"code":500}}\nid: 1\n\n' + _DONE
+    ),
     "events pass as they are, with odd lines": Known(
         "events", b"\2\0event: x\r\r\ndata: 1\r\n\r\nevent: response.completed\r\ndata: {}\r\n\r\n"
+    ),
+    "events pass as they are, with odd events": Known(
+        "events", b"\0\1" + _TOKEN + b'event: x\ndata: {"usage":{}}\n\n' + _DONE
     ),
 }
