@@ -48,6 +48,28 @@ async def test_a_stranger_at_the_peers_port_turns_requests_away_from_a_worker(
             await hears(r, 0)
 
 
+async def test_with_queueing_a_stranger_at_the_peers_port_holds_everything_back(tmp_path: Path) -> None:
+    """Where requests wait for a worker that could begin, lies about all workers make them wait in vain, while it lies."""
+    async with mock_worker() as one, mock_worker() as other:
+        workers = [("aggregated", one.url), ("aggregated", other.url)]
+        fleet = config(workers, queueing="Router", admission={"maxWait": "500ms"})
+        async with routers(tmp_path, fleet, (None,)) as (r,):
+            reader, writer = await connect(r.router.peers_port)
+            try:
+                await greet(Identity(), reader, writer, lambda _: None)
+                lies = [
+                    Sent(number, DEPLOYMENT, worker.id, 1_000_000, (), 100_000, 0, 900.0)
+                    for number, worker in enumerate((one, other))
+                ]
+                writer.write(framed(lies))
+                await hears(r, 2)
+                held = await r.chat(LONG)
+            finally:
+                writer.close()
+            await hears(r, 0)
+            assert (held.status_code, (await r.chat(LONG)).status_code) == (503, 200)
+
+
 async def test_who_reaches_the_side_channel_can_take_a_cache_away() -> None:
     """The decode worker then finds nothing: reaching workers' ports is for workers and routers alone."""
     with running_worker(role="prefill", time_scale=100) as prefill:
