@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
@@ -13,10 +14,11 @@ import uvloop
 
 from turnout.engine import Engine, JournaledKvCache
 from turnout.engine.kv import KvCache
+from turnout_runtime.supervision import Supervisor
 from turnout_worker.application import WorkerApplication
 from turnout_worker.clock import ScaledClock
 from turnout_worker.driver import Driver
-from turnout_worker.errors import ConfigurationError
+from turnout_worker.errors import ConfigurationError, EngineLoopError
 from turnout_worker.http import HttpServer
 from turnout_worker.metrics import Metrics
 from turnout_worker.serving import Serving
@@ -48,6 +50,8 @@ async def _serve(settings: WorkerSettings) -> int:
 
     engine_id = str(uuid4())
     metrics = Metrics(settings.served_names[0], settings.engine, settings.kv_bytes_per_token)
+    supervisor = Supervisor(metrics.task_failed, _log)
+    loop.set_exception_handler(partial(_note_callback, supervisor))
     clock = ScaledClock(settings.time_scale, loop.time)
     publisher, events = None, None
     cache = KvCache(settings.engine.kv_blocks)
@@ -55,15 +59,15 @@ async def _serve(settings: WorkerSettings) -> int:
         from turnout_worker.kvevents import CacheEvents, KvEventPublisher  # noqa: PLC0415 - see there
 
         cache = journal = JournaledKvCache(settings.engine.kv_blocks)
-        publisher = KvEventPublisher(settings.kv_events, settings.host)
+        publisher = KvEventPublisher(settings.kv_events, settings.host, supervisor.note)
         events = CacheEvents(journal, settings.engine.block_size, publisher)
     engine = Engine(settings.engine, settings.latency, cache)
-    driver = Driver(engine, settings.latency, clock, metrics, events=events)
+    driver = Driver(engine, settings.latency, clock, metrics, note=supervisor.note, events=events)
     fetcher = Fetcher()
-    serving = Serving(settings, driver, metrics, fetcher, engine_id, events=events)
-    application = WorkerApplication(settings, driver, metrics, serving)
-    server = HttpServer(application)
-    side_channel = SideChannel(engine_id, driver.release)
+    serving = Serving(settings, driver, metrics, fetcher, engine_id, supervisor=supervisor, events=events)
+    application = WorkerApplication(settings, driver, metrics, serving, supervisor.note)
+    server = HttpServer(application, supervisor.note)
+    side_channel = SideChannel(engine_id, driver.release, supervisor)
     try:
         if settings.role == "prefill":
             serving.side_channel_port = await side_channel.start(settings.host, settings.side_channel_port)
@@ -76,24 +80,13 @@ async def _serve(settings: WorkerSettings) -> int:
         settings.engine.kv_blocks, settings.engine.block_size, settings.time_scale,
     )  # fmt: skip
 
-    causes: list[asyncio.Future[Any]] = [
-        asyncio.create_task(ending.wait()),
-        application.on_death,
-        driver.on_crash,
-    ]
-    await asyncio.wait(causes, return_when=asyncio.FIRST_COMPLETED)
-    causes[0].cancel()
-    if driver.on_crash.done():
-        _log.error("crashing as ordered")
-        os._exit(1)  # like a crash: nothing is closed, nothing is said
-    if application.dead:
-        application.end()
-        await asyncio.sleep(_LAST_WORDS_SECONDS)
+    if not await _lasted(ending, application, driver, supervisor):
         return 1
     await _drain(application, server, settings.shutdown_timeout)
     side_channel.stop()
     await server.stop(_LAST_WORDS_SECONDS)
     fetcher.stop()
+    await supervisor.stop()
     driver.stop()
     if publisher is not None:
         publisher.stop()
@@ -101,18 +94,57 @@ async def _serve(settings: WorkerSettings) -> int:
     return 0
 
 
+async def _lasted(
+    ending: asyncio.Event, application: WorkerApplication, driver: Driver, supervisor: Supervisor
+) -> bool:
+    """Serve until *ending*. Return False where the engine could not go on: its requests have ended with errors."""
+    supervisor.run("engine", driver.run, fatal=(EngineLoopError,))
+    broken = asyncio.create_task(supervisor.ended())
+    asked = asyncio.create_task(ending.wait())
+    causes: list[asyncio.Future[Any]] = [asked, application.on_death, driver.on_crash, broken]
+    await asyncio.wait(causes, return_when=asyncio.FIRST_COMPLETED)
+    asked.cancel()
+    if broken.done() or application.dead:
+        cause = broken.exception() if broken.done() else None
+        _log.error("the engine cannot go on, and this process ends", exc_info=cause)
+        application.break_off()
+        await asyncio.sleep(_LAST_WORDS_SECONDS)
+        return False
+    broken.cancel()
+    if driver.on_crash.done():
+        _log.error("crashing as ordered")
+        os._exit(1)  # like a crash: nothing is closed, nothing is said
+    return True
+
+
 async def _drain(application: WorkerApplication, server: HttpServer, seconds: float) -> None:
-    """Refuse new requests; let running ones end and pinned prompts be fetched, for at most *seconds*, real."""
+    """Refuse new requests; let running ones end and pinned prompts be fetched, for at most *seconds*, real.
+
+    What runs then is aborted and ends like what is whole: with vLLM's default of 0 seconds, all of it.
+    """
     _log.info("draining for at most %g s", seconds)
     application.draining = True
     try:
         async with asyncio.timeout(seconds):
-            while application.busy or server.answering:  # noqa: ASYNC110 - pins end by themselves, in the engine's time
+            while not application.failed and (application.busy or server.answering):  # noqa: ASYNC110 - pins end by themselves, in the engine's time
                 await asyncio.sleep(_POLL_SECONDS)
     except TimeoutError:
         _log.warning("requests are still running after %g s: they are aborted", seconds)
         application.end()
         await asyncio.sleep(0)  # the engine tells the streams in the loop's next round
+    if application.failed:
+        application.break_off()
+
+
+def _note_callback(supervisor: Supervisor, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log and count what a callback of the event loop has raised."""
+    error = context.get("exception")
+    if isinstance(error, BaseException):
+        supervisor.note(
+            "listen" if "server" in context else "callback", error, detail=str(context.get("message"))
+        )
+    else:
+        loop.default_exception_handler(context)
 
 
 async def _passed(event: asyncio.Event, seconds: float) -> bool:
