@@ -122,6 +122,7 @@ class KvEventPublisher:
             self._again.cancel()
         if self._replay is not None:
             self._loop.remove_reader(int(self._replay.fd))
+            self._replay.close(linger=0)
             self._replay = None
         self._context.destroy(linger=0)
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from turnout.engine import EngineSettings, EngineStats, Finished, FirstToken
 
 TASKS: Final = (
-    "callback", "engine", "kv_events", "kv_fetch", "kv_replay", "listen", "request", "side_channel",
+    "callback", "engine", "kv_events", "kv_fetch", "kv_replay", "request", "side_channel",
 )  # fmt: skip
 """What the worker runs as long as it lives, by the names that their failures are counted under."""
 

@@ -286,7 +286,7 @@ class Serving:
         except EngineFailedError as error:
             self._not_fetched(request_id, error)
             return
-        except Exception:
+        except BaseException:  # a stray CancelledError, too: nothing else would end the request
             self._not_fetched(request_id, EngineFailedError("KV transfer failed"))
             raise
         if held:
