@@ -226,8 +226,7 @@ class WorkerApplication:
 
     def _tokenize(self, exchange: Exchange) -> None:
         prompt = openai.prompt_of(self._about_tokens(exchange))
-        width = text.TOKEN_BYTES
-        tokens = [int.from_bytes(prompt[at : at + width], "big") for at in range(0, len(prompt), width)]
+        tokens = text.token_ids(prompt)
         _json(exchange, {"count": len(tokens), "max_model_len": self._settings.max_length, "tokens": tokens})
 
     def _detokenize(self, exchange: Exchange) -> None:

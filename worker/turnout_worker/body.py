@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from turnout_worker.openai import Kind
 
-MAX_ELEMENTS: Final = 1_000_000
+MAX_ELEMENTS: Final = 250_000
 """Most commas and opening brackets, those within texts included: what parsing costs beside a body's bytes."""
 MAX_DEPTH: Final = 254
 """Deepest nesting: what the JSON writer can write, too."""

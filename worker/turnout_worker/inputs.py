@@ -21,8 +21,12 @@ VOCABULARY: Final = 128_256
 """Token ids that sampling parameters may name: Llama 3's. They have no effect here, and the prompt's are not checked."""
 MAX_LOGPROBS: Final = 20
 """Most alternatives told for a token, as in vLLM."""
-_MAX_PATTERN: Final = 16_384
-"""Longest regular expression, in characters."""
+_MAX_PATTERNS: Final = 8_192
+"""Most characters of all regular expressions of a request: what compiling them costs."""
+_MAX_NODES: Final = 20_000
+"""Most schemas of a request, the parts of schemas included."""
+_MAX_REFERENCES: Final = 65_536
+"""Most characters of all references of a request: what following them costs."""
 _KINDS: Final = frozenset({"string", "number", "integer", "boolean", "null", "array", "object"})
 _LOOK_AROUND: Final = re.compile(r"\(\?(?:=|!|<=|<!)")
 _SCHEMAS_BY_NAME: Final = ("properties", "patternProperties", "$defs", "definitions")
@@ -40,10 +44,11 @@ def check(fields: dict[str, Any], kind: Kind) -> None:
             "thinking_token_budget is set but reasoning_config is not configured. Please set --reasoning-config to use "
             "thinking_token_budget."
         )
+    constraints = _Constraints()
     for schema in _schemas(fields):
-        _check_schema(schema)
+        constraints.check_schema(schema)
     if isinstance(told := fields.get("structured_outputs"), dict):
-        _check_structured(told)
+        constraints.check_structured(told)
 
 
 def _check_prompt(fields: dict[str, Any], kind: Kind) -> None:
@@ -106,46 +111,71 @@ def _schemas(fields: dict[str, Any]) -> Iterator[object]:
                 yield function.get("parameters")
 
 
-def _check_structured(told: dict[str, Any]) -> None:
-    schema, regex, choice, grammar = (told.get(name) for name in ("json", "regex", "choice", "grammar"))
-    if isinstance(schema, str):
+class _Constraints:
+    """Checks what a request's output must follow, within bounds on what that may cost."""
+
+    def __init__(self) -> None:
+        self._nodes = _MAX_NODES
+        self._patterns = _MAX_PATTERNS
+        self._references = _MAX_REFERENCES
+
+    def check_structured(self, told: dict[str, Any]) -> None:
+        """Check vLLM's own field for it."""
+        schema, regex, choice, grammar = (told.get(name) for name in ("json", "regex", "choice", "grammar"))
+        if isinstance(schema, str):
+            try:
+                schema = orjson.loads(schema)
+            except orjson.JSONDecodeError as error:
+                raise EngineInputError("Invalid JSON grammar specification.", "structured_outputs") from error
+        self.check_schema(schema)
+        if regex is not None:
+            self._check_regex(regex)
+        if choice is not None and not (isinstance(choice, list) and choice):
+            raise EngineInputError("Choices should be a non-empty list of strings", "structured_outputs")
+        if grammar is not None and not (isinstance(grammar, str) and ("::=" in grammar or ":" in grammar)):
+            raise EngineInputError("Invalid grammar specification.", "structured_outputs")
+
+    def check_schema(self, schema: object) -> None:
+        """Raise EngineInputError where *schema* is none. None: there is none to check."""
+        left = [] if schema is None else [schema]
+        while left:
+            self._nodes -= 1
+            if self._nodes < 0:
+                raise _bad_schema(f"it has more than {_MAX_NODES} parts")
+            one = left.pop()
+            if isinstance(one, dict):
+                self._check_node(one, schema)
+                left += _parts(one)
+            elif not isinstance(one, bool):
+                raise _bad_schema(f"Schema should be an object or bool, got {one!r:.60}")
+
+    def _check_node(self, node: dict[str, Any], schema: object) -> None:
+        kinds = node.get("type")
+        for kind in kinds if isinstance(kinds, list) else [] if kinds is None else [kinds]:
+            if not isinstance(kind, str) or kind not in _KINDS:
+                raise _bad_schema(f"Unsupported type {kind!r:.60}")
+        reference = node.get("$ref")
+        if reference is not None:
+            self._references -= len(reference) if isinstance(reference, str) else 0
+            if self._references < 0 or not _resolves(schema, reference):
+                raise _bad_schema(f"Cannot find field {reference!r:.60} in the schema")
+        if (pattern := node.get("pattern")) is not None:
+            self._check_regex(pattern)
+        if (values := node.get("enum")) is not None and not (isinstance(values, list) and values):
+            raise _bad_schema("enum must be a non-empty array")
+
+    def _check_regex(self, pattern: object) -> None:
+        self._patterns -= len(pattern) if isinstance(pattern, str) else 0
+        if not isinstance(pattern, str) or self._patterns < 0:
+            raise EngineInputError("Error parsing regex: it is no text, or too long", "structured_outputs")
+        if _LOOK_AROUND.search(pattern):
+            raise EngineInputError(
+                "Regex uses unsupported feature for structured outputs: look-around", "structured_outputs"
+            )
         try:
-            schema = orjson.loads(schema)
-        except orjson.JSONDecodeError as error:
-            raise EngineInputError("Invalid JSON grammar specification.", "structured_outputs") from error
-    _check_schema(schema)
-    if regex is not None:
-        _check_regex(regex)
-    if choice is not None and not (isinstance(choice, list) and choice):
-        raise EngineInputError("Choices should be a non-empty list of strings", "structured_outputs")
-    if grammar is not None and not (isinstance(grammar, str) and ("::=" in grammar or ":" in grammar)):
-        raise EngineInputError("Invalid grammar specification.", "structured_outputs")
-
-
-def _check_schema(schema: object) -> None:
-    """Raise EngineInputError where *schema* is none. None: there is none to check."""
-    left = [] if schema is None else [schema]
-    while left:
-        one = left.pop()
-        if isinstance(one, dict):
-            _check_node(one, schema)
-            left += _parts(one)
-        elif not isinstance(one, bool):
-            raise _bad_schema(f"Schema should be an object or bool, got {one!r:.60}")
-
-
-def _check_node(node: dict[str, Any], schema: object) -> None:
-    kinds = node.get("type")
-    for kind in kinds if isinstance(kinds, list) else [] if kinds is None else [kinds]:
-        if not isinstance(kind, str) or kind not in _KINDS:
-            raise _bad_schema(f"Unsupported type {kind!r:.60}")
-    reference = node.get("$ref")
-    if reference is not None and not _resolves(schema, reference):
-        raise _bad_schema(f"Cannot find field {reference!r:.60} in the schema")
-    if (pattern := node.get("pattern")) is not None:
-        _check_regex(pattern)
-    if (values := node.get("enum")) is not None and not (isinstance(values, list) and values):
-        raise _bad_schema("enum must be a non-empty array")
+            re.compile(pattern)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise EngineInputError(f"Error parsing regex: {error}", "structured_outputs") from error
 
 
 def _parts(node: dict[str, Any]) -> Iterator[object]:
@@ -175,19 +205,6 @@ def _resolves(schema: object, reference: object) -> bool:
             return False
         found = found[name]
     return True
-
-
-def _check_regex(pattern: object) -> None:
-    if not isinstance(pattern, str) or len(pattern) > _MAX_PATTERN:
-        raise EngineInputError("Error parsing regex: it is no text, or too long", "structured_outputs")
-    if _LOOK_AROUND.search(pattern):
-        raise EngineInputError(
-            "Regex uses unsupported feature for structured outputs: look-around", "structured_outputs"
-        )
-    try:
-        re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise EngineInputError(f"Error parsing regex: {error}", "structured_outputs") from error
 
 
 def _bad_schema(what: str) -> EngineInputError:

@@ -19,7 +19,7 @@ import zmq
 
 from turnout.engine import BlocksCached, BlocksEvicted
 from turnout_worker.errors import ConfigurationError
-from turnout_worker.text import TOKEN_BYTES
+from turnout_worker.text import TOKEN_BYTES, token_ids
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -221,11 +221,7 @@ class CacheEvents:
     def _stored(self, entry: BlocksCached) -> BlockStored:
         contents = [self._contents[block] for block in entry.blocks]
         adapter = contents[0].adapter
-        tokens = [
-            int.from_bytes(content.data[at : at + TOKEN_BYTES], "big")
-            for content in contents
-            for at in range(0, self._block_size * TOKEN_BYTES, TOKEN_BYTES)
-        ]
+        tokens = token_ids(b"".join(content.data for content in contents))
         return BlockStored(
             block_hashes=[block & _UNSIGNED for block in entry.blocks],
             parent_block_hash=None if entry.parent is None else entry.parent & _UNSIGNED,

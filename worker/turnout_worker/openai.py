@@ -16,6 +16,8 @@ Kind = Literal["chat", "text", "response", "message"]
 """Which API a request came through; all but `text` are conversations."""
 
 MAX_CHOICES: Final = 64
+MAX_STOPS: Final = 32
+"""Most stop strings: each is sought in the whole answer before it begins."""
 
 _UNSUPPORTED: Final = {"best_of": 1, "echo": False, "prompt_logprobs": None}
 """Fields that change an answer in a way the simulated engine does not know, with the values that ask for nothing."""
@@ -272,6 +274,8 @@ def _stops(fields: dict[str, Any]) -> list[str]:
     stops = [stops] if isinstance(stops, str) else stops
     if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops):
         raise BadRequestError("stop must be a non-empty string or a list of them", "stop")
+    if len(stops) > MAX_STOPS:
+        raise BadRequestError(f"at most {MAX_STOPS} stop strings are sought", "stop")
     return stops
 
 

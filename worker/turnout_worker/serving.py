@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from itertools import count
@@ -23,8 +24,6 @@ from turnout_worker.errors import (
 from turnout_worker.generation import Answer, Generation
 
 if TYPE_CHECKING:
-    import asyncio
-
     from turnout.engine import Finished
     from turnout_runtime.supervision import Supervisor
     from turnout_worker.answer import Form
@@ -39,6 +38,8 @@ if TYPE_CHECKING:
     from turnout_worker.transfer import Fetcher
 
 MAX_REQUEST_ID: Final = 256
+_QUICK_BYTES: Final = 64 * 1024
+"""Bytes of text whose vectors take a few milliseconds."""
 _TOLD_IN_STREAM: Final = 6
 """One in so many streamed text completions that a full queue refuses learns of it inside the stream; of chats, all do."""
 
@@ -193,7 +194,7 @@ class Serving:
         model = openai.model_of(fields, self._settings.names)
         request = pooling.parse(fields, kind, self._settings.max_length - 1)
         known_as = known_as_of(exchange)
-        pooled = _Pooled(request, exchange, model, known_as)
+        pooled = _Pooled(request, exchange, model, known_as, self._supervisor)
         ids: list[str] = []
 
         def abort() -> None:
@@ -312,7 +313,15 @@ class _Pooled:
 
     wants_tokens = False
 
-    def __init__(self, request: PoolingRequest, exchange: Exchange, model: str, known_as: str) -> None:
+    def __init__(
+        self,
+        request: PoolingRequest,
+        exchange: Exchange,
+        model: str,
+        known_as: str,
+        supervisor: Supervisor,
+    ) -> None:
+        self._supervisor = supervisor
         self._request = request
         self._exchange = exchange
         self.model = model
@@ -353,9 +362,24 @@ class _Pooled:
         if event.reason not in {"stop", "length"}:
             self._left = -1
             self._refuse()
+        elif not self._left and self._request.tokens * text.TOKEN_BYTES <= _QUICK_BYTES:
+            self._respond(self._answer())
         elif not self._left:
-            value = pooling.answer(self._request, self.model, self._known_as, int(time.time()))
-            self._exchange.respond(200, orjson.dumps(value), (("x-request-id", self._known_as),))
+            self._supervisor.once("request", self._answer_beside())
+
+    async def _answer_beside(self) -> None:
+        """Answer from a thread, which leaves the event loop to others."""
+        try:
+            self._respond(await asyncio.to_thread(self._answer))
+        except BaseException:
+            self._refuse()
+            raise
+
+    def _answer(self) -> bytes:
+        return orjson.dumps(pooling.answer(self._request, self.model, self._known_as, int(time.time())))
+
+    def _respond(self, answer: bytes) -> None:
+        self._exchange.respond(200, answer, (("x-request-id", self._known_as),))
 
 
 class _Tracked:
