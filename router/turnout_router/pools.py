@@ -136,7 +136,8 @@ class Pool:
         now = asyncio.get_running_loop().time()
         while self._kept:
             connection = self._kept.pop()
-            if connection.reusable and now - connection.idle_since <= self.limits.idle_seconds:
+            in_time = now - connection.idle_since <= self.limits.idle_seconds
+            if in_time and connection.reusable and connection.quiet:
                 return connection
             connection.close()
         return None

@@ -11,6 +11,7 @@ begun ends.
 from __future__ import annotations
 
 import asyncio
+import select
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import httptools
@@ -58,6 +59,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_lost",
         "_parser",
         "_paused",
+        "_pending",
         "_pieces",
         "_pool",
         "_timeout_message",
@@ -84,6 +86,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._keep = False
         self._lost = False
         self._paused = False
+        self._pending: select.poll | None = None
         self._deadline = _NEVER
         self._left_seconds = _NEVER
         self._idle_seconds: float | None = None
@@ -159,11 +162,23 @@ class UpstreamConnection(asyncio.Protocol):
         """Whether another exchange can begin on it: the last one is complete, and both sides keep it open."""
         return self._keep and self._answer is None and not self._lost and not self._transport.is_closing()
 
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing has come on it that the event loop has not yet handed over; only where it is `reusable`.
+
+        An answer that is there before its request was sent is none to that request, and an end is an end.
+        """
+        return self._pending is None or not self._pending.poll(0)
+
     # What the transport says
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection."""
         self._transport = cast("asyncio.Transport", transport)
+        socket = transport.get_extra_info("socket")
+        if socket is not None:
+            self._pending = select.poll()
+            self._pending.register(socket.fileno(), select.POLLIN)
 
     def data_received(self, data: bytes) -> None:
         """Parse, and hand on what this read brought."""

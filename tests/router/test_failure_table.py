@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
+from turnout_router.tasks import TASKS
+
 TESTS = Path(__file__).resolve().parents[1]
 PAGE = TESTS.parent / "docs" / "failures.md"
 
@@ -18,16 +22,9 @@ def defined() -> set[str]:
     }
 
 
-def test_every_row_of_the_requests_table_has_its_test() -> None:
-    """A row without a test, or with one that is gone, is no promise."""
-    section = PAGE.read_text().split("## Requests\n")[1].split("\n## ")[0]
-    rows = [line for line in section.splitlines() if line.startswith("| ") and "---" not in line][1:]
-    assert len(rows) > 20
-    tests = defined()
-    for row in rows:
-        named = re.findall(r"`(test_\w+)", row)
-        assert named, row
-        assert set(named) <= tests, row
+def rows_of(heading: str) -> list[str]:
+    section = PAGE.read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
+    return [line for line in section.splitlines() if line.startswith("| ") and "---" not in line][1:]
 
 
 def test_the_page_on_trust_names_tests_that_exist() -> None:
@@ -35,3 +32,25 @@ def test_the_page_on_trust_names_tests_that_exist() -> None:
     named = set(re.findall(r"`(test_\w+)", (PAGE.parent / "security.md").read_text()))
     assert len(named) > 10
     assert named <= defined(), named - defined()
+
+
+@pytest.mark.parametrize(("heading", "least"), [("Requests", 20), ("The router's own tasks", 7)])
+def test_every_row_of_a_table_has_its_test(heading: str, least: int) -> None:
+    """A row without a test, or with one that is gone, is no promise."""
+    rows = rows_of(heading)
+    assert len(rows) > least
+    tests = defined()
+    for row in rows:
+        named = re.findall(r"`(test_\w+)", row)
+        assert named, row
+        assert set(named) <= tests, row
+
+
+def test_every_task_of_the_router_has_its_row() -> None:
+    """A failure that is counted is one that is explained."""
+    explained = [
+        name
+        for row in rows_of("The router's own tasks")
+        for name in re.findall(r"`(\w+)`", row.split("|")[1])
+    ]
+    assert sorted(explained) == sorted(TASKS)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -12,9 +14,13 @@ import httpx
 import pytest
 
 from support.router_running import Running, chat, config, eventually, running_router
+from turnout_router.http import get
+from turnout_router.pools import Pools
+from turnout_router.relay import Collected
+from turnout_router.settings import UpstreamLimits
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
 
@@ -192,3 +198,53 @@ async def test_what_follows_a_stream_is_given_to_nobody(
         await eventually(lambda: worker.ended == 1)
         await says(r, "after that")
         assert worker.kept == [1, 1]
+
+
+async def test_what_has_come_before_a_request_is_no_answer_to_it() -> None:
+    """It lies in the socket, and the event loop has not yet seen it when the connection is to be used again."""
+    pools = Pools(UpstreamLimits())
+    pools.start()
+    listening = socket.create_server(("127.0.0.1", 0))
+    listening.settimeout(10)  # of the thread that accepts
+    pool = pools.of(listening.getsockname())
+    taken: list[socket.socket] = []
+
+    def take() -> None:
+        connection, _ = listening.accept()
+        connection.settimeout(10)
+        taken.append(connection)
+        reply(connection)
+
+    def reply(connection: socket.socket) -> None:
+        assert connection.recv(1000).startswith(b"GET")
+        connection.sendall(answer(f"{len(taken)}"))
+
+    async def ask(work: asyncio.Task[None]) -> str:
+        collected = Collected(10_000)
+        async with asyncio.timeout(10):
+            await pool.exchange(get(b"/", b"x"), collected, seconds=5, idle_seconds=None, what="it")
+            await work
+        text: str = json.loads(collected.body)["text"]
+        return text
+
+    def arrived() -> None:
+        """Wait until something has come on the kept connection, while the event loop stands still."""
+        deadline = time.monotonic() + 10
+        while pool._kept[0].quiet:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+
+    def aside(function: Callable[[], None]) -> asyncio.Task[None]:
+        return asyncio.create_task(asyncio.to_thread(function))
+
+    assert await ask(aside(take)) == "1"
+    assert await ask(aside(lambda: reply(taken[0]))) == "1"  # kept, and used again
+    taken[0].sendall(SECOND)
+    arrived()
+    assert await ask(aside(take)) == "2"
+    taken[1].shutdown(socket.SHUT_WR)  # an end that has not been seen is seen likewise
+    arrived()
+    assert await ask(aside(take)) == "3"
+    pools.stop()
+    for each in (*taken, listening):
+        each.close()

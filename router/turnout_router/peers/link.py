@@ -161,6 +161,8 @@ class Link:
         self.state = "told"
         _LOG.info("peer %s:%d is told, of %d messages to begin with", *self.address, len(before))
         living = self._supervisor.once(PEER, self._live(writer), detail=f"signs of life to {self.address[0]}")
+        # Without them the other side would take this router for gone, only later.
+        living.add_done_callback(lambda _: writer.transport.abort())
         try:
             for frame in frames(before):
                 write(writer, frame)
@@ -176,12 +178,9 @@ class Link:
             self._counts.telling -= 1
 
     async def _live(self, writer: asyncio.StreamWriter) -> None:
-        try:
-            while not writer.transport.is_closing():
-                writer.write(SIGN_OF_LIFE)
-                await asyncio.sleep(LIFE_SECONDS)
-        finally:
-            writer.transport.abort()  # without signs of life the other side would take this router for gone
+        while not writer.transport.is_closing():
+            writer.write(SIGN_OF_LIFE)
+            await asyncio.sleep(LIFE_SECONDS)
 
 
 def _ended(error: OSError | EOFError) -> str:
