@@ -206,8 +206,9 @@ class Controller:
             started = time.monotonic()
             try:
                 again = None
-                if not await self._territory.claim(work.key.namespace):
-                    self._queue.forgive(work)  # another release acts there; once it is gone, all is looked at
+                present = self._store.get(work.kind, work.key) is not None
+                if present and not await self._territory.claim(work.key.namespace):
+                    pass  # another release acts there; once it is gone, all is looked at
                 elif work.kind == LLM_DEPLOYMENT:
                     again = await self._reconciler.deployment(work.key)
                 else:
