@@ -116,9 +116,9 @@ class Controller:
         """Learn what there is, then start everything that acts on it, and keep knowing."""
         if not self.synced:
             await first_sync(self._client, self._store, self._watched)
-            self._started_at, self.synced = time.monotonic(), True
             for namespace in self.occupied():
                 self._gained(namespace)
+            self._started_at, self.synced = time.monotonic(), True
             for _ in range(WORKERS):
                 self._running.append(self._tasks.run("queue", self._work, fatal=_FATAL))
             self._running.append(
