@@ -75,6 +75,7 @@ class Executor:
         """Patch pods, apply and delete children of *raw*.
 
         One that fails does not keep the others back: the first error is returned, a name that is taken before others.
+        What the API server has just refused is not asked for again, and its error counts once more.
         """
         taken: ChildNameTaken | None = None
         failed: ApiError | None = None
@@ -89,7 +90,7 @@ class Executor:
                 failed = failed or error
         for manifest in plan.apply:
             try:
-                await self._apply(raw, manifest)
+                await self._apply_unless_refused(raw, manifest)
             except ChildNameTaken as error:
                 taken = taken or error
             except ApiError as error:
@@ -119,6 +120,18 @@ class Executor:
             answer=(),  # a mark that admission strips is still needed: it is tried again, ever more rarely
             manager=contest.ADMISSION if deviations(answer, patch.body) else "",
         )
+
+    async def _apply_unless_refused(self, owner: Raw, manifest: Raw) -> None:
+        target, content = _target(manifest), _content(manifest)
+        known = self.writings.refusal(target, content)
+        if known is not None:
+            raise known.with_traceback(None)
+        try:
+            await self._apply(owner, manifest)
+        except ApiError as error:
+            if not transient(error):
+                self.writings.refused(target, content, error)
+            raise
 
     async def _apply(self, owner: Raw, manifest: Raw) -> None:
         """Apply a child of *owner*. Raise ChildNameTaken where its name is somebody else's object's.
