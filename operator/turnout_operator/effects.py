@@ -158,7 +158,7 @@ class Executor:
             self._store.revive(live["metadata"]["uid"])
         manager = ""
         if self.writings.is_suspect(target, content):
-            # Who wrote which field is not kept: it is asked for where somebody insists.
+            # Who wrote which field is not kept: it is asked for where another writer insists.
             live = await self._client.get(kind, meta["namespace"], meta["name"])
             changed = self.writings.left(target, content, deviations(live, manifest))
             if not changed:

@@ -270,7 +270,7 @@ class Server:
         self.events.append(manifest["reason"])
 
     def edit(self, kind: Kind, name: str, change: Callable[[dict[str, Any]], None], manager: str) -> None:
-        """Change an object as somebody else, and have the operator see it."""
+        """Change an object as another writer, and have the operator see it."""
         made = copy.deepcopy(self.objects[kind, name])
         change(made)
         made["metadata"]["managedFields"] = [entry(manager, {"f:spec": {"f:replicas": {}}})]

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 TASK: Final = "scrapes"
 """Name under which failures are counted."""
 MAX_WORKER_BYTES: Final = 1 << 20
-"""A worker's page longer than this is nobody's metrics. vLLM's has some 100 KiB."""
+"""A worker's page longer than this holds no metrics. vLLM's has some 100 KiB."""
 MAX_WORKER_SAMPLES: Final = 128 << 10
 """Bytes of a worker's page that matter: half a dozen lines per engine in it."""
 MAX_ROUTER_BYTES: Final = 64 << 20

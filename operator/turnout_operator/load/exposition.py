@@ -19,7 +19,7 @@ _LABEL: Final = re.compile(
 grows with its length and no faster, whatever it holds."""
 _ESCAPE: Final = re.compile(r"\\(.)")
 MAX_LINE_BYTES: Final = 8 << 10
-"""A line longer than this is no sample of anybody's."""
+"""A line longer than this is no sample."""
 PIECE_BYTES: Final = 4 << 10
 """Pieces of a long page are at least as large, on the average."""
 MAX_PIECES: Final = 1024
@@ -29,7 +29,7 @@ MAX_PIECES: Final = 1024
 class Excerpt:
     """The lines of a page that matter, taken from it piece by piece.
 
-    Neither memory nor time depends on what else the page holds: whoever writes it may write anything.
+    Neither memory nor time depends on what else the page holds: its writer may write anything.
     """
 
     def __init__(self, wanted: Collection[str], *, max_bytes: int, max_kept: int) -> None:
