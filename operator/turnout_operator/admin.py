@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 TASK: Final = "admin"
 """Name under which failures are counted."""
 MAX_CONNECTIONS: Final = 128
-"""With more, the oldest is closed: whoever holds many cannot keep the kubelet's probes out."""
+"""With more, the oldest is closed: a client that holds many cannot keep the kubelet's probes out."""
 CONNECTION_SECONDS: Final = 30.0
 """How long a connection may stay open. Every answer takes milliseconds, and clients connect again."""
 

@@ -75,6 +75,7 @@ class Executor:
         """Patch pods, apply and delete children of *raw*.
 
         One that fails does not keep the others back: the first error is returned, a name that is taken before others.
+        What the API server has just refused is not asked for again, and its error counts once more.
         """
         taken: ChildNameTaken | None = None
         failed: ApiError | None = None
@@ -89,7 +90,7 @@ class Executor:
                 failed = failed or error
         for manifest in plan.apply:
             try:
-                await self._apply(raw, manifest)
+                await self._apply_unless_refused(raw, manifest)
             except ChildNameTaken as error:
                 taken = taken or error
             except ApiError as error:
@@ -120,6 +121,18 @@ class Executor:
             manager=contest.ADMISSION if deviations(answer, patch.body) else "",
         )
 
+    async def _apply_unless_refused(self, owner: Raw, manifest: Raw) -> None:
+        target, content = _target(manifest), _content(manifest)
+        known = self.writings.refusal(target, content)
+        if known is not None:
+            raise known.with_traceback(None)
+        try:
+            await self._apply(owner, manifest)
+        except ApiError as error:
+            if not transient(error):
+                self.writings.refused(target, content, error)
+            raise
+
     async def _apply(self, owner: Raw, manifest: Raw) -> None:
         """Apply a child of *owner*. Raise ChildNameTaken where its name is somebody else's object's.
 
@@ -145,7 +158,7 @@ class Executor:
             self._store.revive(live["metadata"]["uid"])
         manager = ""
         if self.writings.is_suspect(target, content):
-            # Who wrote which field is not kept: it is asked for where somebody insists.
+            # Who wrote which field is not kept: it is asked for where another writer insists.
             live = await self._client.get(kind, meta["namespace"], meta["name"])
             changed = self.writings.left(target, content, deviations(live, manifest))
             if not changed:

@@ -120,7 +120,7 @@ class Lease:
 
     @property
     def holder(self) -> str:
-        """Who held the lease when it was last seen; empty: nobody, or it was never seen."""
+        """Who held the lease when it was last seen; empty: it was free, or never seen."""
         return "" if self._seen is None else self._seen.holder
 
     def fresh(self) -> bool:

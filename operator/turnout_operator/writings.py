@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from turnout_operator.plan import contest
@@ -13,6 +14,7 @@ from turnout_operator.plan import contest
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from turnout_operator.errors import ApiError
     from turnout_operator.kube.kinds import Kind
     from turnout_operator.observe.store import Key
     from turnout_operator.plan.contest import Writing
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
 
 MAX_WRITINGS: Final = 65_536
 """Objects that are remembered; with more, the one that was written longest ago is forgotten."""
+
+FIRST_REFUSAL_SECONDS: Final = 5.0
+"""How soon what was refused is asked for again; each further refusal doubles it."""
+LAST_REFUSAL_SECONDS: Final = 60.0
 
 STATUS: Final = "status"
 Target = tuple["Kind", "Key", str]
@@ -34,6 +40,16 @@ def digest(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    content: str
+    error: ApiError
+    times: int
+    """In a row, of the same content."""
+    until: float
+    """Monotonic time at which it may be asked for again."""
+
+
 class Writings:
     """What became of the last write to each object, by the resource that it belongs to."""
 
@@ -42,6 +58,7 @@ class Writings:
         self._writings: OrderedDict[Target, Writing] = OrderedDict()
         self._owners: dict[Target, Owner] = {}
         self._owned: dict[Owner, set[Target]] = {}
+        self._refusals: OrderedDict[Target, _Refusal] = OrderedDict()
 
     def due_in(self, target: Target, content: str, found: Sequence[Deviation]) -> float | None:
         """Return in how many seconds *content* is to be written; None: not at all (see `contest.due_in`)."""
@@ -73,6 +90,7 @@ class Writings:
         )
         self._owners[target] = owner
         self._owned.setdefault(owner, set()).add(target)
+        self._refusals.pop(target, None)
         while len(self._writings) > MAX_WRITINGS:
             self._drop(next(iter(self._writings)))
 
@@ -92,8 +110,27 @@ class Writings:
             )
         )
 
+    def refused(self, target: Target, content: str, error: ApiError) -> None:
+        """Take note that the API server refuses *content* for what it is."""
+        before = self._refusals.pop(target, None)
+        times = before.times + 1 if before is not None and before.content == content else 1
+        pause = min(LAST_REFUSAL_SECONDS, FIRST_REFUSAL_SECONDS * 2.0 ** min(times - 1, 16))
+        self._refusals[target] = _Refusal(content, error, times, self._clock() + pause)
+        while len(self._refusals) > MAX_WRITINGS:
+            self._refusals.popitem(last=False)
+
+    def refusal(self, target: Target, content: str) -> ApiError | None:
+        """Return why *content* was refused, while it is too early to ask again; None: it may be written."""
+        known = self._refusals.get(target)
+        return (
+            known.error
+            if known is not None and known.content == content and self._clock() < known.until
+            else None
+        )
+
     def forget(self, target: Target) -> None:
         """Forget one object that is gone."""
+        self._refusals.pop(target, None)
         if target in self._writings:
             self._drop(target)
 

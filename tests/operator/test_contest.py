@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from support.operator_values import CONFIG, raw_deployment
 from turnout_operator.effects import Executor
-from turnout_operator.errors import NotFound
+from turnout_operator.errors import Forbidden, NotFound
 from turnout_operator.kube.kinds import DEPLOYMENT, LLM_DEPLOYMENT, POD, Kind, kind_of
 from turnout_operator.load.facts import Traffic
 from turnout_operator.metrics import Metrics
@@ -234,6 +235,8 @@ class Server:
     objects: dict[tuple[Kind, str], dict[str, Any]] = field(default_factory=dict)
     writes: list[str] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
+    refuses: set[Kind] = field(default_factory=set)
+    """Kinds of which nothing is let in."""
     reads: int = 0
     version: int = 10
 
@@ -248,6 +251,9 @@ class Server:
     ) -> dict[str, Any]:
         assert subresource or force or (kind, manifest["metadata"]["name"]) not in self.objects
         name = manifest["metadata"]["name"]
+        if not subresource and kind in self.refuses:
+            self.writes.append(f"refused {name}")
+            raise Forbidden("admission webhook denied the request", status=403)
         self.writes.append(f"{kind.name}{'/' + subresource if subresource else ''} {name}")
         live = self.objects.get((kind, name), {})
         meta = {"uid": f"uid-{name}", **live.get("metadata", {}), **manifest["metadata"]}
@@ -264,7 +270,7 @@ class Server:
         self.events.append(manifest["reason"])
 
     def edit(self, kind: Kind, name: str, change: Callable[[dict[str, Any]], None], manager: str) -> None:
-        """Change an object as somebody else, and have the operator see it."""
+        """Change an object as another writer, and have the operator see it."""
         made = copy.deepcopy(self.objects[kind, name])
         change(made)
         made["metadata"]["managedFields"] = [entry(manager, {"f:spec": {"f:replicas": {}}})]
@@ -483,3 +489,30 @@ async def test_a_mark_on_a_pod_that_is_stripped_is_tried_ever_more_rarely() -> N
     assert min(pause for pause in again if pause != 0.2) > 0.2
     (said,) = world.executor.writings.sentences((kind_of(owner), KEY))
     assert said.startswith("Pod p: admission changes metadata.annotations.turnout.dev/draining-since")
+
+
+async def test_what_is_refused_is_asked_for_ever_more_rarely() -> None:
+    """A webhook that denies every Deployment: not one request per pass; the reason stands all the time, until it is let in."""
+    world = World()
+    world.server.refuses = {DEPLOYMENT}
+
+    async def passes(count: int) -> list[str]:
+        world.server.writes.clear()
+        for _ in range(count):
+            with contextlib.suppress(Forbidden):
+                await world.reconciler.deployment(KEY)
+            world.now += 5.0
+        return [write for write in world.server.writes if write.startswith("refused")]
+
+    assert len(await passes(720)) <= 70
+    raw = world.store.get(LLM_DEPLOYMENT, KEY)
+    assert raw is not None
+    assert "admission webhook denied the request" in condition(raw["status"], "Ready")["message"]
+    raw["spec"]["model"]["revision"] = "v2"  # another wish is asked for at once
+    assert len(await passes(1)) == 1
+    world.server.refuses.clear()
+    await passes(12)
+    assert world.pool()
+    raw = world.store.get(LLM_DEPLOYMENT, KEY)
+    assert raw is not None
+    assert condition(raw["status"], "Ready")["reason"] == "NoReadyWorkers"

@@ -216,7 +216,7 @@ HOSTILE_PAGES = {
     "time that runs backwards": WHOLE + "vllm:request_prefill_time_seconds_sum -1\n",
     "too long": WHOLE + "#" + "x\n" * collector.MAX_WORKER_BYTES,
     "one line without end": WHOLE + "y" * (collector.MAX_WORKER_BYTES - len(WHOLE)),
-    "too many samples": WHOLE * collector.MAX_WORKER_SAMPLES,
+    "too many samples": WHOLE * (collector.MAX_WORKER_SAMPLES // len(WHOLE) + 1),
 }
 
 
@@ -237,6 +237,7 @@ async def test_a_page_that_cannot_be_true_counts_as_none(scraped: Scraped, page:
         'turnout_router_arrivals_total{deployment="default/llama"} NaN',
         'turnout_router_arrivals_total{deployment="default/llama"} -5',
         'turnout_router_arrivals_total{deployment="default/llama"} +Inf',
+        'turnout_router_arrivals_total{deployment="default/llama"} 1e308',
         'turnout_router_held{deployment="default/llama",half="prefill"} NaN',
         'turnout_router_time_to_first_token_seconds_bucket{deployment="default/llama",le="soon"} 3',
         'turnout_router_time_to_first_token_seconds_bucket{deployment="default/llama",le="NaN"} 3',
@@ -300,17 +301,17 @@ async def test_an_answer_that_is_none_ends_within_the_deadline(kind: str) -> Non
     async with (
         speaking(*HOSTILE_ANSWERS[kind]) as hostile,
         served(WORKER_PORT) as honest,
-        Collector(tasks, timeout_seconds=1.0) as reader,
+        Collector(tasks, timeout_seconds=3.0) as reader,
     ):
         honest.page = worker(1.0)
         began = time.monotonic()
         bad = [Target(f"bad-{number}", hostile) for number in range(32)]
         reading = asyncio.create_task(reader.read(KEY, bad, SCALE))
         await reader.read(other, [Target("w", honest.address)], SCALE)
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 2.5
         assert reader.load(other, "w") is not None
         await reading
-        assert time.monotonic() - began < 5.0
+        assert time.monotonic() - began < 12.0
         assert all(reader.load(KEY, target.uid) is None for target in bad)
     await tasks.stop()
 

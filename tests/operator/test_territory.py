@@ -63,7 +63,7 @@ class Leases:
         return str(self.objects[namespace, MARK]["spec"]["holderIdentity"])
 
     def write(self, namespace: str, holder: str) -> None:
-        """Write a mark as somebody else."""
+        """Write a mark as another program."""
         self._keep({"metadata": {"namespace": namespace, "name": MARK}, "spec": {"holderIdentity": holder}})
 
     def _check(self, namespace: str) -> None:
@@ -239,7 +239,7 @@ async def test_a_mark_that_cannot_be_had_stops_its_namespace_alone(refusal: Exce
 
 
 async def test_a_mark_that_is_written_over_is_respected_at_once() -> None:
-    """Whoever may write to a namespace may put another's name there: nothing is done in it, and nowhere else less."""
+    """Who may write to a namespace may put another's name there: nothing is done in it, and nowhere else less."""
     leases = Leases()
     async with release(leases, "first/op", "w1", "w2") as first:
         await eventually(lambda: first.territory.holds("w1") and first.territory.holds("w2"))

@@ -21,6 +21,8 @@ WORKER: Final = frozenset({_RUNNING, _WAITING, _BY_REASON, _KV, *_PREFILL_TIME})
 """Metrics of a worker's page that are read."""
 MAX_REQUESTS: Final = 1_000_000
 """More requests at one worker than any engine has."""
+MAX_COUNT: Final = 1e15
+"""More than any counter of a router's has counted."""
 MAX_SECONDS: Final = 1e12
 """More time than any counter of seconds has counted."""
 
@@ -108,7 +110,7 @@ def router_page(text: str) -> Mapping[str, RouterPage]:
     seconds: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for name, labels, value in samples(text, ROUTER):
         deployment, half = labels.get("deployment"), labels.get("half", "")
-        if deployment is None or not 0.0 <= value < math.inf:
+        if deployment is None or not 0.0 <= value <= MAX_COUNT:
             continue
         counters = counted[deployment]
         if name in _COUNTERS:

@@ -40,7 +40,7 @@ def key_of(raw: Raw) -> Key:
 
 def owner_of(raw: Raw) -> Key | None:
     """Key of the LLMDeployment that a child or worker pod belongs to, by its label."""
-    name = raw["metadata"].get("labels", {}).get(LABEL_DEPLOYMENT)
+    name = (raw["metadata"].get("labels") or {}).get(LABEL_DEPLOYMENT)
     return None if name is None else Key(raw["metadata"].get("namespace", ""), name)
 
 
@@ -159,7 +159,7 @@ class Store:
         return tuple(
             raw
             for raw in self.all(POD, namespace)
-            if raw["metadata"].get("labels", {}).get(LABEL_COMPONENT) == "router"
+            if (raw["metadata"].get("labels") or {}).get(LABEL_COMPONENT) == "router"
         )
 
     def _unindex(self, kind: Kind, key: Key, raw: Raw) -> None:

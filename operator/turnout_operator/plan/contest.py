@@ -44,7 +44,7 @@ class Writing:
     accepted: tuple[Deviation, ...] = ()
     """What the API server's answer lacked of it."""
     repairs: int = 0
-    """How often in a row the same content was written because somebody had changed it."""
+    """How often in a row the same content was written because another writer had changed it."""
     changed: tuple[Deviation, ...] = ()
     """What was put back last."""
     manager: str = ""
@@ -108,7 +108,7 @@ def written(
 
 
 def is_contested(writing: Writing, now: float) -> bool:
-    """Return whether somebody changes the object again and again."""
+    """Return whether another writer changes the object again and again."""
     return writing.repairs >= FREE_REPAIRS and now - writing.written_at <= quiet_seconds(writing)
 
 
@@ -124,7 +124,7 @@ def sentences(what: str, writing: Writing, now: float) -> tuple[str, ...]:
     if is_contested(writing, now):
         # Without values, which may be others each time: the sentence is news once.
         fields = ", ".join(sorted({item.field for item in writing.changed})[:MAX_FIELDS])
-        who = f'field manager "{writing.manager[:_MAX_NAME]}"' if writing.manager else "somebody"
+        who = f'field manager "{writing.manager[:_MAX_NAME]}"' if writing.manager else "another writer"
         who = ADMISSION if writing.manager == ADMISSION else who
         said.append(
             f"{what}: {who} changes {fields or 'it'} again and again; it is put back ever more rarely"

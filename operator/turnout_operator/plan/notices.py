@@ -47,7 +47,7 @@ def taken(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Notice, 
 
 
 def overridden(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Notice, ...]:
-    """Return the Event that somebody insists on other values than this operator's, each time that is news."""
+    """Return the Event that another writer insists on other values than this operator's, each time that is news."""
     was, now = condition(before, OVERRIDDEN), condition(after, OVERRIDDEN)
     if not now or was.get("message") == now["message"]:
         return ()
