@@ -74,7 +74,7 @@ class AdminAccess:
 
     def _is_token(self, authorization: str) -> bool:
         scheme, _, token = authorization.partition(" ")
-        given = hashlib.sha256(token.strip().encode("utf-8", "surrogateescape")).digest()
+        given = hashlib.sha256(token.strip().encode("latin-1", "replace")).digest()
         return scheme.lower() == "bearer" and hmac.compare_digest(given, self._digest or b"")
 
     def _take_over(self, file: Path) -> None:

@@ -87,6 +87,13 @@ def test_without_a_token_only_the_own_machine_is_told(
     assert denied(AdminAccess(None), peer, f"Bearer {TOKEN}", host=host) == status
 
 
+def test_a_token_may_have_any_bytes(tmp_path: Path) -> None:
+    """A field's value is read as latin-1, which keeps them as they were sent."""
+    token = "schlüssel-aus-münchen".encode()
+    (tmp_path / "token").write_bytes(token)
+    assert denied(AdminAccess(tmp_path / "token"), None, f"Bearer {token.decode('latin-1')}") is None
+
+
 def test_health_and_metrics_are_open(file: Path) -> None:
     """To probes and to Prometheus, with and without a token."""
     for access in (AdminAccess(file), AdminAccess(None)):
