@@ -17,6 +17,7 @@ from support.router_fuzzing_world import (
     OTHER,
     PREFILL,
     Answer,
+    HungError,
     Told,
     World,
     promise,
@@ -390,28 +391,31 @@ def check_answer(
 ) -> None:
     """Hold a client's request against a worker that answers *data*; the next request meets a good worker."""
     form, ending, answer = FORMS[data[0] % len(FORMS)], ENDINGS[data[1] % len(ENDINGS)], data[2:]
-    pair = draw.random() < 0.3
+    pair, odd_prefill = draw.random() < 0.3, draw.random() < 0.3
     count = 0
 
     def worker(_head: bytes, body: bytes) -> Answer:
         nonlocal count
         count += 1
-        if pair and b'"do_remote_decode":true' in body:
+        prefills = b'"do_remote_decode":true' in body
+        if pair and prefills and not odd_prefill:
             return Answer([whole_json({"kv_transfer_params": {"remote_host": "h", "remote_block_ids": [1]}})])
         if SECOND in body:
             return Answer([whole_json(_TEXT_ANSWER | {"id": SECOND.decode()})])
+        if pair and odd_prefill and not prefills:
+            return Answer([form.answer])
         return Answer(cut(answer, draw), ending)
 
     leaves = draw.randrange(12) if draw.random() < 0.1 else None
     model = MODEL if pair else "plain"
     first = form.ask(model)
     second = request(b"/v1/completions", {"model": model, "prompt": SECOND.decode()}, b"connection: close")
-    told = world.ask(
-        [first, second],
-        dict.fromkeys((PREFILL, DECODE, OTHER, OTHER + 1), worker),
-        leaves_after=leaves,
-        stalls=draw.random() < 0.1,
-    )
+    workers = dict.fromkeys((PREFILL, DECODE, OTHER, OTHER + 1), worker)
+    try:
+        told = world.ask([first, second], workers, leaves_after=leaves, stalls=draw.random() < 0.1)
+    except HungError as error:
+        promise("nobody waits for ever", kept=False, text=error)
+        return
     assert count <= 8, f"a worker was asked {count} times"
     if leaves is not None:
         return

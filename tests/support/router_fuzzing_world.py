@@ -428,6 +428,7 @@ class World:
             rounds += 1
             await asyncio.sleep(0 if rounds < 40 else _STEP_SECONDS)
             if self.loop.time() > until:
+                wire.abort()
                 raise HungError("a client waits for longer than all deadlines together")
 
     def _is_answered(self, wire: ClientWire, number: int) -> bool:
