@@ -96,7 +96,7 @@ def admin_app(
     access: AdminAccess,
     mesh: Mesh | None = None,
 ) -> ASGIApp:
-    """Return the application behind the admin port. *access* says who is told more than health and metrics."""
+    """Return the application behind the admin port. *access* says who may read more than health and metrics."""
 
     async def healthz(_: Request) -> Response:
         return PlainTextResponse("ok\n")

@@ -32,7 +32,7 @@ BROKEN: Final[dict[str, Known]] = {
         "answers", b"\0\2HTTP/1.1 200 OK\r\ncontent-length: 9000\r\n\r\n" + b"x" * 8990
     ),
     # The head of what stands behind a failure takes its place, and the length of the first one with it.
-    "nobody waits for ever": Known(
+    "no wait without end": Known(
         "answers",
         b"\0\2HTTP/1.1 599 No\r\ncontent-length: 9000\r\n\r\n" + b"x" * 9000 + _STREAM + _TOKEN + _DONE,
     ),
