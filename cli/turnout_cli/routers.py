@@ -92,7 +92,7 @@ class RouterByUrl:
             )
         if answer.status_code == _FORBIDDEN:
             raise RouterError(
-                f"{self.name} tells this only to its own machine: leave --admin out to be led there by kubectl, or "
+                f"{self.name} answers this to loopback alone: leave --admin out to ask through kubectl, or "
                 f"forward the port: kubectl port-forward POD {names.ROUTER_ADMIN_PORT}"
             )
         if answer.status_code != _OK:

@@ -1,6 +1,6 @@
 """The operator's own port: /healthz, /readyz, /metrics, and /decisions, which says why it did (not) scale.
 
-Decisions name deployments of every namespace: only who asks from loopback, as `kubectl port-forward` does, is told.
+Decisions name deployments of every namespace: they are shown to loopback peers alone, as `kubectl port-forward` makes.
 """
 
 from __future__ import annotations

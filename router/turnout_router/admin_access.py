@@ -1,4 +1,4 @@
-"""Who may read what the admin port knows of requests and workers. Health and metrics are open to whoever reaches it."""
+"""Who may read what the admin port knows of requests and workers. Health and metrics are open to every peer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Stamp = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Denied:
-    """What who may not read is answered: *status* 401 or 403, and what to do."""
+    """The refusal of a request: *status* 401 or 403, and a text that says what to do."""
 
     status: int
     text: str
@@ -46,7 +46,7 @@ class AdminAccess:
     def denied(
         self, path: str, peer: str | None, authorization: Sequence[str], host: str | None
     ) -> Denied | None:
-        """Return why *path* is not told, None where it is.
+        """Return why *path* is refused, None where it may be read.
 
         *peer* is the address that asks, *authorization* the values of that field, *host* the value of the field
         ``host``. A name there that is not this machine's own is refused without a token: it is how a web page in
@@ -74,7 +74,7 @@ class AdminAccess:
 
     def _is_token(self, authorization: str) -> bool:
         scheme, _, token = authorization.partition(" ")
-        given = hashlib.sha256(token.strip().encode("utf-8", "surrogateescape")).digest()
+        given = hashlib.sha256(token.strip().encode("latin-1", "replace")).digest()
         return scheme.lower() == "bearer" and hmac.compare_digest(given, self._digest or b"")
 
     def _take_over(self, file: Path) -> None:

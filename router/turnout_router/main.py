@@ -210,7 +210,7 @@ def _mesh_of(settings: PeerSettings, backends: Backends, supervisor: Supervisor)
     secret = None if settings.secret_file is None else read_secret(settings.secret_file)
     if secret is None:
         _LOG.warning(
-            "no --peers-secret-file: whoever reaches the peers' port is believed, and can mislead this router's choices"
+            "no --peers-secret-file: every peer that reaches the peers' port is believed, and can mislead this router's choices"
         )
     sources: list[PeerSource] = [NamedPeers(settings.hosts)] if settings.hosts else []
     if settings.pods is not None:

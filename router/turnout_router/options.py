@@ -105,8 +105,8 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         "--admin-token-file",
         type=Path,
         metavar="FILE",
-        help="what /admin/... on the admin port is told for (Authorization: Bearer), read again on changes; without "
-        "it, only who asks from loopback is told",
+        help="token that /admin/... on the admin port asks for (Authorization: Bearer), read again on changes; without "
+        "it, those paths answer to loopback peers only",
     )
     add(
         "--auth",

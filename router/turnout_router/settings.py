@@ -117,7 +117,7 @@ class Settings:
     port: int = 8080
     admin_port: int = 9090
     admin_token_file: Path | None = None
-    """Who sends its token is told of requests and workers on the admin port. None: only who asks from loopback is."""
+    """The token that opens requests and workers on the admin port. None: they are shown to loopback peers only."""
     auth: AuthMode = "open"
     """open: a key is optional, but a wrong one is refused where keys are known at all. required: 401 without one."""
     explain: ExplainMode = "keys"

@@ -61,9 +61,9 @@ def assert_explained(turnout: Installation, served: list[str]) -> None:
 
 
 def test_two_routers_know_each_others_requests(bare_cluster: Cluster) -> None:
-    """With the chart's own secret: what one sends is heard by the other, which follows; killed, it is known again.
+    """With the chart's own secret: what one sends is known to the other, which follows; killed, it is known again.
 
-    An upgrade keeps that secret and the admin token, which nothing but health and metrics is told without.
+    An upgrade keeps that secret and the admin token, without which only health and metrics can be read.
     """
     turnout = Installation(bare_cluster)
     turnout.install("operator.replicas=1")

@@ -307,7 +307,7 @@ SECRETS = {"--peers-secret-file": "turnout-router-peers", "--admin-token-file": 
 
 @pytest.mark.cluster
 def test_a_secret_and_a_token_are_made_where_none_is_named(cluster: Cluster) -> None:
-    """By default nobody is believed and nobody is told without one; what is made cannot be guessed."""
+    """By default neither port opens without one; what is made cannot be guessed."""
     one, other = render(cluster), render(cluster)
     assert set(one.kind("Secret")) == set(SECRETS.values())
     for flag, made in SECRETS.items():

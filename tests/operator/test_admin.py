@@ -1,4 +1,4 @@
-"""What the operator's own port tells, and to whom."""
+"""What the operator's own port shows, and to which peers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from turnout_operator.metrics import Metrics
         (None, 403),
     ],
 )
-async def test_decisions_are_told_to_the_own_machine_alone(
+async def test_decisions_are_shown_to_loopback_alone(
     monkeypatch: pytest.MonkeyPatch, peer: str | None, status: int
 ) -> None:
     """They name deployments of every namespace; health and metrics are open."""

@@ -1,4 +1,4 @@
-"""Who is told on the admin port: health and metrics are open, what is known of requests and workers is not."""
+"""Who may read what on the admin port: health and metrics are open, requests and workers are not."""
 
 from __future__ import annotations
 
@@ -80,11 +80,18 @@ def test_a_token_is_asked_for_wherever_one_comes_from(
         (None, "127.0.0.1", 403),
     ],
 )
-def test_without_a_token_only_the_own_machine_is_told(
+def test_without_a_token_only_loopback_may_read(
     peer: str | None, host: str | None, status: int | None
 ) -> None:
     """A pod's private address is not enough, and neither is a web page that has its name lead to loopback."""
     assert denied(AdminAccess(None), peer, f"Bearer {TOKEN}", host=host) == status
+
+
+def test_a_token_may_have_any_bytes(tmp_path: Path) -> None:
+    """A field's value is read as latin-1, which keeps them as they were sent."""
+    token = "schlüssel-aus-münchen".encode()
+    (tmp_path / "token").write_bytes(token)
+    assert denied(AdminAccess(tmp_path / "token"), None, f"Bearer {token.decode('latin-1')}") is None
 
 
 def test_health_and_metrics_are_open(file: Path) -> None:
@@ -129,7 +136,7 @@ async def statuses(r: Running, headers: dict[str, str]) -> set[int]:
     return {(await r.admin.get(path, headers=headers)).status_code for path in GUARDED}
 
 
-async def test_nothing_of_the_admin_port_is_told_without_the_token(file: Path, tmp_path: Path) -> None:
+async def test_the_admin_port_shows_nothing_without_the_token(file: Path, tmp_path: Path) -> None:
     """No spelling of a path, no method and no forwarding field gets around it; probes and Prometheus need none."""
     async with mock_worker() as worker:
         fleet = config([("aggregated", worker.url)])
@@ -144,12 +151,12 @@ async def test_nothing_of_the_admin_port_is_told_without_the_token(file: Path, t
             assert (await r.admin.head("/admin/fleet")).status_code == 401
             for path in OPEN_PATHS:
                 assert (await r.admin.get(path)).status_code == 200
-            told = await r.admin.get("/admin/fleet", headers={"authorization": f"Bearer {TOKEN}"})
-            assert worker.id in told.text
+            shown = await r.admin.get("/admin/fleet", headers={"authorization": f"Bearer {TOKEN}"})
+            assert worker.id in shown.text
 
 
 async def test_who_asks_is_who_is_connected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a token: from loopback it is told, and no field or variable says that one comes from there, or not."""
+    """Without a token loopback may read, and no field or variable changes where a peer comes from."""
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
     async with mock_worker() as worker, running_router(tmp_path, config([("aggregated", worker.url)])) as r:
         for headers in ({}, {"x-forwarded-for": "8.8.8.8"}):
@@ -160,7 +167,7 @@ async def test_who_asks_is_who_is_connected(tmp_path: Path, monkeypatch: pytest.
 
 
 async def test_routers_without_a_secret_say_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Whoever reaches the peers' port is believed then: the log says it, and is silent where there is a secret."""
+    """Every peer is believed then: the log says it, and is silent where there is a secret."""
     (tmp_path / "secret").write_text("only routers know")
     async with mock_worker() as worker:
         fleet = config([("aggregated", worker.url)])

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 async def test_a_stranger_at_the_peers_port_turns_requests_away_from_a_worker(
     tmp_path: Path, *, guarded: bool
 ) -> None:
-    """Without a secret it makes an idle worker look busy, and that is all; with one it is not heard."""
+    """Without a secret it makes an idle worker look busy, and that is all; with one it is refused."""
     (tmp_path / "secret").write_text("only routers know")
     async with mock_worker() as idle, mock_worker() as other:
         fleet = config([("aggregated", idle.url), ("aggregated", other.url)])

@@ -91,6 +91,7 @@ JSON_CORPUS: Final = (
     orjson.dumps(
         {"model": "tiny-1b", "query": {"text": "a"}, "documents": ["a"], "text_1": [], "tokens": [1]}
     ),
+    b'{"model":"tiny-1b","messages":[{}],"kv\\u005ftransfer_params":{"a":1},"\\u0072equest_id":"x"}',
     b'{"model":"a","model":"tiny-1b","messages":[{"content":[{"type":"image_url"},{"text":"\xc3\xa9"}]}]}',
 )
 TOKENS: Final = (

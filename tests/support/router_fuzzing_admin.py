@@ -1,4 +1,4 @@
-"""The admin port under requests of every kind, over real connections: nothing fails inside, nothing is told unasked."""
+"""The admin port under requests of every kind, over real connections: nothing fails inside, nothing guarded is shown."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 TOKEN: Final = b"the-token-of-this-fuzz"
 SECRET: Final = b"w1"
-"""A worker's id: what only who has the token is told."""
+"""A worker's id: what only the token opens."""
 _SENTINEL: Final = b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
 _ROUNDS: Final = 60
 _MOST_SECONDS: Final = 5.0
@@ -209,7 +209,7 @@ class Admin:
     def check(
         self, data: bytes, cut: Callable[[bytes, random.Random], list[bytes]], draw: random.Random
     ) -> None:
-        """Hold the port against *data*: it answers in good form, tells nothing to who has no token, and goes on."""
+        """Hold the port against *data*: it answers in good form, shows nothing without the token, and goes on."""
         root = logging.getLogger()
         root.addHandler(self._complaints)
         self._loop.set_exception_handler(lambda _, context: self.faults.append(repr(context)))
@@ -227,7 +227,7 @@ class Admin:
         for status in re.findall(rb"(?:^|\r\n\r\n|\n)HTTP/1\.1 (\d{3}) ", written):
             promise("the admin port does not fail", status != b"500", written[:300])
         if TOKEN not in data:
-            assert b'"id":"' + SECRET not in written, "a worker was named to who has no token"
+            assert b'"id":"' + SECRET not in written, "a worker was named without the token"
             assert b"retryBudget" not in written
         if not re.search(rb"HEAD|CONNECT|HTTP/1\.0|101 Switching", data + written):
             read_answers(written, closed=True)

@@ -17,7 +17,8 @@ from support.router_fuzzing_world import (
     OTHER,
     PREFILL,
     Answer,
-    Told,
+    ClientAnswer,
+    HungError,
     World,
     promise,
     request,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 STATUSES: Final = {200, 400, 502, 503, 504}
 """What the router says of itself, beside 200. What a worker says itself (4xx) is passed on."""
 MARK: Final = b"of-another-answer"
-"""Stands in what nobody asked for."""
+"""Stands in what was not asked for."""
 SECOND: Final = b"of-the-second-request"
 LONG: Final = "word " * 400
 ENDINGS: Final = ("keep", "close", "reset")
@@ -390,49 +391,52 @@ def check_answer(
 ) -> None:
     """Hold a client's request against a worker that answers *data*; the next request meets a good worker."""
     form, ending, answer = FORMS[data[0] % len(FORMS)], ENDINGS[data[1] % len(ENDINGS)], data[2:]
-    pair = draw.random() < 0.3
+    pair, odd_prefill = draw.random() < 0.3, draw.random() < 0.3
     count = 0
 
     def worker(_head: bytes, body: bytes) -> Answer:
         nonlocal count
         count += 1
-        if pair and b'"do_remote_decode":true' in body:
+        prefills = b'"do_remote_decode":true' in body
+        if pair and prefills and not odd_prefill:
             return Answer([whole_json({"kv_transfer_params": {"remote_host": "h", "remote_block_ids": [1]}})])
         if SECOND in body:
             return Answer([whole_json(_TEXT_ANSWER | {"id": SECOND.decode()})])
+        if pair and odd_prefill and not prefills:
+            return Answer([form.answer])
         return Answer(cut(answer, draw), ending)
 
     leaves = draw.randrange(12) if draw.random() < 0.1 else None
     model = MODEL if pair else "plain"
     first = form.ask(model)
     second = request(b"/v1/completions", {"model": model, "prompt": SECOND.decode()}, b"connection: close")
-    told = world.ask(
-        [first, second],
-        dict.fromkeys((PREFILL, DECODE, OTHER, OTHER + 1), worker),
-        leaves_after=leaves,
-        stalls=draw.random() < 0.1,
-    )
+    workers = dict.fromkeys((PREFILL, DECODE, OTHER, OTHER + 1), worker)
+    try:
+        answered = world.ask([first, second], workers, leaves_after=leaves, stalls=draw.random() < 0.1)
+    except HungError as error:
+        promise("no wait without end", kept=False, text=error)
+        return
     assert count <= 8, f"a worker was asked {count} times"
     if leaves is not None:
         return
-    assert told, "the client was not answered at all"
-    _check_first(told[0], form, answer)
-    if told[0].whole and len(told) > 1:
-        _check_second(told[1])
+    assert answered, "the client was not answered at all"
+    _check_first(answered[0], form, answer)
+    if answered[0].whole and len(answered) > 1:
+        _check_second(answered[1])
 
 
-def _check_first(told: Told, form: Form, answer: bytes) -> None:
-    ours = told.status in STATUSES or 400 <= told.status < 500
-    promise("no status but the API's", ours, f"the client is told {told.status}")
+def _check_first(answered: ClientAnswer, form: Form, answer: bytes) -> None:
+    ours = answered.status in STATUSES or 400 <= answered.status < 500
+    promise("no status but the API's", ours, f"the client gets {answered.status}")
     end = end_of(answer)
     if end is not None and MARK not in answer[:end]:
-        promise("one answer", MARK not in told.body, "the client got what stands behind a complete one")
-    assert SECOND not in told.body
-    if told.status >= 500 and told.whole:
-        assert isinstance(orjson.loads(told.body), dict)
-        assert MARK not in told.body, "what a worker says of its failure stays inside"
-    if told.status == 200 and told.is_stream and told.whole and form.ends:
-        _check_stream(told.body, form)
+        promise("one answer", MARK not in answered.body, "the client got what stands behind a complete one")
+    assert SECOND not in answered.body
+    if answered.status >= 500 and answered.whole:
+        assert isinstance(orjson.loads(answered.body), dict)
+        assert MARK not in answered.body, "what a worker says of its failure stays inside"
+    if answered.status == 200 and answered.is_stream and answered.whole and form.ends:
+        _check_stream(answered.body, form)
 
 
 def _check_stream(body: bytes, form: Form) -> None:
@@ -472,10 +476,10 @@ def _is_cut(event: bytes) -> bool:
     )
 
 
-def _check_second(told: Told) -> None:
-    if told.status == 200:
-        assert told.whole
-        assert orjson.loads(told.body)["id"] == SECOND.decode()
+def _check_second(answered: ClientAnswer) -> None:
+    if answered.status == 200:
+        assert answered.whole
+        assert orjson.loads(answered.body)["id"] == SECOND.decode()
     else:
-        assert told.status in STATUSES, told.status
-        assert MARK not in told.body
+        assert answered.status in STATUSES, answered.status
+        assert MARK not in answered.body

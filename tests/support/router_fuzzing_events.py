@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from support.router_fuzzing_answers import ENDINGS, EVENTS, FORMS, Form
-from support.router_fuzzing_world import OTHER, Answer, Told, World, promise
+from support.router_fuzzing_world import OTHER, Answer, ClientAnswer, World, promise
 
 if TYPE_CHECKING:
     import random
@@ -184,13 +184,13 @@ def check_events(
     ways = [[stream], cut(stream, draw)]
     if draw.random() < 0.1 and len(stream) < 3000:
         ways.append([stream[n : n + 1] for n in range(len(stream))])
-    told = [_told(world, form, head, pieces, ending) for pieces in ways]
+    answered = [_answer_to(world, form, head, pieces, ending) for pieces in ways]
     read = Read(stream, form)
-    outcomes = [_seen(one, form) for one in told]
+    outcomes = [_seen(one, form) for one in answered]
     for outcome in outcomes[1:]:
         # Of a stream that fails, where it is cut decides how much of it the client has seen before.
         _promise("cuts change nothing", stream, read, outcome == outcomes[0], (outcome, outcomes[0]))
-    _check(told[0], read, form, stream)
+    _check(answered[0], read, form, stream)
 
 
 def _promise(name: str, stream: bytes, read: Read, kept: object, text: object) -> None:
@@ -214,7 +214,7 @@ _TYPED: Final = re.compile(rb"event: [a-z_.]+\ndata: ?[^\n]+|:[^\n]*")
 """Events as engines write them."""
 
 
-def _told(world: World, form: Form, head: bytes, pieces: list[bytes], ending: str) -> Told:
+def _answer_to(world: World, form: Form, head: bytes, pieces: list[bytes], ending: str) -> ClientAnswer:
     chunks = [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces if piece]
 
     def worker(_head: bytes, _body: bytes) -> Answer:
@@ -224,23 +224,27 @@ def _told(world: World, form: Form, head: bytes, pieces: list[bytes], ending: st
     return one
 
 
-def _seen(told: Told, form: Form) -> Any:
+def _seen(answered: ClientAnswer, form: Form) -> Any:
     """Return the events of a stream that came whole, None for any other answer."""
-    whole = told.status == 200 and told.whole and told.is_stream
-    return [data for _, data in Read(told.body + b"\n\n", form).events] if whole else None
+    whole = answered.status == 200 and answered.whole and answered.is_stream
+    return [data for _, data in Read(answered.body + b"\n\n", form).events] if whole else None
 
 
-def _check(told: Told, read: Read, form: Form, stream: bytes) -> None:
+def _check(answered: ClientAnswer, read: Read, form: Form, stream: bytes) -> None:
     failed = read.failure is not None and (read.end is None or read.failure < read.end)
     if failed or read.end is None:
         _promise(
-            "no cut stream is whole", stream, read, not (told.is_stream and told.whole), told.body[-300:]
+            "no cut stream is whole",
+            stream,
+            read,
+            not (answered.is_stream and answered.whole),
+            answered.body[-300:],
         )
         return
-    good = told.status == 200 and told.whole
-    _promise("a whole stream is whole", stream, read, good, (told.status, told.body[-300:]))
+    good = answered.status == 200 and answered.whole
+    _promise("a whole stream is whole", stream, read, good, (answered.status, answered.body[-300:]))
     if good:
-        found = Read(told.body, form).events
+        found = Read(answered.body, form).events
         expected = [event for event in read.events[: read.end + 1] if not _is_bare_usage(event, form)]
         behind = found[len(expected) :]
         _promise("nothing stands behind the end", stream, read, not behind, behind[:3])

@@ -182,10 +182,10 @@ def check_pair(
         return Answer([whole_json({"choices": [{"index": 0, "text": "one", "finish_reason": "stop"}]})])
 
     asked = client | {"model": MODEL, "prompt": LONG}
-    told = world.ask(
+    answered = world.ask(
         [request(b"/v1/completions", asked, b"connection: close")], {PREFILL: prefill, DECODE: decode}
     )
-    (answer,) = told
+    (answer,) = answered
     assert answer.whole
     assert answer.status in {200, 400, 502, 503}, answer.status
     if answer.status == 400:

@@ -179,7 +179,7 @@ async def _begin(identity: Identity, parts: list[bytes]) -> None:
             await side(identity, _fed(parts), cast("asyncio.StreamWriter", _Written()))
         except (PeerError, EOFError):
             continue
-        assert identity.secret is None, "somebody was believed without the secret"
+        assert identity.secret is None, "a peer was accepted without the secret"
 
 
 async def _welcomed(identity: Identity, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

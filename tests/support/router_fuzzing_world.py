@@ -1,4 +1,4 @@
-"""A router's whole data path without a network and without waiting: its loop's time passes as soon as nobody has work.
+"""A router's whole data path without a network and without waiting: its loop's time passes as soon as no callback is ready.
 
 Connections to workers are made in memory: a worker is a function from a request to the bytes that it answers and how
 the connection ends. What the router itself does (pools, exchange, relay, the client's connection) is the real thing.
@@ -105,7 +105,7 @@ class Loop(asyncio.SelectorEventLoop):
 
 
 def _nowhere(_: asyncio.BaseProtocol, port: int) -> None:
-    raise ConnectionRefusedError(f"nobody listens on {port}")
+    raise ConnectionRefusedError(f"nothing listens on {port}")
 
 
 @dataclass
@@ -222,7 +222,7 @@ class ClientWire(asyncio.Transport):
 
 
 @dataclass
-class Told:
+class ClientAnswer:
     """One answer as a client reads it. `whole`: it has its end; else the connection broke."""
 
     status: int
@@ -239,16 +239,16 @@ class IncompleteError(AssertionError):
     """What was written so far ends within a head or a chunk."""
 
 
-def read_answers(written: bytes, *, closed: bool) -> list[Told]:
+def read_answers(written: bytes, *, closed: bool) -> list[ClientAnswer]:
     """Return the answers in *written*, strictly read: all but the last one are whole, and nothing else is there.
 
     Raise IncompleteError where more may come (or should have come), AssertionError where it is no HTTP.
     """
-    told = []
+    answered = []
     while written:
-        if told and not written.startswith(b"HTTP/1.1 "[: len(written)]):
+        if answered and not written.startswith(b"HTTP/1.1 "[: len(written)]):
             promise("nothing stands behind an answer", kept=False, text=written[:200])
-            return told
+            return answered
         head, end, rest = written.partition(b"\r\n\r\n")
         if not end:
             raise IncompleteError(f"a head without its end: {head[:200]!r}")
@@ -273,8 +273,8 @@ def read_answers(written: bytes, *, closed: bool) -> list[Told]:
             body, written, whole = rest, b"", closed
         if not whole and not closed:
             raise IncompleteError("an answer is neither whole nor broken off")
-        told.append(Told(int(status), fields, body, whole))
-    return told
+        answered.append(ClientAnswer(int(status), fields, body, whole))
+    return answered
 
 
 def _chunks(data: bytes) -> tuple[bytes, bytes, bool]:
@@ -357,8 +357,8 @@ class World:
     def _connect(self, protocol: asyncio.BaseProtocol, port: int) -> None:
         worker = self.workers.get(port)
         if worker is None:
-            raise ConnectionRefusedError(f"nobody listens on {port}")
-        # Whoever is the worker when a request comes: a kept connection outlives one input.
+            raise ConnectionRefusedError(f"nothing listens on {port}")
+        # Looked up when a request comes: a kept connection outlives one input.
         WorkerWire(self.loop, protocol, self._worker_at(port))
 
     def _worker_at(self, port: int) -> Callable[[bytes, bytes], Answer]:
@@ -374,7 +374,7 @@ class World:
         *,
         leaves_after: int | None = None,
         stalls: bool = False,
-    ) -> list[Told]:
+    ) -> list[ClientAnswer]:
         """Have a client send *requests*, each when the last one is answered; return the answers.
 
         The client leaves *leaves_after* rounds after its first request, and *stalls* for a moment in the middle. Assert
@@ -413,7 +413,7 @@ class World:
             await self._wait(wire, number + 1, leaves_after, until)
         if not wire.closed:
             wire.abort()
-        while (connection in self.listener.connections or self._busy()) and self.loop.time() < until:  # noqa: ASYNC110 - nothing tells when
+        while (connection in self.listener.connections or self._busy()) and self.loop.time() < until:  # noqa: ASYNC110 - no event says when
             await asyncio.sleep(_STEP_SECONDS)
         await self._some_rounds()
         return wire
@@ -428,16 +428,17 @@ class World:
             rounds += 1
             await asyncio.sleep(0 if rounds < 40 else _STEP_SECONDS)
             if self.loop.time() > until:
+                wire.abort()
                 raise HungError("a client waits for longer than all deadlines together")
 
     def _is_answered(self, wire: ClientWire, number: int) -> bool:
         if wire.closed:
             return True
         try:
-            told = read_answers(wire.written, closed=False)
+            answered = read_answers(wire.written, closed=False)
         except IncompleteError:
             return False
-        return len(told) >= number
+        return len(answered) >= number
 
     def _busy(self) -> bool:
         return any(self._pools.of((HOST, port)).in_use for ports in self._ports.values() for port in ports)
@@ -445,7 +446,7 @@ class World:
     def _assert_nothing_is_left(self) -> None:
         assert not self.listener.connections, "the client's connection is still known"
         held, self.listener.held_bytes = self.listener.held_bytes, 0
-        promise("bodies are counted", held == 0, f"{held} bytes of nobody are counted")
+        promise("bodies are counted", held == 0, f"{held} bytes of no request are counted")
         assert not self._busy(), "a worker's connection is still in use"
         for key, ports in self._ports.items():
             counts = self.metrics.of(key)
