@@ -84,6 +84,7 @@ class RequestReader:
         "_head_total",
         "_large",
         "_late",
+        "_length",
         "_limits",
         "_messages",
         "_method",
@@ -178,6 +179,11 @@ class RequestReader:
         self._since = self._now()
 
     @property
+    def unread(self) -> int:
+        """Bytes of the present body that have not come yet, as far as that is known."""
+        return max(0, self._length - self._body_bytes) if self.in_message else 0
+
+    @property
     def in_body(self) -> bool:
         """Whether a request has begun whose head is complete."""
         return self.in_message and self._head_done
@@ -258,7 +264,7 @@ class RequestReader:
             self._since = self._now()
             if parser.should_upgrade():
                 self._body_framing = framing.as_field()
-            length = framing.length or 0
+            length = self._length = framing.length or 0
             if framing.expects_continue or length > self._limits.small_body_bytes:
                 self._check_early(length)
             self._check_body_size(length)
@@ -337,6 +343,7 @@ class RequestReader:
         self._gathered: bytearray | None = None
         self._head_most = self._head_total + self._limits.head_bytes
         self._body_bytes = 0
+        self._length = 0
         self._large = False
         self._unfinished_bytes = 0
         self._extension_bytes = 0
