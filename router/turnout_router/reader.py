@@ -139,20 +139,16 @@ class RequestReader:
     def feed(self, data: bytes) -> None:
         """Read *data*."""
         heads, bodies, messages, chunks = self._head_total, self._body_total, self._messages, self._chunks
+        upgraded_at = -1
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            # Answered as if it had not asked (RFC 9110, section 7.8), and the connection closed after it. The
-            # parser takes whatever follows for the other protocol's, a body too; Java's own client sends both.
-            if self._has_body:
-                self._late = self.ready.pop()
-                self._parser = httptools.HttpRequestParser(_LateBody(self))
-                self.in_message = True
-                self._parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % self._body_framing)
-                self.feed(data[upgrade.args[0] :])
-            return
+            upgraded_at = upgrade.args[0]
         except httptools.HttpParserError as error:
             self._stopped_by(error)
+            return
+        if upgraded_at >= 0:
+            self._read_late_body(data[upgraded_at:])
             return
         if self._chunks != chunks or (self._chunked and self.in_message):
             known = _CHUNK_BYTES * (self._chunks - chunks) + _REQUEST_LINE_BYTES * (self._messages - messages)
@@ -166,6 +162,19 @@ class RequestReader:
             elif self.discarding and self.refusal is not None:
                 self.refusal = None
                 self.ended = True  # it has its answer already
+
+    def _read_late_body(self, data: bytes) -> None:
+        """Read on after a head that asks for another protocol.
+
+        It is answered as if it had not asked (RFC 9110, section 7.8), and the connection closed after it. The parser takes
+        whatever follows for the other protocol's, a body too; Java's own client sends both.
+        """
+        if self._has_body:
+            self._late = self.ready.pop()
+            self._parser = httptools.HttpRequestParser(_LateBody(self))
+            self.in_message = True
+            self._parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % self._body_framing)
+            self.feed(data)
 
     @property
     def begun(self) -> tuple[bytes, bytes, Fields]:
