@@ -328,10 +328,22 @@ class ClientConnection(asyncio.Protocol):
     # Its own life
 
     @property
+    def is_busy(self) -> bool:
+        """Whether a request is being served."""
+        return self._request is not None
+
+    @property
     def is_idle(self) -> bool:
-        """Whether nothing of a request has come that could be served: closing it loses nothing."""
+        """Whether closing it loses nothing: no request has come that is waited for, or its answer is not read."""
         reader = self._reader
-        return self._request is None and not reader.ready and (reader.discarding or not reader.in_body)
+        if self._request is not None:
+            return False
+        return (
+            self._wait == "linger"
+            or self._stalled_since is not None
+            or reader.discarding
+            or not reader.in_body
+        )
 
     def evict(self) -> None:
         """Make room for another connection."""
