@@ -446,8 +446,8 @@ class ClientConnection(asyncio.Protocol):
                 self._keep = False
             self.respond_error(error)
             coroutine = None
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - see the module's first lines
-            self._report(error)
+        except (Exception, asyncio.CancelledError) as failure:  # noqa: BLE001 - see the module's first lines
+            self._report(failure)
             coroutine = None
         if coroutine is None:
             self._finish()
