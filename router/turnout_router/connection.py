@@ -181,7 +181,7 @@ class ClientConnection(asyncio.Protocol):
         reader = self._reader
         size = max(_SLICE_BYTES, reader.unread)
         while len(data) > size:
-            reader.feed(data[:size])
+            reader.feed(data[:size], more=True)
             data = data[size:]
             if reader.refusal is not None or reader.ended:
                 return

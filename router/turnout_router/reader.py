@@ -136,8 +136,8 @@ class RequestReader:
         self.discarding: bool
         self._reset()
 
-    def feed(self, data: bytes) -> None:
-        """Read *data*."""
+    def feed(self, data: bytes, *, more: bool = False) -> None:
+        """Read *data*. *more*: further data has come already, so that it is too early to miss a body."""
         heads, bodies, messages, chunks = self._head_total, self._body_total, self._messages, self._chunks
         upgraded_at = -1
         try:
@@ -157,7 +157,7 @@ class RequestReader:
         if self.in_message:
             if self.refusal is None:
                 self._bound_raw(len(data))
-            if self._head_done and not self._head_checked and self.refusal is None:
+            if self._head_done and not self._head_checked and not more and self.refusal is None:
                 self._check_late()
             elif self.discarding and self.refusal is not None:
                 self.refusal = None

@@ -28,12 +28,14 @@ class Noting:
 
     def __init__(self) -> None:
         self.asked: list[bytes] = []
+        self.checked = 0
 
     def handle(self, request: Request, client: ClientConnection) -> None:
         self.asked.append(request.path)
         client.respond(200, (), request.path)
 
     def check_head(self, _request: Request, _client: ClientConnection) -> ApiError | None:
+        self.checked += 1
         return None
 
     def refused(self, status: int) -> None:
@@ -82,10 +84,11 @@ async def test_what_comes_while_an_answer_is_not_read_keeps_its_order() -> None:
 
 @pytest.mark.parametrize("size", [50, 3000, 4096, 5000, 100_000])
 async def test_bodies_of_every_size_are_read_behind_one_another(size: int) -> None:
-    """In one piece with what follows them."""
+    """In one piece with what follows them. Only the heads of large ones are looked at apart."""
     connection, _, handler, listener = connected(ClientLimits())
     connection.data_received((post(b"x" * size) + get(b"/next")) * 5)
     assert handler.asked == [b"/v1/chat/completions", b"/next"] * 5
+    assert handler.checked == (5 if size > listener.limits.small_body_bytes else 0)
     connection.connection_lost(None)
     assert listener.held_bytes == 0
 
