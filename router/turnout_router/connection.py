@@ -1,7 +1,7 @@
 """One client's connection: when its requests are read, and how they are answered.
 
 One request at a time per connection. What a client sends early is kept, up to a bound; then its socket is read no
-further. Reading goes on otherwise while an answer is under way, for that is how a client's leaving is noticed. A
+further. That, and what is written to a client that does not read, counts as its bodies do. Reading goes on otherwise while an answer is under way, for that is how a client's leaving is noticed. A
 client that closes its sending side counts as gone: TCP cannot tell the two apart.
 
 Time-outs are coarse: the listener's sweep looks at every connection once a second, so that a request costs no timer.
@@ -34,6 +34,8 @@ LINGER_SECONDS: Final = 2.0
 """How long the rest of a refused request is read and thrown away: closing at once would reset the connection and
 destroy the answer that says why."""
 _FAULT: Final = 500
+_SLICE_BYTES: Final = 4096
+"""So much is parsed at a time: what is parsed takes far more memory than its text, and waits while a client does not read."""
 _Wait = Literal["request", "answer", "linger"]
 
 
@@ -84,11 +86,13 @@ class ClientConnection(asyncio.Protocol):
     __slots__ = (
         "_account",
         "_address",
+        "_ahead_bytes",
         "_chunked",
         "_deadline",
         "_drive",
         "_early",
         "_head",
+        "_home",
         "_keep",
         "_limits",
         "_listener",
@@ -96,6 +100,8 @@ class ClientConnection(asyncio.Protocol):
         "_reader",
         "_reading",
         "_request",
+        "_stalled_bytes",
+        "_stalled_large",
         "_stalled_since",
         "_starting",
         "_transport",
@@ -111,7 +117,11 @@ class ClientConnection(asyncio.Protocol):
         self.peer: str = ""
         """The address at the other end."""
         self._address = ""
+        self._home: Account
         self._account: Account | None = None
+        self._ahead_bytes = 0
+        self._stalled_bytes = 0
+        self._stalled_large = False
         self._listener = listener
         self._limits = listener.limits
         self._loop = loop
@@ -144,7 +154,8 @@ class ClientConnection(asyncio.Protocol):
         peername = transport.get_extra_info("peername")
         self.peer = str(peername[0]) if peername else ""
         self._address = client_at(peername)
-        self._account = account = listener.accounts.join(self._address)
+        self._home = account = listener.accounts.join(self._address)
+        self._account = listener.accounts.join(self._address)
         self._reader = RequestReader(self._limits, listener.accounts, account, self._loop.time, self)
         listener.connections.add(self)
         if not listener.admit(self._address, self):
@@ -152,19 +163,42 @@ class ClientConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Have it read, or keep it for later while a request is under way."""
-        if self._wait == "linger":
-            return
-        if self._request is not None or self._reader.ready or self._reader.refusal is not None:
-            self._early += data
-            if len(self._early) > self._limits.pipelined_bytes and self._reading:
-                self._reading = False
-                self._transport.pause_reading()
+        reader = self._reader
+        if self._wait == "linger" or reader.refusal is not None or reader.ended:
+            return  # nothing behind what is refused is read
+        if self._request is not None or self._stalled_since is not None or self._early or reader.ready:
+            self._keep_early(data)
             return
         try:
-            self._reader.feed(data)
+            self._read(data)
             self._advance()
         except Exception as error:  # noqa: BLE001 - see the module's first lines
             self._fail(error)
+
+    def _read(self, data: bytes) -> None:
+        """Have *data* read up to the end of the next request, in pieces, and keep the rest."""
+        reader = self._reader
+        size = max(_SLICE_BYTES, reader.unread)
+        while len(data) > size:
+            reader.feed(data[:size], more=True)
+            data = data[size:]
+            if reader.refusal is not None or reader.ended:
+                return
+            if reader.ready:
+                self._keep_early(data)
+                return
+            size = max(_SLICE_BYTES, reader.unread)
+        reader.feed(data)
+
+    def _keep_early(self, data: bytes) -> None:
+        self._early += data
+        if not self._listener.accounts.take(self._home, len(data), large=True):
+            self._transport.abort()
+            return
+        self._ahead_bytes += len(data)
+        if len(self._early) > self._limits.pipelined_bytes and self._reading:
+            self._reading = False
+            self._transport.pause_reading()
 
     def eof_received(self) -> bool | None:
         """Count the client as gone; None closes the transport."""
@@ -175,9 +209,14 @@ class ClientConnection(asyncio.Protocol):
         self.gone = True
         self._reader.drop()
         self._listener.forget(self._address, self)
+        accounts = self._listener.accounts
         if self._account is not None:
-            self._listener.accounts.leave(self._account)
+            accounts.leave(self._account)
             self._account = None
+            accounts.release(self._home, self._ahead_bytes, large=True)
+            self._ahead_bytes = 0
+            self._release_stalled()
+            accounts.leave(self._home)
         self.cancel()
         if self._request is not None and self._drive is None:
             self._reader.let_go(self._request)
@@ -185,18 +224,35 @@ class ClientConnection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """Hold the source back: the client reads more slowly than the answer comes."""
         self._stalled_since = self._loop.time()
+        if not self._stalled_bytes and not self._hold_stalled(self._limits.write_buffer_bytes):
+            self._transport.abort()
+            return
         if self.source is not None:
             self.source.pause()
 
     def resume_writing(self) -> None:
         """Let the source go on."""
         self._stalled_since = None
+        self._release_stalled()
         try:
             if self.source is not None:
                 self.source.resume()
             self._advance()
         except Exception as error:  # noqa: BLE001 - see the module's first lines
             self._fail(error)
+
+    def _hold_stalled(self, size: int) -> bool:
+        """Count what is written and not read, among small bodies if there is room. Say whether there is any."""
+        accounts = self._listener.accounts
+        self._stalled_large = not accounts.take(self._home, size, large=False)
+        if self._stalled_large and not accounts.take(self._home, size, large=True):
+            return False
+        self._stalled_bytes = size
+        return True
+
+    def _release_stalled(self) -> None:
+        self._listener.accounts.release(self._home, self._stalled_bytes, large=self._stalled_large)
+        self._stalled_bytes = 0
 
     # What the handler says
 
@@ -275,10 +331,22 @@ class ClientConnection(asyncio.Protocol):
     # Its own life
 
     @property
+    def is_busy(self) -> bool:
+        """Whether a request is being served."""
+        return self._request is not None
+
+    @property
     def is_idle(self) -> bool:
-        """Whether nothing of a request has come that could be served: closing it loses nothing."""
+        """Whether closing it loses nothing: no request has come that is waited for, or its answer is not read."""
         reader = self._reader
-        return self._request is None and not reader.ready and (reader.discarding or not reader.in_body)
+        if self._request is not None:
+            return False
+        return (
+            self._wait == "linger"
+            or self._stalled_since is not None
+            or reader.discarding
+            or not reader.in_body
+        )
 
     def evict(self) -> None:
         """Make room for another connection."""
@@ -358,10 +426,12 @@ class ClientConnection(asyncio.Protocol):
                 return
             elif self._early:
                 data, self._early = self._early, b""
+                self._listener.accounts.release(self._home, self._ahead_bytes, large=True)
+                self._ahead_bytes = 0
                 if not self._reading:
                     self._reading = True
                     self._transport.resume_reading()
-                reader.feed(data)
+                self._read(data)
             else:
                 return
 
@@ -379,8 +449,8 @@ class ClientConnection(asyncio.Protocol):
                 self._keep = False
             self.respond_error(error)
             coroutine = None
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - see the module's first lines
-            self._report(error)
+        except (Exception, asyncio.CancelledError) as failure:  # noqa: BLE001 - see the module's first lines
+            self._report(failure)
             coroutine = None
         if coroutine is None:
             self._finish()

@@ -82,6 +82,7 @@ _ANTHROPIC_TYPES: Final = {
     411: "invalid_request_error",
     413: "request_too_large",
     414: "invalid_request_error",
+    415: "invalid_request_error",
     417: "invalid_request_error",
     429: "rate_limit_error",
     431: "invalid_request_error",

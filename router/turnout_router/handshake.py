@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, Final, cast
 
 from turnout_router.accounts import client_at
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
     from turnout_router.listener import Listener
 
+_LOG = logging.getLogger(__name__)
 _SHUTDOWN_SECONDS: Final = 5.0
 """How long a client may take to answer the end of the TLS session before the connection is dropped."""
 
@@ -24,6 +26,7 @@ class Handshake(asyncio.Protocol):
     one would be neither counted nor be closed for others.
     """
 
+    is_busy: Final = False
     is_idle: Final = True
 
     def __init__(self, listener: Listener, loop: asyncio.AbstractEventLoop, context: ssl.SSLContext) -> None:
@@ -68,6 +71,7 @@ class Handshake(asyncio.Protocol):
         self._listener.end_handshake(self._address, self)
 
     async def _shake(self) -> None:
+        handed_over = False
         try:
             transport = await self._loop.start_tls(
                 self._raw,
@@ -77,12 +81,19 @@ class Handshake(asyncio.Protocol):
                 ssl_handshake_timeout=self._listener.limits.head_seconds,
                 ssl_shutdown_timeout=_SHUTDOWN_SECONDS,
             )
+            if transport is not None and not self._lost:
+                self._hand_over(transport)
+                handed_over = True
         except (OSError, EOFError):
-            transport = None  # the client left, took too long, or speaks no TLS that is accepted here
-        if transport is None or self._lost:
+            pass  # the client left, took too long, or speaks no TLS that is accepted here
+        except Exception:  # noqa: BLE001 - logged, and only this connection ends
+            _LOG.exception("a TLS handshake ended in a fault of the router")
+        finally:
             self._forget()
-            self._raw.abort()
-            return
+            if not handed_over:
+                self._raw.abort()
+
+    def _hand_over(self, transport: asyncio.Transport) -> None:
         self._task = None
         self._forget()
         connection = ClientConnection(self._listener, self._loop)

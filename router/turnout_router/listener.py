@@ -23,12 +23,16 @@ if TYPE_CHECKING:
     from turnout_router.tasks import Note
 
 _SWEEP_SECONDS: Final = 1.0
-_LOOKED_AT: Final = 64
-"""Connections of one client that are looked at for one that is idle: the oldest ones."""
+_LOOKED_AT: Final = 128
+"""Connections of one client that are looked at for one that can make way: those that have been left alone longest."""
 
 
 class Member(Protocol):
     """One that counts as a connection."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is being served on it."""
 
     @property
     def is_idle(self) -> bool:
@@ -114,11 +118,17 @@ class Listener:
         if len(crowd) <= self.limits.connections:
             return True
         largest, oldest = crowd.of_largest(_LOOKED_AT)
-        for other in oldest:
-            if other is not member and other.is_idle:
-                crowd.remove(largest, other)
-                other.evict()
-                return True
+        idle = [other for other in oldest if other is not member and other.is_idle]
+        if not idle and crowd.size(address) < crowd.size(largest):
+            # Its bodies that are arriving make way as well, for a client that has less.
+            idle = [other for other in oldest if not other.is_busy]
+        if idle:
+            crowd.remove(largest, idle[0])
+            idle[0].evict()
+            return True
+        for other in oldest:  # so that others are looked at next time
+            crowd.remove(largest, other)
+            crowd.add(largest, other)
         return False
 
     def admit_handshake(self, address: str, handshake: Handshake) -> bool:

@@ -84,6 +84,7 @@ class RequestReader:
         "_head_total",
         "_large",
         "_late",
+        "_length",
         "_limits",
         "_messages",
         "_method",
@@ -135,23 +136,19 @@ class RequestReader:
         self.discarding: bool
         self._reset()
 
-    def feed(self, data: bytes) -> None:
-        """Read *data*."""
+    def feed(self, data: bytes, *, more: bool = False) -> None:
+        """Read *data*. *more*: further data has come already, so that it is too early to miss a body."""
         heads, bodies, messages, chunks = self._head_total, self._body_total, self._messages, self._chunks
+        upgraded_at = -1
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            # Answered as if it had not asked (RFC 9110, section 7.8), and the connection closed after it. The
-            # parser takes whatever follows for the other protocol's, a body too; Java's own client sends both.
-            if self._has_body:
-                self._late = self.ready.pop()
-                self._parser = httptools.HttpRequestParser(_LateBody(self))
-                self.in_message = True
-                self._parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % self._body_framing)
-                self.feed(data[upgrade.args[0] :])
-            return
+            upgraded_at = upgrade.args[0]
         except httptools.HttpParserError as error:
             self._stopped_by(error)
+            return
+        if upgraded_at >= 0:
+            self._read_late_body(data[upgraded_at:])
             return
         if self._chunks != chunks or (self._chunked and self.in_message):
             known = _CHUNK_BYTES * (self._chunks - chunks) + _REQUEST_LINE_BYTES * (self._messages - messages)
@@ -160,11 +157,24 @@ class RequestReader:
         if self.in_message:
             if self.refusal is None:
                 self._bound_raw(len(data))
-            if self._head_done and not self._head_checked and self.refusal is None:
+            if self._head_done and not self._head_checked and not more and self.refusal is None:
                 self._check_late()
             elif self.discarding and self.refusal is not None:
                 self.refusal = None
                 self.ended = True  # it has its answer already
+
+    def _read_late_body(self, data: bytes) -> None:
+        """Read on after a head that asks for another protocol.
+
+        It is answered as if it had not asked (RFC 9110, section 7.8), and the connection closed after it. The parser takes
+        whatever follows for the other protocol's, a body too; Java's own client sends both.
+        """
+        if self._has_body:
+            self._late = self.ready.pop()
+            self._parser = httptools.HttpRequestParser(_LateBody(self))
+            self.in_message = True
+            self._parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % self._body_framing)
+            self.feed(data)
 
     @property
     def begun(self) -> tuple[bytes, bytes, Fields]:
@@ -176,6 +186,11 @@ class RequestReader:
     def restart(self) -> None:
         """Count the time of the request that has begun from now on: until now it was not read."""
         self._since = self._now()
+
+    @property
+    def unread(self) -> int:
+        """Bytes of the present body that have not come yet, as far as that is known."""
+        return max(0, self._length - self._body_bytes) if self.in_message else 0
 
     @property
     def in_body(self) -> bool:
@@ -270,7 +285,7 @@ class RequestReader:
             self._since = self._now()
             if parser.should_upgrade():
                 self._body_framing = framing.as_field()
-            length = framing.length or 0
+            length = self._length = framing.length or 0
             if framing.expects_continue or length > self._limits.small_body_bytes:
                 self._check_early(length)
             self._check_body_size(length)
@@ -349,6 +364,7 @@ class RequestReader:
         self._gathered: bytearray | None = None
         self._head_most = self._head_total + self._limits.head_bytes
         self._body_bytes = 0
+        self._length = 0
         self._large = False
         self._unfinished_bytes = 0
         self._extension_bytes = 0

@@ -159,6 +159,28 @@ async def test_who_only_sits_there_keeps_nobody_out(tmp_path: Path) -> None:
         assert len(listener) <= 20
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n",
+        b"POST /v1/none HTTP/1.1\r\nhost: x\r\ncontent-length: 99999\r\n\r\n",
+        b"POST /v1/none HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n",
+        b"no HTTP\r\n\r\n",
+    ],
+    ids=["half of a body", "refused and lingering", "refused, its body to come", "no HTTP"],
+)
+async def test_who_keeps_a_connection_busy_with_nothing_keeps_nobody_out(tmp_path: Path, sent: bytes) -> None:
+    """What has been refused is as good as idle; arriving bodies of who has most connections make way for who has fewer."""
+    limits = ClientLimits(connections=20, body_seconds=60, body_grace_seconds=60)
+    async with (
+        running_router(tmp_path, config([]), client=limits) as r,
+        sending(r.router.port, 24, sent, "127.0.0.2"),
+    ):
+        for _ in range(30):
+            async with sending(r.router.port, 1, MODELS, "127.0.0.3") as (honest,):
+                assert await status_of(honest) == 200
+
+
 async def test_where_all_are_busy_a_connection_more_is_refused(tmp_path: Path) -> None:
     """Nobody's request is given up for a new connection; that gets 503."""
     async with (

@@ -7,6 +7,7 @@ and asserts its invariants. Nothing waits, so that hundreds of thousands of inpu
 from __future__ import annotations
 
 import asyncio
+import logging
 import random  # noqa: TC003 - named tuples look their types up
 import re
 from collections.abc import Callable, Sequence  # noqa: TC003 - likewise
@@ -216,6 +217,17 @@ class Kind(NamedTuple):
     mutate: Callable[[bytes, Sequence[bytes], random.Random], bytes]
 
 
+class Faults(logging.Handler):
+    """Keeps what is logged as a fault of the router: no bytes of a client's may lead to one."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
 class Checks:
     """The router's parts around a fleet of one deployment without workers, and a whole router with workers."""
 
@@ -226,6 +238,8 @@ class Checks:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.clock = Clock(loop)
+        self.faults = Faults()
+        logging.getLogger("turnout_router").addHandler(self.faults)
         metrics = Metrics()
         self.upstream = UpstreamLimits(head_bytes=1024, event_bytes=1024, hold_bytes=512)
         backends = Backends(Pools(self.upstream), metrics, HealthPolicy(), self.clock.time)
@@ -268,6 +282,7 @@ class Checks:
 
     def client(self, data: bytes, draw: random.Random) -> None:
         """Hold a client's connection against *data*: every answer is whole, and cutting the bytes changes none."""
+        self.faults.records.clear()
         whole = self._serve([data])
         assert set(whole) <= STATUSES
         cut = self._serve(pieces(data, draw))
@@ -275,6 +290,7 @@ class Checks:
         common = min(len(whole), len(cut))
         assert [s for s in whole[:common] if s < 300] == [s for s in cut[:common] if s < 300]
         assert abs(len(whole) - len(cut)) <= 1
+        assert not self.faults.records, self.faults.records[0].getMessage()
 
     def worker(self, data: bytes, draw: random.Random) -> None:
         """Hold a connection to a worker against *data*: it ends with an answer or an UpstreamError, and is let go."""
