@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlencode
 
@@ -29,6 +30,14 @@ _Admin = Annotated[
 _Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Where the routers run.")]
 _Kubeconfig = Annotated[str | None, typer.Option("--kubeconfig", help="kubectl's; default: KUBECONFIG.")]
 _Context = Annotated[str | None, typer.Option("--context", help="kubectl's context.")]
+_TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file",
+        envvar="TURNOUT_ADMIN_TOKEN_FILE",
+        help="Holds the routers' admin token. Without it, the token of the cluster's routers is read from their Secret.",
+    ),
+]
 
 
 @app.callback()
@@ -43,9 +52,11 @@ def request(
     namespace: _Namespace = None,
     kubeconfig: _Kubeconfig = None,
     context: _Context = None,
+    *,
+    token_file: _TokenFile = None,
 ) -> None:
     """Tell one request's way: who was compared by which figures, what failed, and when. Status 1: nobody knows it."""
-    asked = _routers(admin, namespace, kubeconfig, context)
+    asked = _routers(admin, namespace, kubeconfig, context, token_file)
     for router, account in _answers(asked, decision_path(request_id)):
         if account is not None:
             print(f"router    {router.name}")
@@ -64,6 +75,7 @@ def requests(
     kubeconfig: _Kubeconfig = None,
     context: _Context = None,
     *,
+    token_file: _TokenFile = None,
     deployment: Annotated[
         str | None, typer.Option(help="Only requests for this one, NAMESPACE/NAME.")
     ] = None,
@@ -71,7 +83,7 @@ def requests(
 ) -> None:
     """List the last requests, newest first, each with its id and the reason of its way."""
     query = {"limit": str(limit)} | ({} if deployment is None else {"deployment": deployment})
-    asked = _routers(admin, namespace, kubeconfig, context)
+    asked = _routers(admin, namespace, kubeconfig, context, token_file)
     found = [
         entry
         for _, answer in _answers(asked, f"/admin/decisions?{urlencode(query)}")
@@ -157,14 +169,18 @@ def _ending(status: int | None) -> str:
 
 
 def _routers(
-    admin: list[str] | None, namespace: str | None, kubeconfig: str | None, context: str | None
+    admin: list[str] | None,
+    namespace: str | None,
+    kubeconfig: str | None,
+    context: str | None,
+    token_file: Path | None,
 ) -> list[Router]:
     arguments = [
         *(["--kubeconfig", kubeconfig] if kubeconfig is not None else []),
         *(["--context", context] if context is not None else []),
     ]
     try:
-        return find_routers(admin or [], namespace, arguments)
+        return find_routers(admin or [], namespace, arguments, token_file)
     except RouterError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error

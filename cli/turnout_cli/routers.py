@@ -1,14 +1,22 @@
 """Asking the routers' admin ports, wherever they are: by URL, or in the cluster that kubectl speaks to.
 
-A pod is asked through the API server's proxy, so that it need not be reachable from here; where its address is this
-machine's own (a dev cluster), it is asked directly, for the API server refuses to proxy to such.
+A pod is asked through `kubectl port-forward`, so that it need not be reachable from here (the API server's proxy would
+not do: it passes no token on); where its address is this machine's own (a dev cluster), it is asked directly. The
+token that a pod wants is read from the Secret that the pod mounts, with the rights of kubectl's user.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
+import contextlib
 import ipaddress
+import re
+import select
 import shutil
 import subprocess
+import tempfile
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import quote
@@ -20,12 +28,19 @@ from turnout.api import names
 from turnout_devcluster.layout import cache_root
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
 SECONDS: Final = 10.0
 """How long one router, or kubectl, may take to answer."""
 SELECTOR: Final = "app.kubernetes.io/name=turnout,app.kubernetes.io/component=router"
+TOKEN_VOLUME: Final = "admin-token"  # noqa: S105 - the name of a volume
+"""The volume of a router's pod that holds what its admin port asks for."""
+_TOKEN_KEY: Final = "token"  # noqa: S105 - the name of a key
+_FORWARDING: Final = re.compile(rb"Forwarding from 127\.0\.0\.1:([0-9]+) ")
 _NOT_FOUND: Final = 404
+_UNAUTHORIZED: Final = 401
+_FORBIDDEN: Final = 403
 _OK: Final = 200
 
 
@@ -46,38 +61,53 @@ class Router(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RouterByUrl:
-    """A router whose admin port is reachable from here."""
+    """A router whose admin port is reachable from here. *label* is what people call it, where that is not its URL."""
 
     url: str
+    token: str | None = None
+    label: str = ""
 
     @property
     def name(self) -> str:
-        """Its URL."""
-        return self.url
+        """Its label, or its URL."""
+        return self.label or self.url
 
     def get(self, path: str) -> dict[str, Any] | None:
         """Ask it."""
+        headers = {} if self.token is None else {"authorization": f"Bearer {self.token}"}
         try:
-            answer = httpx.get(f"{self.url.rstrip('/')}{path}", timeout=SECONDS)
+            answer = httpx.get(f"{self.url.rstrip('/')}{path}", timeout=SECONDS, headers=headers)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise RouterError(
-                f"{self.url} cannot be asked ({error}): give a router's admin port, such as "
+                f"{self.name} cannot be asked ({error}): give a router's admin port, such as "
                 f"http://127.0.0.1:{names.ROUTER_ADMIN_PORT}"
             ) from error
         if answer.status_code == _NOT_FOUND:
             return None
+        if answer.status_code == _UNAUTHORIZED:
+            what = "asks for its admin token" if self.token is None else "does not know this admin token"
+            raise RouterError(
+                f"{self.name} {what}: give --token-file a file with the token of its --admin-token-file (the chart's is "
+                "the key `token` of the Secret RELEASE-router-admin)"
+            )
+        if answer.status_code == _FORBIDDEN:
+            raise RouterError(
+                f"{self.name} tells this only to its own machine: leave --admin out to be led there by kubectl, or "
+                f"forward the port: kubectl port-forward POD {names.ROUTER_ADMIN_PORT}"
+            )
         if answer.status_code != _OK:
-            raise RouterError(f"{self.url} answered {answer.status_code}: {answer.text.strip()[:200]}")
-        return _object(self.url, answer.content)
+            raise RouterError(f"{self.name} answered {answer.status_code}: {answer.text.strip()[:200]}")
+        return _object(self.name, answer.content)
 
 
 @dataclass(frozen=True, slots=True)
 class RouterPod:
-    """A router that is asked through the API server, by kubectl."""
+    """A router that is asked through a port that kubectl forwards."""
 
     kubectl: Kubectl
     namespace: str
     pod: str
+    token: str | None = None
 
     @property
     def name(self) -> str:
@@ -86,19 +116,8 @@ class RouterPod:
 
     def get(self, path: str) -> dict[str, Any] | None:
         """Ask it."""
-        port = names.ROUTER_ADMIN_PORT
-        try:
-            said = self.kubectl.run(
-                "get", "--raw", f"/api/v1/namespaces/{self.namespace}/pods/{self.pod}:{port}/proxy{path}"
-            )
-        except RouterError as error:
-            if "(NotFound)" in str(error):
-                return None
-            raise RouterError(
-                f"{error}\nForward the port instead: kubectl -n {self.namespace} port-forward {self.pod} {port}, and "
-                f"give --admin http://127.0.0.1:{port}"
-            ) from error
-        return _object(self.name, said)
+        with self.kubectl.forwarding(self.namespace, self.pod, names.ROUTER_ADMIN_PORT) as port:
+            return RouterByUrl(f"http://127.0.0.1:{port}", self.token, self.name).get(path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,34 +151,126 @@ class Kubectl:
             raise RouterError(f"kubectl: {done.stderr.decode(errors='replace').strip()[-500:]}")
         return done.stdout
 
+    @contextlib.contextmanager
+    def forwarding(self, namespace: str, pod: str, port: int) -> Iterator[int]:
+        """Forward a port of this machine to *port* of *pod* while the context lasts; yield it. Raise RouterError."""
+        command = [self.program, *self.arguments, "--namespace", namespace, "port-forward"]
+        command += ["--address", "127.0.0.1", f"pod/{pod}", f":{port}"]
+        with (
+            tempfile.TemporaryFile() as complaints,
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=complaints, bufsize=0) as process,
+        ):
+            try:
+                local = _forwarded_port(process)
+                if local is None:
+                    process.kill()
+                    process.wait()
+                    complaints.seek(0)
+                    said = complaints.read().decode(errors="replace").strip()[-500:]
+                    raise RouterError(
+                        f"kubectl cannot forward port {port} of {namespace}/{pod}: {said or 'it says nothing'}\n"
+                        "Forwarding needs the right to create pods/portforward; where another way leads to the port, give "
+                        "--admin URL"
+                    )
+                yield local
+            finally:
+                process.kill()
+
+
+def _forwarded_port(process: subprocess.Popen[bytes]) -> int | None:
+    """Return the port that kubectl says it forwards, None where it ends or says nothing in time."""
+    said, out, deadline = b"", process.stdout, time.monotonic() + SECONDS
+    while out is not None and (left := deadline - time.monotonic()) > 0:
+        if not select.select([out], [], [], left)[0]:
+            return None
+        piece = out.read(4096)
+        if not piece:
+            return None
+        said += piece
+        found = _FORWARDING.search(said)
+        if found is not None:
+            return int(found[1])
+    return None
+
 
 def find_routers(
-    admin: Sequence[str], namespace: str | None, kubectl_arguments: Sequence[str] = ()
+    admin: Sequence[str],
+    namespace: str | None,
+    kubectl_arguments: Sequence[str] = (),
+    token_file: Path | None = None,
 ) -> list[Router]:
-    """Return the routers at the URLs *admin*, or where there are none, those of the cluster. Raise RouterError."""
+    """Return the routers at the URLs *admin*, or where there are none, those of the cluster. Raise RouterError.
+
+    They are shown the token in *token_file*; without one, those of the cluster are shown what their pods mount.
+    """
+    token = None if token_file is None else _token_in(token_file)
     if admin:
-        return [RouterByUrl(url) for url in admin]
+        return [RouterByUrl(url, token) for url in admin]
     kubectl = Kubectl.find(kubectl_arguments)
     scope = ["--all-namespaces"] if namespace is None else ["--namespace", namespace]
     listed = _object(
         "kubectl", kubectl.run("get", "pods", *scope, "--selector", SELECTOR, "--output", "json")
     )
+    tokens: dict[tuple[str, str, str], str] = {}
     routers: list[Router] = []
     for pod in listed.get("items", []):
         status, meta = pod.get("status", {}), pod["metadata"]
         address = status.get("podIP")
         if status.get("phase") != "Running" or not address:
             continue
+        own = token
+        source = _secret_of(pod)
+        if own is None and source is not None:
+            where = (meta["namespace"], *source)
+            if where not in tokens:
+                tokens[where] = _token_of_secret(kubectl, *where)
+            own = tokens[where]
         if ipaddress.ip_address(address).is_loopback:
-            routers.append(RouterByUrl(f"http://{address}:{names.ROUTER_ADMIN_PORT}"))
+            routers.append(RouterByUrl(f"http://{address}:{names.ROUTER_ADMIN_PORT}", own))
         else:
-            routers.append(RouterPod(kubectl, meta["namespace"], meta["name"]))
+            routers.append(RouterPod(kubectl, meta["namespace"], meta["name"], own))
     if not routers:
-        where = "any namespace" if namespace is None else f"namespace {namespace}"
+        where_asked = "any namespace" if namespace is None else f"namespace {namespace}"
         raise RouterError(
-            f"no router runs in {where} (pods with {SELECTOR}): give --admin URL of one that runs elsewhere"
+            f"no router runs in {where_asked} (pods with {SELECTOR}): give --admin URL of one that runs elsewhere"
         )
     return routers
+
+
+def _secret_of(pod: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return name and key of the Secret that holds the token of *pod*, None where it mounts none."""
+    for volume in pod.get("spec", {}).get("volumes") or ():
+        secret = volume.get("secret") if volume.get("name") == TOKEN_VOLUME else None
+        if secret:
+            items = secret.get("items") or ({"key": _TOKEN_KEY},)
+            return secret["secretName"], items[0]["key"]
+    return None
+
+
+def _token_of_secret(kubectl: Kubectl, namespace: str, name: str, key: str) -> str:
+    """Return the token in a Secret. Raise RouterError where kubectl's user may not read it, or it holds none."""
+    try:
+        found = _object(
+            "kubectl", kubectl.run("get", "secret", name, "--namespace", namespace, "--output", "json")
+        )
+    except RouterError as error:
+        raise RouterError(
+            f"{error}\nThe routers' admin token is in the Secret {namespace}/{name}: ask for the right to get it, or give "
+            "--token-file"
+        ) from error
+    try:
+        return base64.b64decode((found.get("data") or {})[key], validate=True).decode().strip()
+    except (KeyError, TypeError, binascii.Error, UnicodeDecodeError) as error:
+        raise RouterError(
+            f"the Secret {namespace}/{name} holds no admin token under the key {key!r}"
+        ) from error
+
+
+def _token_in(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RouterError(f"the token file {path} cannot be read: {error}") from error
 
 
 def decision_path(request_id: str) -> str:

@@ -1,8 +1,12 @@
-"""The operator's own port: /healthz, /readyz, /metrics, and /decisions, which says why it did (not) scale."""
+"""The operator's own port: /healthz, /readyz, /metrics, and /decisions, which says why it did (not) scale.
+
+Decisions name deployments of every namespace: only who asks from loopback, as `kubectl port-forward` does, is told.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -57,7 +61,11 @@ async def serving(
             body=generate_latest(metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
         )
 
-    async def why(_: web.Request) -> web.Response:
+    async def why(request: web.Request) -> web.Response:
+        if not _is_loopback(request.remote):
+            raise web.HTTPForbidden(
+                text="only for the operator's own pod: ask through kubectl port-forward\n"
+            )
         return web.json_response(dict(decisions()))
 
     app = web.Application(middlewares=[_surviving(tasks)])
@@ -151,3 +159,13 @@ class _Connections:
             for connection, opened in self._opened.items()
             if connection in present or now - opened < 1.0
         }
+
+
+def _is_loopback(address: str | None) -> bool:
+    """Say whether *address* is this machine's own, an IPv4 one within IPv6 included."""
+    try:
+        found = ipaddress.ip_address(address or "")
+    except ValueError:
+        return False
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return (mapped or found).is_loopback

@@ -1,39 +1,59 @@
-"""The second port: health, /metrics, /admin/fleet, /admin/peers, /admin/decisions. Only for the inside of a cluster."""
+"""The second port: health, /metrics, /admin/fleet, /admin/peers, /admin/decisions. `admin_access` guards the last three.
+
+It is served as the public one is, with the same bounds on what strangers can send and hold, in sizes of its own: however
+many sit on it, a new connection finds room, and what is asked on it is answered at once.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import ipaddress
-import socket
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
+from urllib.parse import parse_qsl, unquote
 
-import uvicorn
+import orjson
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.applications import Starlette
-from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
 
 from turnout_router.decisions import MAX_DECISIONS
-from turnout_router.tasks import ADMIN
+from turnout_router.errors import ApiError
+from turnout_router.http import JSON
+from turnout_router.listener import Listener
+from turnout_router.settings import ClientLimits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
-    from starlette.requests import Request
-
+    from turnout_router.admin_access import AdminAccess
     from turnout_router.backends import Backends
+    from turnout_router.connection import ClientConnection
     from turnout_router.decisions import Decisions
+    from turnout_router.http import Fields, Request
     from turnout_router.metrics import Metrics
     from turnout_router.peers.mesh import Mesh
-    from turnout_runtime.supervision import Supervisor
+    from turnout_router.tasks import Note
 
 
-_START_SECONDS: Final = 5.0
-_STOP_SECONDS: Final = 5.0
-"""For answers under way; uvicorn itself gives them two seconds."""
 _RECENT: Final = 50
 """Decisions that are listed where nobody says how many."""
+_MOST_PARAMETERS: Final = 8
+_STOP_SECONDS: Final = 2.0
+_TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
+_PAGE: Final = (b"content-type", CONTENT_TYPE_LATEST.encode())
+_METHODS: Final = {"GET", "HEAD"}
+_UNAUTHORIZED: Final = 401
+_BEARER: Final = (b"www-authenticate", b"Bearer")
+_ALLOW: Final = (b"allow", b"GET, HEAD")
+
+LIMITS: Final = ClientLimits(
+    head_bytes=16 * 1024,
+    target_bytes=4 * 1024,
+    header_fields=64,
+    body_bytes=4 * 1024,
+    body_seconds=10.0,
+    bodies_bytes=1024 * 1024,
+    small_body_bytes=4 * 1024,
+    stall_seconds=15.0,
+    connections=256,
+)
+"""What is accepted from who asks here. Nobody needs a body, and a page of metrics is read within seconds."""
 
 
 class Readiness(Protocol):
@@ -45,66 +65,132 @@ class Readiness(Protocol):
 
 
 class AdminServer:
-    """Serves the admin application on the loop that everything else runs on; begun anew where serving fails."""
+    """Serves the admin port on the loop that everything else runs on."""
 
-    def __init__(self, app: Starlette, supervisor: Supervisor) -> None:
-        self._supervisor = supervisor
-        self._config = uvicorn.Config(
-            app,
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            timeout_keep_alive=30,
-            timeout_graceful_shutdown=2,
-            limit_concurrency=256,
-        )
-        self._server = _Server(self._config)
-        self._task: asyncio.Task[None] | None = None
-        self._socket: socket.socket | None = None
-        self._stopping = False
+    def __init__(self, app: AdminApp, note: Note, limits: ClientLimits = LIMITS) -> None:
+        self._listener = Listener(app, limits, note)
 
     async def start(self, host: str, port: int) -> int:
         """Listen and return the port. Raise OSError where it is taken."""
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = listening = socket.create_server((host, port), family=family, backlog=128)
-        listening.setblocking(False)
-        self._task = self._supervisor.run(ADMIN, lambda: self._serve(listening))
-        with contextlib.suppress(
-            TimeoutError
-        ):  # where serving fails it is begun anew, and the public port need not wait
-            async with asyncio.timeout(_START_SECONDS):
-                while not self._server.started:  # noqa: ASYNC110 - uvicorn offers no event
-                    await asyncio.sleep(0.005)
-        return int(listening.getsockname()[1])
-
-    async def _serve(self, listening: socket.socket) -> None:
-        """Serve until stopped: on a copy of the socket, for uvicorn closes what it is given."""
-        self._server = server = _Server(self._config)
-        try:
-            await server.serve(sockets=[listening.dup()])
-        finally:
-            for each in getattr(server, "servers", ()):
-                each.close()
-        if not self._stopping:
-            raise RuntimeError("the admin server ended by itself")
+        return await self._listener.start(host, port)
 
     async def stop(self) -> None:
         """Stop serving."""
-        self._stopping = True
-        self._server.should_exit = True
-        if self._task is not None:
-            if not self._server.started:
-                self._task.cancel()
-            await asyncio.wait({self._task}, timeout=_STOP_SECONDS)
-        if self._socket is not None:
-            self._socket.close()
+        await self._listener.stop(_STOP_SECONDS)
 
 
-class _Server(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave signals to the composition root."""
-        yield
+class AdminApp:
+    """Answers what is asked on the admin port, each request at once; the handler of its `Listener`."""
+
+    def __init__(
+        self,
+        readiness: Readiness,
+        metrics: Metrics,
+        backends: Backends,
+        decisions: Decisions,
+        *,
+        access: AdminAccess,
+        mesh: Mesh | None = None,
+    ) -> None:
+        self._access = access
+        self._readiness = readiness
+        self._metrics = metrics
+        self._backends = backends
+        self._decisions = decisions
+        self._mesh = mesh
+        self._pages: dict[bytes, Callable[[Request, ClientConnection], None]] = {
+            b"/healthz": self._healthz,
+            b"/readyz": self._readyz,
+            b"/metrics": self._metrics_page,
+            b"/admin/fleet": self._fleet,
+            b"/admin/peers": self._peers,
+            b"/admin/decisions": self._recent,
+        }
+
+    def handle(self, request: Request, client: ClientConnection) -> None:
+        """Answer *request*. Raise ApiError where it asks for nothing that there is."""
+        error = request.refusal or self.check_head(request, client)
+        if error is not None:
+            raise error
+        page = self._pages.get(request.path)
+        if page is None:
+            self._decision(request, client)
+        else:
+            page(request, client)
+
+    def check_head(self, request: Request, client: ClientConnection) -> ApiError | None:
+        """Return why *request* will not be served: by its path, its method, or where it comes from."""
+        denied = self._denial(request, client)
+        if denied is not None:
+            return denied
+        path = request.path
+        if path not in self._pages and not path.startswith(_DECISION):
+            return ApiError(404, "There is no such page.")
+        if request.method not in _METHODS:
+            return ApiError(405, "This page is only there to be read.", headers=(_ALLOW,))
+        return None
+
+    def _denial(self, request: Request, client: ClientConnection) -> ApiError | None:
+        """Return what a client is answered that may not read this page, None where it may."""
+        said = [value.decode("latin-1") for name, value in request.fields if name == b"authorization"]
+        host = request.field(b"host")
+        denied = self._access.denied(
+            request.path.decode("latin-1"),
+            client.peer,
+            said,
+            None if host is None else host.decode("latin-1"),
+        )
+        if denied is None:
+            return None
+        asked = (_BEARER,) if denied.status == _UNAUTHORIZED else ()
+        return ApiError(denied.status, denied.text, headers=asked)
+
+    def refused(self, status: int) -> None:
+        """Do not count what the public port's figures are not about."""
+
+    def error_body(self, error: ApiError, _target: bytes, _fields: Fields) -> bytes:
+        """Return *error* as JSON."""
+        return orjson.dumps({"error": str(error)})
+
+    def _healthz(self, _: Request, client: ClientConnection) -> None:
+        client.respond(200, (_TEXT,), b"ok\n")
+
+    def _readyz(self, _: Request, client: ClientConnection) -> None:
+        reason = self._readiness.not_ready_because
+        client.respond(503 if reason else 200, (_TEXT,), f"{reason or 'ok'}\n".encode())
+
+    def _metrics_page(self, _: Request, client: ClientConnection) -> None:
+        client.respond(200, (_PAGE,), generate_latest(self._metrics.registry))
+
+    def _fleet(self, _: Request, client: ClientConnection) -> None:
+        _answer(client, self._backends.describe())
+
+    def _peers(self, _: Request, client: ClientConnection) -> None:
+        _answer(client, None if self._mesh is None else self._mesh.describe())
+
+    def _recent(self, request: Request, client: ClientConnection) -> None:
+        asked = _parameters(request.target)
+        most = asked.get("limit", str(_RECENT))
+        # int() is only asked about what is short and ASCII: it knows other scripts' digits, and fails on thousands.
+        number = (
+            int(most) if most.isascii() and most.isdigit() and len(most) <= len(str(MAX_DECISIONS)) else 0
+        )
+        if not 1 <= number <= MAX_DECISIONS:
+            raise ApiError(400, f"limit must be 1 to {MAX_DECISIONS}")
+        _answer(client, {"decisions": self._decisions.recent(number, asked.get("deployment"))})
+
+    def _decision(self, request: Request, client: ClientConnection) -> None:
+        try:
+            name = unquote(request.path.removeprefix(_DECISION).decode("ascii"), errors="strict")
+        except UnicodeDecodeError as error:
+            raise ApiError(400, "the id of a request is text") from error
+        found = self._decisions.find(name)
+        if found is None:
+            raise ApiError(404, f"not among the last {len(self._decisions)} requests")
+        _answer(client, found)
+
+
+_DECISION: Final = b"/admin/decisions/"
 
 
 def admin_app(
@@ -112,67 +198,28 @@ def admin_app(
     metrics: Metrics,
     backends: Backends,
     decisions: Decisions,
+    *,
+    access: AdminAccess,
     mesh: Mesh | None = None,
-) -> Starlette:
-    """Return the application behind the admin port."""
-
-    async def healthz(_: Request) -> Response:
-        return PlainTextResponse("ok\n")
-
-    async def readyz(_: Request) -> Response:
-        reason = readiness.not_ready_because
-        return PlainTextResponse(f"{reason or 'ok'}\n", status_code=503 if reason else 200)
-
-    async def metrics_page(_: Request) -> Response:
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-    async def fleet(request: Request) -> Response:
-        return _refusal(request) or JSONResponse(backends.describe())
-
-    async def peers(request: Request) -> Response:
-        return _refusal(request) or JSONResponse(None if mesh is None else mesh.describe())
-
-    async def recent(request: Request) -> Response:
-        asked = request.query_params
-        most = asked.get("limit", str(_RECENT))
-        if not most.isdigit() or not 1 <= int(most) <= MAX_DECISIONS:
-            return JSONResponse({"error": f"limit must be 1 to {MAX_DECISIONS}"}, status_code=400)
-        return _refusal(request) or JSONResponse(
-            {"decisions": decisions.recent(int(most), asked.get("deployment"))}
-        )
-
-    async def decision(request: Request) -> Response:
-        found = decisions.find(request.path_params["id"])
-        return _refusal(request) or (
-            JSONResponse({"error": f"not among the last {len(decisions)} requests"}, status_code=404)
-            if found is None
-            else JSONResponse(found)
-        )
-
-    return Starlette(
-        routes=[
-            Route("/healthz", healthz),
-            Route("/readyz", readyz),
-            Route("/metrics", metrics_page),
-            Route("/admin/fleet", fleet),
-            Route("/admin/peers", peers),
-            Route("/admin/decisions", recent),
-            Route("/admin/decisions/{id}", decision),
-        ]
-    )
+) -> AdminApp:
+    """Return what answers on the admin port. *access* says which clients may read more than health and metrics."""
+    return AdminApp(readiness, metrics, backends, decisions, access=access, mesh=mesh)
 
 
-def _refusal(request: Request) -> Response | None:
-    """Return what somebody from outside is answered, None for others."""
-    if request.client is None or not _is_near(request.client.host):
-        return PlainTextResponse("only from inside the cluster\n", status_code=403)
-    return None
+def _answer(client: ClientConnection, value: Any) -> None:
+    client.respond(200, (JSON,), orjson.dumps(value))
 
 
-def _is_near(host: str) -> bool:
-    """Say whether *host* is of the machine or of a private network, such as pods have."""
+def _parameters(target: bytes) -> dict[str, str]:
+    """Return the parameters of *target*'s query. Raise ApiError (400) where it is none, or says something twice."""
+    query = target.partition(b"?")[2]
     try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return address.is_loopback or address.is_private
+        pairs = parse_qsl(
+            query.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=_MOST_PARAMETERS
+        )
+    except ValueError as error:  # of which UnicodeDecodeError is one
+        raise ApiError(400, "the query is not text, or has too many parameters") from error
+    asked = dict(pairs)
+    if len(asked) != len(pairs):
+        raise ApiError(400, "the query says something twice")
+    return asked

@@ -32,6 +32,7 @@ from turnout.routing.select import select
 from turnout.routing.work import WorkModel
 from turnout_router.admission import Gates
 from turnout_router.hold import Hold, InFlight
+from turnout_router.learning import Facts
 from turnout_router.line import Line
 from turnout_router.metrics import Standing
 from turnout_router.prefixes import BLOCK_TOKENS, prompt_blocks
@@ -56,6 +57,10 @@ UNTOLD_KV_TOKENS: Final = 400_000
 says of cached tokens puts it right."""
 
 
+_MOST_SUSPICIONS: Final = 8
+"""Requests at a time for which a worker's 5xx may be the request's own fault. With more, it is the worker's."""
+
+
 class Backends:
     """Keeps the pure decisions' state: the fleet, in-flight accounting, health, the retry budget."""
 
@@ -75,11 +80,14 @@ class Backends:
         self._clock = clock
         self._loads: dict[str, InFlight] = {}
         self._health: dict[str, Health] = {}
+        self._suspicions: dict[str, int] = {}
         self._budget = RetryBudget()
         self._picks = 0
         self._policies: dict[str, PrefixAware] = {}
         self._scales: dict[str, float] = {}
         self._adapters: dict[str, LoadedAdapters] = {}
+        self.facts = Facts()
+        """What workers say of their models."""
         self.lines: dict[str, Line] = {}
         """Where requests wait for a worker that could begin with them, of deployments that ask for it."""
         self.outbox: Outbox | None = None
@@ -94,6 +102,7 @@ class Backends:
         self._health = {id_: state for id_, state in self._health.items() if id_ in present}
         self._loads = {id_: load for id_, load in self._loads.items() if id_ in present or load.requests}
         self._adapters = {id_: loaded for id_, loaded in self._adapters.items() if id_ in present}
+        self.facts.retain(fleet)
         self.gates.resize(
             {key: sum(b.role != "prefill" for b in group) for key, group in fleet.backends.items()},
             {key: route.admission for key, route in fleet.deployments.items()},
@@ -151,12 +160,17 @@ class Backends:
         """Pay a request into the retry budget."""
         self._budget = after_request(self._budget)
 
-    def take_retry(self) -> bool:
-        """Take one retry out of the budget, or say that there is none."""
-        if not may_retry(self._budget):
+    def take_retry(self, *, overloaded: bool = False) -> bool:
+        """Take one retry out of the budget, or say that there is none. *overloaded*: a worker is full, none has failed."""
+        if not may_retry(self._budget, overloaded=overloaded):
             return False
         self._budget = after_retry(self._budget)
         return True
+
+    def context_of(self, deployment: str) -> int | None:
+        """Return how many tokens prompt and answer may have together, as the workers say; None where they have not."""
+        facts = self.facts.of(deployment)
+        return None if facts is None else facts.max_model_len
 
     def prompt_of(self, request: Completion, route: DeploymentRoute) -> Prompt:
         """Return what a choice needs to know of *request*; its prefix only where there is a choice by it."""
@@ -295,11 +309,6 @@ class Backends:
         policy = self._policies.get(deployment)
         return None if policy is None else (policy.ledger, self._scales.get(deployment, 1.0))
 
-    def paired(self, decode: Backend, prefill: Backend) -> None:
-        """Note that this pair worked: only now what *prefill* handed out has proved to be good."""
-        self.succeeded(decode)
-        self.succeeded(prefill)
-
     def succeeded(self, backend: Backend) -> None:
         """Note an answer of *backend*."""
         if backend.id in self._health:
@@ -312,6 +321,23 @@ class Backends:
         if error.is_ill:
             state = self._health.get(backend.id, HEALTHY)
             self._health[backend.id] = after_failure(state, self._clock(), self._policy)
+
+    def suspect(self, backend: Backend) -> bool:
+        """Note that *backend* answered a request with 5xx, which may be the request's fault; see `cleared`.
+
+        Return False where it is blamed as `failed` does: it has failed others just now, or is suspected of too much.
+        """
+        suspicions = self._suspicions.get(backend.id, 0)
+        if suspicions >= _MOST_SUSPICIONS or backend.id in self._health:
+            return False
+        self._suspicions[backend.id] = suspicions + 1
+        return True
+
+    def cleared(self, backend: Backend) -> None:
+        """Take a suspicion back: it has become a failure, or the request was at fault."""
+        left = self._suspicions.pop(backend.id, 0) - 1
+        if left > 0:
+            self._suspicions[backend.id] = left
 
     def patience(self, backend: Backend, seconds: float) -> float:
         """Return how long a request that was just sent to *backend* may wait for it, *seconds* at most."""

@@ -5,6 +5,9 @@ further. Reading goes on otherwise while an answer is under way, for that is how
 client that closes its sending side counts as gone: TCP cannot tell the two apart.
 
 Time-outs are coarse: the listener's sweep looks at every connection once a second, so that a request costs no timer.
+
+Whatever fails in the router while a request is read, started or ended, its client gets 500 where it has had nothing yet, and
+the connection ends: none is left in a state that nothing ends.
 """
 
 from __future__ import annotations
@@ -12,8 +15,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast
 
+from turnout_router.accounts import client_at
 from turnout_router.drive import Drive
-from turnout_router.errors import ApiError, unavailable
+from turnout_router.errors import ApiError, faulty, unavailable
 from turnout_router.http import CONTINUE, JSON, LAST_CHUNK, Fields, answer_head, chunk
 from turnout_router.reader import RequestReader
 from turnout_router.tasks import CLIENT
@@ -22,12 +26,14 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping
 
     from turnout.routing import Grant
+    from turnout_router.accounts import Account
     from turnout_router.http import Request
     from turnout_router.listener import Listener
 
 LINGER_SECONDS: Final = 2.0
 """How long the rest of a refused request is read and thrown away: closing at once would reset the connection and
 destroy the answer that says why."""
+_FAULT: Final = 500
 _Wait = Literal["request", "answer", "linger"]
 
 
@@ -42,7 +48,7 @@ class Source(Protocol):
 
 
 class Caller:
-    """Who used a connection last: the *credential* as it was sent, and what it *grants* among all *known* keys."""
+    """Who uses a connection: the *credential* as it was sent, and what it *grants* among all *known* keys."""
 
     __slots__ = ("credential", "grants", "known")
 
@@ -57,6 +63,9 @@ class Handler(Protocol):
 
     def handle(self, request: Request, client: ClientConnection) -> Coroutine[Any, Any, None] | None:
         """Answer at once and return None, or return the coroutine that will. May raise ApiError."""
+
+    def check_head(self, request: Request, client: ClientConnection) -> ApiError | None:
+        """Return why *request*, whose body has not come yet, will not be served, None where nothing is known against it."""
 
     def refused(self, status: int) -> None:
         """Count a request that was refused before it was complete."""
@@ -73,6 +82,8 @@ class ClientConnection(asyncio.Protocol):
     """
 
     __slots__ = (
+        "_account",
+        "_address",
         "_chunked",
         "_deadline",
         "_drive",
@@ -91,16 +102,21 @@ class ClientConnection(asyncio.Protocol):
         "_wait",
         "caller",
         "gone",
+        "peer",
         "source",
         "started",
     )
 
     def __init__(self, listener: Listener, loop: asyncio.AbstractEventLoop) -> None:
+        self.peer: str = ""
+        """The address at the other end."""
+        self._address = ""
+        self._account: Account | None = None
         self._listener = listener
         self._limits = listener.limits
         self._loop = loop
         self._transport: asyncio.Transport
-        self._reader = RequestReader(self._limits, listener, loop.time, self._continue)
+        self._reader: RequestReader
         self._early = b""
         self._reading = True
         self._wait: _Wait = "request"
@@ -124,8 +140,14 @@ class ClientConnection(asyncio.Protocol):
         """Take the connection, or refuse it where there are too many."""
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=self._limits.write_buffer_bytes)
-        self._listener.connections.add(self)
-        if len(self._listener.connections) > self._limits.connections:
+        listener = self._listener
+        peername = transport.get_extra_info("peername")
+        self.peer = str(peername[0]) if peername else ""
+        self._address = client_at(peername)
+        self._account = account = listener.accounts.join(self._address)
+        self._reader = RequestReader(self._limits, listener.accounts, account, self._loop.time, self)
+        listener.connections.add(self)
+        if not listener.admit(self._address, self):
             self._refuse(unavailable("Too many connections."))
 
     def data_received(self, data: bytes) -> None:
@@ -138,8 +160,11 @@ class ClientConnection(asyncio.Protocol):
                 self._reading = False
                 self._transport.pause_reading()
             return
-        self._reader.feed(data)
-        self._advance()
+        try:
+            self._reader.feed(data)
+            self._advance()
+        except Exception as error:  # noqa: BLE001 - see the module's first lines
+            self._fail(error)
 
     def eof_received(self) -> bool | None:
         """Count the client as gone; None closes the transport."""
@@ -148,9 +173,14 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, _exc: Exception | None) -> None:
         """End what is under way for this client."""
         self.gone = True
-        self._reader.let_go(None)
-        self._listener.forget(self)
+        self._reader.drop()
+        self._listener.forget(self._address, self)
+        if self._account is not None:
+            self._listener.accounts.leave(self._account)
+            self._account = None
         self.cancel()
+        if self._request is not None and self._drive is None:
+            self._reader.let_go(self._request)
 
     def pause_writing(self) -> None:
         """Hold the source back: the client reads more slowly than the answer comes."""
@@ -161,24 +191,32 @@ class ClientConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Let the source go on."""
         self._stalled_since = None
-        if self.source is not None:
-            self.source.resume()
-        self._advance()
+        try:
+            if self.source is not None:
+                self.source.resume()
+            self._advance()
+        except Exception as error:  # noqa: BLE001 - see the module's first lines
+            self._fail(error)
 
     # What the handler says
 
     def respond(self, status: int, fields: Fields, body: bytes) -> None:
         """Send a whole answer."""
+        request = self._request
         close = self._closes_after()
-        head = answer_head(status, fields, length=len(body), close=close)
+        confirm = request is not None and not request.may_chunk
+        head = answer_head(status, fields, length=len(body), close=close, confirm_keep=confirm)
         self.started = True
-        bodiless = self._request is not None and self._request.method == "HEAD"
+        bodiless = request.method == "HEAD" if request is not None else self._reader.begun[0] == b"HEAD"
         self._transport.write(head if bodiless else head + body)
 
     def respond_error(self, error: ApiError) -> None:
         """Send *error* in the form of the API that was asked, as far as that is known."""
         request = self._request
-        target, fields = self._reader.begun if request is None else (request.target, request.fields)
+        if request is None:
+            _, target, fields = self._reader.begun
+        else:
+            target, fields = request.target, request.fields
         body = self._listener.handler.error_body(error, target, fields)
         self.respond(error.status, (JSON, *error.headers), body)
 
@@ -189,7 +227,12 @@ class ClientConnection(asyncio.Protocol):
         if length is None and not self._chunked:
             self._keep = False
         self._head = answer_head(
-            status, fields, length=length, close=self._closes_after(), chunked=self._chunked
+            status,
+            fields,
+            length=length,
+            close=self._closes_after(),
+            chunked=self._chunked,
+            confirm_keep=request is not None and not request.may_chunk,
         )
         self.started = True
 
@@ -213,7 +256,33 @@ class ClientConnection(asyncio.Protocol):
             self.send(event)
         self._keep = False
 
+    def charge(self, request: Request, size: int) -> bool:
+        """Count *size* more bytes for *request* until it has been answered, if there is room; see `RequestReader.charge`."""
+        return self._reader.charge(request, size)
+
+    def identify(self, caller: Caller) -> None:
+        """Remember who uses this connection; bodies are counted for its key from now on."""
+        self.caller = caller
+        before = self._account
+        if before is None:
+            return  # it has ended
+        name = caller.grants.sha256
+        if before.name != name:
+            accounts = self._listener.accounts
+            self._account = self._reader.account = accounts.join(name)
+            accounts.leave(before)
+
     # Its own life
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing of a request has come that could be served: closing it loses nothing."""
+        reader = self._reader
+        return self._request is None and not reader.ready and (reader.discarding or not reader.in_body)
+
+    def evict(self) -> None:
+        """Make room for another connection."""
+        self._transport.abort()
 
     def drain(self) -> None:
         """Close once the present request is answered; at once where there is none."""
@@ -244,15 +313,36 @@ class ClientConnection(asyncio.Protocol):
         if self._wait == "request" and self._reader.in_message:
             error = self._reader.overdue(now)
             if error is not None:
-                self._refuse(error)
+                if self._reader.discarding:
+                    self._linger()  # it has its answer already
+                else:
+                    self._refuse(error)
+        elif self._wait == "answer" and self._drive is None:
+            self._transport.abort()  # nobody works on it, so nothing else would ever end it
         elif self._wait != "answer" and now >= self._deadline:
             if self._wait == "linger":
                 self._transport.abort()
             else:
                 self._close()
 
-    def _continue(self) -> None:
+    # What the reader says
+
+    def expected(self) -> None:
+        """Tell the client that its body is wanted."""
         self._transport.write(CONTINUE)
+
+    def check_head(self, request: Request) -> ApiError | None:
+        """Return why *request*, whose body has not come yet, will not be served, None where nothing is known against it."""
+        try:
+            return self._listener.handler.check_head(request, self)
+        except Exception as error:  # noqa: BLE001 - see the module's first lines
+            self._listener.note(CLIENT, error)
+            return faulty()
+
+    def refused_meanwhile(self) -> None:
+        """Say so, if it is that request's turn."""
+        if self._wait == "request":
+            self._advance()
 
     def _advance(self) -> None:
         """Start the next request, if none is under way and the client has taken the last answer."""
@@ -260,6 +350,9 @@ class ClientConnection(asyncio.Protocol):
             reader = self._reader
             if reader.ready:
                 self._start(reader.ready.popleft())
+            elif reader.ended:
+                self._linger()
+                return
             elif reader.refusal is not None:
                 self._refuse(reader.refusal)
                 return
@@ -286,6 +379,9 @@ class ClientConnection(asyncio.Protocol):
                 self._keep = False
             self.respond_error(error)
             coroutine = None
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - see the module's first lines
+            self._report(error)
+            coroutine = None
         if coroutine is None:
             self._finish()
             return
@@ -297,23 +393,50 @@ class ClientConnection(asyncio.Protocol):
     def _on_end(self, failure: BaseException | None) -> None:
         self._drive = None
         self.source = None
-        if failure is not None:
-            self._keep = False
-            if not isinstance(failure, asyncio.CancelledError):
-                self._listener.note(CLIENT, failure)
-                if not self.started and not self.gone:
-                    error = ApiError(500, "The router failed on this request.", type="server_error")
-                    self.respond_error(error)
-        self._finish()
-        if not self.gone and not self._starting:  # where it has just been started, whoever did so goes on
-            self._advance()
+        try:
+            if failure is not None:
+                self._keep = False
+                if not isinstance(failure, asyncio.CancelledError):
+                    self._report(failure)
+            self._finish()
+            if not self.gone and not self._starting:  # where it has just been started, whoever did so goes on
+                self._advance()
+        except Exception as error:  # noqa: BLE001 - see the module's first lines
+            self._fail(error)
+
+    def _report(self, failure: BaseException) -> None:
+        """Count what went wrong with the request under way, and answer it where nothing has been sent of an answer."""
+        self._keep = False
+        self._listener.note(CLIENT, failure)
+        if not self.started and not self.gone:
+            self._listener.handler.refused(_FAULT)
+            self.respond_error(faulty())
+
+    def _fail(self, error: Exception) -> None:
+        """End the connection after *error*, with an answer if one is owed and can still be sent."""
+        self._listener.note(CLIENT, error)
+        owed = self._wait == "request" and not self.gone and not self._transport.is_closing()
+        try:
+            if owed:
+                self._refuse(faulty())
+        except Exception as further:  # noqa: BLE001 - counted, and the connection ends
+            self._listener.note(CLIENT, further)
+            owed = False
+        if not owed:
+            self.cancel()
+            if self._request is not None:
+                self._reader.let_go(self._request)
+            self._transport.abort()
 
     def _finish(self) -> None:
         if self._request is not None:
             self._reader.let_go(self._request)
         self._request = None
         if not self._keep or self._listener.draining:
-            self._close()
+            if self._reader.discarding:
+                self._linger()  # its body is still on the way, and would meet the end of the connection with a reset
+            else:
+                self._close()
             return
         self._wait = "request"
         self._deadline = self._loop.time() + self._limits.idle_seconds
@@ -331,6 +454,12 @@ class ClientConnection(asyncio.Protocol):
         self._reader.refusal = None
         self._listener.handler.refused(error.status)
         self.respond_error(error)
+        self._linger()
+
+    def _linger(self) -> None:
+        """End the sending side, and throw away what still comes for a moment."""
+        self._keep = False
+        self._reader.drop()
         if self._transport.can_write_eof():
             self._transport.write_eof()
         self._wait = "linger"

@@ -18,6 +18,7 @@ from turnout.routing import needs_local_prefill
 from turnout_router.dialects import ANTHROPIC, OPENAI, RESPONSES, Dialect
 from turnout_router.errors import malformed
 from turnout_router.events import MESSAGE_EVENTS, RESPONSE_EVENTS, EventForm, EventTap
+from turnout_router.untrusted import loads
 from turnout_router.usage import StreamTap, Tap, Usage
 
 if TYPE_CHECKING:
@@ -87,13 +88,16 @@ class Prefill:
 
     `cap` is the field that bounds the output; `caps_if_given` are further ones that would contradict it, `without`
     are fields that mean nothing to, or forbid, an answer of one token. `local_if` says of a body that only the
-    worker that answers can compute its prompt.
+    worker that answers can compute its prompt. `needs_cap`: the API requires a bound of the output; `default_cap` holds where
+    none is given, None for the room that is left.
     """
 
     cap: str
     local_if: Callable[[Mapping[str, Any]], bool]
     caps_if_given: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
+    needs_cap: bool = False
+    default_cap: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +150,7 @@ class Endpoint:
         at = body.rfind(b'"usage"')
         if at >= 0:
             try:
-                told = orjson.loads(b"{" + body[at:]).get("usage")
+                told = loads(b"{" + body[at:]).get("usage")
             except orjson.JSONDecodeError:
                 told = None  # not a field of the outermost object
             if isinstance(told, dict):
@@ -197,7 +201,7 @@ _PROMPT: Final = Need(
 )
 _CHAT_CAPS: Final = ("max_completion_tokens", "max_tokens")
 _completions: Final = partial(
-    Prefill, cap="max_tokens", local_if=needs_local_prefill, without=("stream_options", "min_tokens")
+    Prefill, cap="max_tokens", local_if=needs_local_prefill, without=("min_tokens",)
 )
 
 CHAT: Final = Endpoint(
@@ -213,7 +217,7 @@ TEXT: Final = Endpoint(
     needs=(_PROMPT,),
     prompt=("prompt",),
     output_caps=_CHAT_CAPS,
-    prefill=_completions(),
+    prefill=_completions(default_cap=16),
     stream="chunks",
 )
 RESPONSE: Final = Endpoint(
@@ -221,7 +225,7 @@ RESPONSE: Final = Endpoint(
     needs=(Need(("input",), (str, list), "`input` must be a text or a list of at least one item."),),
     prompt=("instructions", "input"),
     output_caps=("max_output_tokens",),
-    prefill=Prefill("max_output_tokens", _runs_tools, without=("stream_options",)),
+    prefill=Prefill("max_output_tokens", _runs_tools),
     stream=RESPONSE_EVENTS,
     usage=_RESPONDED,
     dialect=RESPONSES,
@@ -237,7 +241,7 @@ _anthropic: Final = partial(
 MESSAGE: Final = _anthropic(
     path=b"/v1/messages",
     output_caps=("max_tokens",),
-    prefill=Prefill("max_tokens", _never),
+    prefill=Prefill("max_tokens", _never, needs_cap=True),
     stream=MESSAGE_EVENTS,
     usage=_SAID,
 )

@@ -5,6 +5,7 @@ The tree::
     RouterError
     ├── ApiError            an answer to the client: status, OpenAI error object, headers
     ├── UpstreamError       one worker failed one request; says whether its health suffers
+    │   └── Refusal         ... because the request is wrong; holds the answer to the client
     └── DiscoveryError      the fleet cannot be read from where it should be
         └── ConfigError     ... because the configuration is wrong; the text says what to change
 """
@@ -20,8 +21,18 @@ RETRY_AFTER_SECONDS: Final = 5
 needs to be replaced by one that is already loading."""
 
 UpstreamFault = Literal[
-    "connect", "reset", "timeout", "status", "protocol", "overloaded", "stale", "internal"
+    "connect",
+    "reset",
+    "timeout",
+    "status",
+    "protocol",
+    "overloaded",
+    "stale",
+    "refused",
+    "too_large",
+    "internal",
 ]
+_NO_ILLNESS: Final = frozenset({"overloaded", "stale", "refused", "too_large", "internal"})
 
 
 class RouterError(Exception):
@@ -72,9 +83,18 @@ class UpstreamError(RouterError):
     def is_ill(self) -> bool:
         """Whether this speaks against the worker's health.
 
-        Being full, closing an unused connection, or a fault of the router's own while it read the answer does not.
+        Being full, closing an unused connection, refusing a wrong request, sending more than the router reads, and a fault of
+        the router's own while it read the answer do not.
         """
-        return self.fault not in {"overloaded", "stale", "internal"}
+        return self.fault not in _NO_ILLNESS
+
+
+class Refusal(UpstreamError):  # noqa: N818 - no error of the worker: it is the answer
+    """A worker refuses a request for its content. *body* is the answer to the client, in the form of its API."""
+
+    def __init__(self, message: str, status: int, body: bytes) -> None:
+        super().__init__("refused", message, status)
+        self.body: bytes = body
 
 
 class DiscoveryError(RouterError):
@@ -93,6 +113,21 @@ def malformed(message: str, param: str | None = None) -> ApiError:
 def not_http(message: str) -> ApiError:
     """Return 400 after which the connection is closed, for what follows cannot be told apart."""
     return ApiError(400, message, close=True)
+
+
+def faulty() -> ApiError:
+    """Return 500 after which the connection is closed: the router itself failed, in a way that nothing foresees."""
+    return ApiError(500, "The router failed on this request.", type="server_error", close=True)
+
+
+def not_json() -> ApiError:
+    """Return 415 to a client that says that its body is something else than JSON."""
+    return ApiError(
+        415,
+        "Send the request as JSON in UTF-8, with Content-Type: application/json.",
+        code="unsupported_media_type",
+        headers=((b"accept", b"application/json"),),
+    )
 
 
 def key_missing() -> ApiError:
@@ -179,7 +214,7 @@ def from_upstream(failure: UpstreamError) -> ApiError:
         )
     if failure.fault == "internal":
         return ApiError(500, "The router failed on this request.", type="server_error")
-    if failure.fault in {"connect", "overloaded"}:
+    if failure.fault in {"connect", "overloaded", "stale"}:
         return unavailable(f"No worker can take this request now: {failure}.")
     return ApiError(502, f"The model's worker failed: {failure}.", type="server_error", code="bad_gateway")
 

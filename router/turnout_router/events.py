@@ -6,15 +6,19 @@ into those whose names say that they carry usage, the end or an error.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
 
-from turnout_router.errors import UpstreamError
-from turnout_router.usage import Tap
+from turnout_router.untrusted import loads
+from turnout_router.usage import StreamFailure, Tap, failure_in
 
 _END: Final = b"\n\n"
+_SEQUENCE: Final = re.compile(rb'"sequence_number": ?([0-9]{1,9})[,}]')
+_USAGE: Final = re.compile(rb'"usage": ?(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
+_FAULT: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,7 @@ class EventForm:
 
 def _form(tokens: str, usage: dict[str, tuple[str, ...]], ends: set[str], errors: set[str]) -> EventForm:
     told = sorted({*usage, *ends, *errors})
-    marks = tuple(b"event: " + name.encode() + b"\n" for name in told)
+    marks = tuple(b"event: " + name.encode() for name in told)
     return EventForm(tokens, usage, frozenset(ends), frozenset(errors), marks)
 
 
@@ -56,52 +60,63 @@ MESSAGE_EVENTS: Final = _form(
 class EventTap(Tap):
     """What a stream of typed events told."""
 
-    __slots__ = ("_form",)
+    __slots__ = ("_form", "_latest")
 
     def __init__(self, form: EventForm, *, max_event_bytes: int) -> None:
         super().__init__(max_event_bytes=max_event_bytes)
         self._form = form
+        self._latest = b""
 
     def feed(self, data: bytes, now: float) -> bytes:
-        """Return what of *data*, received at *now*, is to be passed on: whole events.
-
-        Raise UpstreamError for an event that is longer than allowed.
-        """
+        """Return what of *data*, received at *now*, is to be passed on: whole events."""
+        if self.done:
+            return b""
         data = self._whole_events(data)
         if not data:
             return data
         if self.first_token_at is None or self._is_marked(data):
             return self._look(data, now)
         self.last_token_at = now
+        self._latest = data
         return data
+
+    def event_sequence(self) -> int:
+        """Return the number of the next event, where events are numbered."""
+        found = _SEQUENCE.findall(self._latest)
+        return int(found[-1]) + 1 if found else 0
+
+    def _note_oversized(self, end: bytes) -> None:
+        """Count what the end of a large event says: vLLM repeats the prompt in the one that ends a response."""
+        first, _, _ = self._oversized_begin.partition(b"\n")
+        form, name = self._form, first.removeprefix(b"event:").strip().decode("utf-8", "replace")
+        if name in form.errors:
+            self.failure = StreamFailure(_FAULT, "", None)
+            return
+        found = _USAGE.findall(end)
+        if found and name in form.usage:
+            self._count(found[-1], ())
+        self.done = name in form.ends
 
     def _is_marked(self, data: bytes) -> bool:
         # By `find`: `in` first tries, in vain, to take the mark for a number.
         return any(data.find(mark) >= 0 for mark in self._form.marks)
 
-    def _whole_events(self, data: bytes) -> bytes:
-        """Return the events that are complete by now, and keep the rest."""
-        if self._tail:
-            data = self._tail + data
-        if data.find(b"\r") >= 0 and not data.endswith(b"\r"):
-            data = data.replace(b"\r\n", b"\n")
-        end = data.rfind(_END) + len(_END)
-        if end < len(_END):
-            end = 0
-        self._tail = data[end:]
-        if len(self._tail) > self._max_event_bytes:
-            raise UpstreamError("protocol", f"an event of more than {self._max_event_bytes} bytes")
-        return data[:end]
-
     def _look(self, data: bytes, now: float) -> bytes:
         passed: list[bytes] = []
-        for event in data.split(_END):
+        *events, part = data.replace(b"\r\n", b"\n").split(_END)
+        for event in events:
             if event:
                 self._look_at(event, now)
-                if self.error:
+                if self.failure is not None or self.aborted:
                     break  # the router says it in its own words
                 passed += (event, _END)
-        return b"".join(passed)
+                if self.done:
+                    break
+        else:
+            passed.append(part)  # of an event that is too large to be read, or nothing
+        whole = b"".join(passed)
+        self._latest = whole or self._latest
+        return whole
 
     def _look_at(self, event: bytes, now: float) -> None:
         """Take note of one event."""
@@ -116,18 +131,19 @@ class EventTap(Tap):
             if self.first_token_at is None:
                 self.first_token_at = now
             self.last_token_at = now
-        if name in form.ends:
-            self.done = True
         if name in form.errors:
-            self.error = True
+            self.failure = _failure(payload)
         elif (path := form.usage.get(name)) is not None:
             self._count(payload, path)
+        if name in form.ends and not self.aborted:
+            self.done = True
 
     def _count(self, payload: bytes, path: tuple[str, ...]) -> None:
         try:
-            value: Any = orjson.loads(payload)
+            value: Any = loads(payload)
         except orjson.JSONDecodeError:
             return  # not the router's to judge
+        self.aborted = _is_cut(value)
         for name in path:
             value = value.get(name) if isinstance(value, dict) else None
         if not isinstance(value, dict):
@@ -147,3 +163,28 @@ class EventTap(Tap):
 def _tokens(usage: dict[str, Any], name: str) -> int:
     value = usage.get(name)
     return value if isinstance(value, int) and value > 0 else 0
+
+
+def _is_cut(event: Any) -> bool:
+    """Say whether an event that ends an answer says that it was cut.
+
+    vLLM ends a message that it aborts with a `message_delta` whose `stop_reason` is null, and a response with the
+    status `cancelled`.
+    """
+    if not isinstance(event, dict):
+        return False
+    delta, response = event.get("delta"), event.get("response")
+    if event.get("type") == "message_delta" and isinstance(delta, dict):
+        return "stop_reason" in delta and delta["stop_reason"] is None
+    return isinstance(response, dict) and response.get("status") == "cancelled"
+
+
+def _failure(payload: bytes) -> StreamFailure:
+    try:
+        value = loads(payload)
+    except orjson.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict):
+        return StreamFailure(_FAULT, "", None)
+    response = value.get("response")
+    return failure_in(response if isinstance(response, dict) else value)

@@ -2,23 +2,26 @@
 
 Failures before the client has seen a byte are repaired: a prefill worker that fails is replaced by another one, then
 by local prefill on the decode worker; a decode worker that fails is replaced together with a new prefill, for what
-a prefill worker hands out can be used once. Retries are bounded per request and, over all, by the retry budget.
-After the first byte nothing is repeated: the stream ends with an error event and a closed connection.
+a prefill worker hands out can be used once. A decode worker that is full, or cannot be connected to, has not used it: the
+next one takes it over. Retries are bounded per request and, over all, by the retry budget. After the first byte nothing is
+repeated: the stream ends with an error event and a closed connection.
+
+A 5xx is not held against its worker before another worker has answered: where that one gives the same 5xx, the request
+is at fault, and neither is blamed.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final
-
-import orjson
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 from turnout_router.accounting import account
 from turnout_router.decisions import Decision
 from turnout_router.errors import (
     ApiError,
+    Refusal,
     UpstreamError,
-    UpstreamFault,
     deadline_passed,
     from_upstream,
     stream_broken,
@@ -26,7 +29,8 @@ from turnout_router.errors import (
 )
 from turnout_router.http import JSON, post
 from turnout_router.openai import decode_body, prefill_body
-from turnout_router.relay import Collected, Relay
+from turnout_router.prefill import Handed, check_before_prefill, handed_in
+from turnout_router.relay import Collected, Relay, check_status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,6 +60,20 @@ _CLIENT_ERROR: Final = 400
 _SERVER_ERROR: Final = 500
 
 
+def _first_number() -> int:
+    return 0
+
+
+class _Suspicion:
+    """A worker's 5xx that may be the request's own fault."""
+
+    __slots__ = ("backend", "error")
+
+    def __init__(self, backend: Backend, error: UpstreamError) -> None:
+        self.backend: Final = backend
+        self.error: Final = error
+
+
 class Exchange:
     """Serves one completion. `run` always ends with an answer, unless the client has left."""
 
@@ -70,15 +88,19 @@ class Exchange:
         "_excluded",
         "_failure",
         "_gate",
+        "_handed",
         "_identity",
         "_limits",
         "_local",
         "_metrics",
+        "_own_fault",
         "_prefill_failed",
         "_prompt",
         "_request",
         "_retries",
         "_route",
+        "_sequence",
+        "_suspicions",
         "_tier",
         "_tokens",
         "expired",
@@ -118,6 +140,11 @@ class Exchange:
         self._local: LocalReason | None = request.local
         self._failure: UpstreamError | None = None
         self._prefill_failed = False
+        self._handed: Handed | None = None
+        self._suspicions: list[_Suspicion] = []
+        self._own_fault = 0
+        """The 5xx that this request got from two workers: a third one's says nothing of that worker either."""
+        self._sequence = _first_number
         self._decisions = decisions
         self._decision = Decision(
             id=identity.shown.decode(),
@@ -142,7 +169,7 @@ class Exchange:
         try:
             await self._enter()
             exact = self._backends.exact
-            if exact is not None:
+            if exact is not None and exact.compares(self._route.key):
                 reading = exact.read(self._route, self._request, self._prompt)
                 self._prompt = await asyncio.get_running_loop().create_task(reading)
             status = await self._serve()
@@ -163,6 +190,7 @@ class Exchange:
                 self._tell(unavailable("The router is shutting down."))
         finally:
             metrics.in_flight -= 1
+            self._blame_suspects()
             if self._gate is not None:
                 self._gate.leave(self._tokens)
             metrics.answered(status)
@@ -222,29 +250,45 @@ class Exchange:
 
     async def _attempt(self, choice: Choice, hold: Hold) -> int | None:
         """Serve as *choice* says and return the status, or None where it failed and can be tried once more."""
-        params: dict[str, Any] | None = None
-        if choice.prefill is not None:
+        handed, self._handed = self._handed, None
+        if handed is None and choice.prefill is not None:
+            check_before_prefill(self._request, self._backends.context_of(self._route.key))
             try:
-                answer, params = await self._prefill(choice.prefill, choice)
+                handed = await self._prefill(choice.prefill, choice)
+            except Refusal as refusal:
+                self._backends.succeeded(choice.prefill)
+                return self._refuse(choice.prefill, refusal)
             except UpstreamError as error:
                 self._note_prefill_failure(choice.prefill, error)
                 return None
-            if params is None:
-                self._client.respond(answer.status, self._fields(choice.prefill, answer), answer.body)
-                return answer.status
-        elif choice.local_reason is not None:
+        elif handed is None and choice.local_reason is not None:
             self._metrics.prefilled_locally(choice.local_reason)
+        prefill = None if handed is None else handed.backend
         try:
-            status = await self._decode(choice.decode, params, hold)
+            status = await self._decode(choice.decode, handed, hold)
+        except Refusal as refusal:
+            self._succeed(choice.decode)
+            return self._refuse(choice.decode, refusal)
         except UpstreamError as error:
-            self._note_decode_failure(choice, error)
+            self._note_decode_failure(choice, handed, error)
             return None
-        if choice.prefill is not None:
-            self._backends.paired(choice.decode, choice.prefill)
+        self._succeed(choice.decode)
+        if prefill is not None:
+            self._succeed(prefill)
         return status
+
+    def _refuse(self, backend: Backend, refusal: Refusal) -> int:
+        """Pass on that *backend* refuses the request for its content: another worker would refuse it as well."""
+        self._client.respond(refusal.status, (JSON, *self._own_fields(backend)), refusal.body)
+        return refusal.status
 
     def _pick(self) -> Choice:
         """Return who serves next. Raise ApiError where nobody can."""
+        if self._handed is not None:
+            choice = self._choose_heir(self._handed)
+            if choice is not None:
+                return choice
+            self._handed = None
         choice = self._choose()
         if (
             choice is not None
@@ -263,88 +307,108 @@ class Exchange:
             choice = self._choose() or choice
         return choice
 
-    def _choose(self) -> Choice | None:
+    def _choose(self, local: LocalReason | None = None) -> Choice | None:
         return self._backends.pick(
             self._route,
             self._prompt,
             excluded=self._excluded,
             avoided=self._avoided,
-            local=self._local,
+            local=local or self._local,
         )
 
-    def _take_retry(self) -> bool:
-        if self._retries >= self._limits.retries or not self._backends.take_retry():
+    def _choose_heir(self, handed: Handed) -> Choice | None:
+        """Return who takes over a cache that no decode worker has used yet, None where none can, or not in time."""
+        if not handed.lasts(self._clock()):
+            return None
+        choice = self._choose("handed_over")
+        if (
+            choice is None
+            or choice.decode.role != "decode"
+            or choice.decode.revision != handed.backend.revision
+        ):
+            return None
+        return choice
+
+    def _take_retry(self, *, overloaded: bool = False) -> bool:
+        if self._retries >= self._limits.retries or not self._backends.take_retry(overloaded=overloaded):
             return False
         self._retries += 1
         if self._failure is not None:
             self._metrics.retried(self._failure.fault)
         return True
 
-    async def _prefill(self, backend: Backend, choice: Choice) -> tuple[Collected, dict[str, Any] | None]:
-        """Return the answer of *backend* and what it hands out; None where it refused the request (4xx)."""
-        answer = Collected(self._limits.prefill_answer_bytes)
-        hold = self._backends.hold(backend, self._request.prompt_tokens, choice)
+    async def _prefill(self, backend: Backend, choice: Choice) -> Handed:
+        """Return what *backend* hands out. Raise Refusal where it refuses the request (4xx), UpstreamError where it fails."""
+        request = self._request
+        answer = Collected(self._limits.prefill_answer_bytes + request.size_bytes)
+        hold = self._backends.hold(backend, request.prompt_tokens, choice)
         try:
             pool = self._backends.pools.of((backend.host, backend.port))
             await pool.exchange(
-                self._post(pool.host, prefill_body(self._request, backend)),
+                self._post(pool.host, prefill_body(request, backend)),
                 answer,
                 seconds=self._backends.patience(backend, self._limits.prefill_seconds),
                 idle_seconds=None,
                 what="the prefill",
             )
-            usage = self._request.endpoint.usage_of(answer.body)
+            usage = request.endpoint.usage_of(answer.body)
             hold.found(usage.cached, usage.prompt)
         finally:
             hold.end()
-        if answer.status >= _SERVER_ERROR:
-            fault: UpstreamFault = "overloaded" if answer.status == _UNAVAILABLE else "status"
-            raise UpstreamError(fault, f"the prefill worker answered {answer.status}", answer.status)
+        check_status(answer.status, "the prefill worker")
         if answer.status >= _CLIENT_ERROR:
-            self._backends.succeeded(backend)
-            return answer, None
-        try:
-            params = orjson.loads(answer.body).get("kv_transfer_params")
-        except (orjson.JSONDecodeError, AttributeError) as error:
-            raise UpstreamError("protocol", "the prefill worker's answer is no JSON object") from error
-        if not isinstance(params, dict) or not params:
-            raise UpstreamError("protocol", "the prefill worker handed out no cache")
+            body = request.endpoint.dialect.error_of(answer.status, answer.body)
+            raise Refusal("the prefill worker refused the request", answer.status, body)
+        handed = handed_in(answer.body, backend, self._clock())
         self._decision.prefilled_at = self._clock()
-        return answer, params
+        return handed
 
-    async def _decode(self, backend: Backend, params: dict[str, Any] | None, hold: Hold) -> int:
+    async def _decode(self, backend: Backend, handed: Handed | None, hold: Hold) -> int:
         """Have *backend* answer the client, and return the status that it saw."""
         request = self._request
         tap = None
+        seconds = self._limits.answer_seconds
         if request.stream:
+            seconds = self._backends.patience(backend, self._limits.first_byte_seconds)
             tap = request.endpoint.tap(
                 drop_usage=not request.wants_usage, max_event_bytes=self._limits.event_bytes
             )
-        fields = self._own_fields(backend)
-        relay = Relay(self._client, self._limits, tap, fields, self._clock, on_first=hold.first_token)
-        if not request.stream:
-            hold.expect_first_token()
-        if request.stream:
-            seconds = self._backends.patience(backend, self._limits.first_byte_seconds)
         else:
-            seconds = self._limits.answer_seconds
-        pool = self._backends.pools.of((backend.host, backend.port))
-        await pool.exchange(
-            self._post(pool.host, decode_body(request, backend, params)),
-            relay,
-            seconds=seconds,
-            idle_seconds=self._limits.stream_idle_seconds if request.stream else None,
-            what="the answer",
-            repeatable=params is None,
-            on_start=self._hold_back,
+            hold.expect_first_token()
+        relay = Relay(
+            self._client,
+            self._limits,
+            tap,
+            self._own_fields(backend),
+            self._clock,
+            dialect=request.endpoint.dialect,
+            on_first=partial(self._note_first_token, hold) if self._suspicions else hold.first_token,
         )
+        pool = self._backends.pools.of((backend.host, backend.port))
+        body = decode_body(request, backend, None if handed is None else handed.params)
+        try:
+            await pool.exchange(
+                self._post(pool.host, body),
+                relay,
+                seconds=seconds,
+                idle_seconds=self._limits.stream_idle_seconds if request.stream else None,
+                what="the answer",
+                repeatable=handed is None,
+                on_start=self._hold_back,
+            )
+        except UpstreamError:
+            if not relay.whole:
+                raise
+            # The client has all of the answer. What the worker did after its last event changes nothing.
+        finally:
+            if tap is not None:
+                self._sequence = tap.event_sequence
         self._client.source = None
         body = relay.finish()
-        self._backends.succeeded(backend)
-        if relay.status < _CLIENT_ERROR and request.endpoint.serves:
+        if request.endpoint.serves:
             usage = request.endpoint.usage_of(body) if tap is None else tap.usage
             account(self._metrics, self._decision, self._route, self._clock(), tap, usage)
-            if params is None:
+            if handed is None:
                 # What was moved there counts as cached, too: nothing would be learnt of its own cache.
                 hold.found(usage.cached, usage.prompt)
         return relay.status
@@ -356,10 +420,10 @@ class Exchange:
         self._failure = error
         self._decision.failed(self._clock(), "prefill", backend, error)
         self._prefill_failed = True
-        self._backends.failed(backend, error)
+        self._blame(backend, error)
         self._excluded |= {backend.id}
 
-    def _note_decode_failure(self, choice: Choice, error: UpstreamError) -> None:
+    def _note_decode_failure(self, choice: Choice, handed: Handed | None, error: UpstreamError) -> None:
         """Learn from the failure. Raise ApiError where it is the last one."""
         self._failure = error
         decode = choice.decode
@@ -368,22 +432,71 @@ class Exchange:
         if self._client.started:
             self._backends.failed(decode, error)
             raise stream_broken(str(error)) from error
-        if choice.prefill is not None and error.fault == "status":
+        if error.fault in {"connect", "overloaded"}:
+            # It has not begun, so a cache that was handed out is still there for another one.
+            self._backends.failed(decode, error)
+            self._excluded |= {decode.id}
+            self._handed = handed
+            if self._choose() is None:
+                raise from_upstream(error) from error
+        elif handed is not None and error.fault == "status":
             # Likely the cache could not be fetched: the prefill worker is as suspect as this one. Both are blamed,
             # and whoever is innocent proves it with the next partner. For this request the former is not used
-            # again, the latter only where there is no other.
-            self._backends.failed(choice.prefill, error)
-            self._backends.failed(decode, error)
-            self._excluded |= {choice.prefill.id}
+            # again, the latter only where there is no other. A cache that was handed over once more may have been
+            # given back meanwhile, which is the fault of neither.
+            if not handed.taken_over:
+                self._blame(handed.backend, error)
+                self._blame(decode, error)
+            self._excluded |= {handed.backend.id}
             self._avoided |= {decode.id}
         elif error.fault != "stale":
-            self._backends.failed(decode, error)
-            if error.fault == "connect":
-                self._excluded |= {decode.id}
-            else:
-                self._avoided |= {decode.id}
-        if (error.fault == "timeout" and not on_trial) or not self._take_retry():
+            self._blame(decode, error)
+            self._avoided |= {decode.id}
+        if (error.fault == "timeout" and not on_trial) or not self._take_retry(
+            overloaded=error.fault == "overloaded"
+        ):
             raise from_upstream(error) from error
+        if self._handed is not None:
+            self._handed.taken_over = True
+
+    def _succeed(self, backend: Backend) -> None:
+        """Note an answer of *backend*, which takes back what this request has held against it."""
+        for one in [one for one in self._suspicions if one.backend.id == backend.id]:
+            self._backends.cleared(backend)
+            self._suspicions.remove(one)
+        self._backends.succeeded(backend)
+
+    def _blame(self, backend: Backend, error: UpstreamError) -> None:
+        """Hold *error* against *backend*: at once, or, of a 5xx, once another worker has not answered the same."""
+        if error.fault != "status" or not self._backends.suspect(backend):
+            self._backends.failed(backend, error)
+            return
+        if error.status != self._own_fault and any(
+            one.error.status == error.status
+            and one.backend.id != backend.id
+            and one.backend.role == backend.role
+            for one in self._suspicions
+        ):
+            self._own_fault = error.status
+            for one in [one for one in self._suspicions if one.error.status == error.status]:
+                self._backends.cleared(one.backend)
+                self._suspicions.remove(one)
+        if error.status == self._own_fault:
+            self._backends.cleared(backend)
+        else:
+            self._suspicions.append(_Suspicion(backend, error))
+
+    def _blame_suspects(self) -> None:
+        """Hold against workers what no other worker has confirmed."""
+        suspicions, self._suspicions = self._suspicions, []
+        for one in suspicions:
+            self._backends.cleared(one.backend)
+            self._backends.failed(one.backend, one.error)
+
+    def _note_first_token(self, hold: Hold) -> None:
+        """Note that the worker of *hold* computes what others have failed on."""
+        hold.first_token()
+        self._blame_suspects()
 
     def _tell(self, error: ApiError) -> None:
         """Tell the client, in whatever form is still possible."""
@@ -392,7 +505,7 @@ class Exchange:
         dialect = self._request.endpoint.dialect
         if self._client.started:
             streamed_error = self._request.stream and error.status >= _SERVER_ERROR
-            self._client.break_off(dialect.event(error) if streamed_error else b"")
+            self._client.break_off(dialect.event(error, self._sequence()) if streamed_error else b"")
         else:
             ids = dialect.id_fields(self._identity.shown)
             fields = (JSON, *error.headers, *ids, *self._explanation())
@@ -404,9 +517,6 @@ class Exchange:
 
     def _explanation(self) -> Fields:
         return ((b"x-turnout-reason", self._decision.header()),) if self._identity.explain else ()
-
-    def _fields(self, backend: Backend, answer: Collected) -> Fields:
-        return ((b"content-type", answer.content_type), *self._own_fields(backend))
 
     def _post(self, host: bytes, body: bytes) -> bytes:
         suffix = b"-%d" % self._retries if self._retries else b""

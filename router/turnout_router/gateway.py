@@ -6,6 +6,7 @@ endpoints.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import random
 import time
@@ -25,18 +26,23 @@ from turnout_router.errors import (
     ApiError,
     key_missing,
     key_wrong,
+    malformed,
     method_not_allowed,
     model_not_found,
+    not_json,
     unavailable,
     url_not_found,
 )
 from turnout_router.exchange import Exchange
+from turnout_router.framing import is_json
 from turnout_router.http import JSON, Request
 from turnout_router.identity import Names
 from turnout_router.metrics import NO_DEPLOYMENT, Metrics
 from turnout_router.models import models_body
-from turnout_router.openai import capped, parse
+from turnout_router.openai import capped, parse, parse_in_steps
 from turnout_router.reader import require_body
+from turnout_router.turns import in_turns
+from turnout_router.untrusted import UNCOUNTED_BYTES, TooManyValues, parsed_bytes, weigh
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -47,10 +53,15 @@ if TYPE_CHECKING:
     from turnout_router.endpoints import Endpoint
     from turnout_router.http import Fields
     from turnout_router.identity import Identity
+    from turnout_router.openai import Completion
     from turnout_router.settings import Settings
 
 _POST: Final = b"POST, OPTIONS"
 _GET: Final = b"GET, HEAD, OPTIONS"
+_JSON_TYPE: Final = b"application/json"
+_TOO_MANY: Final = "The body of your request holds too many values: about a million numbers are accepted, fewer texts and objects."
+_HEALTH: Final = frozenset({b"/health", b"/ping"})
+"""Whether this router can serve, without a body and without a key, as vLLM says it."""
 
 
 class Gateway:
@@ -66,22 +77,48 @@ class Gateway:
         self._draws = random.Random()  # noqa: S311 - shares out requests by weight, guards nothing
         self._names = Names()
         self.decisions = Decisions(clock, time.time)
+        self._large = asyncio.Lock()
         self.ready = False
         """Whether a fleet has been seen."""
+        self.leaving = False
+        """Whether it is shutting down: what is under way is finished, and clients should go elsewhere."""
 
     def handle(self, request: Request, client: ClientConnection) -> Coroutine[Any, Any, None] | None:
         """Answer at once, or return the coroutine that will."""
         identity = self._names.of(request)
         try:
+            if request.refusal is not None:
+                raise request.refusal
             return self._route(request, client, identity)
         except ApiError as error:
-            self._metrics.of(NO_DEPLOYMENT).answered(error.status)
-            if error.close:
-                raise
-            dialect = dialect_of(request.path, request.fields)
-            fields = (JSON, *error.headers, *dialect.id_fields(identity.shown))
-            client.respond(error.status, fields, dialect.body(error))
+            self._refuse(error, request, client, identity)
             return None
+
+    def _refuse(
+        self, error: ApiError, request: Request, client: ClientConnection, identity: Identity
+    ) -> None:
+        """Answer with *error*. Raise it where the connection has to be closed after it."""
+        self._metrics.of(NO_DEPLOYMENT).answered(error.status)
+        if error.close:
+            raise error
+        dialect = dialect_of(request.path, request.fields)
+        fields = (JSON, *error.headers, *dialect.id_fields(identity.shown))
+        client.respond(error.status, fields, dialect.body(error))
+
+    def check_head(self, request: Request, client: ClientConnection) -> ApiError | None:
+        """Return why *request*, whose body has not come yet, will not be served: by its path, method, key or type."""
+        path, method = request.path, request.method
+        endpoint = ENDPOINTS.get(path)
+        try:
+            if endpoint is not None and method == "POST":
+                self._enter(endpoint, request, client)
+            else:
+                self._allowed(path, method)
+                if method != "OPTIONS" and path not in _HEALTH:
+                    self._authenticate(request, client, self._key_field(request))
+        except ApiError as error:
+            return error
+        return None
 
     def refused(self, status: int) -> None:
         """Count a request that was refused before it was complete."""
@@ -96,32 +133,89 @@ class Gateway:
     ) -> Coroutine[Any, Any, None] | None:
         path, method = request.path, request.method
         endpoint = ENDPOINTS.get(path)
-        if endpoint is not None:
-            if method == "POST":
-                return self._complete(endpoint, request, client, identity)
-            allowed = _POST
-        elif path == MODELS or path.startswith(MODELS + b"/"):
-            if method in {"GET", "HEAD"}:
-                dialect = dialect_of(path, request.fields)
-                anthropic = dialect is ANTHROPIC
-                grant = self._authenticate(request, client, MESSAGE.key_field if anthropic else None)
-                body = models_body(self._backends.fleet, grant, request.target, anthropic=anthropic)
-                client.respond(200, (JSON, *dialect.id_fields(identity.shown)), body)
-                return None
-            allowed = _GET
-        else:
-            raise url_not_found(method, path.decode("latin-1"))
+        if endpoint is not None and method == "POST":
+            return self._complete(endpoint, request, client, identity)
+        allowed = self._allowed(path, method)
         if method == "OPTIONS":
             client.respond(204, ((b"allow", allowed),), b"")
             return None
-        raise method_not_allowed(method, path.decode("latin-1"), allowed)
+        if path in _HEALTH:
+            client.respond(200 if self.ready and not self.leaving else 503, (), b"")
+            return None
+        dialect = dialect_of(path, request.fields)
+        grant = self._authenticate(request, client, self._key_field(request))
+        fleet, facts = self._backends.fleet, self._backends.facts
+        body = models_body(fleet, facts, grant, request.target, anthropic=dialect is ANTHROPIC)
+        client.respond(200, (JSON, *dialect.id_fields(identity.shown)), body)
+        return None
+
+    def _allowed(self, path: bytes, method: str) -> bytes:
+        """Return the methods that *path* knows. Raise ApiError where it does not exist (404) or *method* is none of them (405)."""
+        if path in ENDPOINTS:
+            allowed, known = _POST, method in {"POST", "OPTIONS"}
+        elif path in _HEALTH or path == MODELS or path.startswith(MODELS + b"/"):
+            allowed, known = _GET, method in {"GET", "HEAD", "OPTIONS"}
+        else:
+            raise url_not_found(method, path.decode("latin-1"))
+        if not known:
+            raise method_not_allowed(method, path.decode("latin-1"), allowed)
+        return allowed
+
+    def _key_field(self, request: Request) -> bytes | None:
+        """Return where beside `Authorization` a client that asks for models may send its key."""
+        return MESSAGE.key_field if dialect_of(request.path, request.fields) is ANTHROPIC else None
+
+    def _enter(self, endpoint: Endpoint, request: Request, client: ClientConnection) -> Grant | None:
+        """Return what the client's key grants. Raise ApiError where the head alone says that it is not served."""
+        grant = self._authenticate(request, client, endpoint.key_field)
+        kind = request.content_type
+        if kind is not None and kind != _JSON_TYPE and not is_json(kind):
+            raise not_json()
+        return grant
 
     def _complete(
         self, endpoint: Endpoint, request: Request, client: ClientConnection, identity: Identity
     ) -> Coroutine[Any, Any, None]:
-        grant = self._authenticate(request, client, endpoint.key_field)
+        grant = self._enter(endpoint, request, client)
         require_body(request)
-        completion = parse(endpoint, request.body)
+        if len(request.body) > UNCOUNTED_BYTES:
+            return self._complete_large(endpoint, request, client, identity, grant)
+        return self._exchange(parse(endpoint, request.body), client, identity, grant)
+
+    async def _complete_large(
+        self,
+        endpoint: Endpoint,
+        request: Request,
+        client: ClientConnection,
+        identity: Identity,
+        grant: Grant | None,
+    ) -> None:
+        """Count the values of a large body, a slice at a time, before it is parsed; one such body after the other.
+
+        So others have their turn in between, and the objects of no more than one large body exist at a time.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            async with self._large:
+                try:
+                    weight = await in_turns(weigh(request.body), loop)
+                except TooManyValues:
+                    raise malformed(_TOO_MANY) from None
+                held = parsed_bytes(request.body, weight)
+                if not client.charge(request, held):
+                    raise unavailable("Too many large requests are under way.")
+                completion = await in_turns(parse_in_steps(endpoint, request.body), loop)
+                client.charge(request, len(request.body) - held)  # it is JSON again, beside what came
+            serving = self._exchange(completion, client, identity, grant)
+        except ApiError as error:
+            self._refuse(error, request, client, identity)
+            return
+        await serving
+
+    def _exchange(
+        self, completion: Completion, client: ClientConnection, identity: Identity, grant: Grant | None
+    ) -> Coroutine[Any, Any, None]:
+        """Return the coroutine that serves *completion*. Raise ApiError where that cannot begin."""
         if not self.ready:
             raise unavailable("The router does not know its workers yet.")
         fleet = self._backends.fleet
@@ -189,5 +283,5 @@ class Gateway:
             grant = fleet.unknown
         if grant is None:
             raise key_wrong()
-        client.caller = Caller(value, grants, grant)
+        client.identify(Caller(value, grants, grant))
         return grant

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from turnout_router.accounts import Account
+    from turnout_router.errors import ApiError
 
 Fields = tuple[tuple[bytes, bytes], ...]
 
@@ -13,16 +17,33 @@ LAST_CHUNK: Final = b"0\r\n\r\n"
 _KNOWN_SIZES: Final = 4096
 _SIZES: Final = tuple(b"%x\r\n" % size for size in range(_KNOWN_SIZES))
 """Size lines of chunks as small as one token's event: writing one costs more than all the rest of a chunk."""
+_NO_CONTENT: Final = 204
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Request:
     """One request of a client, complete. Field names are in lower case; `target` is path and query, never decoded.
 
-    `path` is the target without its query.
+    `path` is the target without its query. `content_type` is the field's value, as it was sent. `refusal`: what it is
+    answered, whatever it asks for; its body was not kept. `payer` holds the body, `charged` bytes, until it is let go, `large` says
+    as what.
     """
 
-    __slots__ = ("body", "fields", "has_body", "keep_alive", "may_chunk", "method", "path", "target")
+    __slots__ = (
+        "body",
+        "charged",
+        "content_type",
+        "fields",
+        "has_body",
+        "keep_alive",
+        "large",
+        "may_chunk",
+        "method",
+        "path",
+        "payer",
+        "refusal",
+        "target",
+    )
 
     def __init__(
         self,
@@ -34,6 +55,8 @@ class Request:
         keep_alive: bool,
         may_chunk: bool,
         has_body: bool,
+        content_type: bytes | None = None,
+        refusal: ApiError | None = None,
     ) -> None:
         self.method: Final = method
         self.target: Final = target
@@ -43,6 +66,11 @@ class Request:
         self.keep_alive: Final = keep_alive
         self.may_chunk: Final = may_chunk
         self.has_body: Final = has_body
+        self.content_type: Final = content_type
+        self.refusal: Final = refusal
+        self.payer: Account | None = None
+        self.charged = len(body)
+        self.large = False
 
     def field(self, name: bytes) -> bytes | None:
         """Return the value of the first field called *name* (lower case)."""
@@ -53,18 +81,31 @@ class Request:
 
 
 def answer_head(
-    status: int, fields: Fields, *, length: int | None, close: bool, chunked: bool = False
+    status: int,
+    fields: Fields,
+    *,
+    length: int | None,
+    close: bool,
+    chunked: bool = False,
+    confirm_keep: bool = False,
 ) -> bytes:
-    """Return the head of an answer. Neither *length* nor *chunked*: the end of the connection ends the body."""
+    """Return the head of an answer. Neither *length* nor *chunked*: the end of the connection ends the body.
+
+    *confirm_keep*: say that the connection is kept, which an HTTP/1.0 client does not know otherwise.
+    """
     parts = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
     for name, value in fields:
         parts += (name, b": ", value, b"\r\n")
-    if length is not None:
+    if status == _NO_CONTENT:
+        pass  # it has no body, and no field that says where one ends (RFC 9110, section 8.6)
+    elif length is not None:
         parts.append(b"content-length: %d\r\n" % length)
     elif chunked:
         parts.append(b"transfer-encoding: chunked\r\n")
     if close:
         parts.append(b"connection: close\r\n")
+    elif confirm_keep:
+        parts.append(b"connection: keep-alive\r\n")
     parts.append(b"\r\n")
     return b"".join(parts)
 

@@ -7,12 +7,13 @@ import uuid
 from typing import TYPE_CHECKING, Final
 
 from turnout_router.asks import PREFIX
+from turnout_router.traces import PARENT, STATE, passed_on
 
 if TYPE_CHECKING:
     from turnout_router.http import Fields, Request
 
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
-_TRACE_FIELDS: Final = (b"traceparent", b"tracestate")
+_TRACE_FIELDS: Final = (PARENT, STATE)
 
 
 class Identity:
@@ -57,6 +58,8 @@ class Names:
                     asks = (*asks, field)
             elif name.startswith(b"trace") and name in _TRACE_FIELDS:
                 trace = (*trace, field)
+        if trace:
+            trace = passed_on(trace)
         if given is None or not _REQUEST_ID.fullmatch(given):
             return Identity(own, own, trace, asks)
         return Identity(given, b"%b-%b" % (given, own), trace, asks)

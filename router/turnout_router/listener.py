@@ -1,12 +1,18 @@
-"""The public port: accepting connections, watching their deadlines, and letting them finish at the end."""
+"""One of the router's ports: accepting connections, watching their deadlines, and letting them finish at the end.
+
+Connections are counted from when they are accepted, TLS handshakes included. Where there are too many, the longest idle
+one of the client that has most makes way for a new one: who only sits there keeps nobody out.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
+from turnout_router.accounts import Accounts, Crowd
 from turnout_router.connection import LINGER_SECONDS, ClientConnection
+from turnout_router.handshake import Handshake
 from turnout_router.tasks import CLIENT, only_logged
 
 if TYPE_CHECKING:
@@ -17,19 +23,33 @@ if TYPE_CHECKING:
     from turnout_router.tasks import Note
 
 _SWEEP_SECONDS: Final = 1.0
+_LOOKED_AT: Final = 64
+"""Connections of one client that are looked at for one that is idle: the oldest ones."""
+
+
+class Member(Protocol):
+    """One that counts as a connection."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it can be closed without loss."""
+
+    def evict(self) -> None:
+        """Close it at once."""
 
 
 class Listener:
-    """All connections of the public port. *note* is called with what was raised where nothing should have been."""
+    """All connections of one port. *note* is called with what was raised where nothing should have been."""
 
     def __init__(self, handler: Handler, limits: ClientLimits, note: Note = only_logged) -> None:
         self.handler = handler
         self.note = note
         self.limits = limits
         self.connections: set[ClientConnection] = set()
+        self.handshakes: set[Handshake] = set()
         self.draining = False
-        self.held_bytes = 0
-        """Bodies of requests that are arriving or under way, all connections together."""
+        self.accounts = Accounts(limits.bodies_bytes, limits.small_body_bytes)
+        self._crowd: Crowd[Member] = Crowd()
         self._server: asyncio.Server | None = None
         self._sweeping: asyncio.TimerHandle | None = None
         self._empty: asyncio.Event | None = None
@@ -37,14 +57,11 @@ class Listener:
     async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> int:
         """Listen and return the port, which differs from *port* where that is 0. Raise OSError where it is taken."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: ClientConnection(self, loop),
-            host,
-            port,
-            backlog=1024,
-            ssl=tls,
-            ssl_handshake_timeout=None if tls is None else self.limits.head_seconds,
-        )
+
+        def accept() -> asyncio.Protocol:
+            return ClientConnection(self, loop) if tls is None else Handshake(self, loop, tls)
+
+        self._server = await loop.create_server(accept, host, port, backlog=1024)
         self._sweeping = loop.call_later(_SWEEP_SECONDS, self._sweep, loop)
         return int(self._server.sockets[0].getsockname()[1])
 
@@ -53,6 +70,8 @@ class Listener:
         self.draining = True
         if self._server is not None:
             self._server.close()
+        for handshake in tuple(self.handshakes):
+            handshake.evict()
         for connection in tuple(self.connections):
             connection.drain()
         await self._emptied(grace_seconds)
@@ -73,8 +92,36 @@ class Listener:
                 async with asyncio.timeout(seconds):
                     await self._empty.wait()
 
-    def forget(self, connection: ClientConnection) -> None:
+    @property
+    def held_bytes(self) -> int:
+        """Bodies of requests that are arriving or under way, all connections together."""
+        return self.accounts.held_bytes
+
+    def __len__(self) -> int:
+        """Return the number of connections, those in a handshake included."""
+        return len(self._crowd)
+
+    def admit(self, address: str, member: Member) -> bool:
+        """Count *member*, which comes from *address*, until it is let go. Say whether there is room for it."""
+        crowd = self._crowd
+        crowd.add(address, member)
+        if len(crowd) <= self.limits.connections:
+            return True
+        largest, oldest = crowd.of_largest(_LOOKED_AT)
+        for other in oldest:
+            if other is not member and other.is_idle:
+                crowd.remove(largest, other)
+                other.evict()
+                return True
+        return False
+
+    def let_go(self, address: str, member: Member) -> None:
+        """Count *member* no longer."""
+        self._crowd.remove(address, member)
+
+    def forget(self, address: str, connection: ClientConnection) -> None:
         """Let go of a connection that has ended."""
+        self.let_go(address, connection)
         self.connections.discard(connection)
         if not self.connections and self._empty is not None:
             self._empty.set()

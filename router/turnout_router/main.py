@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import uvloop
 
 from turnout_router.admin import AdminServer, admin_app
+from turnout_router.admin_access import AdminAccess
 from turnout_router.backends import Backends
 from turnout_router.checks import HealthChecks
 from turnout_router.discovery.file import FileSource, read_config
@@ -20,14 +21,16 @@ from turnout_router.discovery.kubernetes import KubernetesSource
 from turnout_router.errors import ConfigError
 from turnout_router.gateway import Gateway
 from turnout_router.kube import load_access
+from turnout_router.learning import Learner
 from turnout_router.listener import Listener
+from turnout_router.loop_watch import PERIOD_SECONDS, LoopWatch
 from turnout_router.metrics import Metrics
 from turnout_router.options import parse_options, settings_of
 from turnout_router.peers.finding import NamedPeers, PodPeers
 from turnout_router.peers.mesh import Mesh, read_secret
 from turnout_router.pools import Pools
 from turnout_router.scrapes.scraper import Scraper
-from turnout_router.tasks import CERTIFICATE, CHECKS, FLEET, LOOP, PEERS, SCRAPES
+from turnout_router.tasks import CERTIFICATE, CHECKS, FLEET, LOOP, LOOP_WATCH, MODELS, PEERS, SCRAPES
 from turnout_router.tls import Certificate
 from turnout_runtime.supervision import Supervisor
 
@@ -69,8 +72,15 @@ class Router:
             self._backends.outbox = self._mesh.outbox
             self._metrics.registry.register(self._mesh.counts)
         self._admin = AdminServer(
-            admin_app(self, self._metrics, self._backends, self._gateway.decisions, self._mesh),
-            self._supervisor,
+            admin_app(
+                self,
+                self._metrics,
+                self._backends,
+                self._gateway.decisions,
+                access=AdminAccess(settings.admin_token_file),
+                mesh=self._mesh,
+            ),
+            self._supervisor.note,
         )
         self._stopping = asyncio.Event()
         self._stale = ""
@@ -100,6 +110,8 @@ class Router:
                 ending.push_async_callback(self._mesh.stop)
             ending.push_async_callback(self._admin.stop)
             self._supervisor.watch_loop(LOOP)
+            watch = LoopWatch(self._metrics.registry)
+            self._supervisor.every(LOOP_WATCH, PERIOD_SECONDS, watch.look)
             await self._begin()
             await self._until_stopped()
             await self._shut_down()
@@ -113,8 +125,10 @@ class Router:
         self.admin_port = await self._admin.start(settings.host, settings.admin_port)
         supervisor.run(FLEET, lambda: self._source.run(self, supervisor), fatal=(ConfigError,))
         supervisor.run(CHECKS, HealthChecks(self._backends, supervisor).run)
+        supervisor.run(MODELS, Learner(self._backends, supervisor).run)
         if settings.scrape_seconds:
-            scraper = Scraper(self._backends, self._metrics, settings.scrape_seconds, supervisor)
+            others = (lambda: 0) if self._mesh is None else self._mesh.others
+            scraper = Scraper(self._backends, self._metrics, settings.scrape_seconds, supervisor, others)
             supervisor.run(SCRAPES, scraper.run)
         if certificate is not None:
             supervisor.run(CERTIFICATE, certificate.follow)
@@ -145,6 +159,7 @@ class Router:
 
     def stop(self) -> None:
         """Begin to shut down (SIGTERM)."""
+        self._gateway.leaving = True
         self._stopping.set()
 
     def reload(self) -> None:
@@ -193,6 +208,10 @@ class Router:
 def _mesh_of(settings: PeerSettings, backends: Backends, supervisor: Supervisor) -> Mesh:
     """Return the conversation with other routers. Raise ConfigError where it cannot be had."""
     secret = None if settings.secret_file is None else read_secret(settings.secret_file)
+    if secret is None:
+        _LOG.warning(
+            "no --peers-secret-file: whoever reaches the peers' port is believed, and can mislead this router's choices"
+        )
     sources: list[PeerSource] = [NamedPeers(settings.hosts)] if settings.hosts else []
     if settings.pods is not None:
         sources.append(PodPeers(load_access(), *settings.pods))

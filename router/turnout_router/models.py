@@ -8,24 +8,29 @@ from urllib.parse import parse_qs, unquote
 
 import orjson
 
+from turnout.routing.facts import ModelCard
 from turnout_router.endpoints import MODELS
 from turnout_router.errors import malformed, model_not_found
 
 if TYPE_CHECKING:
     from turnout.routing import Fleet, Grant, Served
+    from turnout_router.learning import Facts
 
 _PAGE: Final = 20
 _LARGEST_PAGE: Final = 1000
 """Anthropic's page sizes. OpenAI's form knows no pages."""
 
 
-def models_body(fleet: Fleet, grant: Grant | None, target: bytes, *, anthropic: bool) -> bytes:
-    """Return the answer to GET *target*: the list, or the one that the path names.
+def models_body(fleet: Fleet, facts: Facts, grant: Grant | None, target: bytes, *, anthropic: bool) -> bytes:
+    """Return the answer to GET *target*: the list, or the one that the path names. *facts* is what workers say.
 
     Raise ApiError: 404 for a name that does not exist or that *grant* does not hold, 400 for a page that is none.
     """
     path, _, query = target.partition(b"?")
-    describe = _anthropic_model if anthropic else _openai_model
+
+    def describe(name: str, served: Served) -> dict[str, Any]:
+        return _anthropic_model(name, served) if anthropic else _openai_model(name, served, fleet, facts)
+
     if path != MODELS:
         name = unquote(path[len(MODELS) + 1 :].decode("latin-1"))
         found = fleet.names.get(name)
@@ -75,8 +80,31 @@ def _place(names: list[str], name: str, param: str) -> int:
         raise malformed(f"`{param}` is none of the models: take it from a page's ids.", param) from error
 
 
-def _openai_model(name: str, served: Served) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": int(served.created), "owned_by": "turnout"}
+def _openai_model(name: str, served: Served, fleet: Fleet, facts: Facts) -> dict[str, Any]:
+    """Return *name* with vLLM's further fields: null is what is not known, or not the same wherever the name leads."""
+    lengths: set[int] = set()
+    created: set[int] = set()
+    cards: set[tuple[str | None, str | None]] = set()  # root and parent
+    for key, _ in served.targets:
+        known, route = facts.of(key), fleet.deployments.get(key)
+        if known is None or route is None:
+            continue
+        adapter = known.adapters.get(name, ModelCard(name)) if name in route.adapters else None
+        cards.add((known.root, None) if adapter is None else (adapter.root, adapter.parent))
+        if known.max_model_len is not None:
+            lengths.add(known.max_model_len)
+        if known.created is not None:
+            created.add(known.created)
+    root, parent = cards.pop() if len(cards) == 1 else (None, None)
+    return {
+        "id": name,
+        "object": "model",
+        "created": int(served.created) or min(created, default=0),
+        "owned_by": "turnout",
+        "root": root,
+        "parent": parent,
+        "max_model_len": min(lengths, default=None),
+    }
 
 
 def _anthropic_model(name: str, served: Served) -> dict[str, Any]:

@@ -102,6 +102,13 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         "--admin-port", type=_port, default=names.ROUTER_ADMIN_PORT, help="health, metrics, the fleet's state"
     )
     add(
+        "--admin-token-file",
+        type=Path,
+        metavar="FILE",
+        help="what /admin/... on the admin port is told for (Authorization: Bearer), read again on changes; without "
+        "it, only who asks from loopback is told",
+    )
+    add(
         "--auth",
         choices=("open", "required"),
         default=_SETTINGS.auth,
@@ -172,6 +179,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         host=options.host,
         port=options.port,
         admin_port=options.admin_port,
+        admin_token_file=options.admin_token_file,
         auth=options.auth,
         explain=options.explain,
         shutdown_delay_seconds=options.shutdown_delay,

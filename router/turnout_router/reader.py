@@ -2,33 +2,53 @@
 
 The parser holds every byte against HTTP's grammar and says what it finds; the bounds are kept here. A request that
 breaks one is not read to its end: `RequestReader.refusal` says why, and nothing after it is taken for a request.
+
+What the head alone decides (`Watch.check_head`) is decided at the head, wherever the body does not come along with it: at
+once where the body is large or waits for `100 Continue`, and otherwise when the read is over that brought the head. A body
+that is refused so is not kept; a small one is still read, so that the connection can go on.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
 import httptools
 
-from turnout_router.errors import ApiError, malformed, not_http, unavailable
-from turnout_router.framing import body_is_too_slow, framing_of, origin_form
+from turnout_router.errors import ApiError, faulty, malformed, not_http, unavailable
+from turnout_router.framing import body_is_too_slow, check_authority, framing_of, origin_form
 from turnout_router.http import Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from turnout_router.accounts import Account, Accounts
     from turnout_router.http import Fields
     from turnout_router.settings import ClientLimits
 
+_LOG = logging.getLogger(__name__)
 _CHUNKING_OVERHEAD_BYTES: Final = 64 * 1024
 """What chunk sizes and extensions may take up beside a body, on top of the body's own bound."""
+_CHUNK_BYTES: Final = 24
+"""What surrounds a chunk at most where it has no extension: 16 digits of its size and two line ends, and some blanks."""
+_REQUEST_LINE_BYTES: Final = 64
+"""What a head has at most beside its target and its fields' names and values."""
+_PIECES: Final = 64
+"""Pieces of a body that are kept as such; more are put together, for each costs more than a small one holds."""
 
 
-class Tally(Protocol):
-    """What all connections hold together."""
+class Watch(Protocol):
+    """Who follows the reading of a request."""
 
-    held_bytes: int
+    def expected(self) -> None:
+        """Tell the client that its body is wanted."""
+
+    def check_head(self, request: Request) -> ApiError | None:
+        """Return why *request*, whose body has not come yet, will not be served, None where nothing is known against it."""
+
+    def refused_meanwhile(self) -> None:
+        """Take note of a `refusal` that came from elsewhere than what was read."""
 
 
 class _Refused(Exception):  # noqa: N818 - never leaves the parser: it only stops it
@@ -36,79 +56,131 @@ class _Refused(Exception):  # noqa: N818 - never leaves the parser: it only stop
 
 
 class RequestReader:
-    """Makes requests of bytes. `ready` are those that are complete, in order; `in_message` says whether one has begun.
+    """Makes requests of bytes. `ready` are those that are complete or refused, in order.
 
-    *expected* is called when a client waits for a word before it sends its body. What the bodies take up is counted
-    in *tally* until `let_go`.
+    `in_message` says whether one has begun, `discarding` whether it has been refused already and only its body is still
+    read; `ended`: that body was too long, nothing more is read. Bodies are counted in *accounts*, for `account`, until
+    `let_go`.
     """
 
     __slots__ = (
+        "_accounts",
         "_body",
         "_body_bytes",
         "_body_framing",
-        "_expected",
+        "_body_total",
+        "_charged",
+        "_chunked",
+        "_chunks",
+        "_content_type",
+        "_extension_bytes",
         "_field_count",
         "_fields",
+        "_gathered",
         "_has_body",
-        "_head_bytes",
+        "_head_checked",
         "_head_done",
-        "_held_bytes",
+        "_head_most",
+        "_head_total",
+        "_large",
+        "_late",
         "_limits",
+        "_messages",
+        "_method",
         "_now",
         "_parser",
+        "_payer",
         "_since",
-        "_tally",
         "_target",
         "_unfinished_bytes",
+        "_watch",
+        "account",
+        "discarding",
+        "ended",
         "in_message",
         "ready",
         "refusal",
     )
 
     def __init__(
-        self, limits: ClientLimits, tally: Tally, now: Callable[[], float], expected: Callable[[], None]
+        self,
+        limits: ClientLimits,
+        accounts: Accounts,
+        account: Account,
+        now: Callable[[], float],
+        watch: Watch,
     ) -> None:
         self._limits = limits
-        self._tally = tally
+        self._accounts = accounts
+        self.account = account
         self._now = now
-        self._expected = expected
+        self._watch = watch
         self._parser = httptools.HttpRequestParser(self)
-        self._held_bytes = 0
         self.ready: deque[Request] = deque()
         self.refusal: ApiError | None = None
+        self.ended = False
+        self._payer = account
+        self._charged = 0
+        self._body_total = 0
+        self._head_total = 0
+        self._messages = 0
+        self._chunks = 0
         self._target: bytes
+        self._method: bytes
         self._body_framing: bytes
         self._has_body: bool
+        self._content_type: bytes | None
+        self._late: Request | None
+        self.in_message: bool
+        self.discarding: bool
         self._reset()
 
     def feed(self, data: bytes) -> None:
         """Read *data*."""
+        heads, bodies, messages, chunks = self._head_total, self._body_total, self._messages, self._chunks
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             # Answered as if it had not asked (RFC 9110, section 7.8), and the connection closed after it. The
             # parser takes whatever follows for the other protocol's, a body too; Java's own client sends both.
             if self._has_body:
-                self._parser = httptools.HttpRequestParser(_LateBody(self, self.ready.pop()))
+                self._late = self.ready.pop()
+                self._parser = httptools.HttpRequestParser(_LateBody(self))
                 self.in_message = True
                 self._parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % self._body_framing)
                 self.feed(data[upgrade.args[0] :])
             return
         except httptools.HttpParserError as error:
-            if self.refusal is None and not (self.ready and not self.ready[-1].keep_alive):
-                self.refusal = not_http(f"This is not HTTP as it should be: {error}.")
+            self._stopped_by(error)
             return
+        if self._chunks != chunks or (self._chunked and self.in_message):
+            known = _CHUNK_BYTES * (self._chunks - chunks) + _REQUEST_LINE_BYTES * (self._messages - messages)
+            extra = len(data) - known - (self._head_total - heads) - (self._body_total - bodies)
+            self._bound_extensions(extra)
         if self.in_message:
-            self._bound_raw(len(data))
+            if self.refusal is None:
+                self._bound_raw(len(data))
+            if self._head_done and not self._head_checked and self.refusal is None:
+                self._check_late()
+            elif self.discarding and self.refusal is not None:
+                self.refusal = None
+                self.ended = True  # it has its answer already
 
     @property
-    def begun(self) -> tuple[bytes, Fields]:
-        """Target and fields of the request that has begun, as far as they have come; nothing where none has."""
-        return (origin_form(self._target), tuple(self._fields)) if self.in_message else (b"", ())
+    def begun(self) -> tuple[bytes, bytes, Fields]:
+        """Method, target and fields of the request that has begun, as far as they have come; nothing where none has."""
+        if not self.in_message:
+            return b"", b"", ()
+        return self._method, origin_form(self._target), tuple(self._fields)
 
     def restart(self) -> None:
         """Count the time of the request that has begun from now on: until now it was not read."""
         self._since = self._now()
+
+    @property
+    def in_body(self) -> bool:
+        """Whether a request has begun whose head is complete."""
+        return self.in_message and self._head_done
 
     def overdue(self, now: float) -> ApiError | None:
         """Return why the request that has begun is not waited for any longer, None while it is."""
@@ -122,31 +194,59 @@ class RequestReader:
             late = seconds >= limits.body_seconds
         return ApiError(408, "The request took too long to arrive.", close=True) if late else None
 
-    def let_go(self, request: Request | None) -> None:
-        """Count the body of *request* no longer; None: no body at all, the connection has ended."""
-        size = self._held_bytes if request is None else len(request.body)
-        self._held_bytes -= size
-        self._tally.held_bytes -= size
+    def let_go(self, request: Request) -> None:
+        """Count the body of *request* no longer."""
+        payer = request.payer
+        if payer is not None:
+            request.payer = None
+            self._accounts.release(payer, request.charged, large=request.large)
+
+    def charge(self, request: Request, size: int) -> bool:
+        """Count *size* more bytes for *request* until it is let go, if there is room, and say so. A negative *size* gives back."""
+        payer = request.payer
+        if payer is None:
+            return True
+        if size < 0:
+            self._accounts.release(payer, -size, large=request.large)
+        elif not self._accounts.take(payer, size, large=request.large):
+            return False
+        request.charged += size
+        return True
+
+    def make_way(self) -> None:
+        """Refuse the request whose large body is arriving."""
+        self._drop_body()
+        self.refusal = _full()
+        self._watch.refused_meanwhile()
+
+    def drop(self) -> None:
+        """Keep nothing of what has come and is not being served: nothing more will be."""
+        self._drop_body()
+        while self.ready:
+            self.let_go(self.ready.popleft())
 
     # What the parser says
 
     def on_message_begin(self) -> None:
         """Begin a request."""
         self._reset()
+        self._messages += 1
         self.in_message = True
 
     def on_url(self, url: bytes) -> None:
         """Take a piece of the target."""
+        if not self._target:
+            self._method = self._parser.get_method()
         self._target += url
+        self._head_total += len(url)
         if len(self._target) > self._limits.target_bytes:
             self._stop(ApiError(414, "The request target is too long.", close=True))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take one field. Those that follow a chunked body are bounded too, but never become part of the head."""
-        self._head_bytes += len(name) + len(value) + 4
+        self._head_total += len(name) + len(value) + 4
         self._field_count += 1
-        limits = self._limits
-        if self._head_bytes > limits.head_bytes or self._field_count > limits.header_fields:
+        if self._head_total > self._head_most or self._field_count > self._limits.header_fields:
             self._stop(ApiError(431, "The header fields are too large or too many.", close=True))
         if not self._head_done:
             self._fields.append((name.lower(), value))
@@ -155,82 +255,216 @@ class RequestReader:
         """Decide whether the request and its body are wanted."""
         parser = self._parser
         try:
-            framing = framing_of(parser.get_method(), parser.get_http_version(), self._fields)
+            framing = framing_of(self._method, parser.get_http_version(), self._fields)
+            if not self._target.startswith(b"/"):
+                check_authority(self._target)
+                self._target = origin_form(self._target)
         except ApiError as error:
             self._stop(error)
-        self._target = origin_form(self._target)
         self._head_done = True
         self._has_body = framing.has_body
+        self._chunked = framing.has_body and framing.length is None
+        self._content_type = framing.content_type
         if framing.has_body:
+            self._payer = self.account
+            self._since = self._now()
             if parser.should_upgrade():
                 self._body_framing = framing.as_field()
-            self._check_body_size(framing.length or 0)
-            self._since = self._now()
+            length = framing.length or 0
+            if framing.expects_continue or length > self._limits.small_body_bytes:
+                self._check_early(length)
+            self._check_body_size(length)
             if framing.expects_continue and not self.ready:
-                self._expected()
+                self._watch.expected()
+
+    def on_chunk_header(self) -> None:
+        """Count a chunk."""
+        self._chunks += 1
 
     def on_body(self, data: bytes) -> None:
         """Take a piece of the body."""
-        self._body_bytes += len(data)
+        size = len(data)
+        self._body_total += size
+        self._body_bytes += size
+        if self.discarding:
+            if self._body_bytes > self._limits.small_body_bytes:
+                self.ended = True
+                raise _Refused
+            return
         self._check_body_size(self._body_bytes)
-        self._held_bytes += len(data)
-        self._tally.held_bytes += len(data)
-        if self._tally.held_bytes > self._limits.bodies_bytes:
-            busy = unavailable("Too many large requests are under way.")
-            busy.close = True
-            self._stop(busy)
+        self._charge(size)
+        if len(self._body) >= _PIECES:
+            self._gather()
         self._body.append(data)
 
     def on_message_complete(self) -> None:
         """Line the request up."""
         self.in_message = False
-        parser = self._parser
-        method = parser.get_method().decode("ascii")
-        keep_alive = bool(parser.should_keep_alive()) and not parser.should_upgrade()
-        may_chunk = parser.get_http_version() == "1.1"
-        self.ready.append(
-            Request(
-                method,
-                self._target,
-                tuple(self._fields),
-                self._whole_body(),
-                keep_alive=keep_alive,
-                may_chunk=may_chunk,
-                has_body=self._has_body,
+        if self.discarding:
+            self.discarding = False
+            return
+        self._line_up(self._request(self._whole_body()))
+
+    def _request(self, body: bytes, refusal: ApiError | None = None) -> Request:
+        late = self._late
+        if late is not None:
+            return Request(
+                late.method,
+                late.target,
+                late.fields,
+                body,
+                keep_alive=late.keep_alive,
+                may_chunk=late.may_chunk,
+                has_body=True,
+                content_type=late.content_type,
+                refusal=refusal,
             )
+        parser = self._parser
+        return Request(
+            self._method.decode("ascii"),
+            self._target,
+            tuple(self._fields),
+            body,
+            keep_alive=bool(parser.should_keep_alive()) and not parser.should_upgrade(),
+            may_chunk=parser.get_http_version() == "1.1",
+            has_body=self._has_body,
+            content_type=self._content_type,
+            refusal=refusal,
         )
 
-    def on_late_body_complete(self, request: Request) -> None:
-        """Line *request* up, whose body had to be read apart."""
-        self.in_message = False
-        self.ready.append(
-            Request(
-                request.method,
-                request.target,
-                request.fields,
-                self._whole_body(),
-                keep_alive=request.keep_alive,
-                may_chunk=request.may_chunk,
-                has_body=True,
-            )
-        )
+    def _line_up(self, request: Request) -> None:
+        if self._charged:
+            request.payer = self._payer
+            request.large = self._large
+            self._charged = 0
+            if self._large:
+                self._accounts.end(self._payer, self)
+        self.ready.append(request)
 
     def _reset(self) -> None:
+        self._method = b""
         self._target = b""
         self._fields: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
-        self._head_bytes = 0
+        self._gathered: bytearray | None = None
+        self._head_most = self._head_total + self._limits.head_bytes
         self._body_bytes = 0
+        self._large = False
         self._unfinished_bytes = 0
+        self._extension_bytes = 0
         self._field_count = 0
         self._head_done = False
+        self._head_checked = False
         self._has_body = False
+        self._chunked = False
+        self._late = None
+        self._content_type = None
         self._body_framing = b""
         self._since = self._now()
         self.in_message = False
+        self.discarding = False
 
     def _whole_body(self) -> bytes:
+        if self._gathered is not None:
+            self._gather()
+            return bytes(self._gathered)
         return self._body[0] if len(self._body) == 1 else b"".join(self._body)
+
+    def _gather(self) -> None:
+        if self._gathered is None:
+            self._gathered = bytearray()
+        self._gathered += b"".join(self._body)
+        self._body = []
+
+    def _drop_body(self) -> None:
+        if self._large:
+            self._accounts.end(self._payer, self)
+        self._accounts.release(self._payer, self._charged, large=self._large)
+        self._charged = 0
+        self._body = []
+        self._gathered = None
+
+    def _charge(self, size: int) -> None:
+        """Count *size* more bytes of the body, for small ones while it is small and there is room among them."""
+        accounts = self._accounts
+        if not self._large:
+            if self._body_bytes <= accounts.small_bytes and accounts.take(self._payer, size, large=False):
+                self._charged += size
+                return
+            accounts.release(self._payer, self._charged, large=False)
+            size += self._charged
+            self._charged = 0
+            self._large = True
+            accounts.begin(self._payer, self)
+        if not accounts.take(self._payer, size, large=True):
+            self._stop(_full())
+        self._charged += size
+
+    def _check_early(self, length: int) -> None:
+        """Refuse at its head a body that is large or waits for leave, and the connection with it."""
+        self._head_checked = True
+        error = self._watch.check_head(self._request(b""))
+        if error is not None:
+            error.close = True
+            self._stop(error)
+        self._payer = self.account  # which the look at the head may have found out
+        self._check_body_size(length)
+        if length > self._limits.small_body_bytes and not self._accounts.could_hold(self._payer, length):
+            self._stop(_full())
+
+    def _check_late(self) -> None:
+        """Look at a head whose body did not come with it. Of what is refused, the body is read and not kept."""
+        self._head_checked = True
+        error = self._watch.check_head(self._request(b""))
+        if error is None:
+            self._pay_from(self.account)
+            return
+        self._drop_body()
+        self.discarding = True
+        self.ready.append(self._request(b"", error))
+
+    def _pay_from(self, payer: Account) -> None:
+        """Count the body for *payer*, which the look at the head has found out, from now on."""
+        before, size = self._payer, self._charged
+        self._payer = payer
+        if payer is before or not size:
+            return
+        accounts, large = self._accounts, self._large
+        accounts.release(before, size, large=large)
+        if large:
+            accounts.end(before, self)
+            accounts.begin(payer, self)
+        self._charged = size if accounts.take(payer, size, large=large) else 0
+        if not self._charged:
+            self._drop_body()
+            self.refusal = _full()
+
+    def _stopped_by(self, error: httptools.HttpParserError) -> None:
+        cause = error.__context__
+        if isinstance(error, httptools.HttpParserCallbackError) and not isinstance(cause, _Refused):
+            _LOG.error("reading a request ended in a fault of the router", exc_info=cause)
+            self.refusal = faulty()
+        elif self.discarding:
+            self.refusal = None
+            self.ended = True
+        elif self.refusal is None and not (self.ready and not self.ready[-1].keep_alive):
+            self.refusal = not_http(f"This is not HTTP as it should be: {error}.")
+        if self.refusal is not None and self.in_body and not self._head_checked:
+            # What the head decides comes first, however much of the body came with it.
+            self._head_checked = True
+            self.refusal = self._watch.check_head(self._request(b"")) or self.refusal
+        if self.in_message:
+            self._drop_body()
+
+    def _bound_extensions(self, size: int) -> None:
+        """Bound what chunk extensions take up: the parser says nothing of them, so they are what is left of a read."""
+        self._extension_bytes += max(0, size)
+        if self._extension_bytes <= self._limits.chunk_extension_bytes:
+            return
+        if not self.in_message and self.ready:
+            self.let_go(self.ready.pop())
+        self.in_message = True  # so that the answer is in its form
+        self.refusal = not_http("The chunk extensions take up too much; leave them out.")
 
     def _bound_raw(self, size: int) -> None:
         """Bound what an unfinished request takes up on the wire: the parser tells neither of half a field nor of chunk sizes."""
@@ -258,13 +492,13 @@ class RequestReader:
 
 
 class _LateBody:
-    """Takes the body of *request*, which asked for another protocol and is not given it."""
+    """Takes the body of a request that asked for another protocol and is not given it."""
 
-    def __init__(self, reader: RequestReader, request: Request) -> None:
+    def __init__(self, reader: RequestReader) -> None:
         self._reader = reader
-        self._request = request
         self._begun = False
         self.on_body = reader.on_body
+        self.on_chunk_header = reader.on_chunk_header
 
     def on_message_begin(self) -> None:
         if self._begun:
@@ -272,7 +506,13 @@ class _LateBody:
         self._begun = True
 
     def on_message_complete(self) -> None:
-        self._reader.on_late_body_complete(self._request)
+        self._reader.on_message_complete()
+
+
+def _full() -> ApiError:
+    busy = unavailable("Too many large requests are under way.")
+    busy.close = True
+    return busy
 
 
 def require_body(request: Request) -> None:

@@ -1,29 +1,42 @@
 """Takers of workers' answers: one that passes an answer on to the client, one that collects a prefill worker's.
 
 What has been sent to a client cannot be taken back, so nothing is sent before there is something: the head of a
-stream goes out with its first event, and an answer that is not streamed is held until it is complete (up to a
-bound). Until then a worker that fails can be replaced without the client noticing.
+stream goes out with the first event that carries a token, and an answer that is not streamed is held until it is
+complete (up to a bound). Until then a worker that fails can be replaced without the client noticing.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from turnout_router.errors import UpstreamError, UpstreamFault
+import orjson
+
+from turnout_router.errors import Refusal, UpstreamError, UpstreamFault
+from turnout_router.http import JSON
+from turnout_router.untrusted import loads
+from turnout_router.usage import is_aborted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turnout_router.connection import ClientConnection
+    from turnout_router.dialects import Dialect
     from turnout_router.http import Fields
     from turnout_router.settings import UpstreamLimits
-    from turnout_router.usage import Tap
+    from turnout_router.usage import StreamFailure, Tap
 
 _OK = 200
+_REDIRECTION = 300
+_CLIENT_ERROR = 400
+_TOO_MANY = 429
 _SERVER_ERROR = 500
 _OVERLOADED = 503
 _LAST_BYTES = 8192
 """Of an answer too large to be held, so much of its end is kept: usage stands there."""
+_ERROR_BYTES: Final = 64 * 1024
+"""Of an error that a worker reports, so much is read. The rest of a longer one is cut."""
+_ABORT: Final = b'"abort"'
+_CANCELLED: Final = b'"cancelled"'
 _PASSED_ON = frozenset({b"content-type", b"retry-after"})
 """Fields of a worker's answer that a client gets. All others are between the worker and the router."""
 
@@ -33,6 +46,7 @@ class Relay:
 
     __slots__ = (
         "_clock",
+        "_dialect",
         "_fields",
         "_held",
         "_held_bytes",
@@ -55,6 +69,7 @@ class Relay:
         own_fields: Fields,
         clock: Callable[[], float],
         *,
+        dialect: Dialect,
         on_first: Callable[[], None] | None = None,
     ) -> None:
         self.client = client
@@ -64,6 +79,7 @@ class Relay:
         self._tap = tap
         self._own_fields = own_fields
         self._clock = clock
+        self._dialect = dialect
         self._fields: Fields = ()
         self._streaming = False
         self._held: list[bytes] | None = []
@@ -72,8 +88,12 @@ class Relay:
         self._last = b""
 
     def on_head(self, status: int, fields: Fields) -> None:
-        """Take the head; decide whether this is a stream of events."""
+        """Take the head; decide whether this is a stream of events.
+
+        Raise UpstreamError for a status that is the worker's failure, and for a head that promises what cannot be read.
+        """
         self.status = status
+        check_status(status, "it")
         kept = []
         for name, value in fields:
             if name in _PASSED_ON:
@@ -82,6 +102,8 @@ class Relay:
                     self._streaming = status == _OK and self._tap is not None
             elif name == b"content-length":
                 self._length = int(value)
+            elif name == b"content-encoding":
+                check_coding(value)
         self._fields = (*kept, *self._own_fields)
 
     def on_body(self, data: bytes) -> None:
@@ -94,23 +116,31 @@ class Relay:
         else:
             self._hold(data)
 
+    @property
+    def whole(self) -> bool:
+        """Whether the client has been sent all of a stream, its last event included."""
+        return self._tap is not None and self._tap.done and self.client.started
+
     def finish(self) -> bytes:
         """End the client's answer; return its body, or the last of it where it was passed on in pieces.
 
-        Raise UpstreamError where the answer was a failure that the client has not seen, or a stream without its end.
+        Raise UpstreamError where the answer was cut, or is a stream without its end; Refusal for a 4xx.
         """
         if self._streaming:
             if self._tap is None or not self._tap.done:
                 raise UpstreamError("reset", "its stream ended before its last event")
             self.client.end()
             return b""
-        if self.status >= _SERVER_ERROR:
-            fault: UpstreamFault = "overloaded" if self.status == _OVERLOADED else "status"
-            raise UpstreamError(fault, f"it answered {self.status}", self.status)
         if self._held is None:
+            if _is_cut(self._last):
+                raise UpstreamError("reset", "it cut its answer short")
             self.client.end()
             return self._last
         body = b"".join(self._held)
+        if self.status >= _CLIENT_ERROR:
+            raise Refusal("it refused the request", self.status, self._dialect.error_of(self.status, body))
+        if _is_cut(body):
+            raise UpstreamError("reset", "it cut its answer short")
         self.client.respond(self.status, self._fields, body)
         return body
 
@@ -118,28 +148,60 @@ class Relay:
         data = tap.feed(data, self._clock())
         client = self.client
         if not client.started:
-            if tap.error:
-                raise UpstreamError("status", "its stream began with an error", _SERVER_ERROR)
-            if not data:
-                return
-            client.begin(_OK, self._fields, None)
-            if self._on_first is not None:
-                self._on_first()
+            if tap.failure is not None:
+                raise self._failure_at_first(tap.failure)
+            if not tap.opened:
+                data = self._hold_back(data)
+            elif self._held_bytes and self._held is not None:
+                data = b"".join((*self._held, data))
+                self._held = []
+                self._held_bytes = 0
+            if data:
+                client.begin(_OK, self._fields, None)
+                if self._on_first is not None:
+                    self._on_first()
         if data:
             client.send(data)
-        if tap.error:
-            raise UpstreamError("status", "it reported an error in the middle of the stream", _SERVER_ERROR)
+        if tap.aborted:
+            raise UpstreamError("reset", "it cut its answer short")
+        if tap.failure is not None:
+            status = tap.failure.status
+            raise UpstreamError(_fault_of(status), "it reported an error in the middle of the stream", status)
+
+    def _hold_back(self, data: bytes) -> bytes:
+        """Keep events that carry nothing yet. Return all that was kept where that is too much."""
+        held = self._held
+        if held is None:
+            return data
+        if data:
+            held.append(data)
+            self._held_bytes += len(data)
+        if self._held_bytes <= self._limits.event_bytes:
+            return b""
+        self._held = []
+        self._held_bytes = 0
+        return b"".join(held)
+
+    def _failure_at_first(self, failure: StreamFailure) -> UpstreamError:
+        """Return what a stream that began with an error means: vLLM says so, with 200, what else is a status."""
+        status, dialect = failure.status, self._dialect
+        fault = _fault_of(status)
+        if fault == "refused":
+            value = {"message": failure.message} if failure.error is None else failure.error
+            own = {"error": value}
+            body = orjson.dumps(own) if dialect.is_own(own) else dialect.restated(status, value)
+            return Refusal("it refused the request", status, body)
+        return UpstreamError(fault, "its stream began with an error", status)
 
     def _hold(self, data: bytes) -> None:
         held = self._held
         if held is None:
             return
         self._held_bytes += len(data)
-        if self.status >= _SERVER_ERROR:
-            return  # the client gets an error of ours; what the worker says stays between us
+        if self.status >= _CLIENT_ERROR and self._held_bytes > _ERROR_BYTES:
+            said = b"".join((*held, data))[:_ERROR_BYTES]
+            raise Refusal("it refused the request", self.status, self._dialect.error_of(self.status, said))
         if self._held_bytes > self._limits.hold_bytes:
-            if self.status != _OK:
-                raise UpstreamError("protocol", "its error message is too large")
             self._held = None
             whole = b"".join((*held, data))
             self._last = whole[-_LAST_BYTES:]
@@ -156,26 +218,61 @@ class Collected:
 
     def __init__(self, limit_bytes: int) -> None:
         self.status = 0
-        self.content_type = b"application/json"
+        self.content_type = JSON[1]
         self._limit = limit_bytes
         self._pieces: list[bytes] = []
         self._size = 0
 
     def on_head(self, status: int, fields: Fields) -> None:
-        """Take the head."""
+        """Take the head. Raise UpstreamError for a body that cannot be read."""
         self.status = status
         for name, value in fields:
             if name == b"content-type":
                 self.content_type = value
+            elif name == b"content-encoding":
+                check_coding(value)
 
     def on_body(self, data: bytes) -> None:
         """Take a piece. Raise UpstreamError where there are too many."""
         self._size += len(data)
         if self._size > self._limit:
-            raise UpstreamError("protocol", f"its answer has more than {self._limit} bytes")
+            raise UpstreamError("too_large", f"its answer has more than {self._limit} bytes")
         self._pieces.append(data)
 
     @property
     def body(self) -> bytes:
         """All of it."""
         return b"".join(self._pieces)
+
+
+def check_status(status: int, what: str) -> None:
+    """Raise UpstreamError where *status* says that the worker has failed: what it says besides stays inside."""
+    if status >= _SERVER_ERROR or status == _TOO_MANY:
+        fault: UpstreamFault = "overloaded" if status in {_OVERLOADED, _TOO_MANY} else "status"
+        raise UpstreamError(fault, f"{what} answered {status}", status)
+    if _REDIRECTION <= status < _CLIENT_ERROR:
+        raise UpstreamError("protocol", f"{what} answered {status}, a redirection", status)
+
+
+def check_coding(value: bytes) -> None:
+    """Raise UpstreamError where a body is compressed, which the router has not asked for."""
+    if value.strip().lower() != b"identity":
+        raise UpstreamError("protocol", "its answer is compressed, though nothing asked for that")
+
+
+def _fault_of(status: int) -> UpstreamFault:
+    """Return what an error with *status* within a stream says of its worker."""
+    if status in {_OVERLOADED, _TOO_MANY}:
+        return "overloaded"
+    return "status" if status >= _SERVER_ERROR else "refused"
+
+
+def _is_cut(body: bytes) -> bool:
+    """Say whether an answer that is not streamed says that it was cut: vLLM's `abort` is no end of OpenAI's API."""
+    if body.find(_ABORT) < 0 and body.find(_CANCELLED) < 0:
+        return False
+    try:
+        value = loads(body)
+    except orjson.JSONDecodeError:
+        return body.find(b'"finish_reason":"abort"') >= 0  # the last part of a large answer
+    return isinstance(value, dict) and (is_aborted(value) or value.get("status") == "cancelled")

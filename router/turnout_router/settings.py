@@ -36,7 +36,12 @@ class ClientLimits:
     body_grace_seconds: float = 5.0
     """How long a body may be slow to begin with."""
     bodies_bytes: int = 512 * 1024 * 1024
-    """Bodies of all requests that are arriving or under way. More: 503."""
+    """Bodies of all requests that are arriving or under way, shared out as `accounts` says. More: 503."""
+    small_body_bytes: int = 64 * 1024
+    """Bodies up to this size have an eighth of that room to themselves. What the head of a request decides is decided
+    before a larger one is read."""
+    chunk_extension_bytes: int = 4 * 1024
+    """What chunk extensions of one body may take up, all together. More: 400."""
     idle_seconds: float = 75.0
     """How long a connection is kept without a request; longer than the usual load balancer's 60 s, so that it is
     the balancer which closes."""
@@ -47,7 +52,8 @@ class ClientLimits:
     write_buffer_bytes: int = 64 * 1024
     """Unsent bytes of an answer above which the worker's socket is read no further."""
     connections: int = 10_000
-    """Client connections at a time. More: 503 and closed."""
+    """Client connections at a time, those in a TLS handshake included. One more closes the longest idle one of the client
+    that has most; where all are busy, it gets 503."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +114,8 @@ class Settings:
     host: str = "0.0.0.0"  # noqa: S104 - a pod must be reachable; TURNOUT_BIND_ADDRESS narrows it
     port: int = 8080
     admin_port: int = 9090
+    admin_token_file: Path | None = None
+    """Who sends its token is told of requests and workers on the admin port. None: only who asks from loopback is."""
     auth: AuthMode = "open"
     """open: a key is optional, but a wrong one is refused where keys are known at all. required: 401 without one."""
     explain: ExplainMode = "keys"

@@ -15,6 +15,8 @@ FLEET: Final = "fleet"
 WATCH: Final = "watch"
 CHECKS: Final = "checks"
 CHECK: Final = "check"
+MODELS: Final = "models"
+MODEL: Final = "model"
 SCRAPES: Final = "scrapes"
 SCRAPE: Final = "scrape"
 TOKENIZE: Final = "tokenize"
@@ -28,12 +30,15 @@ ADMIN: Final = "admin"
 CLIENT: Final = "client"
 WORKER: Final = "worker"
 LOOP: Final = "loop"
+LOOP_WATCH: Final = "loop_watch"
 
 TASKS: Final = {
     FLEET: "knowing the fleet",
     WATCH: "following one collection of the API server",
     CHECKS: "finding ejected workers",
     CHECK: "asking one ejected worker for its health, and trying it",
+    MODELS: "finding workers to ask for their models",
+    MODEL: "asking one worker for its models",
     SCRAPES: "finding workers whose metrics are due",
     SCRAPE: "reading one worker's metrics",
     TOKENIZE: "asking an engine for a prompt's tokens",
@@ -47,6 +52,7 @@ TASKS: Final = {
     CLIENT: "one client's connection or request",
     WORKER: "one connection to a worker",
     LOOP: "a callback of the event loop",
+    LOOP_WATCH: "measuring how long the event loop leaves others waiting",
 }
 """All of them, with what each does."""
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
@@ -19,22 +22,22 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.cluster
 
-SECRET = "apiVersion: v1\nkind: Secret\nmetadata: {name: peers}\nstringData: {secret: only routers know}\n"
 
-
-def peers(pod: dict[str, object]) -> tuple[int, int]:
+def peers(pod: dict[str, object], token: str) -> tuple[int, int]:
     """Return how many routers *pod* tells, and how many it hears."""
-    page = httpx.get(f"http://{pod['status']['podIP']}:9090/admin/peers", timeout=5).json()  # type: ignore[index]
+    url = f"http://{pod['status']['podIP']}:9090/admin/peers"  # type: ignore[index]
+    page = httpx.get(url, timeout=5, headers={"authorization": f"Bearer {token}"}).raise_for_status().json()
     return sum(told["state"] == "told" for told in page["told"]), len(page["heard"])
 
 
 def know_each_other(turnout: Installation) -> list[dict[str, object]]:
     """Wait until both routers tell and hear one other; return their pods."""
+    token = turnout.secret("turnout-router-admin", "token")
 
     def settled() -> list[dict[str, object]]:
         pods = turnout.router_pods()
         try:
-            return pods if len(pods) == 2 and {peers(pod) for pod in pods} == {(1, 1)} else []
+            return pods if len(pods) == 2 and {peers(pod, token) for pod in pods} == {(1, 1)} else []
         except httpx.TransportError:
             return []
 
@@ -42,17 +45,41 @@ def know_each_other(turnout: Installation) -> list[dict[str, object]]:
     return found
 
 
+def assert_explained(turnout: Installation, served: list[str]) -> None:
+    """`turnout explain` needs nothing but the kubeconfig: it reads the token of the chart's Secret by itself."""
+    path = f"{turnout.cluster.binary('kubectl').parent}:{os.environ['PATH']}"
+    explained = subprocess.run(
+        [Path(sys.executable).parent / "turnout", "explain", "requests", "--namespace", NAMESPACE],
+        env=os.environ | {"KUBECONFIG": str(turnout.cluster.kubeconfig), "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (explained.returncode, explained.stderr) == (0, "")
+    assert all(one in explained.stdout for one in served)
+
+
 def test_two_routers_know_each_others_requests(bare_cluster: Cluster) -> None:
-    """With a shared secret: what one sends is heard by the other, which follows; killed, it is known again."""
+    """With the chart's own secret: what one sends is heard by the other, which follows; killed, it is known again.
+
+    An upgrade keeps that secret and the admin token, which nothing but health and metrics is told without.
+    """
     turnout = Installation(bare_cluster)
-    if not turnout.cluster.kubectl("get", "namespace", NAMESPACE, "--ignore-not-found"):
-        turnout.cluster.kubectl("create", "namespace", NAMESPACE)
-    turnout.cluster.kubectl("apply", "-n", NAMESPACE, "-f", "-", stdin=SECRET)
-    turnout.install("router.peers.secretName=peers", "operator.replicas=1")
+    turnout.install("operator.replicas=1")
+    made = [
+        turnout.secret(f"turnout-router-{name}", key)
+        for name, key in (("peers", "secret"), ("admin", "token"))
+    ]
+    turnout.install("operator.replicas=1", "router.podAnnotations.upgraded=again")
+    assert made == [
+        turnout.secret(f"turnout-router-{name}", key)
+        for name, key in (("peers", "secret"), ("admin", "token"))
+    ]
     turnout.apply(llmdeployment("two", prefill=None, decode=(2, 2)), namespace="default")
     turnout.wait_condition("two", "default", "Ready")
     one, other = know_each_other(turnout)
-    went = []
+    went, served = [], []
     for number, router in enumerate((one, other, one, other)):
         url = f"http://{router['status']['podIP']}:8080/v1"  # type: ignore[index]
         with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=30) as client:
@@ -63,11 +90,15 @@ def test_two_routers_know_each_others_requests(bare_cluster: Cluster) -> None:
                 max_tokens=4,
             )
         went.append(answer.headers["x-turnout-backend"])
+        served.append(answer.headers["x-request-id"])
     assert len(set(went)) == 1, "the prefix is known to whoever is asked"
     for router in (one, other):
+        url = f"http://{router['status']['podIP']}:9090/admin/fleet"  # type: ignore[index]
+        assert httpx.get(url, timeout=5).status_code == 401
         page = httpx.get(f"http://{router['status']['podIP']}:9090/metrics", timeout=5).text  # type: ignore[index]
         (heard,) = re.findall(r'peer_messages_total\{direction="received"\} ([0-9.]+)', page)
         assert float(heard) >= 6, "two requests: sent, expected, finished"
+    assert_explained(turnout, served)
     os.kill(turnout.pid(other), signal.SIGKILL)
     know_each_other(turnout)
     turnout.cluster.helm("uninstall", "turnout", "--namespace", NAMESPACE, "--wait")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import subprocess
@@ -17,10 +18,12 @@ import yaml
 from support.chart_rendering import CHART, NAMESPACE, leaves, render
 from turnout.api import names
 from turnout.api.crds import custom_resource_definitions
+from turnout_cli.routers import TOKEN_VOLUME
 from turnout_devcluster.errors import CommandError
 from turnout_router.peers.finding import PORT_NAME
 
 if TYPE_CHECKING:
+    from support.chart_rendering import Rendering
     from turnout_devcluster.cluster import Cluster
 
 VALUES = (CHART / "values.yaml").read_text()
@@ -84,6 +87,8 @@ def test_every_setting_has_prose_above_it() -> None:
         ({"router": {"auth": "none"}}, "router/auth"),
         ({"router": {"shutdownGraceSeconds": "1m"}}, "shutdownGraceSeconds"),
         ({"router": {"peers": {"secretName": "My Secret"}}}, "secretName"),
+        ({"router": {"admin": {"tokenSecretName": "-"}}}, "tokenSecretName"),
+        ({"networkPolicy": {"metricsFrom": "monitoring"}}, "metricsFrom"),
         ({"router": {"extraArgs": ["verbose"]}}, "extraArgs"),
         ({"watchNamespaces": ["Team_A"]}, "watchNamespaces"),
         ({"fullnameOverride": "x" * 47}, "fullnameOverride"),
@@ -110,6 +115,9 @@ def test_wrong_setting_is_refused(cluster: Cluster, values: dict[str, Any], comp
         {"crds": {"keep": False}, "router": {"service": {"type": "LoadBalancer"}}},
         {"router": {"peers": {"secretName": "s", "networkPolicy": True}}},
         {"router": {"peers": {"enabled": False}}},
+        {"router": {"admin": {"tokenSecretName": "t"}}, "networkPolicy": {"enabled": True}},
+        {"networkPolicy": {"enabled": True, "metricsFrom": [{"podSelector": {}}]}},
+        {"router": {"admin": None}, "networkPolicy": None},
     ],
 )
 def test_lint(cluster: Cluster, values: dict[str, Any]) -> None:
@@ -276,20 +284,98 @@ def test_only_routers_reach_the_peers_port_where_that_is_asked_for(cluster: Clus
     assert [one["podSelector"] for one in routers["from"]] == [policy["spec"]["podSelector"]]
 
 
-@pytest.mark.cluster
-def test_routers_share_a_secret_or_nothing(cluster: Cluster) -> None:
-    """Where a Secret is named it is mounted where the routers look; switched off, nothing of it is left."""
-    secret = render(cluster, {"router": {"peers": {"secretName": "s"}}})
+def mounted(rendering: Rendering, flag: str) -> tuple[str, str]:
+    """Return name and key of the Secret that is mounted where *flag* of the router points to."""
     (path,) = (
         argument.partition("=")[2]
-        for argument in secret.container("turnout-router")["args"]
-        if argument.startswith("--peers-secret-file=")
+        for argument in rendering.container("turnout-router")["args"]
+        if argument.startswith(f"{flag}=")
     )
-    (mount,) = secret.container("turnout-router")["volumeMounts"]
-    (volume,) = secret.pod("turnout-router")["volumes"]
-    assert (mount["name"], volume["secret"]["secretName"]) == (volume["name"], "s")
-    assert path == f"{mount['mountPath']}/{volume['secret']['items'][0]['path']}"
-    assert "peers" not in json.dumps(render(cluster, {"router": {"peers": {"enabled": False}}}).manifests)
+    mounts = rendering.container("turnout-router")["volumeMounts"]
+    (mount,) = (m for m in mounts if path.startswith(f"{m['mountPath']}/"))
+    (secret,) = (
+        v["secret"] for v in rendering.pod("turnout-router")["volumes"] if v["name"] == mount["name"]
+    )
+    (item,) = secret["items"]
+    assert path == f"{mount['mountPath']}/{item['path']}"
+    assert mount["readOnly"] is True
+    return secret["secretName"], item["key"]
+
+
+SECRETS = {"--peers-secret-file": "turnout-router-peers", "--admin-token-file": "turnout-router-admin"}
+
+
+@pytest.mark.cluster
+def test_a_secret_and_a_token_are_made_where_none_is_named(cluster: Cluster) -> None:
+    """By default nobody is believed and nobody is told without one; what is made cannot be guessed."""
+    one, other = render(cluster), render(cluster)
+    assert set(one.kind("Secret")) == set(SECRETS.values())
+    for flag, made in SECRETS.items():
+        name, key = mounted(one, flag)
+        assert name == made
+        values = [base64.b64decode(r.one("Secret", name)["data"][key], validate=True) for r in (one, other)]
+        assert values[0] != values[1]
+        assert all(len(value) == 48 and value.isalnum() for value in values)
+    volumes = [volume["name"] for volume in one.pod("turnout-router")["volumes"]]
+    assert TOKEN_VOLUME in volumes, "turnout explain looks for it"
+
+
+@pytest.mark.cluster
+def test_secrets_of_the_users_own_take_the_place_of_made_ones(cluster: Cluster) -> None:
+    """Named ones are mounted and none is made; without peers nothing of their secret is left."""
+    named = render(cluster, {"router": {"peers": {"secretName": "s"}, "admin": {"tokenSecretName": "t"}}})
+    assert named.kind("Secret") == {}
+    assert mounted(named, "--peers-secret-file") == ("s", "secret")
+    assert mounted(named, "--admin-token-file") == ("t", "token")
+    alone = render(cluster, {"router": {"peers": {"enabled": False}}})
+    assert set(alone.kind("Secret")) == {"turnout-router-admin"}
+    assert "peers" not in json.dumps(alone.manifests)
+
+
+@pytest.mark.cluster
+def test_values_of_an_older_release_are_enough(cluster: Cluster) -> None:
+    """`helm upgrade --reuse-values` brings none of the newer settings: their absence is their default."""
+    older = render(cluster, {"router": {"admin": None}, "networkPolicy": None})
+    assert set(older.kind("Secret")) == set(SECRETS.values())
+    assert older.kind("NetworkPolicy") == {}
+
+
+@pytest.mark.cluster
+def test_ports_are_closed_where_that_is_asked_for(cluster: Cluster, namespace: str) -> None:
+    """The API server takes the policies; each port is open to whom it is for, and none is closed by mistake."""
+    monitoring = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    rendering = render(
+        cluster,
+        {
+            "networkPolicy": {"enabled": True, "metricsFrom": [monitoring]},
+            "router": {"peers": {"networkPolicy": True}},
+        },
+    )
+    policies = rendering.kind("NetworkPolicy")
+    assert set(policies) == {"turnout-operator", "turnout-router"}, "the looser one for peers would open 9090"
+    for name, policy in policies.items():
+        pod = rendering.one("Deployment", name)["spec"]["template"]["metadata"]["labels"]
+        assert policy["spec"]["podSelector"]["matchLabels"].items() <= pod.items()
+        del policy["metadata"]["namespace"]
+        cluster.kubectl("create", "--dry-run=server", "-n", namespace, "-f", "-", stdin=json.dumps(policy))
+    everybody, admin, peers = policies["turnout-router"]["spec"]["ingress"]
+    assert "from" not in everybody
+    open_ports = {
+        port
+        for part in everybody["ports"]
+        for port in range(part["port"], part.get("endPort", part["port"]) + 1)
+    }
+    assert set(range(1, 65536)) - open_ports == {names.ROUTER_ADMIN_PORT, names.ROUTER_PEERS_PORT}
+    operators = {"podSelector": policies["turnout-operator"]["spec"]["podSelector"]}
+    assert admin == {"ports": [{"port": names.ROUTER_ADMIN_PORT}], "from": [operators, monitoring]}
+    routers = {"podSelector": policies["turnout-router"]["spec"]["podSelector"]}
+    assert peers == {"ports": [{"port": names.ROUTER_PEERS_PORT}], "from": [routers]}
+    assert policies["turnout-operator"]["spec"]["ingress"] == [
+        {"ports": [{"port": names.OPERATOR_ADMIN_PORT}], "from": [monitoring]}
+    ]
+    closed = render(cluster, {"networkPolicy": {"enabled": True}, "router": {"peers": {"enabled": False}}})
+    assert closed.one("NetworkPolicy", "turnout-operator")["spec"]["ingress"] == []
+    assert len(closed.one("NetworkPolicy", "turnout-router")["spec"]["ingress"]) == 2
 
 
 @pytest.mark.cluster
@@ -358,6 +444,7 @@ def test_notes_follow_the_settings(cluster: Cluster) -> None:
     assert "port-forward service/front-turnout-router 8080:8080" in usual
     assert "keeps the CRDs" in usual
     assert "name 1 other(s) each" in usual
+    assert "get secret front-turnout-router-admin -o jsonpath={.data.token}" in usual
     assert "/admin/peers" not in notes({"router": {"replicas": 1}})
     assert "EVERY LLMDeployment" in notes({"crds": {"keep": False}})
     assert "the CRDs are not part of this release" in notes({"crds": {"install": False}})

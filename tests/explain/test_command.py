@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import shutil
@@ -146,36 +147,89 @@ async def test_a_url_that_is_no_admin_port_is_said(tmp_path: Path) -> None:
     assert "cannot be asked" in nonsense[2]
 
 
-async def test_a_router_pod_is_asked_through_the_api_server(tmp_path: Path) -> None:
-    """kubectl, with the cluster that was named, lists the pods and is the way to their admin ports."""
-    pods = {
-        "items": [
-            {
-                "metadata": {"namespace": "ns", "name": "r-0"},
-                "status": {"phase": "Running", "podIP": "10.0.0.7"},
-            }
-        ]
+def pods_behind(port: int, folder: Path, secret: str) -> str:
+    """Return the PATH of a kubectl that knows one router pod, forwards its port to *port*, and runs *secret* for it."""
+    router = {
+        "metadata": {"namespace": "ns", "name": "r-0"},
+        "spec": {
+            "volumes": [{"name": "admin-token", "secret": {"secretName": "s", "items": [{"key": "k"}]}}]
+        },
+        "status": {"phase": "Running", "podIP": "10.0.0.7"},
     }
-    (tmp_path / "pods.json").write_text(json.dumps(pods))
-    (tmp_path / "account.json").write_text(json.dumps(ACCOUNT))
-    script = f"""
-echo "$@" >> {tmp_path}/calls
+    (folder / "pods.json").write_text(json.dumps({"items": [router]}))
+    return fake_kubectl(
+        folder,
+        f"""
+echo "$@" >> {folder}/calls
 case "$*" in
-*"get pods"*) cat {tmp_path}/pods.json ;;
-*/proxy/admin/decisions/r1) cat {tmp_path}/account.json ;;
-*) echo 'Error from server (NotFound): the server could not find the requested resource' >&2; exit 1 ;;
+*"get pods"*) cat {folder}/pods.json ;;
+*"get secret s --namespace ns"*) {secret} ;;
+*"--namespace ns port-forward --address 127.0.0.1 pod/r-0 :9090"*)
+  echo "Forwarding from 127.0.0.1:{port} -> 9090"; echo $$ > {folder}/pid; exec sleep 60 ;;
+*) echo 'Error from server (Forbidden)' >&2; exit 1 ;;
 esac
-"""
-    path = fake_kubectl(tmp_path, script)
-    status, out, _ = await turnout("request", "r1", "--context", "far", "--namespace", "ns", PATH=path)
-    unknown, _, err = await turnout("request", "r2", PATH=path)
-    calls = (tmp_path / "calls").read_text()
-    assert status == 0
-    assert "router    ns/r-0" in out
-    assert "--context far" in calls
-    assert "--raw /api/v1/namespaces/ns/pods/r-0:9090/proxy/admin/decisions/r1" in calls
-    assert unknown == 1
-    assert "none of 1 routers" in err
+""",
+    )
+
+
+async def test_a_router_pod_is_asked_through_a_forwarded_port_and_with_its_own_token(tmp_path: Path) -> None:
+    """kubectl, with the cluster that was named, finds the pod and its token, and leads to it; nothing of it stays."""
+    token = "a-token-of-enough-bytes"
+    (tmp_path / "token").write_text(token)
+    encoded = base64.b64encode(token.encode()).decode()
+    async with (
+        mock_worker() as worker,
+        running_router(
+            tmp_path, config([("aggregated", worker.url)]), admin_token_file=tmp_path / "token"
+        ) as r,
+    ):
+        await r.client.post("/v1/chat/completions", json=chat(), headers={"x-request-id": "r1"})
+        port = r.router.admin_port
+        path = pods_behind(port, tmp_path, f"""echo '{{"data": {{"k": "{encoded}"}}}}'""")
+        status, out, err = await turnout("request", "r1", "--context", "far", "--namespace", "ns", PATH=path)
+        assert (status, err) == (0, "")
+        assert "router    ns/r-0" in out
+        calls = (tmp_path / "calls").read_text().splitlines()
+        assert all(call.startswith("--context far ") for call in calls)
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / "pid").read_text()), 0)
+        unknown, _, err = await turnout("request", "r2", PATH=path)
+        assert (unknown, "none of 1 routers" in err) == (1, True)
+        url = f"http://127.0.0.1:{port}"
+        with_file = await turnout("request", "r1", "--admin", url, "--token-file", str(tmp_path / "token"))
+        assert with_file[0] == 0
+        without = await turnout("request", "r1", "--admin", url)
+        assert (without[0], "give --token-file" in without[2]) == (2, True)
+        (tmp_path / "other").write_text("another-token-of-enough-bytes")
+        wrong = await turnout("requests", "--admin", url, TURNOUT_ADMIN_TOKEN_FILE=str(tmp_path / "other"))
+        assert (wrong[0], "does not know this admin token" in wrong[2]) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("secret", "word"),
+    [
+        ("echo 'Error from server (Forbidden): no' >&2; exit 1", "ask for the right to get it"),
+        ("echo '{\"data\": {}}'", "holds no admin token under the key 'k'"),
+        ('echo \'{"data": {"k": "/"}}\'', "holds no admin token under the key 'k'"),
+    ],
+)
+async def test_a_token_that_cannot_be_had_is_said(tmp_path: Path, secret: str, word: str) -> None:
+    """Status 2, with the Secret's name and what to do."""
+    status, _, err = await turnout("requests", PATH=pods_behind(9, tmp_path, secret))
+    assert status == 2
+    assert "ns/s" in err
+    assert word in err
+
+
+async def test_a_port_that_cannot_be_forwarded_is_said(tmp_path: Path) -> None:
+    """With what kubectl complains of, and which right is needed."""
+    path = pods_behind(9, tmp_path, 'echo \'{"data": {"k": "eA=="}}\'')
+    script = (tmp_path / "kubectl").read_text().replace("pod/r-0 :9090", "pod/other")
+    (tmp_path / "kubectl").write_text(script)
+    status, _, err = await turnout("requests", PATH=path)
+    assert status == 2
+    assert "Error from server (Forbidden)" in err
+    assert "pods/portforward" in err
 
 
 @pytest.mark.cluster

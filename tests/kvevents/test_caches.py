@@ -5,18 +5,26 @@ from __future__ import annotations
 from turnout.routing.events import Cleared, Stored
 from turnout.routing.exact import ExactCaches
 from turnout.routing.ledger import Ledger, Prompt
-from turnout.routing.policy import PrefixAware
+from turnout.routing.policy import Picks, PrefixAware
+from turnout.routing.select import PrefixReason
 from turnout.routing.tokens import Tokenized, chain
 from turnout.routing.work import WorkModel
 
 SIZE = 16
 BLOCKS = tuple(range(100, 110))
 TOKENS = list(range(3200))
-"""Ten blocks of text of 256 estimated tokens: in truth they have 3,200."""
+"""Ten blocks of text, taken for 256 tokens each: in truth they have 3,200."""
 
 
 def prompt(revision: str = "a", size: int = SIZE) -> Prompt:
-    return Prompt(2560, BLOCKS, tokenized=Tokenized(revision, len(TOKENS), {size: chain(TOKENS, size)}))
+    chains = {size: chain(TOKENS, size)}
+    return Prompt(len(TOKENS), BLOCKS, tokenized=Tokenized(revision, len(TOKENS), chains, 320))
+
+
+def short_prompt(tokens: int) -> Prompt:
+    """Return a prompt that is too short for a block of text."""
+    chains = {SIZE: chain(TOKENS[:tokens], SIZE)}
+    return Prompt(tokens, tokenized=Tokenized("a", tokens, chains, 320))
 
 
 def ledger(*engines: str, revision: str = "a") -> tuple[Ledger, ExactCaches]:
@@ -45,6 +53,58 @@ def test_an_engines_word_becomes_blocks_of_text() -> None:
     assert books.matches(prompt()) == [0, 5]
     hold(caches, "one", 3200)
     assert books.matches(prompt()) == [10, 5]
+
+
+def test_a_prompt_below_a_block_of_text_goes_where_its_tokens_are() -> None:
+    """Of 100 tokens one engine holds 96: it is chosen, wherever it stands, and the reason says 96."""
+    for holder in ("one", "two"):
+        books, caches = ledger("one", "two")
+        policy = PrefixAware(books, WorkModel())
+        hold(caches, holder, 96)
+        asked = short_prompt(100)
+        pick = policy.choose(asked, list(books.states.values()), 0.0)
+        assert (pick.state.id, pick.matched, pick.cached) == (holder, 0, 96)
+        assert {each.backend: each.cached_tokens for each in pick.compared}[holder] == 96
+        assert "about 96 tokens cached" in PrefixReason(Picks(policy, asked, pick, None), None).sentence
+        assert policy.sent(pick, asked, 0.0).uncached_tokens == 4
+
+
+def test_a_pair_is_compared_in_tokens() -> None:
+    """A decode worker that holds 96 of 100 tokens computes the rest itself, a prefill worker that does is chosen."""
+    books, caches = ledger("one", "two")
+    policy = PrefixAware(books, WorkModel())
+    hold(caches, "two", 96)
+    one, two = books.states["one"], books.states["two"]
+    books.set_backends([("one", 100_000), ("two", 100_000), ("three", 100_000)])
+    local = policy.choose_pair(short_prompt(100), [one], [two], 0.0, local_below_tokens=5)
+    assert local.prefill is None
+    assert local.decode.cached == 96
+    remote = policy.choose_pair(short_prompt(100), [one, two], [books.states["three"]], 0.0)
+    assert remote.prefill is not None
+    assert (remote.prefill.state.id, remote.prefill.cached) == ("two", 96)
+
+
+def test_hits_are_counted_in_the_engines_own_blocks() -> None:
+    """1,744 of 3,200 tokens are 109 blocks of 16: no rounding to the text's blocks, however long the prompt is."""
+    books, caches = ledger("one", "two")
+    hold(caches, "two", 1744)
+    assert books.holdings(prompt()) == ([0, 5], [0, 1744])
+
+
+def test_an_answers_usage_is_compared_in_the_same_tokens() -> None:
+    """All that was expected was there: nothing is learned of the shadow, though blocks of text are no 256 tokens."""
+    books, caches = ledger("one")
+    policy = PrefixAware(books, WorkModel())
+    hold(caches, "one", 3200)
+    state = books.states["one"]
+    before = state.cache._room
+    ticket = policy.sent(policy.choose(prompt(), [state], 0.0), prompt(), 0.0)
+    assert ticket.text_tokens(256) == 2560, "what other routers are told of, who know no tokens"
+    books.finished(ticket, 1.0, 3184, 3200)
+    assert state.cache._room == before
+    ticket = policy.sent(policy.choose(prompt(), [state], 0.0), prompt(), 0.0)
+    books.finished(ticket, 1.0, 1600, 3200)
+    assert state.cache._room < before
 
 
 def test_what_is_believed_of_a_known_cache_does_not_count() -> None:

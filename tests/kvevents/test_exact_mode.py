@@ -130,7 +130,7 @@ async def test_what_somebody_else_has_sent_is_found(tmp_path: Path, stack: ExitS
     async with running_router(tmp_path, fleet(one.backend(), other.backend())) as r:
         await until(r, one.id, state="complete", blocks=0)
         await until(r, other.id, state="complete", blocks=blocks)
-        assert await cached_tokens(r) == {one.id: 0, other.id: 1024}
+        assert await cached_tokens(r) == {one.id: 0, other.id: 16 * blocks}
         assert await ask(r) == other.id
         second = PROMPT.replace("railway", "garden")
         await until(r, one.id, blocks=one.ask(second))
@@ -145,6 +145,63 @@ async def test_what_somebody_else_has_sent_is_found(tmp_path: Path, stack: ExitS
         assert await r.metric("turnout_router_kv_events_total", what="batch") > 0
 
 
+async def test_a_short_prompt_goes_where_its_tokens_are(tmp_path: Path, stack: ExitStack) -> None:
+    """A hundred tokens, far less than a block of text: the worker that has 96 of them is chosen, and the reason says so."""
+    one, other = Publishing(stack), Publishing(stack)
+    short = PROMPT[:360]
+    holders = {other: short, one: short.replace("railway", "garden")}
+    async with running_router(tmp_path, fleet(one.backend(), other.backend())) as r:
+        for worker, prompt in holders.items():
+            await until(r, worker.id, state="complete", blocks=worker.ask(prompt))
+        for worker, prompt in holders.items():
+            answer = await r.client.post(
+                "/v1/chat/completions",
+                json={"model": NAME, "max_tokens": 4, "messages": [{"role": "user", "content": prompt}]},
+                headers={"x-turnout-explain": "1"},
+            )
+            tokens = 16 * worker.blocks_of(prompt)
+            assert 64 <= tokens <= 112
+            assert answer.headers["x-turnout-backend"] == worker.id
+            assert f"about {tokens} tokens cached" in answer.headers["x-turnout-reason"]
+
+
+async def test_a_conversation_stays_with_its_worker_from_the_first_turn_on(
+    tmp_path: Path, stack: ExitStack
+) -> None:
+    """Turns of a hundred tokens, held by one of two workers that both are idle: each goes where the turns before it are."""
+    one, other = Publishing(stack), Publishing(stack)
+    async with running_router(tmp_path, fleet(one.backend(), other.backend())) as r:
+        await until(r, one.id, state="complete")
+        await until(r, other.id, state="complete")
+        text = ""
+        for turn in range(6):
+            text += f"Turn {turn}: " + PROMPT[:390]
+            blocks = other.ask(text)
+            numbers = chain(other.tokens_of(text), 16)
+            exact = r.router._backends._policies[DEPLOYMENT].ledger.exact
+            assert exact is not None
+            await eventually(lambda e=exact, n=numbers: max(e.index.match(n, 2)) == len(n))
+            assert await cached_tokens(r, text) == {one.id: 0, other.id: 16 * blocks}
+            assert await ask(r, text) == other.id
+            text += PROMPT[90:180]
+
+
+async def test_a_client_whose_prompts_are_refused_costs_others_nothing(
+    tmp_path: Path, stack: ExitStack
+) -> None:
+    """Its messages have no role: workers refuse them, and are asked for the tokens of others' prompts as before."""
+    one, other = Publishing(stack), Publishing(stack)
+    blocks = other.ask()
+    async with running_router(tmp_path, fleet(one.backend(), other.backend())) as r:
+        await until(r, one.id, state="complete")
+        await until(r, other.id, state="complete", blocks=blocks)
+        for number in range(4):
+            body = {"model": NAME, "max_tokens": 4, "messages": [{"content": f"{number} {PROMPT}"}]}
+            assert (await r.client.post("/v1/chat/completions", json=body)).status_code == 400
+        assert await r.metric("turnout_router_tokenized_total", outcome="failed") == 0
+        assert await cached_tokens(r) == {one.id: 0, other.id: 16 * blocks}
+
+
 async def test_salts_part_caches_for_the_router_as_for_the_engine(tmp_path: Path, stack: ExitStack) -> None:
     """A prompt cached under one salt counts for requests with this salt only."""
     one, other = Publishing(stack), Publishing(stack)
@@ -152,7 +209,7 @@ async def test_salts_part_caches_for_the_router_as_for_the_engine(tmp_path: Path
     async with running_router(tmp_path, fleet(one.backend(), other.backend())) as r:
         await until(r, one.id, state="complete")
         await until(r, other.id, state="complete", blocks=blocks)
-        assert await cached_tokens(r, cache_salt="pepper") == {one.id: 0, other.id: 1024}
+        assert await cached_tokens(r, cache_salt="pepper") == {one.id: 0, other.id: 16 * blocks}
         assert await cached_tokens(r) == {one.id: 0, other.id: 0}
 
 
@@ -167,7 +224,7 @@ async def test_adapters_part_caches_for_the_router_as_for_the_engine(
     async with running_router(tmp_path, content) as r:
         await until(r, one.id, state="complete")
         await until(r, other.id, state="complete", blocks=blocks)
-        assert await cached_tokens(r, model="sql") == {one.id: 0, other.id: 1024}
+        assert await cached_tokens(r, model="sql") == {one.id: 0, other.id: 16 * blocks}
         assert await cached_tokens(r) == {one.id: 0, other.id: 0}
 
 
@@ -200,7 +257,7 @@ async def test_what_an_engine_has_evicted_does_not_count(tmp_path: Path, stack: 
         await until(r, other.id, state="complete")
         first = one if await ask(r) == one.id else other
         await until(r, first.id, blocks=first.blocks_of(PROMPT))
-        assert (await cached_tokens(r))[first.id] == 1024
+        assert (await cached_tokens(r))[first.id] == 16 * first.blocks_of(PROMPT)
         first.ask(PROMPT.replace("railway", "garden"))
         last = PROMPT.replace("railway", "market")
         numbers = chain(first.tokens_of(last), 16)
@@ -209,7 +266,7 @@ async def test_what_an_engine_has_evicted_does_not_count(tmp_path: Path, stack: 
         assert exact is not None
         await eventually(lambda: max(exact.index.match(numbers, 2)) == len(numbers))
         assert (await known(r, first.id))["blocks"] <= 2048 // 16
-        assert (await cached_tokens(r))[first.id] < 1024
+        assert (await cached_tokens(r))[first.id] < 16 * first.blocks_of(PROMPT)
 
 
 async def test_a_worker_that_starts_anew_has_nothing_cached(tmp_path: Path, stack: ExitStack) -> None:
@@ -225,7 +282,7 @@ async def test_a_worker_that_starts_anew_has_nothing_cached(tmp_path: Path, stac
         await until(r, again.id, state="complete", blocks=0)
         second = PROMPT.replace("railway", "garden")
         await until(r, again.id, blocks=again.ask(second))
-        assert (await cached_tokens(r, second))[again.id] == 1024
+        assert (await cached_tokens(r, second))[again.id] == 16 * again.blocks_of(second)
 
 
 async def test_without_tokens_the_belief_decides(tmp_path: Path) -> None:
@@ -280,7 +337,7 @@ async def test_a_pair_knows_both_caches(tmp_path: Path, stack: ExitStack) -> Non
         await until(r, prefills[1].id, state="complete", blocks=blocks)
         await until(r, decode.id, state="complete")
         cached = await cached_tokens(r)
-        assert cached[prefills[1].id] == 1024
+        assert cached[prefills[1].id] == 16 * blocks
         account = (await r.admin.get("/admin/decisions/asked")).json()
         assert account["steps"][0]["prefill"] == prefills[1].id
         await until(r, decode.id, blocks=decode.blocks_of(PROMPT))
@@ -294,7 +351,7 @@ async def test_mixed_fleets_are_compared(tmp_path: Path, stack: ExitStack) -> No
     silent = {"role": "aggregated", "url": plain.url, "kvTokens": 100_000}
     async with running_router(tmp_path, fleet(one.backend(), silent)) as r:
         await until(r, one.id, state="complete", blocks=blocks)
-        assert await cached_tokens(r) == {one.id: 1024, f"127.0.0.1:{plain.port}": 0}
+        assert await cached_tokens(r) == {one.id: 16 * blocks, f"127.0.0.1:{plain.port}": 0}
 
 
 async def test_workers_without_events_need_no_zeromq(tmp_path: Path, stack: ExitStack) -> None:

@@ -19,14 +19,15 @@ from turnout_router.kvevents import tokens as module
 from turnout_router.kvevents.tokens import Tokenizer
 from turnout_router.openai import Completion, parse
 from turnout_router.pools import Pools
-from turnout_router.prefixes import BLOCK_TOKENS, prompt_blocks
+from turnout_router.prefixes import BLOCK_BYTES, BLOCK_TOKENS, prompt_blocks
 from turnout_router.settings import UpstreamLimits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 STORY = "There once was a turnout that could not decide. " * 100
-"""4,800 bytes."""
+"""4,900 bytes."""
+LONG_STORY = STORY * 4
 SIZE = 16
 
 
@@ -67,12 +68,12 @@ def asked(text: str = STORY, endpoint: Endpoint = CHAT, **more: Any) -> tuple[Co
 
 
 async def test_a_prompt_is_asked_for_once(worker: WorkerProcess) -> None:
-    """The same again is known; another end behind the same blocks of text shares what both have in common."""
+    """The same again is known; a long one with another end shares what both have in common."""
     with tokenizer() as (tokens, noted):
         engines = [engine(worker.port)]
-        first = await tokens.read(*asked(), engines, [SIZE])
-        again = await tokens.read(*asked(), engines, [SIZE])
-        other = await tokens.read(*asked(STORY + "The end?"), engines, [SIZE])
+        first = await tokens.read(*asked(LONG_STORY), engines, [SIZE])
+        again = await tokens.read(*asked(LONG_STORY), engines, [SIZE])
+        other = await tokens.read(*asked(LONG_STORY + "The end?"), engines, [SIZE])
         assert noted == ["asked", "known", "known"]
         assert first is not None
         assert other is not None
@@ -81,6 +82,38 @@ async def test_a_prompt_is_asked_for_once(worker: WorkerProcess) -> None:
         assert shared == numbers[: len(shared)]
         assert len(numbers) - len(shared) <= BLOCK_TOKENS // SIZE
         assert other.tokens == pytest.approx(first.tokens + 2, abs=2)
+
+
+async def test_short_prompts_are_known_to_the_block(worker: WorkerProcess) -> None:
+    """Below a block of text, and up to eight of them, each text has its own tokens: no end is taken for another."""
+    with tokenizer() as (tokens, noted):
+        engines = [engine(worker.port)]
+        for text in ("Where does the railway end? " * 10, STORY):
+            request, prompt = asked(text)
+            found = await tokens.read(request, prompt, engines, [SIZE])
+            longer = await tokens.read(*asked(text + "And where does it begin, by the way?"), engines, [SIZE])
+            again = await tokens.read(*asked(text), engines, [SIZE])
+            assert found is not None
+            assert longer is not None
+            assert again == found
+            assert len(found.chains[SIZE]) == found.tokens // SIZE
+            assert len(longer.chains[SIZE]) == longer.tokens // SIZE > len(found.chains[SIZE])
+            assert longer.chains[SIZE][: len(found.chains[SIZE]) - 1] == found.chains[SIZE][:-1]
+            text_bytes = len(request.prompt[0])
+            assert found.block_tokens == found.tokens * BLOCK_BYTES // text_bytes
+        assert noted == ["asked", "asked", "known"] * 2
+
+
+async def test_salts_and_adapters_part_short_prompts(worker: WorkerProcess) -> None:
+    """No block of text stands for them there: their numbers are kept apart all the same."""
+    with tokenizer() as (tokens, noted):
+        engines, found = [engine(worker.port)], []
+        for adapter, more in ((None, {}), (None, {"cache_salt": "pepper"}), ("sql", {})):
+            request, prompt = asked("Where does the railway end? " * 10, **more)
+            under = Prompt(prompt.tokens, prompt.blocks, adapter=adapter)
+            found.append(await tokens.read(request, under, engines, [SIZE]))
+        assert noted == ["asked"] * 3
+        assert len({each.chains[SIZE][0] for each in found if each is not None}) == 3
 
 
 async def test_what_changes_tokens_is_asked_for_anew(worker: WorkerProcess) -> None:
@@ -145,7 +178,7 @@ async def test_another_engine_is_asked_instead(worker: WorkerProcess) -> None:
 
 
 async def test_forms_that_cannot_be_compared_are_left_to_belief() -> None:
-    """Images, several prompts, other APIs, and prompts too short to matter; token ids need no question."""
+    """Images, several prompts, other APIs, and what /tokenize does not know; token ids need no question."""
     image = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]
     with tokenizer() as (tokens, noted):
         engines = [engine(1)]
@@ -153,22 +186,94 @@ async def test_forms_that_cannot_be_compared_are_left_to_belief() -> None:
             asked(messages=[*image, {"role": "user", "content": STORY}]),
             asked(endpoint=TEXT, prompt=[STORY, STORY]),
             asked(endpoint=RESPONSE),
-            asked("Hello."),
+            asked(truncate_prompt_tokens=100),
+            asked(endpoint=TEXT, truncate_prompt_tokens=-1),
+            asked(endpoint=TEXT, prompt=list(range(1000)), truncate_prompt_tokens=10),
+            asked(documents=[{"text": STORY}]),
+            asked(reasoning_effort="high"),
+            asked(endpoint=TEXT, prompt=[1, -2]),
+            asked(endpoint=TEXT, prompt=[1, 2**40]),
+            asked(endpoint=TEXT, prompt=[1, 2.5]),
         ):
             assert await tokens.read(request, prompt, engines, [SIZE]) is None
         ids = list(range(1000))
         found = await tokens.read(*asked(endpoint=TEXT, prompt=ids), engines, [SIZE])
-        assert found == Tokenized("a", 1000, {SIZE: chain(ids, SIZE)})
-        assert noted == ["unfit"] * 4 + ["known"]
+        size = 1000 * BLOCK_BYTES // len(orjson.dumps(ids))
+        assert found == Tokenized("a", 1000, {SIZE: chain(ids, SIZE)}, size)
+        assert noted == ["unfit"] * 11 + ["known"]
+
+
+async def test_what_is_too_long_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text whose tokens could not be read at once, and ids beyond that; long chains are cut, not refused."""
+    monkeypatch.setattr(module, "MAX_TEXT_BYTES", 10_000)
+    monkeypatch.setattr(module, "MAX_CHAIN_BLOCKS", 64)
+    monkeypatch.setattr(module, "LINKS_AT_ONCE", 16)
+    with tokenizer() as (tokens, noted):
+        assert await tokens.read(*asked("x" * 10_000), [engine(1)], [SIZE]) is None
+        assert await tokens.read(*asked(endpoint=TEXT, prompt=[7] * 6000), [engine(1)], [SIZE]) is None
+        ids = list(range(1800))
+        found = await tokens.read(*asked(endpoint=TEXT, prompt=ids), [engine(1)], [SIZE])
+        assert found is not None
+        assert (found.tokens, found.chains[SIZE]) == (1800, chain(ids, SIZE)[:64])
+        assert noted == ["unfit", "unfit", "known"]
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+async def test_a_prompt_that_an_engine_refuses_is_the_clients_fault(status: int) -> None:
+    """Its engine is asked for the next prompt all the same: one client's mistakes cost others nothing."""
+    async with mock_worker(behaviour="status", status=status) as strict:
+        with tokenizer() as (tokens, noted):
+            for number in range(3):
+                assert await tokens.read(*asked(f"{number}"), [engine(strict.port)], [SIZE]) is None
+            assert noted == ["unfit"] * 3
+    assert len(strict.received) == 3
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 50_000,
+        b'{"tokens": [' + b"[]," * 20_000 + b"[]]}",
+        b'{"tokens": {"1": 2}}',
+        b'{"tokens": [1, 2.5]}',
+        b'{"tokens": [-1]}',
+        b'{"tokens": [' + b"9" * 5_000 + b"]}",
+        b'{"tokens": [' + b"1," * 100_000 + b"1]}",
+        b'{"tokens": "\xff"}',
+        b'{"tokens": [1',
+        b"null",
+        b" ",
+    ],
+    ids=[
+        "nested",
+        "arrays",
+        "map",
+        "float",
+        "negative",
+        "huge",
+        "too many",
+        "no UTF-8",
+        "cut",
+        "null",
+        "blank",
+    ],
+)
+async def test_hostile_answers_are_no_tokens(body: bytes) -> None:
+    """Whatever an engine answers: the prompt is routed by belief, the engine left alone, nothing raised or kept."""
+    async with mock_worker(tokenized=body) as hostile:
+        with tokenizer() as (tokens, noted):
+            assert await tokens.read(*asked("Hello."), [engine(hostile.port)], [SIZE]) is None
+            assert noted == ["failed"]
+            assert not tokens._kept
 
 
 async def test_what_is_kept_is_bounded(worker: WorkerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond so many blocks the prompts longest unused are forgotten."""
-    monkeypatch.setattr(module, "MAX_KEPT_BLOCKS", 200)
+    monkeypatch.setattr(module, "MAX_KEPT_BLOCKS", 220)
     with tokenizer() as (tokens, noted):
         for number in range(4):
             await tokens.read(*asked(f"{number} {STORY}"), [engine(worker.port)], [SIZE])
-        assert tokens._kept_blocks <= 200
+        assert tokens._kept_blocks <= 220
         assert len(tokens._kept) == 2
         await tokens.read(*asked(f"3 {STORY}"), [engine(worker.port)], [SIZE])
         await tokens.read(*asked(f"0 {STORY}"), [engine(worker.port)], [SIZE])

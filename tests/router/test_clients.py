@@ -270,7 +270,7 @@ async def test_a_post_without_a_body_is_told_to_send_one(r: Running) -> None:
     [
         "/",
         "/metrics",
-        "/health",
+        "/healthz",
         "/admin/fleet",
         "/pause",
         "/v1/../metrics",

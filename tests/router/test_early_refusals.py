@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from support.router_mock_backend import mock_worker
 from support.router_running import config, running_router
 from turnout_router.settings import ClientLimits
 
@@ -77,3 +78,81 @@ async def test_what_follows_a_request_is_not_taken_for_its_kin(tmp_path: Path) -
         status, answered = await refused(r.router.port, first + b"\x00\x01\x02\r\n\r\n")
     assert status == 400
     assert "code" in answered["error"]
+
+
+async def answered(port: int, *parts: bytes) -> bytes:
+    """Send *parts* and return all that comes, up to the end of the connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for part in parts:
+        writer.write(part)
+        await asyncio.sleep(0)
+    said = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    return said
+
+
+@pytest.mark.parametrize(
+    ("rest", "status"),
+    [
+        (ENDLESS, 431),
+        (SLOW, 408),
+        (TOO_LARGE, 413),
+        (b"a: \x01\r\n\r\n", 400),
+        (b"host: y\r\n\r\n", 400),
+        (b"content-encoding: gzip\r\ncontent-length: 1\r\n\r\n", 415),
+        (b"expect: 200-ok\r\n\r\n", 417),
+        (b"transfer-encoding: gzip\r\n\r\n", 501),
+    ],
+)
+async def test_a_head_that_is_refused_early_has_no_body(tmp_path: Path, rest: bytes, status: int) -> None:
+    """The answer to a HEAD ends with its head, whatever it says (RFC 9110, section 9.3.2)."""
+    async with running_router(tmp_path, config([]), client=LIMITS) as r:
+        said = await answered(r.router.port, b"HEAD /v1/models HTTP/1.1\r\nhost: x\r\n" + rest)
+    assert said.startswith(b"HTTP/1.1 %d " % status)
+    assert said.endswith(b"\r\n\r\n")
+    assert said.count(b"\r\n\r\n") == 1
+
+
+async def test_what_an_answer_says_of_its_connection(tmp_path: Path) -> None:
+    """An HTTP/1.0 client learns that its connection is kept; an answer without a body says nothing of its length."""
+    old = b"GET /v1/models HTTP/1.0\r\n%b\r\n"
+    options = b"OPTIONS /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    async with running_router(tmp_path, config([]), client=LIMITS) as r:
+        kept = await answered(r.router.port, old % b"connection: keep-alive\r\n", old % b"")
+        empty = await answered(r.router.port, options)
+        new = await answered(r.router.port, b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n" + old % b"")
+    assert kept.count(b"\r\nconnection: keep-alive\r\n") == 1
+    assert kept.count(b"\r\nconnection: close\r\n") == 1
+    assert b"connection: keep-alive" not in new
+    assert empty.startswith(b"HTTP/1.1 204 ")
+    assert b"content-length" not in empty
+    assert b"transfer-encoding" not in empty
+
+
+async def test_an_answer_in_pieces_to_http_1_0_says_so_too(tmp_path: Path) -> None:
+    """A stream that only the end of the connection can end is never said to be kept."""
+    body = json.dumps({"model": "tiny-1b", "messages": [{"role": "user", "content": "x"}], "stream": True})
+    asked = (
+        b"POST /v1/chat/completions HTTP/1.0\r\nconnection: keep-alive\r\ncontent-length: %d\r\n\r\n%b"
+        % (len(body), body.encode())
+    )
+    async with mock_worker() as worker:
+        fleet = config([("aggregated", worker.url)])
+        async with running_router(tmp_path, fleet) as r:
+            said = await answered(r.router.port, asked)
+    assert b"\r\nconnection: close\r\n" in said
+    assert b"keep-alive" not in said
+    assert said.endswith(b"[DONE]\n\n")
+
+
+async def test_a_refusal_of_the_head_has_the_requests_id(tmp_path: Path) -> None:
+    """Where the connection goes on it is answered as any other request, and it is counted."""
+    asked = b"POST /v1/none HTTP/1.1\r\nhost: x\r\nx-request-id: mine\r\ncontent-length: 5\r\n\r\n"
+    async with running_router(tmp_path, config([])) as r:
+        reader, writer = await asyncio.open_connection("127.0.0.1", r.router.port)
+        writer.write(asked)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        assert await r.metric("turnout_router_requests_total", deployment="", code="404") == 1
+        writer.close()
+    assert b"\r\nx-request-id: mine\r\n" in head
+    assert b"\r\nconnection: close\r\n" not in head

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,6 +13,8 @@ from support.router_hostile_inputs import (
     CASES,
     FIELD_LIMIT,
     HEAD_LIMIT,
+    KEY,
+    KEYS,
     MARKS,
     MODELS,
     PAGE,
@@ -37,7 +40,7 @@ LIMITS = ClientLimits(
     body_seconds=0.5,
     idle_seconds=1,
 )
-CLOSING = MODELS.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")
+CLOSING = MODELS.replace(b"\r\n\r\n", b"\r\nconnection: close\r\nauthorization: Bearer %b\r\n\r\n" % KEY)
 
 
 async def read_answer(reader: asyncio.StreamReader) -> tuple[int, dict[bytes, bytes]]:
@@ -72,9 +75,16 @@ async def check(r: Running, case: Case) -> None:
 async def test_hostile_bytes_get_the_answer_of_the_table(tmp_path: Path, area: str) -> None:
     """Each input of an area: its answers, what becomes of the connection, and only what is good reaches the worker."""
     failures = []
+    key = {"name": "one", "sha256": hashlib.sha256(KEY).hexdigest()}
+    budgets = [{"name": "default/team", "keys": [key]}] if area == KEYS else []
     async with (
         mock_worker() as worker,
-        running_router(tmp_path, config([("aggregated", worker.url)]), client=LIMITS) as r,
+        running_router(
+            tmp_path,
+            config([("aggregated", worker.url)]) | {"budgets": budgets},
+            client=LIMITS,
+            auth="required" if area == KEYS else "open",
+        ) as r,
     ):
         for case in (case for case in CASES if case.area == area):
             before = len(worker.received)
@@ -86,7 +96,7 @@ async def test_hostile_bytes_get_the_answer_of_the_table(tmp_path: Path, area: s
             if len(worker.received) - before > posted:
                 failures.append(f"{case.name}: reached the worker")
         for request in worker.received:
-            assert "x-secret" not in request.headers
+            assert not {"x-secret", "traceparent", "tracestate"} & request.headers.keys()
             assert "kv_transfer_params" not in request.body
             assert request.body["model"] == MODEL
     assert not failures, "\n".join(failures)

@@ -108,6 +108,27 @@ async def test_series_of_deployments_that_are_gone_go_too(tmp_path: Path) -> Non
         await eventually_async(forgotten)
 
 
+async def test_the_public_port_says_whether_the_router_can_serve(tmp_path: Path) -> None:
+    """/health and /ping, for load balancers and benchmarks: without a key and a body; 503 before a fleet and in a drain."""
+    async with mock_worker() as worker:
+        content = config([("aggregated", worker.url)])
+        async with running_router(tmp_path, content, auth="required", shutdown_delay_seconds=1.0) as r:
+            for path in ("/health", "/ping"):
+                for method in ("GET", "HEAD"):
+                    answer = await r.client.request(method, path)
+                    assert (answer.status_code, answer.content) == (200, b"")
+                answer = await r.client.options(path)
+                assert (answer.status_code, answer.headers["allow"]) == (204, "GET, HEAD, OPTIONS")
+                assert (await r.client.post(path)).status_code == 405
+            r.router._gateway.ready = False
+            assert (await r.client.get("/health")).status_code == 503
+            r.router._gateway.ready = True
+            r.router.stop()
+            assert (await r.client.get("/health")).status_code == 503
+            assert (await r.client.head("/ping")).status_code == 503
+            assert not worker.received
+
+
 async def test_a_drain_lets_streams_finish(tmp_path: Path) -> None:
     """After the stop: /readyz is 503, the stream ends with [DONE], new connections are refused."""
     async with (

@@ -26,7 +26,7 @@ from turnout_router.peers import link
 from turnout_router.peers.counts import PeerCounts
 from turnout_router.peers.finding import NamedPeers, addresses_in
 from turnout_router.peers.greeting import Identity, greet, welcome
-from turnout_router.peers.hearing import MAX_CONNECTIONS
+from turnout_router.peers.hearing import MAX_CONNECTIONS, MAX_PER_ADDRESS
 from turnout_router.peers.inbox import Inbox
 from turnout_router.peers.link import Links
 from turnout_router.peers.mesh import Mesh, read_secret
@@ -383,15 +383,41 @@ async def test_a_router_that_connects_again_replaces_its_old_connection() -> Non
         await eventually(lambda: books.in_flight == 0)
 
 
-async def test_more_connections_than_allowed_are_closed_at_once() -> None:
-    """Whoever floods the port takes nothing but the port."""
-    async with mesh(Books()) as (one, port):
-        held = [await connect(port) for _ in range(MAX_CONNECTIONS)]
+@pytest.mark.parametrize("addresses", [1, 8])
+async def test_strangers_do_not_keep_routers_out(addresses: int) -> None:
+    """Who has proved nothing makes way, the oldest first; who tells already is not touched."""
+    books = Books()
+    async with mesh(books) as (one, port), telling(port) as (_, first):
+        first.write(framed([sent(1)]))
+        await eventually(lambda: books.in_flight == 1)
+        strangers = [
+            await asyncio.open_connection("127.0.0.1", port, local_addr=(f"127.0.0.{2 + n % addresses}", 0))
+            for n in range(MAX_CONNECTIONS + 40)
+        ]
+        await eventually(lambda: "too_many" in one.counts.ended)
+        most = MAX_PER_ADDRESS + 1 if addresses == 1 else MAX_CONNECTIONS
+        assert len(one._hearing._all) <= most
+        async with telling(port) as (_, second):
+            second.write(framed([sent(1)]))
+            await eventually(lambda: books.in_flight == 2)
+            assert one.counts.hearing == 2
+        for _, writer in strangers:
+            writer.transport.abort()
+
+
+async def test_routers_at_one_address_are_bounded() -> None:
+    """Where no secret is asked for anybody is believed: one address takes no more than its part."""
+    async with mesh(Books()) as (one, port), contextlib.AsyncExitStack() as stack:
+        for _ in range(MAX_PER_ADDRESS):
+            await stack.enter_async_context(telling(port))
         reader, writer = await connect(port)
         await closed(reader)
+        writer.close()
         assert one.counts.ended == {"too_many": 1}
-        for _, each in (*held, (reader, writer)):
-            each.transport.abort()
+        assert one.counts.hearing == MAX_PER_ADDRESS
+        other = await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.2", 0))
+        assert isinstance(await read_greeting(other[0]), Challenge)
+        other[1].transport.abort()
 
 
 async def test_the_adapters_of_others_requests_are_in_use() -> None:

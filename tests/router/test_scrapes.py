@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from support.router_mock_backend import mock_worker
 from support.router_pages import page
+from support.router_peers import knowing, routers
 from support.router_running import (
     DEPLOYMENT,
     Running,
@@ -24,6 +25,7 @@ from support.router_running import (
 )
 from support.worker_process import NAME, running_worker
 from turnout_router.scrapes.adapters import LoadedAdapters, blocks_under
+from turnout_router.scrapes.pace import SECONDS_PER_BYTE, SHARE, Looks, period
 from turnout_router.scrapes.page import Page, PageError, read_page
 from turnout_router.scrapes.pending import WINDOW_SECONDS, PendingTokens
 
@@ -46,6 +48,77 @@ async def scraped(r: Running, outcome: str = "read", times: int = 4) -> None:
         return await scrapes(r, outcome) >= before + times
 
     await eventually_async(enough)
+
+
+# The pace
+
+
+@pytest.mark.parametrize(
+    ("workers", "routers", "page_bytes", "fastest", "seconds"),
+    [
+        (8, 1, 0, 0.0, 0.25),
+        (8, 1, 24_000, 0.003, 0.25),
+        (8, 1, 74_000, 0.006, 0.25),
+        (8, 1, 150_000, 0.0, 0.5),
+        (8, 2, 24_000, 0.003, 0.5),
+        (8, 8, 0, 0.0, 2.0),
+        (8, 8, 74_000, 0.006, 2.0),
+        (8, 8, 150_000, 0.0, 4.0),
+        (50, 1, 74_000, 0.006, 0.5),
+        (200, 2, 74_000, 0.006, 2.0),
+        (8, 1, 60_000, 0.015, 0.5),
+        (8, 1, 60_000, 1.5, 0.8),
+    ],
+    ids=[
+        "no page yet",
+        "a small page",
+        "vLLM's page",
+        "a large page",
+        "two routers",
+        "eight routers",
+        "eight routers, vLLM's page",
+        "eight routers, a large page",
+        "many workers",
+        "many workers, two routers",
+        "a slow worker",
+        "a busy worker",
+    ],
+)
+def test_all_routers_together_take_little_of_a_workers_time(
+    *, workers: int, routers: int, page_bytes: int, fastest: float, seconds: float
+) -> None:
+    """At 0.25 s for one router: 3 % of a worker's time at most, by the size of its pages and how long they take."""
+    found = period(0.25, workers=workers, routers=routers, page_bytes=page_bytes, fastest=fastest)
+    assert found == pytest.approx(seconds)
+    assert routers * page_bytes * SECONDS_PER_BYTE / found <= SHARE * (1 + 1e-9)
+
+
+def test_how_fast_a_worker_is_shows_while_it_is_not_busy() -> None:
+    """The least of the last minute or two: a busy minute changes nothing, a slower machine does."""
+    looks = Looks()
+    assert looks.fastest == 0
+    for second, took in enumerate([0.02, 0.005, 0.3, 0.2]):
+        looks.answered(60_000, took, float(second))
+    assert (looks.page_bytes, looks.fastest) == (60_000, 0.005)
+    looks.answered(70_000, 0.5, 61.0)
+    assert looks.fastest == 0.005
+    looks.answered(70_000, 0.4, 122.0)
+    assert (looks.page_bytes, looks.fastest) == (70_000, 0.4)
+
+
+async def test_routers_that_know_each_other_ask_more_seldom(tmp_path: Path) -> None:
+    """A worker is asked by both of them as often as by one that is alone."""
+    async with mock_worker(page=page()) as one, mock_worker(page=page()) as other:
+        content = config([("aggregated", one.url), ("aggregated", other.url)])
+        async with routers(tmp_path, content, scrape_seconds=OFTEN) as both:
+            await knowing(both, 1)
+            before = await asyncio.gather(*(scrapes(r, "read") for r in both))
+            began = asyncio.get_running_loop().time()
+            await asyncio.gather(*(scraped(r, times=20) for r in both))
+            after = await asyncio.gather(*(scrapes(r, "read") for r in both))
+            seconds = asyncio.get_running_loop().time() - began
+        # Two workers, each once in an interval by either router. Those first due when the routers met come on top.
+        assert 40 <= sum(after) - sum(before) <= 2 * (seconds / OFTEN + 4)
 
 
 # The page
@@ -227,7 +300,7 @@ async def test_a_worker_that_does_not_answer_is_asked_once_at_a_time(tmp_path: P
     [
         (b"", "status"),
         (b"vllm:num_requests_running lots\n", "unreadable"),
-        (b"#" * 2_000_000, "protocol"),
+        (b"#" * 2_000_000, "too_large"),
     ],
 )
 async def test_pages_that_cannot_be_read_are_counted(tmp_path: Path, text: bytes, outcome: str) -> None:

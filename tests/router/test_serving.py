@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
 async def test_the_official_client_gets_a_completion(tmp_path: Path) -> None:
     """A completion that is not streamed arrives whole, with its usage."""
     async with (
@@ -146,14 +149,14 @@ async def test_the_workers_fields_stay_inside(tmp_path: Path) -> None:
         answer = await r.client.post(
             "/v1/chat/completions",
             json=chat(),
-            headers={"authorization": "Bearer sk-x", "x-request-id": "abc-1", "traceparent": "00-1"},
+            headers={"authorization": "Bearer sk-x", "x-request-id": "abc-1", "traceparent": TRACE},
         )
     assert "x-secret" not in answer.headers
     assert answer.headers["x-request-id"] == "abc-1"
     got = worker.received[0].headers
     assert "authorization" not in got
     assert got["x-request-id"].startswith("abc-1-")
-    assert got["traceparent"] == "00-1"
+    assert got["traceparent"] == TRACE
 
 
 async def test_text_completions_and_namespaced_names(tmp_path: Path) -> None:

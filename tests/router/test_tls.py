@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import datetime as dt
 import ssl
 from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+import uvloop
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from support.router_hostile_inputs import MODELS
 from support.router_mock_backend import mock_worker
-from support.router_running import Running, chat, config, eventually_async, running_router
+from support.router_running import Running, chat, config, eventually, eventually_async, running_router
 from turnout_router.errors import ConfigError
+from turnout_router.settings import ClientLimits
 from turnout_router.tls import Certificate
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 NAME = "router.example"
+GREETING = bytes.fromhex("160301020001000100")
+"""How a TLS client begins."""
+LOOPS = (asyncio.new_event_loop, uvloop.new_event_loop)
 
 
 def write(folder: Path) -> tuple[Path, Path]:
@@ -106,3 +115,97 @@ def test_files_that_cannot_be_used_are_explained(tmp_path: Path) -> None:
     key.unlink()
     with pytest.raises(ConfigError, match=r"tls\.crt with the key .*tls\.key cannot be used"):
         Certificate(chain, key)
+
+
+async def ended(reader: asyncio.StreamReader) -> bool:
+    with contextlib.suppress(ConnectionError):
+        while await asyncio.wait_for(reader.read(65536), 10):
+            pass
+    return True
+
+
+async def _handshakes_end(tmp_path: Path, sent: bytes) -> None:
+    chain, key = write(tmp_path)
+    limits = ClientLimits(head_seconds=0.5)
+    async with running_router(tmp_path, config([]), tls_certificate=chain, tls_key=key, client=limits) as r:
+        listener = r.router._listener
+        opened = [await asyncio.open_connection("127.0.0.1", r.router.port) for _ in range(5)]
+        await eventually(lambda: len(listener) == 5)
+        for reader, writer in opened:
+            writer.write(sent)
+            assert await ended(reader)
+            writer.close()
+        await eventually(lambda: not len(listener))
+        assert not listener.handshakes
+        async with client_of(r, chain) as client:
+            assert (await client.get("/v1/models")).status_code == 200
+
+
+@pytest.mark.parametrize("sent", [b"", GREETING, MODELS], ids=["nothing", "half a greeting", "plain HTTP"])
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_handshake_is_counted_and_has_a_deadline(
+    tmp_path: Path, loop: Callable[[], asyncio.AbstractEventLoop], sent: bytes
+) -> None:
+    """From when the connection is accepted; whatever becomes of it, it is let go."""
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(_handshakes_end(tmp_path, sent))
+
+
+async def _honest_clients_get_in(tmp_path: Path) -> None:
+    chain, key = write(tmp_path)
+    limits = ClientLimits(connections=20, head_seconds=60)
+    async with running_router(tmp_path, config([]), tls_certificate=chain, tls_key=key, client=limits) as r:
+        strangers = [await asyncio.open_connection("127.0.0.1", r.router.port) for _ in range(40)]
+        for _, writer in strangers:
+            writer.write(GREETING)
+        for _ in range(30):
+            async with client_of(r, chain) as client:
+                assert (await client.get("/v1/models")).status_code == 200
+        assert len(r.router._listener) <= 20
+        assert len(r.router._listener.handshakes) <= 20
+        for _, writer in strangers:
+            writer.transport.abort()
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_handshakes_that_do_not_end_keep_nobody_out(
+    tmp_path: Path, loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """At the bound on connections the oldest of them make way."""
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(_honest_clients_get_in(tmp_path))
+
+
+async def _first_bytes_are_read(tmp_path: Path) -> None:
+    chain, key = write(tmp_path)
+    trust = ssl.create_default_context(cafile=str(chain))
+    async with running_router(tmp_path, config([]), tls_certificate=chain, tls_key=key) as r:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        session = trust.wrap_bio(incoming, outgoing, server_hostname="localhost")
+        reader, writer = await asyncio.open_connection("127.0.0.1", r.router.port)
+        while True:
+            try:
+                session.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                writer.write(outgoing.read())
+                incoming.write(await asyncio.wait_for(reader.read(65536), 10))
+        session.write(MODELS)
+        writer.write(outgoing.read())  # the end of the handshake and the request, in one piece
+        answer = b""
+        while b"\r\n\r\n" not in answer:
+            try:
+                answer += session.read(65536)
+            except ssl.SSLWantReadError:
+                incoming.write(await asyncio.wait_for(reader.read(65536), 10))
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        writer.transport.abort()
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_request_that_comes_with_the_handshakes_end_is_read(
+    tmp_path: Path, loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """What arrives before the connection is handed over is not lost."""
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(_first_bytes_are_read(tmp_path))

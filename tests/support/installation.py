@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 from dataclasses import dataclass
@@ -72,6 +73,11 @@ class Installation:
     def router_pods(self) -> list[dict[str, Any]]:
         """Return the router's ready pods."""
         return self.ready_pods("app.kubernetes.io/component=router", SYSTEM_NAMESPACE)
+
+    def secret(self, name: str, key: str) -> str:
+        """Return what a Secret of the system's namespace holds under *key*."""
+        data = self.get("secret", name, namespace=SYSTEM_NAMESPACE)["data"]
+        return base64.b64decode(data[key]).decode()
 
     def deployment(self, name: str, namespace: str) -> dict[str, Any]:
         """Return an LLMDeployment."""

@@ -17,6 +17,7 @@ from support.router_hostile_inputs import CASES, CHAT, GOOD, MODELS, chunked, ge
 from turnout.routing import Backend, DeploymentRoute, Fleet, HealthPolicy, build_fleet
 from turnout_router.backends import Backends
 from turnout_router.connection import ClientConnection
+from turnout_router.dialects import OPENAI
 from turnout_router.drive import Signal
 from turnout_router.endpoints import ENDPOINTS
 from turnout_router.errors import ApiError, UpstreamError
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from turnout_router.http import Request
 
-STATUSES: Final = {200, 204, 400, 401, 404, 405, 408, 411, 413, 414, 417, 431, 501, 503}
+STATUSES: Final = {200, 204, 400, 401, 404, 405, 408, 411, 413, 414, 415, 417, 431, 501, 503}
 """All that a client can be told where there is no worker."""
 
 _BACKEND: Final = Backend("w", "default/tiny", "127.0.0.1", 1, "decode", "a", ("tiny-1b",))
@@ -190,7 +191,7 @@ def answers(written: bytes) -> list[int]:
         statuses.append(int(status))
         if written.startswith(b"HTTP/1.1 "):
             continue  # the answer to a HEAD, which has a length and no body
-        length = int(fields[b"content-length"])
+        length = int(fields.get(b"content-length", b"0" if status == b"204" else b""))
         body, written = written[:length], written[length:]
         if len(body) < length:
             assert not body, "an answer was cut"
@@ -267,7 +268,7 @@ class Checks:
         tap = StreamTap(drop_usage=True, max_event_bytes=1024) if stream else None
         clock = cast("asyncio.AbstractEventLoop", self.clock)
         client = Asking(clock, self.LIMITS)
-        relay = Relay(client.connection, self.upstream, tap, (), self.clock.time)
+        relay = Relay(client.connection, self.upstream, tap, (), self.clock.time, dialect=OPENAI)
         done = connection.begin(b"x", relay, seconds=50.0, idle_seconds=50.0 if stream else None, what="it")
         for part in pieces(data, draw):
             if wire.closed:
@@ -315,11 +316,12 @@ class Checks:
         out = b""
         for part in parts:
             out += tap.feed(part, 1.0)
-            if tap.error:
+            if tap.failure is not None or tap.aborted:
                 break
         # Line ends and empty events are passed on or left out, depending on what had to be looked into.
         events = [event for event in out.replace(b"\r", b"").split(b"\n\n") if event.strip(b"\n")]
-        return events, tap.error, tap.prompt_tokens, tap.output_tokens
+        failed = None if tap.failure is None else tap.failure.status
+        return events, failed, tap.aborted, tap.prompt_tokens, tap.output_tokens
 
     def json(self, data: bytes, draw: random.Random) -> None:
         """Hold the reading of requests against *data*: understood or refused, and what goes to workers is clean JSON."""
@@ -371,6 +373,9 @@ class Asking:
 
     def handle(self, _request: Request, _client: ClientConnection) -> Coroutine[Any, Any, None]:
         return self._wait()
+
+    def check_head(self, _request: Request, _client: ClientConnection) -> None:
+        """Have nothing against it."""
 
     def refused(self, status: int) -> None:
         raise AssertionError(f"a good request was refused with {status}")

@@ -38,6 +38,8 @@ class Case:
         return f"| {self.name} | {answers} | {'kept' if self.kept else 'closed'} |"
 
 
+KEY: Final = b"sk-test"
+"""The key that is known where one is needed."""
 CHAT: Final = {"model": "tiny-1b", "messages": [{"role": "user", "content": "hello"}]}
 GOOD: Final = json.dumps(CHAT).encode()
 MODELS: Final = b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -51,6 +53,16 @@ def post(body: bytes, *fields: bytes, length: bytes | None = None, version: byte
     size = b"%d" % len(body) if length is None else length
     head = [b"POST /v1/chat/completions HTTP/" + version, b"host: x", b"content-length: " + size, *fields]
     return b"\r\n".join([*head, b"", b""]) + body
+
+
+def head(path: bytes, *fields: bytes, method: bytes = b"POST", length: int = 10) -> bytes:
+    """Return the head of a request whose body of *length* bytes does not come along."""
+    line = b"%b %b HTTP/1.1" % (method, path)
+    return b"\r\n".join([line, b"host: x", b"content-length: %d" % length, *fields, b"", b""])
+
+
+def hosted(value: bytes) -> bytes:
+    return b"GET /v1/models HTTP/1.1\r\nhost: %b\r\n\r\n" % value
 
 
 def chunked(*pieces: bytes, end: bytes = b"0\r\n\r\n", version: bytes = b"1.1") -> bytes:
@@ -82,6 +94,9 @@ def _kept(area: str, rows: dict[str, tuple[bytes | tuple[bytes, ...], object]]) 
 _LINES = "Request line and version"
 _FIELDS = "Header fields"
 _ENDS = "Where a body ends"
+_KINDS = "What a body is"
+_HEADS = "What the head decides, its body still to come"
+KEYS: Final = "With `--auth required`"
 _SIZES = "Sizes"
 _TIMES = "Times"
 _ORDER = "Pipelining, Expect, Connection, Upgrade"
@@ -128,9 +143,56 @@ CASES: Final = (
             "empty name": (get(b"/v1/models", b": b"), 400),
             "two Host fields": (get(b"/v1/models", b"host: y"), 400),
             "no Host field in HTTP/1.1": (b"GET /v1/models HTTP/1.1\r\n\r\n", 400),
+            "a Host with a blank": (hosted(b"a b"), 400),
+            "a Host with a path": (hosted(b"a/b"), 400),
+            "a Host with a user's name": (hosted(b"user@a"), 400),
+            "a Host with a byte above 0x7f": (hosted(b"\xc3\xa9.example"), 400),
+            "a Host with half of a percent-encoding": (hosted(b"a%2"), 400),
+            "a Host that is a list": (hosted(b"a, b"), 400),
+            "a Host that is a port alone": (hosted(b":80"), 400),
+            "a Host with a port in letters": (hosted(b"a:http"), 400),
+            "a Host with a port above 65535": (hosted(b"a:65536"), 400),
+            "a Host with two ports": (hosted(b"a:80:80"), 400),
+            "an IPv6 address in Host without brackets": (hosted(b"::1"), 400),
+            "an IPv6 address in Host that is none": (hosted(b"[1::2::3]"), 400),
+            "an IPv6 address in Host with a zone": (hosted(b"[fe80::1%eth0]"), 400),
+            "an IPv6 address in Host with an open bracket": (hosted(b"[::1"), 400),
+            "a Host of 400 characters": (hosted(b"a" * 400), 400),
+            "an invalid Host in HTTP/1.0": (hosted(b"a b").replace(b"1.1", b"1.0"), 400),
+            "two Content-Type fields": (
+                post(GOOD, b"content-type: application/json", b"content-type: text/plain"),
+                400,
+            ),
         },
     ),
-    *_kept(_FIELDS, {"a byte above 0x7f in a value": (get(b"/v1/models", b"a: \xff"), 200)}),
+    *_kept(
+        _FIELDS,
+        {
+            "a byte above 0x7f in a value": (get(b"/v1/models", b"a: \xff"), 200),
+            "an empty Host": (hosted(b""), 200),
+            "names and addresses in Host, with ports or without": (
+                b"".join(
+                    map(hosted, (b"a_b.example.:8080", b"a:", b"127.0.0.1:1", b"[::1]:9090", b"[v1.a]"))
+                ),
+                (200, 200, 200, 200, 200),
+            ),
+            "an x-request-id with bytes above 0x7f: not used": (
+                get(b"/v1/models", b"x-request-id: \xc3\xa9"),
+                200,
+            ),
+            "an x-request-id of 200 characters: not used": (
+                get(b"/v1/models", b"x-request-id: " + b"a" * 200),
+                200,
+            ),
+            "eighty x-turnout fields": (post(GOOD, *[b"x-turnout-%d: 1" % n for n in range(80)]), 200),
+            "an x-turnout-timeout that is none": (
+                post(GOOD, b"x-turnout-timeout: nan") + post(GOOD, b"x-turnout-timeout: \xd9\xa1"),
+                (400, 400),
+            ),
+            "a traceparent that is none: not passed on": (post(GOOD, b"traceparent: 00-1-2-3"), 200),
+            "a tracestate without end: not passed on": (post(GOOD, b"tracestate: " + b"a=b," * 700), 200),
+        },
+    ),
     *_closed(
         _ENDS,
         {
@@ -177,6 +239,10 @@ CASES: Final = (
             "chunk longer than its size": (chunked(b"1\r\nxy\r\n"), 400),
             "bare LF after a chunk size": (chunked(b"1\nx\r\n"), 400),
             "bare LF in a chunk extension": (chunked(b"1;a=\nb\r\nx\r\n"), 400),
+            "a Content-Length after a chunked body": (
+                chunked(piece(GOOD), end=b"0\r\ncontent-length: 5\r\n\r\n"),
+                400,
+            ),
             "a body after a POST without a length": (
                 b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n\r\n" + GOOD,
                 (411, 400),
@@ -187,7 +253,11 @@ CASES: Final = (
         _ENDS,
         {
             "a chunked body": (chunked(piece(GOOD[:9]), piece(GOOD[9:])), 200),
-            "chunk extensions": (chunked(piece(GOOD, b";a=b;c")), 200),
+            "chunk extensions": (chunked(piece(GOOD[:9], b";a=b;c"), piece(GOOD[9:], b';d="e"')), 200),
+            "a Host after a chunked body: it means nothing there": (
+                chunked(piece(GOOD), end=b"0\r\nhost: y\r\n\r\n"),
+                200,
+            ),
             "fields after a chunked body: never part of the head": (
                 chunked(piece(b"{}"), end=b"0\r\nauthorization: Bearer x\r\nx-request-id: mine\r\n\r\n"),
                 400,
@@ -195,6 +265,135 @@ CASES: Final = (
             "a POST without a length": (b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n\r\n", 411),
             "an empty body": (post(b""), 400),
             "a body after a GET": (get(b"/v1/models", b"content-length: 2") + b"{}", 200),
+        },
+    ),
+    *_closed(
+        _KINDS,
+        {
+            "Content-Encoding: gzip": (post(GOOD, b"content-encoding: gzip"), 415),
+            "Content-Encoding: identity, br": (post(GOOD, b"content-encoding: identity, br"), 415),
+            "two Content-Encodings": (
+                post(GOOD, b"content-encoding: identity", b"content-encoding: zstd"),
+                415,
+            ),
+        },
+    ),
+    *_kept(
+        _KINDS,
+        {
+            "Content-Encoding: identity": (post(GOOD, b"content-encoding: Identity"), 200),
+            "Content-Encoding without a body": (get(b"/v1/models", b"content-encoding: gzip"), 200),
+            "Content-Type: application/json": (post(GOOD, b"content-type: application/json"), 200),
+            "Content-Type with a charset": (
+                post(GOOD, b'content-type: Application/JSON ; charset="UTF-8"; a=b'),
+                200,
+            ),
+            "Content-Type: text/plain, form, multipart": (
+                post(GOOD, b"content-type: text/plain")
+                + post(GOOD, b"content-type: application/x-www-form-urlencoded")
+                + post(GOOD, b"content-type: multipart/form-data; boundary=a"),
+                (415, 415, 415),
+            ),
+            "Content-Type with another charset": (
+                post(GOOD, b"content-type: application/json; charset=utf-16"),
+                415,
+            ),
+            "an empty Content-Type": (post(GOOD, b"content-type:"), 415),
+            "a Content-Type of a GET": (get(b"/v1/models", b"content-type: text/html"), 200),
+        },
+    ),
+    *_closed(
+        _HEADS,
+        {
+            "an unknown path": (head(b"/v1/none"), 404),
+            "a method that the path does not know": (head(b"/v1/models"), 405),
+            "Content-Type: text/plain": (head(b"/v1/chat/completions", b"content-type: text/plain"), 415),
+            "a large body for an unknown path": (head(b"/v1/none", length=999_999), 404),
+            "a large body of a wrong type": (
+                head(b"/v1/chat/completions", b"content-type: a/b", length=999_999),
+                415,
+            ),
+            "`Expect: 100-continue` for an unknown path": (head(b"/v1/none", b"expect: 100-continue"), 404),
+            "`Expect: 100-continue`, compressed": (
+                head(b"/v1/chat/completions", b"expect: 100-continue", b"content-encoding: gzip"),
+                415,
+            ),
+            "a chunked body for an unknown path": (
+                chunked(end=b"").replace(b"chat/completions", b"none"),
+                404,
+            ),
+            "a chunked body for an unknown path that ends in no HTTP": (
+                chunked(piece(b"a"), end=b"").replace(b"chat/completions", b"none") + b"x\r\n",
+                404,
+            ),
+            "a chunked body for an unknown path, longer than 64 KiB": (
+                (chunked(end=b"").replace(b"chat/completions", b"none"), *[piece(b" " * 8000)] * 9),
+                404,
+            ),
+        },
+    ),
+    *_kept(
+        _HEADS,
+        {
+            "an unknown path, its body later": ((head(b"/v1/none"), b" " * 9, b" "), 404),
+            "a request before it": ((MODELS + head(b"/v1/none"), b" " * 10), (200, 404)),
+            "an unknown path, its chunks later": (
+                (
+                    chunked(end=b"").replace(b"chat/completions", b"none"),
+                    piece(b"a"),
+                    piece(b"b") + b"0\r\na: b\r\n\r\n",
+                ),
+                404,
+            ),
+        },
+    ),
+    *_closed(
+        KEYS,
+        {
+            "no key, the body does not come": (head(b"/v1/chat/completions"), 401),
+            "no key, `Connection: close`, most of the body": (
+                (head(b"/v1/chat/completions", b"connection: close", length=4000), *[b"{" * 500] * 7),
+                401,
+            ),
+            "no key, a large body": (head(b"/v1/chat/completions", length=999_999) + b"{" * 2000, 401),
+            "no key, a chunked body": (chunked(end=b""), 401),
+            "no key, `Expect: 100-continue`": (head(b"/v1/chat/completions", b"expect: 100-continue"), 401),
+            "a wrong key, `Expect: 100-continue`": (
+                head(b"/v1/chat/completions", b"authorization: Bearer no", b"expect: 100-continue"),
+                401,
+            ),
+            "a wrong key, the body does not come": (head(b"/v1/messages", b"x-api-key: no"), 401),
+            "no key, GET with a body that does not come": (head(b"/v1/models", method=b"GET"), 401),
+            "a key, the body does not come": (
+                head(b"/v1/chat/completions", b"authorization: Bearer " + KEY),
+                408,
+            ),
+        },
+    ),
+    *_kept(
+        KEYS,
+        {
+            "no key": (post(GOOD), 401),
+            "no key, the body later": ((head(b"/v1/chat/completions"), b"[" * 10), 401),
+            "a wrong key": (post(GOOD, b"authorization: Bearer \xff"), 401),
+            "two keys, the first one wrong": (
+                post(GOOD, b"authorization: Bearer no", b"authorization: Bearer " + KEY),
+                401,
+            ),
+            "a key": (post(GOOD, b"authorization: Bearer " + KEY), 200),
+            "a key, `Expect: 100-continue`": (
+                (
+                    head(
+                        b"/v1/chat/completions",
+                        b"authorization: Bearer " + KEY,
+                        b"expect: 100-continue",
+                        length=len(GOOD),
+                    ),
+                    GOOD,
+                ),
+                (100, 200),
+            ),
+            "no key, an unknown path": (get(b"/v1/none"), 404),
         },
     ),
     *_closed(
@@ -214,7 +413,16 @@ CASES: Final = (
             "chunks that add up to too much": (chunked(*[piece(b" " * 1024)] * 8), 413),
             "a chunk extension that never ends": (
                 (chunked(b"1;a=", end=b"")) + b"b" * (3 * BODY_LIMIT + 2 * HEAD_LIMIT + 70_000),
-                413,
+                400,
+            ),
+            "a chunk extension that is too large": (chunked(piece(GOOD, b";a=" + b"b" * 5000)), 400),
+            "chunk extensions that add up to too much": (
+                chunked(*[piece(b" ", b";a=" + b"b" * 150)] * 40, piece(GOOD)),
+                400,
+            ),
+            "the same, one after the other": (
+                (chunked(end=b""), *[piece(b" ", b";a=" + b"b" * 150)] * 40),
+                400,
             ),
         },
     ),
@@ -285,18 +493,35 @@ CASES: Final = (
         {
             "CONNECT": (b"CONNECT a:80 HTTP/1.1\r\nhost: a:80\r\n\r\n" + MODELS, 405),
             "TRACE": (b"TRACE /v1/models HTTP/1.1\r\nhost: x\r\n\r\n", 405),
+            "a target in absolute form with a user's name": (get(b"http://user@a/v1/models"), 400),
+            "a target in absolute form without a host": (get(b"http:///v1/models"), 400),
+            "a target in absolute form with a port that is none": (get(b"http://a:99999/v1/models"), 400),
         },
     ),
     *_kept(
         _PATHS,
         {
             "a target in absolute form": (get(b"http://elsewhere.example:9/v1/models?a=b"), 200),
+            "a target in absolute form, Host empty": (
+                get(b"http://[::1]:9/v1/models").replace(b"host: x", b"host:"),
+                200,
+            ),
+            "OPTIONS": (b"OPTIONS /v1/models HTTP/1.1\r\nhost: x\r\n\r\n", 204),
             "a worker's path in absolute form": (get(b"http://127.0.0.1:8000/metrics"), 404),
             "a query": (get(b"/v1/models?a=b"), 200),
-            "`/metrics`, `/health`, `/admin/fleet`": (
-                get(b"/metrics") + get(b"/health") + get(b"/admin/fleet"),
+            "`/metrics`, `/healthz`, `/admin/fleet`": (
+                get(b"/metrics") + get(b"/healthz") + get(b"/admin/fleet"),
                 (404, 404, 404),
             ),
+            "`/health`, `/ping`, `/health?a=b`: whether it can serve": (
+                get(b"/health") + get(b"/ping") + get(b"/health?a=b"),
+                (200, 200, 200),
+            ),
+            "`/health/`, `/Health`, `/health/../metrics`": (
+                get(b"/health/") + get(b"/Health") + get(b"/health/../metrics"),
+                (404, 404, 404),
+            ),
+            "DELETE of `/health`": (b"DELETE /health HTTP/1.1\r\nhost: x\r\n\r\n", 405),
             "dot segments": (get(b"/v1/../metrics") + get(b"/v1/./models"), (404, 404)),
             "percent-encoded slashes and dots": (
                 get(b"/v1%2fmodels") + get(b"/v1/%2e%2e/metrics") + get(b"/v1%2f..%2fmetrics"),

@@ -51,6 +51,11 @@ class MockWorker:
     scrapes: int = 0
     page_gate: asyncio.Event | None = None
     """What pages wait for, where it is given."""
+    models: bytes = b""
+    """What it answers to GET /v1/models; empty: 404."""
+    models_asked: int = 0
+    tokenized: bytes = b""
+    """What it answers to /tokenize, where it is not the answer to a prompt."""
     reused: int = 0
     received: list[Received] = field(default_factory=list)
     left: int = 0
@@ -100,11 +105,18 @@ class MockWorker:
         if first.split()[1] == "/metrics":
             await self._metrics(writer)
             return True
+        if first.split()[:2] == ["GET", "/v1/models"]:
+            self.models_asked += 1
+            self._raw_json(writer, self.models or b"{}", 200 if self.models else 404)
+            return True
         body = json.loads(await reader.readexactly(int(headers["content-length"])))
         if headers.get("x-request-id") == TRIAL_ID.decode():
             self.trials += 1
         else:
             self.received.append(Received(first.split()[1], headers, body))
+        if self.tokenized and first.split()[1] == "/tokenize":
+            self._raw_json(writer, self.tokenized)
+            return True
         self._running += 1
         answering = asyncio.create_task(self._answer(body, writer))
         leaving = asyncio.create_task(reader.read(1))
@@ -196,7 +208,9 @@ class MockWorker:
         }
 
     def _json(self, writer: asyncio.StreamWriter, value: dict[str, Any], status: int = 200) -> None:
-        data = json.dumps(value).encode()
+        self._raw_json(writer, json.dumps(value).encode(), status)
+
+    def _raw_json(self, writer: asyncio.StreamWriter, data: bytes, status: int = 200) -> None:
         writer.write(
             b"HTTP/1.1 %d X\r\ncontent-type: application/json\r\nx-secret: inside\r\ncontent-length: %d\r\n\r\n%b"
             % (status, len(data), data)

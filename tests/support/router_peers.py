@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def routers(
-    tmp_path: Path, content: dict[str, Any], secrets: tuple[Path | None, ...] = (None, None)
+    tmp_path: Path, content: dict[str, Any], secrets: tuple[Path | None, ...] = (None, None), **settings: Any
 ) -> AsyncIterator[list[Running]]:
     """Run as many routers over *content* as there are *secrets*, all of which know where the others listen."""
     ports = [free_port() for _ in secrets]
@@ -34,7 +34,9 @@ async def routers(
             folder = tmp_path / f"router-{number}"
             folder.mkdir()
             peers = PeerSettings(port, hosts, secret_file=secret)
-            running.append(await stack.enter_async_context(running_router(folder, content, peers=peers)))
+            running.append(
+                await stack.enter_async_context(running_router(folder, content, peers=peers, **settings))
+            )
         yield running
 
 

@@ -64,7 +64,6 @@ class RecordingWorker:
                     break
                 writer.write(f"{start}content-length: {len(answer)}\r\n\r\n".encode() + answer)
                 await writer.drain()
-        writer.close()
 
 
 @asynccontextmanager
@@ -78,8 +77,11 @@ async def recording_worker(**behaviour: Any) -> AsyncIterator[RecordingWorker]:
         assert task is not None
         serving.add(task)
         task.add_done_callback(serving.discard)
-        with contextlib.suppress(asyncio.CancelledError):
-            await worker.serve(reader, writer)
+        try:
+            with contextlib.suppress(asyncio.CancelledError):
+                await worker.serve(reader, writer)
+        finally:
+            writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     worker.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"

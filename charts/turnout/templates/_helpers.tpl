@@ -108,3 +108,36 @@ capabilities: {drop: [ALL]}
 - name: PYTHONDONTWRITEBYTECODE
   value: "1"
 {{- end -}}
+
+{{/* Secret of what only routers know: the user's, or the chart's own. */}}
+{{- define "turnout.router.peersSecret" -}}
+{{ .Values.router.peers.secretName | default (printf "%s-peers" (include "turnout.router.fullname" .)) }}
+{{- end -}}
+
+{{/* Secret of what the routers' admin port asks for. A release that is older than the setting has no `admin`. */}}
+{{- define "turnout.router.adminSecret" -}}
+{{ (.Values.router.admin).tokenSecretName | default (printf "%s-admin" (include "turnout.router.fullname" .)) }}
+{{- end -}}
+
+{{/*
+A Secret with one random value, which upgrades keep: (list $ NAME KEY). Where the cluster cannot be asked (`helm template`)
+it is another one each time.
+*/}}
+{{- define "turnout.generatedSecret" -}}
+{{- $root := index . 0 -}}
+{{- $name := index . 1 -}}
+{{- $key := index . 2 -}}
+{{- $found := lookup "v1" "Secret" $root.Release.Namespace $name -}}
+{{- $kept := get (get $found "data" | default dict) $key }}
+---
+apiVersion: v1
+kind: Secret
+metadata:
+  name: {{ $name }}
+  namespace: {{ $root.Release.Namespace }}
+  labels: {{ include "turnout.labels" $root | nindent 4 }}
+    app.kubernetes.io/component: router
+type: Opaque
+data:
+  {{ $key }}: {{ $kept | default (randAlphaNum 48 | b64enc) | quote }}
+{{ end -}}

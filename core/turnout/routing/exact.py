@@ -2,7 +2,8 @@
 
 Of an engine whose events are all known, its own word decides; beside it counts only what this router has under way
 there, for a block is named when it has been computed and not before. Of an engine of which something was missed, and
-of one without events, the belief (`turnout.routing.shadow`) stands wherever it says more.
+of one without events, the belief (`turnout.routing.shadow`) stands wherever it says more. An engine's word is in tokens,
+to the full blocks of its own size; the belief is in blocks of text.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from turnout.routing.ledger import BackendState, Prompt
+    from turnout.routing.tokens import Tokenized
 
 MIN_BLOCK_TOKENS: Final = 16
 """vLLM's smallest usual block. An engine whose KV cache holds N tokens has at most N / 16 blocks."""
@@ -82,33 +84,30 @@ class ExactCaches:
                 sizes[engine.revision] = (*known, size)
         return sizes
 
-    def put_right(
-        self, matches: list[int], prompt: Prompt, states: Mapping[str, BackendState], block_tokens: int
-    ) -> None:
-        """Write what engines say over *matches*, which holds by slot how many of the prompt's blocks are believed cached.
+    def cached_tokens(
+        self, matches: list[int], prompt: Prompt, tokenized: Tokenized, states: Mapping[str, BackendState]
+    ) -> list[int]:
+        """Return, by slot, how many leading tokens of *prompt* each backend holds: by its own word, else as believed.
 
-        The prompt's blocks are of text, *block_tokens* tokens by estimate; an engine's word is in its own tokens. Their
-        shares of the whole prompt are what is compared, rounded to whole blocks.
+        *matches* holds by slot how many of the prompt's blocks of text are believed cached. It is corrected by the
+        engines' words, rounded to whole blocks: the shadows are kept in these.
         """
-        tokenized = prompt.tokenized
-        if tokenized is None:
-            return
+        size, most, tokens = tokenized.block_tokens, len(prompt.blocks), prompt.tokens
+        cached = [min(depth * size, tokens) for depth in matches]
         depths = {
-            size: self.index.match(numbers, self._numbers) for size, numbers in tokenized.chains.items()
+            each: self.index.match(numbers, self._numbers) for each, numbers in tokenized.chains.items()
         }
-        most = len(prompt.blocks)
-        blocks_per_token = prompt.tokens / block_tokens / max(1, tokenized.tokens)
         for id_, engine in self._engines.items():
             state, stream = states.get(id_), engine.stream
             if state is None or not stream.following or engine.revision != tokenized.revision:
                 continue
-            size = stream.cache.block_size
-            depth = depths[size][engine.number] if size in depths else 0
-            found = min(most, int(depth * size * blocks_per_token + 0.5))
-            if not stream.complete:
-                matches[state.slot] = max(found, matches[state.slot])
-            elif found < matches[state.slot]:
-                under_way = state.cache.leading_held(prompt.blocks, matches[state.slot])
-                matches[state.slot] = max(found, under_way)
-            else:
-                matches[state.slot] = found
+            slot, own_size = state.slot, stream.cache.block_size
+            found = min(depths[own_size][engine.number] * own_size, tokens) if own_size in depths else 0
+            believed = matches[slot]
+            if stream.complete and found < cached[slot]:
+                # Beside its word counts what is under way there: a block is named when it has been computed.
+                believed = state.cache.leading_held(prompt.blocks, believed)
+                cached[slot] = min(believed * size, tokens)
+            cached[slot] = max(found, cached[slot])
+            matches[slot] = min(most, max(believed, (found + size // 2) // size))
+        return cached

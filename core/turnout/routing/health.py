@@ -135,17 +135,15 @@ def on_pick(health: Health, now: float, policy: HealthPolicy) -> Health:
 def usable(backends: Sequence[Backend], states: Mapping[str, Health], now: float) -> Sequence[Backend]:
     """Return the backends that may be used now. *states* holds those that are not plainly healthy.
 
-    Never empties a role: where every backend of a half (prefill, or decoding) is ejected, all of that half are
-    used, for then the fault is likelier to lie elsewhere, and trying costs less than refusing everybody.
+    Never leaves a prompt without a worker that decodes: where all of them are ejected, all are used, for then the fault is
+    likelier to lie elsewhere, and trying costs less than refusing everything. Prefill workers that are ejected are not used
+    at all: a decode worker can do their work at once, where a client would wait for one that hangs. They come back by
+    the router's own trials.
     """
     if not states:
         return backends
     good = [b for b in backends if may_use(states.get(b.id, HEALTHY), now)]
-    if len(good) == len(backends):
-        return backends
-    prefill = any(b.role == "prefill" for b in good)
-    decode = any(b.role != "prefill" for b in good)
-    if prefill and decode:
+    if len(good) == len(backends) or any(b.role != "prefill" for b in good):
         return good
     good_ids = {b.id for b in good}
-    return [b for b in backends if b.id in good_ids or not (prefill if b.role == "prefill" else decode)]
+    return [b for b in backends if b.id in good_ids or b.role != "prefill"]

@@ -84,7 +84,9 @@ class Held:
     def push(self, prompt: Prompt, now: float) -> Place:
         """Let a request wait from *now* on."""
         ledger = self._policy.ledger
-        cached = min(max(ledger.matches(prompt), default=0) * ledger.block_tokens, prompt.tokens - 1)
+        matches, exact = ledger.holdings(prompt)
+        most = max(matches, default=0) * ledger.block_tokens if exact is None else max(exact, default=0)
+        cached = min(most, prompt.tokens - 1)
         work = self._policy.work.prefill(prompt.tokens - cached, cached)
         self._numbers += 1
         place = Place(prompt, now + PATIENCE * work, self._numbers)

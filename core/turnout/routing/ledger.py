@@ -144,6 +144,7 @@ class Ticket:
 
     __slots__ = (
         "adapter",
+        "block_tokens",
         "blocks",
         "expected_at",
         "home",
@@ -165,9 +166,12 @@ class Ticket:
         matched: int,
         uncached: int,
         seconds: float,
+        block_tokens: int,
     ) -> None:
         self.state: BackendState | None = state
         self.adapter: Final = prompt.adapter
+        self.block_tokens = block_tokens
+        """Tokens that one of `blocks` stands for."""
         self.blocks = prompt.blocks
         self.prompt_tokens = prompt.tokens
         self.private = private
@@ -179,6 +183,12 @@ class Ticket:
         """When its first token is taken to have come, where nobody can see it come."""
         self.home = False
         """Whether it was sent to its session's home, where others may have sent what this router knows nothing of."""
+
+    def text_tokens(self, block_tokens: int) -> int:
+        """Return the prompt's length as if each of its blocks had *block_tokens* tokens: for those who know no better."""
+        if self.block_tokens == block_tokens:
+            return self.prompt_tokens
+        return max(1, self.prompt_tokens * block_tokens // self.block_tokens)
 
 
 class Ledger:
@@ -221,11 +231,31 @@ class Ledger:
             slot = self._free.pop() if self._free else self._next_slot()
             self.states[id_] = BackendState(slot, id_, ShadowCache(self.index, slot, blocks))
 
-    def sent(self, state: BackendState, prompt: Prompt, matched: int, seconds: float, now: float) -> Ticket:
-        """Note that *prompt* has been sent: *matched* of its blocks are thought to be there, the rest takes *seconds*."""
+    def sent(  # noqa: PLR0917 - called for every request
+        self,
+        state: BackendState,
+        prompt: Prompt,
+        matched: int,
+        seconds: float,
+        now: float,
+        cached: int = -1,
+    ) -> Ticket:
+        """Note that *prompt* has been sent: *matched* of its blocks are thought to be there, the rest takes *seconds*.
+
+        *cached*: how many of its tokens are there, where more is known than whole blocks; -1 where not.
+        """
         private = self.blocks_of(prompt) - len(prompt.blocks)
-        uncached = max(1, prompt.tokens - matched * self.block_tokens)
-        ticket = Ticket(state, prompt, private=private, matched=matched, uncached=uncached, seconds=seconds)
+        size = self.block_tokens if prompt.tokenized is None else prompt.tokenized.block_tokens
+        uncached = max(1, prompt.tokens - (matched * size if cached < 0 else cached))
+        ticket = Ticket(
+            state,
+            prompt,
+            private=private,
+            matched=matched,
+            uncached=uncached,
+            seconds=seconds,
+            block_tokens=size,
+        )
         if not state.waiting:
             state.began = now
         state.waiting[ticket] = None
@@ -281,7 +311,7 @@ class Ledger:
             self.residence_seconds += LEARNING_RATE * (now - ticket.running_since - self.residence_seconds)
         if cached_tokens is not None:
             cached = cached_tokens * ticket.prompt_tokens // prompt_tokens if prompt_tokens else cached_tokens
-            found = min(cached // self.block_tokens, len(ticket.blocks))
+            found = min(cached // ticket.block_tokens, len(ticket.blocks))
             if found < ticket.matched or not ticket.home:
                 state.cache.correct(ticket.matched, found)
         state.cache.release(ticket.blocks, ticket.private)
@@ -303,10 +333,18 @@ class Ledger:
 
     def matches(self, prompt: Prompt) -> list[int]:
         """Return, by slot, how many leading blocks of *prompt* each backend holds: by its own word, else as believed."""
+        return self.holdings(prompt)[0]
+
+    def holdings(self, prompt: Prompt) -> tuple[list[int], list[int] | None]:
+        """Return `matches`, and by slot how many leading tokens of *prompt* each backend holds.
+
+        None instead of the latter where no engine's word can be compared with *prompt*: then it is whole blocks.
+        """
         matches = self.index.match(prompt.blocks, self.slots)
-        if self.exact is not None and prompt.tokenized is not None:
-            self.exact.put_right(matches, prompt, self.states, self.block_tokens)
-        return matches
+        tokenized = prompt.tokenized
+        if tokenized is None or self.exact is None:
+            return matches, None
+        return matches, self.exact.cached_tokens(matches, prompt, tokenized, self.states)
 
     def blocks_of(self, prompt: Prompt) -> int:
         """Return the KV blocks that *prompt* and its expected answer take."""

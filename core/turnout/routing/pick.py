@@ -24,11 +24,13 @@ LocalReason = Literal[
     "request_form",
     "no_generation",
     "cheaper_locally",
+    "handed_over",
 ]
 """Why no prefill worker takes part: the pool does both halves; moving the cache costs more than computing it;
 no prefill worker of the decode worker's revision can be used; those tried have failed; the request asks for
 something that only the worker that decodes can give (several choices or prompts, log probabilities of the prompt); nothing is generated (embeddings, say);
-computing what is not cached there costs less than a prefill worker and the transfer."""
+computing what is not cached there costs less than a prefill worker and the transfer; an earlier try has had the prompt
+computed, and the cache has not been used yet."""
 
 
 _IDLE = (0, 0, -1)

@@ -47,17 +47,19 @@ LOCAL_MARGIN_SECONDS: Final = 0.1
 class Pick:
     """A backend and what speaks for it: `matched` leading blocks are thought to be there, the rest takes `seconds`.
 
+    `cached` is the same in tokens, where an engine's own word is known more exactly than in blocks of text.
     `wait` are the seconds in which the first token is expected there. `at_home`: it is the session's home, where
     others may have sent what this router knows nothing of. `compared` is what every backend would have cost. `backlog`
     are the seconds until the backend can begin with it, see `turnout.routing.held`.
     """
 
-    __slots__ = ("at_home", "backlog", "compared", "cost", "matched", "seconds", "state", "wait")
+    __slots__ = ("at_home", "backlog", "cached", "compared", "cost", "matched", "seconds", "state", "wait")
 
     def __init__(  # noqa: PLR0917 - made for every request
         self,
         state: BackendState,
         matched: int,
+        cached: int,
         seconds: float,
         cost: float,
         wait: float,
@@ -68,6 +70,7 @@ class Pick:
     ) -> None:
         self.state = state
         self.matched = matched
+        self.cached = cached
         self.seconds = seconds
         self.cost = cost
         self.wait = wait
@@ -106,8 +109,8 @@ class PrefixAware:
         if not states:
             raise ValueError("there is no backend to choose from")
         self.ledger.advance(states, now)
-        matches = self.ledger.matches(prompt)
-        return self._cheapest(prompt, states, matches, now)
+        matches, exact = self.ledger.holdings(prompt)
+        return self._cheapest(prompt, states, matches, exact, now)
 
     def choose_pair(
         self,
@@ -131,8 +134,8 @@ class PrefixAware:
         ledger, work, size = self.ledger, self.work, self.ledger.block_tokens
         ledger.advance(prefills, now)
         ledger.advance(decodes, now)
-        matches = ledger.matches(prompt)
-        prefill = self._cheapest(prompt, prefills, matches, now) if prefills else None
+        matches, exact = ledger.holdings(prompt)
+        prefill = self._cheapest(prompt, prefills, matches, exact, now) if prefills else None
         weight = self._affinity(decodes, now, pair=True)
         needed = ledger.blocks_of(prompt)
         idle = prefill is not None and not prefill.state.waiting
@@ -142,8 +145,9 @@ class PrefixAware:
         best_is_local = False
         for state in decodes:
             matched = matches[state.slot]
-            uncached = max(1, prompt.tokens - matched * size)
-            cost = self._cost(state, prompt, matched, needed, weight, now)
+            cached = matched * size if exact is None else exact[state.slot]
+            uncached = max(1, prompt.tokens - cached)
+            cost = self._cost(state, prompt, matched, cached, needed, weight, now)
             seconds = cost.prefill
             local = margin + cost.total + STALL_WEIGHT * state.running * seconds
             remote = float("inf")
@@ -166,7 +170,8 @@ class PrefixAware:
             ):
                 wait = cost.wait if is_local else total
                 backlog = self._wait_for_room(cost) + (cost.queue if is_local else 0.0)
-                best = Pick(state, matched, seconds if is_local else 0.0, total, wait, compared, backlog)
+                taken = seconds if is_local else 0.0
+                best = Pick(state, matched, cached, taken, total, wait, compared, backlog)
                 best_is_local = is_local
         if best is None:
             raise ValueError("there is no backend to decode with")
@@ -182,13 +187,19 @@ class PrefixAware:
 
     def sent(self, pick: Pick, prompt: Prompt, now: float) -> Ticket:
         """Note that *prompt* has been sent as *pick* says. Report on the ticket through the ledger."""
-        ticket = self.ledger.sent(pick.state, prompt, pick.matched, pick.seconds, now)
+        ticket = self.ledger.sent(pick.state, prompt, pick.matched, pick.seconds, now, pick.cached)
         ticket.home = pick.at_home
         return ticket
 
     def _cheapest(
-        self, prompt: Prompt, states: Sequence[BackendState], matches: list[int], now: float
+        self,
+        prompt: Prompt,
+        states: Sequence[BackendState],
+        matches: list[int],
+        exact: list[int] | None,
+        now: float,
     ) -> Pick:
+        size = self.ledger.block_tokens
         weight = self._affinity(states, now)
         needed = self.ledger.blocks_of(prompt)
         home = self._home(prompt, states, matches)
@@ -196,7 +207,9 @@ class PrefixAware:
         best: Cost | None = None
         compared: list[Cost] = []
         for state in states:
-            cost = self._cost(state, prompt, matches[state.slot], needed, weight, now)
+            matched = matches[state.slot]
+            cached = matched * size if exact is None else exact[state.slot]
+            cost = self._cost(state, prompt, matched, cached, needed, weight, now)
             if state is home:
                 cost.home = self._hope(states, cost.prefill, cost.affinity)
                 cost.total -= cost.home
@@ -209,16 +222,32 @@ class PrefixAware:
                 chosen, best, least = state, cost, cost.total
         if best is None:
             raise ValueError("there is no backend to choose from")
-        matched, backlog = matches[chosen.slot], best.queue + self._wait_for_room(best)
+        backlog = best.queue + self._wait_for_room(best)
         return Pick(
-            chosen, matched, best.prefill, least, best.wait, compared, backlog, at_home=chosen is home
+            chosen,
+            matches[chosen.slot],
+            best.cached_tokens,
+            best.prefill,
+            least,
+            best.wait,
+            compared,
+            backlog,
+            at_home=chosen is home,
         )
 
     def _cost(  # noqa: PLR0917 - called for every backend of every request
-        self, state: BackendState, prompt: Prompt, matched: int, needed: int, weight: float, now: float
+        self,
+        state: BackendState,
+        prompt: Prompt,
+        matched: int,
+        tokens: int,
+        needed: int,
+        weight: float,
+        now: float,
     ) -> Cost:
+        """Return what *prompt* costs at *state*, which holds *matched* of its blocks and *tokens* of its tokens."""
         work, ledger, cache = self.work, self.ledger, state.cache
-        cached = min(matched * ledger.block_tokens, prompt.tokens - 1)
+        cached = min(tokens, prompt.tokens - 1)
         prefill = work.prefill(prompt.tokens - cached, cached)
         queue = state.queued_seconds
         held = cache.held + needed - matched
@@ -241,7 +270,7 @@ class PrefixAware:
         adapter = 0.0
         if prompt.adapter is not None and prompt.adapter not in state.adapter_uses:
             adapter = _adapter_cost(state, prompt.adapter, weight, ledger.residence_seconds)
-        tokens, waiting = matched * ledger.block_tokens, len(state.waiting)
+        waiting = len(state.waiting)
         charged = weight * prefill
         return Cost(state.id, tokens, waiting, queue, prefill, charged, decode, kv_wait, adapter)
 

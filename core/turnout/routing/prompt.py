@@ -15,14 +15,16 @@ def estimate_prompt_tokens(
     body: Mapping[str, Any],
     fields: tuple[str, ...] = ("messages", "prompt"),
     bytes_per_token: float = BYTES_PER_TOKEN,
+    *,
+    tools_bytes: int = 0,
 ) -> int:
     """Return about how many tokens the prompt in *fields* of a request has: its text's bytes / *bytes_per_token*.
 
     Text is counted wherever the APIs put it: a text or a list of texts, the contents of messages and items, their
-    text parts; and the definitions of tools, which chat templates write into the prompt. Token ids are counted
-    exactly. What it does not understand counts as nothing: the worker judges it.
+    text parts; and the definitions of tools, *tools_bytes* of JSON, which chat templates write into the prompt. Token ids are
+    counted exactly. What it does not understand counts as nothing: the worker judges it.
     """
-    tokens = 0
+    tokens = int(tools_bytes / bytes_per_token)
     for name in fields:
         value = body.get(name)
         if value is None:
@@ -31,16 +33,13 @@ def estimate_prompt_tokens(
             tokens += int(_messages_bytes(value) / bytes_per_token)
         else:
             tokens += _prompt_tokens(value, bytes_per_token)
-    tools = body.get("tools")
-    if tools and fields:
-        tokens += int(_all_bytes(tools) / bytes_per_token)
     return tokens
 
 
 def needs_local_prefill(body: Mapping[str, Any]) -> bool:
     """Say whether only the decoding worker can compute this prompt.
 
-    So it is with several choices or several prompts in one request (the exchange of caches is for one sequence)
+    So it is with several choices, beams or prompts in one request (the exchange of caches is for one sequence)
     and with log probabilities of the prompt, which the prefill worker would keep to itself.
     """
     prompt = body.get("prompt")
@@ -50,6 +49,7 @@ def needs_local_prefill(body: Mapping[str, Any]) -> bool:
         or _above_one(body.get("n"))
         or _above_one(body.get("best_of"))
         or body.get("echo") is True
+        or body.get("use_beam_search") is True
         or body.get("prompt_logprobs") is not None
     )
 
@@ -94,21 +94,6 @@ def _part_bytes(part: Mapping[str, Any]) -> int:
     if isinstance(text, str):
         return _utf8_bytes(text)
     return _content_bytes(part.get("content")) + _content_bytes(part.get("output"))
-
-
-def _all_bytes(value: object) -> int:
-    """Return the bytes of all names and texts in *value*, however deep; not by recursion, for clients nest deeply."""
-    total, left = 0, [value]
-    while left:
-        one = left.pop()
-        if isinstance(one, str):
-            total += _utf8_bytes(one)
-        elif isinstance(one, dict):
-            left += one
-            left += one.values()
-        elif isinstance(one, list):
-            left += one
-    return total
 
 
 def _content_bytes(content: object) -> int:

@@ -19,6 +19,7 @@ LOCAL_SENTENCES = {
     "prefill_failed": "it computes the prompt itself, for the prefill workers that were tried have failed",
     "request_form": "it computes the prompt itself, for the request's form allows nothing else",
     "cheaper_locally": "it computes what is not cached there itself, for that costs less than moving the cache",
+    "handed_over": "it takes over the cache that a prefill worker computed for an earlier try",
     "no_generation": "nothing is generated, so there is no cache to be moved",
 }
 """Why the worker that decodes computes the prompt, by `LocalReason`."""

@@ -24,14 +24,13 @@ if TYPE_CHECKING:
 class PrefixReason:
     """Why a prefix-aware choice was made, see `turnout.routing.cost`. `local` is the `LocalReason`, if there is one."""
 
-    __slots__ = ("block_tokens", "decode", "local", "prefill", "prompt_tokens")
+    __slots__ = ("decode", "local", "prefill", "prompt_tokens")
 
     def __init__(self, picks: Picks, local: LocalReason | None) -> None:
         self.decode: Final = picks.decode
         self.prefill: Final = picks.prefill
         self.local: Final = local
         self.prompt_tokens: Final = picks.prompt.tokens
-        self.block_tokens: Final = picks.policy.ledger.block_tokens
 
     @property
     def sentence(self) -> str:
@@ -65,7 +64,7 @@ class PrefixReason:
         )
 
     def _clause(self, half: Half, pick: Pick) -> str:
-        cached = min(pick.matched * self.block_tokens, self.prompt_tokens)
+        cached = min(pick.cached, self.prompt_tokens)
         among = "the only one" if len(pick.compared) == 1 else f"the cheapest of {len(pick.compared)}"
         return (
             f"{half} on {pick.state.id}: about {cached} tokens cached, first token expected in {pick.wait:.3f} s, "

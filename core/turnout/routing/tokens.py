@@ -7,7 +7,7 @@ elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence  # noqa: TC003 - part of the public signatures
+from collections.abc import Iterator, Mapping, Sequence  # noqa: TC003 - part of the public signatures
 from dataclasses import dataclass
 
 ROOT = 0
@@ -30,7 +30,14 @@ def extra_of(keys: Sequence[object] | None) -> str:
 def chain(
     tokens: Sequence[int], block_size: int, salt: str | None = None, adapter: str | None = None
 ) -> tuple[int, ...]:
-    """Return the numbers of the full blocks of *tokens*, of *block_size* tokens each. Raise ValueError for no size.
+    """Return the numbers of the full blocks of *tokens*, of *block_size* tokens each. Raise ValueError for no size."""
+    return tuple(links(tokens, block_size, salt, adapter))
+
+
+def links(
+    tokens: Sequence[int], block_size: int, salt: str | None = None, adapter: str | None = None
+) -> Iterator[int]:
+    """Yield the numbers of `chain`, for whoever cannot wait for all of them at once. Raise as `chain`.
 
     Engines mix the request's `cache_salt` into the first block and the LoRA adapter's name into every one (vLLM's
     order: the adapter, then the salt).
@@ -39,18 +46,22 @@ def chain(
         raise ValueError(f"a block has at least one token, not {block_size}")
     always = [adapter] if adapter else []
     extra, further = extra_of([*always, salt] if salt else always), extra_of(always)
-    parent, numbers = ROOT, []
+    parent = ROOT
     for start in range(0, len(tokens) - block_size + 1, block_size):
         parent = link(parent, tokens[start : start + block_size], extra)
         extra = further
-        numbers.append(parent)
-    return tuple(numbers)
+        yield parent
 
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
-    """A prompt as an engine of *revision* reads it: its length in tokens, and its chain for each size of blocks."""
+    """A prompt as an engine of *revision* reads it: its length in tokens, and its chain for each size of blocks.
+
+    `block_tokens` is how many of its tokens one of the prompt's blocks of text stands for (at least 1): what is only
+    believed of a backend is in blocks of text.
+    """
 
     revision: str
     tokens: int
     chains: Mapping[int, tuple[int, ...]]
+    block_tokens: int

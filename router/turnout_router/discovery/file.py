@@ -31,7 +31,6 @@ import asyncio
 from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal
 from urllib.parse import urlsplit
 
-import yaml
 from pydantic import AfterValidator, Field, ValidationError
 
 from turnout.api import ApiKey, Objectives
@@ -45,16 +44,19 @@ from turnout.api.rules import Rule
 from turnout.routing import Backend, DeploymentRoute, Fleet, Grant, KvEventPorts, NamedRoute, build_fleet
 from turnout.routing.admission import TIER_OF
 from turnout_router.discovery.translate import bounds_of
+from turnout_router.discovery.yamlfile import read_yaml, stamp_of
 from turnout_router.errors import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from turnout_router.discovery.port import FleetObserver
+    from turnout_router.discovery.yamlfile import Stamp
     from turnout_runtime.supervision import Supervisor
 
 _POLL_SECONDS: Final = 1.0
-_MAX_BYTES: Final = 8 * 1024 * 1024
+_SETTLE_SECONDS: Final = 0.1
+_SETTLE_TRIES: Final = 20
 
 _Name = Annotated[str, Field(min_length=1, max_length=96)]
 _Key = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
@@ -140,22 +142,22 @@ class FileConfig(Model):
 
 
 def read_config(path: Path) -> Fleet:
-    """Return the fleet that *path* describes. Raise ConfigError, with what is wrong where."""
+    """Return the fleet that *path* describes. Raise ConfigError, with what is wrong where.
+
+    A file that is empty, or does not say `deployments`, is refused, for it may be half written: a fleet without workers
+    is said as ``deployments: []`` (or ``{}``).
+    """
+    raw = read_yaml(path)
+    if raw is None:
+        raise ConfigError(
+            f"{path} is empty: write `deployments: []` where a fleet without deployments is meant"
+        )
     try:
-        with path.open("rb") as file:
-            text = file.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    if len(text) > _MAX_BYTES:
-        raise ConfigError(f"{path} has more than {_MAX_BYTES} bytes")
-    try:
-        raw = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    try:
-        config = FileConfig.model_validate({} if raw is None else raw)
+        config = FileConfig.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(f"{path}: {faults(error)}") from error
+    if config.model_fields_set and "deployments" not in config.model_fields_set:
+        raise ConfigError(f"{path} does not say `deployments`: write `deployments: []` where none are meant")
     _check_references(path, config)
     return _fleet_of(config)
 
@@ -259,7 +261,7 @@ class FileSource:
 
     async def run(self, observer: FleetObserver, supervisor: Supervisor) -> None:  # noqa: ARG002 - the protocol's
         """Read the file, then again whenever it changes. Raise ConfigError where the very first reading fails."""
-        seen = self._stamp()
+        seen = stamp_of(self._path)
         await self._read(observer)
         while True:
             try:
@@ -269,10 +271,9 @@ class FileSource:
             except TimeoutError:
                 asked = False
             self._wake.clear()
-            stamp = self._stamp()
-            if stamp == seen and not asked:
+            if stamp_of(self._path) == seen and not asked:
                 continue
-            seen = stamp
+            seen = await self._settled()
             await self._read(observer)
 
     async def _read(self, observer: FleetObserver) -> None:
@@ -292,9 +293,15 @@ class FileSource:
         """Read the file again now."""
         self._wake.set()
 
-    def _stamp(self) -> tuple[int, int, int] | None:
-        try:
-            stat = self._path.stat()
-        except OSError:
-            return None
-        return stat.st_mtime_ns, stat.st_size, stat.st_ino
+    async def _settled(self) -> Stamp | None:
+        """Return the file's stamp once it no longer changes, or has changed for long enough.
+
+        Half of a file can be a good file: one that is being written is given the time to be whole.
+        """
+        stamp = stamp_of(self._path)
+        for _ in range(_SETTLE_TRIES):
+            await asyncio.sleep(_SETTLE_SECONDS)
+            before, stamp = stamp, stamp_of(self._path)
+            if stamp == before:
+                break
+        return stamp

@@ -73,7 +73,9 @@ class ExactMode:
             if caches is None:
                 continue
             caches.set_engines((b.id, b.revision, self._room_of(b)) for b in publishing[key])
-            revisions = self._engines[key] = {}
+            revisions: dict[str, list[Backend]] = {}
+            if len(fleet.backends.get(key, ())) > 1:
+                self._engines[key] = revisions
             for backend in publishing[key]:
                 revisions.setdefault(backend.revision, []).append(backend)
                 if backend.id not in self._followed:
@@ -88,10 +90,14 @@ class ExactMode:
         self._tokenizer.stop()
         self._context.destroy(linger=0)
 
+    def compares(self, deployment: str) -> bool:
+        """Say whether prompts for *deployment* are worth reading: it has a choice, and workers that publish events."""
+        return deployment in self._engines
+
     async def read(self, route: DeploymentRoute, request: Completion, prompt: Prompt) -> Prompt:
         """Return *prompt* with its tokens, if workers of *route* hold anything that they could be compared with."""
         engines = self._engines.get(route.key)
-        if engines is None or not prompt.blocks:
+        if engines is None:
             return prompt
         sizes = self._caches[route.key].block_sizes()
         if not sizes:
@@ -101,7 +107,11 @@ class ExactMode:
         if not asked:
             return prompt
         tokenized = await self._tokenizer.read(request, prompt, asked, sizes[revision])
-        return Prompt(prompt.tokens, prompt.blocks, prompt.expected_output_tokens, prompt.adapter, tokenized)
+        if tokenized is None:
+            return prompt
+        return Prompt(
+            tokenized.tokens, prompt.blocks, prompt.expected_output_tokens, prompt.adapter, tokenized
+        )
 
     def describe(self, backend: Backend) -> dict[str, Any] | None:
         """Return what is known of a worker's cache, for people; None where it publishes nothing."""

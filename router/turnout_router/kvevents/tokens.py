@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple
 
+import msgspec
 import orjson
 from xxhash import xxh3_64_intdigest
 
-from turnout.routing.tokens import Tokenized, chain
+from turnout.routing.tokens import Tokenized, links
+from turnout_router.collector import collector_off
 from turnout_router.endpoints import CHAT, TEXT
 from turnout_router.errors import UpstreamError
 from turnout_router.http import post
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from turnout_router.pools import Pools
 
 Outcome = Literal["known", "asked", "failed", "unfit"]
-"""The tokens were kept; an engine was asked; none answered; the request's form is none that could be compared."""
+"""The tokens were kept; an engine was asked; none answered; the request cannot be compared, or the engine refuses it."""
 
 BASE_SECONDS: Final = 0.2
 SECONDS_PER_BYTE: Final = 2e-6
@@ -40,10 +42,27 @@ REST_SECONDS: Final = 5.0
 """How long an engine that failed to answer is not asked."""
 MAX_KEPT_BLOCKS: Final = 400_000
 """Blocks of all prompts that are kept: some 20 MB, or 6.4 million tokens in blocks of 16."""
-MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
-"""A million tokens as JSON have 7 MB."""
+ENTRY_BLOCKS: Final = 16
+"""What a kept prompt takes beside its blocks, in blocks."""
+WHOLE_BYTES: Final = 8 * BLOCK_BYTES
+"""Texts up to this length are asked for whenever they are new, so that their hits are known to the block. Of longer ones
+that have the same full blocks of text, the end of the last one asked for decides: at most an eighth is not seen."""
+MAX_TEXT_BYTES: Final = 1024 * 1024
+"""Longer texts, or lists of token ids, are routed by belief."""
+MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
+"""What the tokens of such a text have as JSON: half a million of them. Read in 12 ms."""
+ANSWER_BYTES: Final = 64 * 1024
+ANSWER_BYTES_PER_BYTE: Final = 8
+"""How large the answer to a question may be: a token has at least a byte of text, and seven digits at most. Chat templates
+write something of their own."""
+MAX_CHAIN_BLOCKS: Final = 65_536
+"""Blocks of a prompt that are compared: a million tokens in blocks of 16. Engines may have blocks of one token."""
+LINKS_AT_ONCE: Final = 2_048
+"""Blocks that are numbered before others have their turn: 1 ms."""
 
 _OK: Final = 200
+_REFUSED: Final = frozenset({400, 413, 422})
+"""The prompt is at fault, not the engine: a message that the chat template does not take, say."""
 _TEMPLATE_FIELDS: Final = {
     CHAT.path: (
         "add_generation_prompt",
@@ -57,18 +76,44 @@ _TEMPLATE_FIELDS: Final = {
     TEXT.path: ("add_special_tokens",),
 }
 """What changes a prompt's tokens, in requests of either form and in those of /tokenize alike."""
+_UNTOLD_FIELDS: Final = (
+    "documents",
+    "prompt_embeds",
+    "reasoning_effort",
+    "truncate_prompt_tokens",
+    "truncation_side",
+)
+"""What changes a prompt's tokens and /tokenize does not take: such prompts cannot be compared."""
 _PROMPT_FIELD: Final = {CHAT.path: "messages", TEXT.path: "prompt"}
 _NOT_TEXT: Final = (b'"image', b'"audio', b'"video', b'"input_audio', b'"file"')
 """What a content part of another kind is called. Its tokens stand for what only the engine sees."""
 
 
-class _Key(NamedTuple):
-    """What prompts have in common that begin alike, to the last full block of text, and are read alike."""
+_Token = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 
-    last_block: int
+
+class _Answer(msgspec.Struct, gc=False):
+    """What an engine answers, as far as it matters here."""
+
+    tokens: list[_Token]
+
+
+_ANSWERS: Final = msgspec.json.Decoder(_Answer)
+_TOKENS: Final = msgspec.json.Decoder(list[_Token])
+_UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+class _Key(NamedTuple):
+    """What prompts have in common that are read alike: all of a short text, of a long one its full blocks.
+
+    `end` is the hash of the text, or of its last full block, `blocks` the number of these, 0 for a short one. `manner` is
+    the hash of how it is read.
+    """
+
+    end: int
     blocks: int
     revision: str
-    template: bytes
+    manner: int
 
 
 class _Kept(NamedTuple):
@@ -102,22 +147,24 @@ class Tokenizer:
         None where nobody says, or where they could not be compared.
         """
         deployment, path = engines[0].deployment, request.endpoint.path
-        if path not in _PROMPT_FIELD or not prompt.blocks or len(request.prompt) != 1:
+        if not _comparable(request):
             self._noted(deployment, "unfit")
             return None
         text = request.prompt[0]
         if path == TEXT.path and text.startswith(b"["):
-            found = _own_tokens(text, request, prompt, engines[0].revision, sizes)
+            found = await _own_tokens(text, request, prompt, engines[0].revision, sizes)
             self._noted(deployment, "known" if found is not None else "unfit")
             return found
-        if path == CHAT.path and any(name in text for name in _NOT_TEXT):
-            self._noted(deployment, "unfit")
-            return None
         fields = {
             name: value for name in _TEMPLATE_FIELDS[path] if (value := request.body.get(name)) is not None
         }
+        manner = orjson.dumps([path.decode(), fields, request.body.get("cache_salt"), prompt.adapter])
+        is_short = len(text) <= WHOLE_BYTES or not prompt.blocks
         key = _Key(
-            prompt.blocks[-1], len(prompt.blocks), engines[0].revision, orjson.dumps([path.decode(), fields])
+            xxh3_64_intdigest(text) if is_short else prompt.blocks[-1],
+            0 if is_short else len(prompt.blocks),
+            engines[0].revision,
+            xxh3_64_intdigest(manner),
         )
         known = self._known(key, text, sizes)
         if known is not None:
@@ -154,8 +201,8 @@ class Tokenizer:
     def _known(self, key: _Key, text: bytes, sizes: Sequence[int]) -> Tokenized | None:
         """Return what is kept of a prompt that begins alike, cut to what both have in common.
 
-        That ends with the last full block of text, and how many tokens that are is reckoned by the text's length: off
-        by less than one block of text.
+        A short text is known whole or not at all. What a long one has in common ends with the last full block of text, and
+        how many tokens that are follows from its length: off by less than one block of text.
         """
         kept = self._kept.get(key)
         if kept is None or not all(size in kept.tokenized.chains for size in sizes):
@@ -167,7 +214,8 @@ class Tokenizer:
         tokens_per_byte = whole.tokens / max(1, kept.text_bytes)
         common = int(key.blocks * BLOCK_BYTES * tokens_per_byte)
         chains = {size: numbers[: common // size] for size, numbers in whole.chains.items()}
-        return Tokenized(whole.revision, max(1, int(len(text) * tokens_per_byte)), chains)
+        tokens = max(1, int(len(text) * tokens_per_byte))
+        return Tokenized(whole.revision, tokens, chains, whole.block_tokens)
 
     async def _ask(
         self,
@@ -185,10 +233,10 @@ class Tokenizer:
             self._noted(engines[0].deployment, "failed")
             return None
         engine = rested[next(self._turns) % len(rested)]
-        answer = Collected(MAX_ANSWER_BYTES)
         name = request.model if request.model in engine.names or not engine.names else engine.names[0]
         field = _PROMPT_FIELD[request.endpoint.path]
         body = orjson.dumps({"model": name, field: orjson.Fragment(text), **fields})
+        answer = Collected(min(MAX_ANSWER_BYTES, ANSWER_BYTES + ANSWER_BYTES_PER_BYTE * len(body)))
         seconds = BASE_SECONDS + len(text) * SECONDS_PER_BYTE
         try:
             async with asyncio.timeout(seconds):
@@ -202,13 +250,16 @@ class Tokenizer:
             tokens = _tokens_in(answer) if answer.status == _OK else None
         except (UpstreamError, TimeoutError):
             tokens = None
+        if answer.status in _REFUSED:
+            self._noted(engine.deployment, "unfit")
+            return None
         if tokens is None:
             self._resting[engine.id] = self._clock() + REST_SECONDS
             self._resting = {id_: until for id_, until in self._resting.items() if until > now}
             self._noted(engine.deployment, "failed")
             return None
         self._noted(engine.deployment, "asked")
-        found = _tokenized(tokens, request, prompt, engine.revision, sizes)
+        found = await _tokenized(tokens, request, prompt, engine.revision, sizes)
         self._keep(key, _Kept(xxh3_64_intdigest(text), len(text), found))
         return found
 
@@ -223,36 +274,55 @@ class Tokenizer:
             self._kept_blocks -= _blocks(oldest)
 
 
+def _comparable(request: Completion) -> bool:
+    """Say whether an engine could tell the tokens of *request*, and they would be those that it computes."""
+    path = request.endpoint.path
+    if path not in _PROMPT_FIELD or len(request.prompt) != 1 or len(request.prompt[0]) > MAX_TEXT_BYTES:
+        return False
+    if any(request.body.get(name) is not None for name in _UNTOLD_FIELDS):
+        return False
+    return path != CHAT.path or not any(name in request.prompt[0] for name in _NOT_TEXT)
+
+
 def _blocks(kept: _Kept) -> int:
-    return 1 + sum(map(len, kept.tokenized.chains.values()))
+    return ENTRY_BLOCKS + sum(map(len, kept.tokenized.chains.values()))
 
 
-def _own_tokens(
+async def _own_tokens(
     text: bytes, request: Completion, prompt: Prompt, revision: str, sizes: Sequence[int]
 ) -> Tokenized | None:
     """Return the tokens of a prompt that is given as token ids: there is nobody to ask."""
-    tokens = orjson.loads(text)
-    if not all(type(token) is int for token in tokens):
+    try:
+        with collector_off(len(text)):
+            tokens = _TOKENS.decode(text)
+    except _UNREADABLE:
         return None
-    return _tokenized(tokens, request, prompt, revision, sizes)
+    return await _tokenized(tokens, request, prompt, revision, sizes)
 
 
 def _tokens_in(answer: Collected) -> list[int] | None:
+    body = answer.body
     try:
-        said = orjson.loads(answer.body)
-    except orjson.JSONDecodeError:
+        with collector_off(len(body)):
+            return _ANSWERS.decode(body).tokens
+    except _UNREADABLE:
         return None
-    tokens = said.get("tokens") if isinstance(said, dict) else None
-    if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
-        return None
-    return tokens
 
 
-def _tokenized(
+async def _tokenized(
     tokens: Sequence[int], request: Completion, prompt: Prompt, revision: str, sizes: Sequence[int]
 ) -> Tokenized:
+    """Return *tokens* as `Tokenized`. Others have their turn while it numbers many blocks."""
     salt = request.body.get("cache_salt")
-    chains = {
-        size: chain(tokens, size, salt if isinstance(salt, str) else None, prompt.adapter) for size in sizes
-    }
-    return Tokenized(revision, max(1, len(tokens)), chains)
+    chains: dict[int, tuple[int, ...]] = {}
+    for size in sizes:
+        numbers: list[int] = []
+        for number in links(tokens, size, salt if isinstance(salt, str) else None, prompt.adapter):
+            numbers.append(number)
+            if not len(numbers) % LINKS_AT_ONCE:
+                await asyncio.sleep(0)
+                if len(numbers) >= MAX_CHAIN_BLOCKS:
+                    break
+        chains[size] = tuple(numbers)
+    block_tokens = len(tokens) * BLOCK_BYTES // max(1, len(request.prompt[0]))
+    return Tokenized(revision, max(1, len(tokens)), chains, max(1, block_tokens))

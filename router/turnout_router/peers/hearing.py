@@ -6,6 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
+from turnout_router.accounts import Crowd, client_at
 from turnout_router.peers.greeting import welcome
 from turnout_router.peers.inbox import Inbox
 from turnout_router.peers.link import GREETING_SECONDS, SILENCE_SECONDS
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("turnout_router.peers")
 
 MAX_CONNECTIONS: Final = 128
-"""Connections at a time, those that have not proved anything included."""
+"""Connections at a time, those that have not proved anything included. Of these the oldest one of the address that has
+most makes way for a new one."""
+MAX_PER_ADDRESS: Final = 32
+"""Likewise of one address: routers that share one are few."""
 COMPLAIN_SECONDS: Final = 60.0
 """A fault of the same kind is logged no more often: whoever is refused tries again."""
 
@@ -46,6 +50,8 @@ class Hearing:
         self._supervisor = supervisor
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._all: Crowd[asyncio.StreamWriter] = Crowd()
+        self._unproved: Crowd[asyncio.StreamWriter] = Crowd()
         self._heard: dict[bytes, _Heard] = {}
         self._stopped = False
         self._complain_at: dict[str, float] = {}
@@ -74,14 +80,41 @@ class Hearing:
         ]
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._stopped or len(self._tasks) >= MAX_CONNECTIONS:
+        address = client_at(writer.get_extra_info("peername"))
+        if self._stopped or not self._make_room(address):
             self._counts.end("too_many")
             writer.transport.abort()
             return
-        task = self._supervisor.once(PEER_HEARING, self._serve(reader, writer), detail=_address(writer))
+        self._all.add(address, writer)
+        self._unproved.add(address, writer)
+        task = self._supervisor.once(PEER_HEARING, self._serve(reader, writer), detail=address)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda _: writer.close())  # also of one that was cancelled before it began
+
+        def forget(task: asyncio.Task[None]) -> None:  # also one that was cancelled before it began
+            self._tasks.discard(task)
+            self._all.remove(address, writer)
+            self._unproved.remove(address, writer)
+            if writer.transport.get_write_buffer_size():
+                writer.transport.abort()  # who does not read would keep it open for ever
+            else:
+                writer.close()
+
+        task.add_done_callback(forget)
+
+    def _make_room(self, address: str) -> bool:
+        """Drop who has proved nothing, if need be, and say whether there is room for one more from *address*."""
+        if self._all.size(address) >= MAX_PER_ADDRESS:
+            oldest = self._unproved.of(address, 1)
+        elif len(self._all) >= MAX_CONNECTIONS:
+            address, oldest = self._unproved.of_largest(1)
+        else:
+            return True
+        for writer in oldest:
+            self._counts.end("too_many")
+            self._all.remove(address, writer)
+            self._unproved.remove(address, writer)
+            writer.transport.abort()
+        return bool(oldest)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -103,6 +136,7 @@ class Hearing:
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         async with asyncio.timeout(GREETING_SECONDS):
             identity = await welcome(self._identity, reader, writer)
+        self._unproved.remove(client_at(writer.get_extra_info("peername")), writer)
         before = self._heard.get(identity)
         if before is not None:
             before.replace()

@@ -75,6 +75,10 @@ class Mesh:
         self.outbox.stop()
         await self._hearing.stop()
 
+    def others(self) -> int:
+        """Return how many other routers are connected, whichever way."""
+        return max(self.counts.telling, self.counts.hearing)
+
     def describe(self) -> dict[str, object]:
         """Return who is told and who is heard, for people."""
         return {

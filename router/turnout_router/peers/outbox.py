@@ -10,6 +10,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
 from turnout_router.peers.messages import Expected, Finished, FirstToken, Sent, frames
+from turnout_router.prefixes import BLOCK_TOKENS
 from turnout_router.tasks import PEERS, only_logged
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class Outbox:
                 self._numbers,
                 deployment,
                 backend,
-                ticket.prompt_tokens,
+                ticket.text_tokens(BLOCK_TOKENS),
                 ticket.blocks,
                 prompt.expected_output_tokens,
                 ticket.matched,

@@ -1,4 +1,4 @@
-"""Reading every worker's metrics, one after the other, spread over the interval."""
+"""Reading every worker's metrics, one after the other, each at its own pace."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from turnout.routing.ledger import Scrape
 from turnout_router.errors import UpstreamError
 from turnout_router.http import get
 from turnout_router.relay import Collected
+from turnout_router.scrapes.pace import Looks, period
 from turnout_router.scrapes.page import PageError, read_page
 from turnout_router.scrapes.pending import PendingTokens
 from turnout_router.tasks import SCRAPE
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from turnout.routing import Backend
     from turnout_router.backends import Backends
     from turnout_router.metrics import Metrics
@@ -22,42 +25,78 @@ if TYPE_CHECKING:
 ANSWER_SECONDS: Final = 2.0
 """For a page. A worker that takes longer has told nothing that would still be so."""
 MAX_PAGE_BYTES: Final = 1024 * 1024
-MOST_A_SECOND: Final = 100
-"""Pages over all workers: one costs half a millisecond of CPU. Beyond that each worker is asked more seldom."""
 IDLE_SECONDS: Final = 1.0
 """How long to wait before looking again whether there is anybody to ask."""
+LEAST_SECONDS: Final = 0.01
+AT_ONCE: Final = 4
+"""Workers that are asked before others have their turn, and how long that is."""
 _OK: Final = 200
 
 
 class Scraper:
     """Asks the workers among which a prefix-aware policy chooses, each once every *seconds*, never twice at a time.
 
-    More seldom where that would be more than `MOST_A_SECOND` pages a second in all.
+    More seldom where that would be too many pages for the router or too much of a worker's time, see `scrapes.pace`.
+    *others* returns how many other routers ask the same workers, as far as this one knows.
     """
 
-    def __init__(self, backends: Backends, metrics: Metrics, seconds: float, supervisor: Supervisor) -> None:
+    def __init__(
+        self,
+        backends: Backends,
+        metrics: Metrics,
+        seconds: float,
+        supervisor: Supervisor,
+        others: Callable[[], int] = lambda: 0,
+    ) -> None:
         self._backends = backends
         self._metrics = metrics
         self._supervisor = supervisor
         self._seconds = seconds
+        self._others = others
+        self._due: dict[str, float] = {}
+        self._looks: dict[str, Looks] = {}
         self._asked: set[str] = set()
         self._pending: dict[str, PendingTokens] = {}
 
     async def run(self) -> None:
         """Ask until cancelled."""
         loop = asyncio.get_running_loop()
+        known: list[Backend] = []
         while True:
-            began = loop.time()
+            now = loop.time()
             workers = self._backends.compared()
-            known = {worker.id for worker in workers}
-            seconds = max(self._seconds, len(workers) / MOST_A_SECOND)
-            self._pending = {id_: one for id_, one in self._pending.items() if id_ in known}
+            routers = 1 + self._others()
+            if workers != known:
+                known = workers
+                self._forget_others({worker.id for worker in workers})
+            begun = 0
+            following = now + IDLE_SECONDS
             for number, worker in enumerate(workers):
-                await asyncio.sleep(began + seconds * number / len(workers) - loop.time())
-                if worker.id not in self._asked and self._backends.may_ask(worker):
-                    self._begin(worker)
-            rest = seconds if workers else IDLE_SECONDS
-            await asyncio.sleep(began + rest - loop.time())
+                id_ = worker.id
+                due = self._due.get(id_)
+                if due is None:  # new ones are spread over the interval
+                    due = self._due[id_] = now + self._seconds * number / len(workers)
+                if due <= now and begun < AT_ONCE:
+                    looks = self._looks.setdefault(id_, Looks())
+                    seconds = period(
+                        self._seconds,
+                        workers=len(workers),
+                        routers=routers,
+                        page_bytes=looks.page_bytes,
+                        fastest=looks.fastest,
+                    )
+                    # What was missed is not made up for.
+                    due = self._due[id_] = (due if due + seconds > now else now) + seconds
+                    if id_ not in self._asked and self._backends.may_ask(worker):
+                        begun += 1
+                        self._begin(worker)
+                following = min(following, due)
+            await asyncio.sleep(max(LEAST_SECONDS, following - loop.time()))
+
+    def _forget_others(self, known: set[str]) -> None:
+        self._pending = {id_: one for id_, one in self._pending.items() if id_ in known}
+        self._looks = {id_: one for id_, one in self._looks.items() if id_ in known}
+        self._due = {id_: due for id_, due in self._due.items() if id_ in known}
 
     def _begin(self, worker: Backend) -> None:
         self._asked.add(worker.id)
@@ -68,6 +107,8 @@ class Scraper:
         answer = Collected(MAX_PAGE_BYTES)
         pool = self._backends.pools.of((worker.host, worker.port))
         outcome = "failed"
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         try:
             await pool.exchange(
                 get(b"/metrics", pool.host),
@@ -76,6 +117,9 @@ class Scraper:
                 idle_seconds=None,
                 what="the metrics page",
             )
+            looks = self._looks.get(worker.id)
+            if looks is not None:
+                looks.answered(len(answer.body), loop.time() - began, loop.time())
             outcome = self._take(worker, answer)
         except UpstreamError as error:
             outcome = error.fault

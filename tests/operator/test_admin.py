@@ -1,0 +1,43 @@
+"""What the operator's own port tells, and to whom."""
+
+from __future__ import annotations
+
+import socket
+
+import httpx
+import pytest
+from aiohttp import web
+
+from turnout_operator.admin import serving
+from turnout_operator.metrics import Metrics
+
+
+@pytest.mark.parametrize(
+    ("peer", "status"),
+    [
+        ("127.0.0.1", 200),
+        ("127.3.2.1", 200),
+        ("::1", 200),
+        ("::ffff:127.0.0.1", 200),
+        ("10.0.0.7", 403),
+        ("::ffff:10.0.0.7", 403),
+        ("fd00::1", 403),
+        (None, 403),
+    ],
+)
+async def test_decisions_are_told_to_the_own_machine_alone(
+    monkeypatch: pytest.MonkeyPatch, peer: str | None, status: int
+) -> None:
+    """They name deployments of every namespace; health and metrics are open."""
+    monkeypatch.setattr(web.Request, "remote", property(lambda _: peer), raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    async with (
+        serving("127.0.0.1", port, Metrics(), not_ready=lambda: "", decisions=lambda: {"team/a": "kept"}),
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as client,
+    ):
+        answer = await client.get("/decisions")
+        assert answer.status_code == status
+        assert ("team/a" in answer.text) == (status == 200)
+        for path in ("/healthz", "/readyz", "/metrics"):
+            assert (await client.get(path)).status_code == 200
