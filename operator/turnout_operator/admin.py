@@ -95,6 +95,16 @@ async def serving(
         await runner.cleanup()
 
 
+def _is_loopback(address: str | None) -> bool:
+    """Say whether *address* is this machine's own, an IPv4 one within IPv6 included."""
+    try:
+        found = ipaddress.ip_address(address or "")
+    except ValueError:
+        return False
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return (mapped or found).is_loopback
+
+
 def _surviving(tasks: Supervisor) -> Any:
     """Return what answers 500 where a page fails, and counts it."""
 
@@ -159,13 +169,3 @@ class _Connections:
             for connection, opened in self._opened.items()
             if connection in present or now - opened < 1.0
         }
-
-
-def _is_loopback(address: str | None) -> bool:
-    """Say whether *address* is this machine's own, an IPv4 one within IPv6 included."""
-    try:
-        found = ipaddress.ip_address(address or "")
-    except ValueError:
-        return False
-    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
-    return (mapped or found).is_loopback

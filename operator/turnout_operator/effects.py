@@ -5,22 +5,28 @@ from __future__ import annotations
 import logging
 import time
 import uuid
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from turnout.api.names import API_VERSION, FIELD_MANAGER
 from turnout_operator.errors import ApiError, ChildNameTaken, Conflict, NotFound, OperatorError, Unreachable
 from turnout_operator.kube.kinds import EVENT, POD, kind_of
 from turnout_operator.observe.store import Key
+from turnout_operator.plan import contest
 from turnout_operator.plan.conditions import rfc3339
-from turnout_operator.plan.drift import holds
+from turnout_operator.plan.drift import Deviation, deviations
+from turnout_operator.plan.manifests import ANNOTATION_APPLIED
 from turnout_operator.plan.ownership import owns
+from turnout_operator.plan.plan import BUSY_REQUEUE_SECONDS
+from turnout_operator.writings import STATUS, Writings, digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from turnout_operator.kube.client import KubeClient, Raw
     from turnout_operator.observe.store import Store
-    from turnout_operator.plan.effects import Notice, Plan
+    from turnout_operator.plan.effects import Notice, Plan, PodPatch
+    from turnout_operator.writings import Owner, Target
 
 LOG: Final = logging.getLogger(__name__)
 
@@ -35,6 +41,35 @@ class Executor:
         self._client = client
         self._store = store
         self._identity = identity
+        self.writings = Writings()
+        """What became of its writes."""
+
+    def sift(self, plan: Plan) -> Plan:
+        """Return *plan* without what admission has changed for good, and what it is too early to put back again."""
+        delays: list[float] = []
+
+        def is_due(delay: float | None) -> bool:
+            if delay:
+                delays.append(delay)
+            return delay == 0.0
+
+        patches = tuple(patch for patch in plan.patches if is_due(self._patch_due(patch)))
+        apply = tuple(manifest for manifest in plan.apply if is_due(self._apply_due(manifest)))
+        again = plan.requeue_seconds
+        if plan.patches and not patches:
+            again = BUSY_REQUEUE_SECONDS  # nothing was marked, so there is nothing to go on with at once
+        waits = [*delays, *([again] if again is not None else [])]
+        return replace(plan, patches=patches, apply=apply, requeue_seconds=min(waits, default=None))
+
+    def _patch_due(self, patch: PodPatch) -> float | None:
+        live = self._store.get(POD, Key(patch.namespace, patch.name))
+        found = deviations(live, patch.body)
+        return self.writings.due_in(_pod_target(patch), _shape(patch.body), found)
+
+    def _apply_due(self, manifest: Raw) -> float | None:
+        target = _target(manifest)
+        found = deviations(self._store.get(target[0], target[1]), manifest)
+        return self.writings.due_in(target, _content(manifest), found)
 
     async def change(self, raw: Raw, plan: Plan) -> ApiError | ChildNameTaken | None:
         """Patch pods, apply and delete children of *raw*.
@@ -45,14 +80,16 @@ class Executor:
         failed: ApiError | None = None
         for patch in plan.patches:
             try:
-                self._store.put(POD, await self._client.patch(POD, patch.namespace, patch.name, patch.body))
+                await self._patch(raw, patch)
             except NotFound:
-                continue  # it has left meanwhile, which is what was wanted of it
+                self.writings.forget(
+                    _pod_target(patch)
+                )  # it has left meanwhile, which is what was wanted of it
             except ApiError as error:
                 failed = failed or error
         for manifest in plan.apply:
             try:
-                await self._apply(raw["metadata"], manifest)
+                await self._apply(raw, manifest)
             except ChildNameTaken as error:
                 taken = taken or error
             except ApiError as error:
@@ -66,7 +103,22 @@ class Executor:
             else:
                 gone = {"namespace": removal.namespace, "name": removal.name, "uid": removal.uid}
                 self._store.remove(kind, {"metadata": gone})
+                self.writings.forget((kind, Key(removal.namespace, removal.name), ""))
         return taken or failed
+
+    async def _patch(self, owner: Raw, patch: PodPatch) -> None:
+        live = self._store.get(POD, Key(patch.namespace, patch.name))
+        found = deviations(live, patch.body)
+        answer = await self._client.patch(POD, patch.namespace, patch.name, patch.body)
+        self._store.put(POD, answer)
+        self.writings.written(
+            _pod_target(patch),
+            _owner(owner),
+            _shape(patch.body),
+            found=found,
+            answer=(),  # a mark that admission strips is still needed: it is tried again, ever more rarely
+            manager=contest.ADMISSION if deviations(answer, patch.body) else "",
+        )
 
     async def _apply(self, owner: Raw, manifest: Raw) -> None:
         """Apply a child of *owner*. Raise ChildNameTaken where its name is somebody else's object's.
@@ -75,29 +127,76 @@ class Executor:
         and one that comes in between is not forced.
         """
         kind, meta = kind_of(manifest), manifest["metadata"]
-        live = self._store.get(kind, Key(meta["namespace"], meta["name"]))
-        if live is None or not owns(owner, live):
+        target, content = _target(manifest), _content(manifest)
+        live = self._store.get(kind, target[1])
+        if live is None or not owns(owner["metadata"], live):
             try:
                 live = await self._client.get(kind, meta["namespace"], meta["name"])
             except NotFound:
-                self._store.put(kind, await self._client.apply(kind, manifest, force=False))
+                answer = await self._client.apply(kind, manifest, force=False)
+                self._applied(owner, manifest, deviations(None, manifest), answer)
                 return
-            if not owns(owner, live):
+            if not owns(owner["metadata"], live):
                 raise ChildNameTaken(
                     f"there is a {kind.name} {meta['name']} that this deployment does not own, and it is left alone: "
                     f"delete it (kubectl --namespace {meta['namespace']} delete {kind.name.lower()} {meta['name']}) "
                     "or give one of the two another name"
                 )
             self._store.revive(live["metadata"]["uid"])
+        manager = ""
+        if self.writings.is_suspect(target, content):
+            # Who wrote which field is not kept: it is asked for where somebody insists.
+            live = await self._client.get(kind, meta["namespace"], meta["name"])
+            changed = self.writings.left(target, content, deviations(live, manifest))
+            if not changed:
+                self._store.put(kind, live)
+                return
+            manager = contest.manager_of(live["metadata"].get("managedFields", []), changed)
         bound = {**manifest, "metadata": {**meta, "uid": live["metadata"]["uid"]}}
-        self._store.put(kind, await self._client.apply(kind, bound))
+        found = deviations(live, manifest)
+        self._applied(owner, manifest, found, await self._client.apply(kind, bound), manager)
+
+    def _applied(
+        self,
+        owner: Raw,
+        manifest: Raw,
+        found: tuple[Deviation, ...],
+        answer: Raw,
+        manager: str = "",
+    ) -> None:
+        """Take note of what the API server made of *manifest*."""
+        target = _target(manifest)
+        self._store.put(target[0], answer)
+        self.writings.written(
+            target,
+            _owner(owner),
+            _content(manifest),
+            found=found,
+            answer=deviations(answer, manifest),
+            manager=manager,
+        )
 
     async def write_status(self, raw: Raw, status: dict[str, Any]) -> bool:
         """Apply *status* where it differs from what *raw* has; return whether it did. Raise ApiError."""
         live = raw.get("status") or {}
-        if holds(live, status) and not (set(live) - set(status)) & _OPTIONAL:
-            return False
+        found = (
+            *deviations({"status": live}, {"status": status}),
+            *(
+                Deviation(("status", name), live[name], None)
+                for name in (set(live) - set(status)) & _OPTIONAL
+            ),
+        )
         kind, meta = kind_of(raw), raw["metadata"]
+        target, content = (kind, Key(meta["namespace"], meta["name"]), STATUS), digest(_timeless(status))
+        if not found or self.writings.due_in(target, content, found) != 0.0:
+            return False
+        if self.writings.is_suspect(target, content):
+            LOG.warning(
+                "the status of %s %s is overwritten again and again (%s): it is written ever more rarely",
+                kind.name,
+                target[1],
+                ", ".join(item.field for item in found[: contest.MAX_FIELDS]),
+            )
         body = {
             "apiVersion": API_VERSION,
             "kind": raw["kind"],
@@ -106,9 +205,12 @@ class Executor:
             "status": status,
         }
         try:
-            self._store.put(kind, await self._client.apply(kind, body, "status"))
+            answer = await self._client.apply(kind, body, "status")
         except NotFound:
             return False
+        self._store.put(kind, answer)
+        accepted = deviations({"status": answer.get("status") or {}}, {"status": status})
+        self.writings.written(target, _owner(raw), content, found=found, answer=accepted)
         return True
 
     async def post(self, raw: Raw, notices: Iterable[Notice], *, fenced: bool = True) -> None:
@@ -151,6 +253,40 @@ class Executor:
                     meta["name"],
                     error,
                 )
+
+
+def _owner(raw: Raw) -> Owner:
+    return kind_of(raw), Key(raw["metadata"]["namespace"], raw["metadata"]["name"])
+
+
+def _target(manifest: Raw) -> Target:
+    meta = manifest["metadata"]
+    return kind_of(manifest), Key(meta["namespace"], meta["name"]), ""
+
+
+def _content(manifest: Raw) -> str:
+    content: str = manifest["metadata"]["annotations"][ANNOTATION_APPLIED]
+    return content
+
+
+def _timeless(value: Any) -> Any:
+    """Return a status without its times, which are others each time that it is written."""
+    if isinstance(value, dict):
+        return {
+            key: _timeless(item) for key, item in value.items() if key not in {"lastTransitionTime", "time"}
+        }
+    return [_timeless(item) for item in value] if isinstance(value, list) else value
+
+
+def _pod_target(patch: PodPatch) -> Target:
+    return POD, Key(patch.namespace, patch.name), "metadata"
+
+
+def _shape(body: Raw) -> str:
+    """Name the fields of a patch, whatever is written to them: a time among them is another one at each attempt."""
+    return ",".join(
+        f"{part}/{name}" for part, values in sorted(body["metadata"].items()) for name in sorted(values)
+    )
 
 
 def transient(error: OperatorError) -> bool:

@@ -13,11 +13,11 @@ from turnout_operator.errors import ChildNameTaken
 from turnout_operator.kube.kinds import LLM_DEPLOYMENT, LLM_ROUTE, TOKEN_BUDGET
 from turnout_operator.plan.budget import budget_status, invalid_budget
 from turnout_operator.plan.conditions import MAX_MESSAGE
-from turnout_operator.plan.notices import CHILD_NAME_TAKEN, taken
+from turnout_operator.plan.notices import CHILD_NAME_TAKEN, overridden, taken
 from turnout_operator.plan.observed import failed_pod
 from turnout_operator.plan.plan import Observed, plan
 from turnout_operator.plan.route import invalid_route, route_status, targets_of
-from turnout_operator.plan.status import condition, invalid
+from turnout_operator.plan.status import condition, invalid, with_overrides
 
 if TYPE_CHECKING:
     from turnout_operator.effects import Executor
@@ -64,6 +64,7 @@ class Reconciler:
         raw = self._store.get(LLM_DEPLOYMENT, key)
         if raw is None:
             self._metrics.forget(str(key))
+            self._executor.writings.forget_owner((LLM_DEPLOYMENT, key))
             return None
         if raw["metadata"].get("deletionTimestamp"):
             return None  # the garbage collector takes what it owns
@@ -75,11 +76,16 @@ class Reconciler:
             LOG.warning("%s cannot be used: %s", key, error)
             await self._executor.write_status(raw, invalid(raw, str(error), now))
             return None
+        planned = self._executor.sift(planned)
         failed = await self._executor.change(raw, planned)
         status = planned.status if failed is None else _with_failure(planned.status, failed)
+        said = self._executor.writings.sentences((LLM_DEPLOYMENT, key))
+        status = with_overrides(status, said, raw, now)
         written = await self._executor.write_status(raw, status)
-        told = (*planned.notices, *taken(raw.get("status") or {}, status))
-        await self._executor.post(raw, told if failed else (*told, *planned.milestones))
+        before = raw.get("status") or {}
+        # A status that is not written, for another overwrites it again and again, is no news the next time.
+        news = (*planned.notices, *taken(before, status), *overridden(before, status)) if written else ()
+        await self._executor.post(raw, news if failed else (*news, *planned.milestones))
         self._tell(key, planned, status, acted=failed is None, changed=written)
         if isinstance(failed, ChildNameTaken):
             return TAKEN_REQUEUE_SECONDS  # told in the condition; it ends when a person acts
@@ -90,6 +96,8 @@ class Reconciler:
     async def route(self, key: Key) -> None:
         """Bring the status of an LLMRoute up to date. Raise ApiError."""
         raw = self._store.get(LLM_ROUTE, key)
+        if raw is None:
+            self._executor.writings.forget_owner((LLM_ROUTE, key))
         if raw is None or raw["metadata"].get("deletionTimestamp"):
             return
         now = time.time()

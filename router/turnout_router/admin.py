@@ -17,6 +17,7 @@ from turnout_router.errors import ApiError
 from turnout_router.http import JSON
 from turnout_router.listener import Listener
 from turnout_router.settings import ClientLimits
+from turnout_router.tasks import ADMIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,7 +69,7 @@ class AdminServer:
     """Serves the admin port on the loop that everything else runs on."""
 
     def __init__(self, app: AdminApp, note: Note, limits: ClientLimits = LIMITS) -> None:
-        self._listener = Listener(app, limits, note)
+        self._listener = Listener(app, limits, lambda _, error: note(ADMIN, error))
 
     async def start(self, host: str, port: int) -> int:
         """Listen and return the port. Raise OSError where it is taken."""

@@ -41,8 +41,7 @@ class Handshake(asyncio.Protocol):
         self._raw = cast("asyncio.Transport", transport)
         self._raw.pause_reading()
         self._address = client_at(transport.get_extra_info("peername"))
-        self._listener.handshakes.add(self)
-        if self._listener.admit(self._address, self):
+        if self._listener.admit_handshake(self._address, self):
             self._task = self._loop.create_task(self._shake(), name="TLS handshake")
         else:
             self.evict()  # there is no way yet to say why
@@ -66,8 +65,7 @@ class Handshake(asyncio.Protocol):
         self._raw.abort()
 
     def _forget(self) -> None:
-        self._listener.handshakes.discard(self)
-        self._listener.let_go(self._address, self)
+        self._listener.end_handshake(self._address, self)
 
     async def _shake(self) -> None:
         try:

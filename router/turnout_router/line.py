@@ -57,6 +57,7 @@ class Line:
         self._advancing = False
         self._entering: Prompt | None = None
         self._nobody = False
+        self._broken: list[tuple[Prompt, Exception]] = []
 
     def __len__(self) -> int:
         """Return how many wait."""
@@ -112,6 +113,7 @@ class Line:
                     return  # all but this one, which is only about to wait for its signal
         finally:
             self._advancing = False
+            self._send_off()
         if self._nobody:
             self._nobody = False
             self.dissolve()
@@ -121,12 +123,30 @@ class Line:
         for prompt, waiter in tuple(self._waiters.items()):
             self._held.withdraw(waiter.place)
             self._leave(prompt, waiter)
-            waiter.choice = waiter.choose()
-            waiter.signal.set()
+            error: Exception | None = None
+            try:
+                waiter.choice = waiter.choose()
+            except Exception as failure:  # noqa: BLE001 - it fails this request, and none of the others
+                error = failure
+            waiter.signal.set(error)
+
+    def _send_off(self) -> None:
+        """Fail those for whom nobody could be chosen because that raised: the others must not wait behind them."""
+        broken, self._broken = self._broken, []
+        for prompt, error in broken:
+            waiter = self._waiters.get(prompt)
+            if waiter is not None:
+                self._held.withdraw(waiter.place)
+                self._leave(prompt, waiter)
+                waiter.signal.set(error)
 
     def _choose(self, prompt: Prompt) -> Picks | None:
         waiter = self._waiters[prompt]
-        waiter.choice = waiter.choose()
+        try:
+            waiter.choice = waiter.choose()
+        except Exception as error:  # noqa: BLE001 - see `_send_off`
+            self._broken.append((prompt, error))
+            return None
         if waiter.choice is None:
             self._nobody = True
             return None

@@ -46,7 +46,7 @@ class Listener:
         self.note = note
         self.limits = limits
         self.connections: set[ClientConnection] = set()
-        self.handshakes: set[Handshake] = set()
+        self._handshakes: Crowd[Handshake] = Crowd()
         self.draining = False
         self.accounts = Accounts(limits.bodies_bytes, limits.small_body_bytes)
         self._crowd: Crowd[Member] = Crowd()
@@ -70,8 +70,9 @@ class Listener:
         self.draining = True
         if self._server is not None:
             self._server.close()
-        for handshake in tuple(self.handshakes):
-            handshake.evict()
+        while self._handshakes:
+            for handshake in self._handshakes.of_largest(1)[1]:
+                handshake.evict()
         for connection in tuple(self.connections):
             connection.drain()
         await self._emptied(grace_seconds)
@@ -101,6 +102,11 @@ class Listener:
         """Return the number of connections, those in a handshake included."""
         return len(self._crowd)
 
+    @property
+    def handshakes(self) -> int:
+        """How many connections are in a TLS handshake."""
+        return len(self._handshakes)
+
     def admit(self, address: str, member: Member) -> bool:
         """Count *member*, which comes from *address*, until it is let go. Say whether there is room for it."""
         crowd = self._crowd
@@ -115,13 +121,23 @@ class Listener:
                 return True
         return False
 
-    def let_go(self, address: str, member: Member) -> None:
-        """Count *member* no longer."""
-        self._crowd.remove(address, member)
+    def admit_handshake(self, address: str, handshake: Handshake) -> bool:
+        """Count *handshake* until it is over. Say whether there is room for it."""
+        handshakes = self._handshakes
+        handshakes.add(address, handshake)
+        if len(handshakes) > self.limits.handshakes:
+            for oldest in handshakes.of_largest(1)[1]:
+                oldest.evict()
+        return self.admit(address, handshake)
+
+    def end_handshake(self, address: str, handshake: Handshake) -> None:
+        """Count *handshake* no longer."""
+        self._handshakes.remove(address, handshake)
+        self._crowd.remove(address, handshake)
 
     def forget(self, address: str, connection: ClientConnection) -> None:
         """Let go of a connection that has ended."""
-        self.let_go(address, connection)
+        self._crowd.remove(address, connection)
         self.connections.discard(connection)
         if not self.connections and self._empty is not None:
             self._empty.set()

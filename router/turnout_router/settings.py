@@ -54,6 +54,8 @@ class ClientLimits:
     connections: int = 10_000
     """Client connections at a time, those in a TLS handshake included. One more closes the longest idle one of the client
     that has most; where all are busy, it gets 503."""
+    handshakes: int = 2_048
+    """TLS handshakes at a time, which hold 56 KB each. One more closes the oldest one of the client that has most."""
 
 
 @dataclass(frozen=True, slots=True)

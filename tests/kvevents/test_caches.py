@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from turnout.routing.events import Cleared, Stored
+from turnout.routing.events import CLEARED_AT_ONCE, Cleared, Stored
 from turnout.routing.exact import ExactCaches
 from turnout.routing.ledger import Ledger, Prompt
 from turnout.routing.policy import Picks, PrefixAware
@@ -158,6 +158,66 @@ def test_engines_that_go_take_what_they_said_with_them() -> None:
     hold(caches, "two", 1600)
     assert caches.block_sizes() == {"b": (SIZE,)}
     assert books.matches(prompt("b")) == [0, 5]
+
+
+def test_a_large_cache_is_forgotten_at_once_and_swept_in_turns() -> None:
+    """What an engine has cleared counts no longer from that moment on, though its blocks are taken out bit by bit."""
+    called: list[None] = []
+    books, _ = ledger()
+    books.exact = caches = ExactCaches(lambda: called.append(None))
+    caches.set_engines([("one", "a", 1_000_000), ("two", "a", 1_000_000)])
+    many = list(range(10_000))
+    asked = Prompt(10_000, tokenized=Tokenized("a", 10_000, {1: chain(many, 1)}, 512))
+    for each in ("one", "two"):
+        caches.stream(each).connected()
+        caches.stream(each).replay_ended()
+        caches.stream(each).live(0, [Stored(tuple(many), None, tuple(many), 1)])
+    assert books.holdings(asked)[1] == [10_000, 10_000]
+    caches.stream("one").live(1, [Cleared(), Stored((1,), None, (0,), 1)])
+    assert len(called) == 1
+    assert books.holdings(asked)[1] == [1, 10_000]
+    caches.set_engines([("one", "a", 1_000_000)])
+    assert books.holdings(asked)[1] == [1, 0]
+    turns = 1
+    while caches.sweep():
+        turns += 1
+        assert books.holdings(asked)[1] == [1, 0]
+    assert turns == -(-20_000 // CLEARED_AT_ONCE)
+    assert len(caches.index) == 1
+    assert not caches.sweep()
+    caches.set_engines([("one", "a", 1_000_000), ("three", "a", 1_000_000), ("four", "a", 1_000_000)])
+    assert caches._numbers == 4, "numbers are used again"
+
+
+def test_what_an_engine_says_concerns_its_own_deployment_alone() -> None:
+    """An engine that claims another deployment's prompts, hash for hash, changes nothing there."""
+    (books, own), (others, hostile) = ledger("one", "two"), ledger("one", "two")
+    hold(own, "two", 1600)
+    before = books.holdings(prompt()), others.holdings(prompt())
+    assert before[0] != before[1]
+    hold(hostile, "one", 3200)
+    caches = hostile.stream("two")
+    caches.live(caches.next or 0, [Stored((1,), None, tuple(TOKENS[:SIZE]), SIZE), Cleared()])
+    assert books.holdings(prompt()) == before[0]
+    assert others.holdings(prompt())[1] == [3200, 0]
+
+
+def test_an_engines_claims_end_at_the_prompt_and_at_its_bound() -> None:
+    """Blocks of all sizes and twice as many as its cache can hold: hits are no more than the prompt, blocks no more than twice its cache."""
+    books, caches = ledger("one")
+    hold(caches, "one", 3200)
+    assert books.holdings(short_prompt(100))[1] == [96, 0]
+    stream = caches.stream("one")
+    events = [
+        Stored(tuple(range(n, n + 16)), None, tuple(range(n, n + 256)), SIZE)
+        for n in range(10_000, 30_000, 16)
+    ]
+    stream.live(stream.next or 0, events)
+    while stream.work():
+        pass
+    assert len(stream.cache) == 2 * 100_000 // 16
+    stream.live(stream.next or 0, [Stored((5,), None, (1, 2, 3), 3), Stored((6,), None, (), 0)])
+    assert stream.cache.block_size == SIZE
 
 
 def test_a_prompt_in_another_size_of_blocks_matches_nothing() -> None:

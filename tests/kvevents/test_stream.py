@@ -12,6 +12,8 @@ from turnout.routing.events import (
     MAX_FRUITLESS,
     MAX_MEDIA,
     MAX_PENDING,
+    MAX_PENDING_WORK,
+    WORK_AT_ONCE,
     Batch,
     Cleared,
     EventStream,
@@ -19,6 +21,7 @@ from turnout.routing.events import (
     KvEvent,
     Removed,
     Stored,
+    work_of,
 )
 from turnout.routing.prefix import PrefixIndex
 from turnout.routing.tokens import chain, extra_of
@@ -266,6 +269,58 @@ def test_nothing_grows_without_bound() -> None:
     assert len(cache) == len(index) <= 10
     assert len(cache._media) == MAX_MEDIA
     assert cache.dropped > 0
+
+
+def test_batches_kept_during_a_replay_are_bounded_in_what_they_hold() -> None:
+    """Large ones are dropped sooner, the oldest first, and replayed: an engine cannot fill the router with few of them."""
+    follower, _ = stream()
+    follower.connected()
+    large: list[KvEvent] = [Stored(tuple(range(100)), None, (7,) * 100_000, 1_000)]
+    for number in range(50):
+        follower.live(number, large)
+    assert len(follower._pending) == MAX_PENDING_WORK // sum(map(work_of, large))
+    assert follower._pending_work <= MAX_PENDING_WORK
+    assert follower.replay_ended() == 0, "what was dropped is asked for"
+    follower.disconnected()
+    assert (len(follower._pending), follower._pending_work) == (0, 0)
+
+
+def test_a_large_batch_is_worked_off_in_turns() -> None:
+    """No call does more than so much work; in the end it is as if all had been done at once."""
+    follower, index = stream(bound=100_000)
+    settle(follower, Engine(), follower.connected())
+    events: list[KvEvent] = [stored(*range(first, first + 500)) for first in range(0, 20_000, 500)]
+    events += [Cleared(), stored(1, 2)]
+    assert follower.live(0, events) is None
+    calls, before = 1, len(index)
+    assert 0 < before * 16 <= WORK_AT_ONCE + work_of(events[0])
+    while follower.work():
+        calls += 1
+        done, before = len(index) - before, len(index)
+        assert done * 16 <= WORK_AT_ONCE + work_of(events[0])
+    assert calls >= sum(map(work_of, events)) // (WORK_AT_ONCE + work_of(events[0]))
+    assert (matched(index, 1, 2), len(index), follower.next) == (2, 2, 1)
+
+
+@pytest.mark.parametrize("end", ["disconnected", "restarted", "unreadable", "lost"])
+def test_what_is_left_to_do_goes_with_what_it_was_about(end: str) -> None:
+    """An engine that is gone, starts anew, or says what nobody can read: nothing of the old comes up afterwards."""
+    follower, index = stream(bound=100_000)
+    settle(follower, Engine(), follower.connected())
+    events: list[KvEvent] = [stored(*range(first, first + 500)) for first in range(0, 20_000, 500)]
+    follower.live(0, events)
+    assert follower.work()
+    if end == "disconnected":
+        follower.disconnected()
+    elif end == "restarted":
+        assert follower.live(0, [stored(1)]) == 0
+    elif end == "unreadable":
+        follower.live(1, None)
+    else:
+        assert follower.live(5, []) == 1
+        follower.replay_failed()
+    assert not follower.work()
+    assert len(index) == 0
 
 
 def test_a_block_counts_wherever_it_lies() -> None:

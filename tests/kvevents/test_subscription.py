@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
 import zmq
 
+from support.faults import Behind, errors
 from support.kv_events_publisher import CLEARED, SIZE, Publisher, publisher, removed, stored
 from support.router_running import eventually
 from turnout.routing.events import EventStream, ExactCache
@@ -19,23 +20,36 @@ from turnout.routing.tokens import chain
 from turnout_router.kvevents import replay, subscription
 from turnout_router.kvevents.replay import Turns
 from turnout_router.kvevents.subscription import Subscription
+from turnout_runtime.supervision import Backoff
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 class Following:
     """A subscription and what it knows."""
 
     def __init__(
-        self, turns: Turns, context: zmq.Context[zmq.Socket[bytes]], source: Publisher, *, replays: bool
+        self,
+        turns: Turns,
+        context: zmq.Context[zmq.Socket[bytes]],
+        source: Publisher,
+        *,
+        replays: bool,
+        stream: Callable[[EventStream], Any] | None = None,
     ) -> None:
         self.index = PrefixIndex()
         self.stream = EventStream(ExactCache(self.index, 0, 1000))
         self.seen: list[float] = []
         ports = (source.port, source.replay_port if replays else 0)
+        self.noted: list[str] = []
         self._subscription = Subscription(
-            context, turns, ("127.0.0.1", *ports), self.stream, self.seen.append
+            context,
+            turns,
+            ("127.0.0.1", *ports),
+            self.stream if stream is None else stream(self.stream),
+            self.seen.append,
+            note=lambda name, _: self.noted.append(name),
         )
 
     def matched(self, *blocks: int) -> int:
@@ -104,6 +118,59 @@ async def test_a_replay_that_loses_batches_is_continued() -> None:
         with following(source) as follower:
             await eventually(lambda: follower.stream.complete and follower.stream.next == 5)
             assert (len(follower.stream.cache), source.asked[:2]) == (5, [0, 1])
+
+
+async def test_a_long_replay_is_had_although_little_of_it_is_kept_waiting() -> None:
+    """Many more batches than wait at a time, some of which the publisher's socket drops: all of them in the end."""
+    with publisher() as source:
+        for block in range(1, 3_000):
+            source.publish(stored(block % 900 + 1))
+        with following(source) as follower:
+            await eventually(lambda: follower.stream.complete and follower.stream.next == 2_999, 30.0)
+            assert len(follower.stream.cache) == 900
+
+
+async def test_others_have_their_turn_while_a_worker_floods() -> None:
+    """Batches without end, as large as they may be: the loop goes round all the time, and what came last is known."""
+    with publisher() as source, following(source) as follower:
+        await eventually(lambda: follower.stream.complete)
+        rounds = 0
+        blocks = list(range(1, 900))
+        for _ in range(30):
+            source.publish(*[stored(*blocks) for _ in range(15)])
+        while follower.stream.next != 30:
+            rounds += 1
+            await asyncio.sleep(0)
+        assert rounds > 30, "more than one for each batch"
+        await eventually(lambda: follower.matched(*blocks) == len(blocks))
+
+
+async def test_a_message_of_endless_frames_ends_the_connection() -> None:
+    """ZeroMQ bounds each frame, not their number: the worker counts as away, and is followed anew after a pause."""
+    noted: list[BaseException] = []
+    with publisher() as source, following(source) as follower:
+        follower._subscription._note = lambda _, error: noted.append(error)
+        await eventually(lambda: follower.stream.complete)
+        source.publish(stored(1))
+        await eventually(lambda: follower.matched(1) == 1)
+        source.send(*[b"x"] * 10_000)
+        await eventually(lambda: noted)
+        assert isinstance(noted[0], replay.FramesError)
+        assert (follower.stream.following, follower.matched(1)) == (False, 0)
+        await eventually(lambda: follower.stream.complete and follower.matched(1) == 1)
+        assert len(noted) == 1
+
+
+async def test_a_batch_beyond_the_bounds_is_counted_as_unreadable() -> None:
+    """An array of a million empty arrays: what was known is forgotten, the next clear makes it whole."""
+    with publisher() as source, following(source) as follower:
+        await eventually(lambda: follower.stream.complete)
+        source.publish(stored(1))
+        source.publish(raw=b"\x93\x00\xdd" + (1_000_000).to_bytes(4, "big") + b"\x90" * 1_000_000 + b"\x00")
+        await eventually(lambda: follower.stream.unreadable == 1)
+        assert (follower.stream.complete, follower.matched(1)) == (False, 0)
+        source.publish(CLEARED, stored(2))
+        await eventually(lambda: follower.stream.complete and follower.matched(2) == 1)
 
 
 async def test_a_worker_that_dies_is_forgotten_and_its_successor_followed() -> None:
@@ -256,3 +323,105 @@ async def test_few_are_replayed_at_a_time() -> None:
             follower._subscription.stop()
         assert turns._free == 2
         context.destroy(linger=0)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a worker followed anew at once, whatever was raised."""
+    monkeypatch.setattr(subscription, "_AFTER_FAILURE", Backoff(first_seconds=0.001, most_seconds=0.005))
+    monkeypatch.setattr(subscription, "CONFIRM_SECONDS", 0.01)
+    monkeypatch.setattr(subscription, "RETRY_SECONDS", 0.01)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    "method", ["connected", "confirm", "live", "replayed", "replay_ended", "replay_failed", "disconnected"]
+)
+async def test_whatever_is_raised_the_worker_is_followed_anew(
+    monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Each kind of exception, in each step: noted, and what is known is right again afterwards."""
+    kinds: list[Exception] = errors()
+    count = len(kinds)
+    monkeypatch.setattr(replay, "REPLAY_SECONDS", 0.02)
+
+    def raising(stream: EventStream) -> Any:
+        real = getattr(stream, method)
+
+        def step(*args: Any) -> Any:
+            if kinds:
+                raise kinds.pop(0)
+            return real(*args)
+
+        return Behind(stream, **{method: step})
+
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    turns = Turns(asyncio.get_running_loop())
+    with publisher() as source:
+        source.silent = method == "replay_failed"
+        source.publish(stored(1), stored(2, parent=1))
+        follower = Following(turns, context, source, replays=True, stream=raising)
+        follower._subscription.start()
+
+        def all_raised() -> bool:
+            source.publish(stored(9))
+            if method == "disconnected" and not source.number % 10:
+                follower._subscription.failed(OSError("to be followed anew"))
+            return not kinds
+
+        await eventually(all_raised, 30)
+        source.silent = False
+        source.publish(stored(3, parent=2))
+        await eventually(lambda: follower.stream.complete and follower.matched(1, 2, 3) == 3)
+        follower._subscription.stop()
+        await asyncio.sleep(0)
+        assert (turns._free, len(turns._waiting)) == (2, 0)
+    context.destroy(linger=0)
+    assert follower.noted.count("kv_events") >= count
+    assert set(follower.noted) == {"kv_events"}
+
+
+@pytest.mark.usefixtures("quick")
+async def test_sockets_that_cannot_be_had_are_asked_for_again() -> None:
+    """Too many open files, while hundreds of workers are to be replayed: none is lost, and no turn either."""
+    failing = True
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    context.set(zmq.MAX_SOCKETS, 4096)
+
+    def socket(kind: int) -> zmq.Socket[bytes]:
+        if failing and kind == zmq.DEALER:
+            raise zmq.ZMQError(24, "Too many open files")
+        return context.socket(kind)
+
+    turns = Turns(asyncio.get_running_loop())
+    with publisher() as source:
+        source.publish(stored(1))
+        few: Any = Behind(context, socket=socket)
+        followers = [Following(turns, few, source, replays=True) for _ in range(300)]
+        for follower in followers:
+            follower._subscription.start()
+        await eventually(lambda: all(f.noted for f in followers), 60)
+        failing = False
+        await eventually(lambda: all(f.stream.complete and f.matched(1) == 1 for f in followers), 60)
+        for follower in followers:
+            follower._subscription.stop()
+        await asyncio.sleep(0)
+        assert (turns._free, len(turns._waiting)) == (2, 0)
+    context.destroy(linger=0)
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_worker_with_an_address_that_is_none_harms_nobody() -> None:
+    """Following it raises nothing, is noted, and can be ended."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    noted: list[str] = []
+    stream = EventStream(ExactCache(PrefixIndex(), 0, 10))
+    turns = Turns(asyncio.get_running_loop())
+    odd = Subscription(
+        context, turns, ("no such host", 99_999, 1), stream, print, note=lambda name, _: noted.append(name)
+    )
+    odd.start()
+    await eventually(lambda: len(noted) > 3)
+    odd.stop()
+    assert not stream.following
+    context.destroy(linger=0)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
+from support.faults import Behind, errors_of_awaiting
 from support.router_mock_backend import mock_worker
 from support.worker_process import NAME, WorkerProcess, running_worker
 from turnout.routing import Backend
@@ -278,3 +279,29 @@ async def test_what_is_kept_is_bounded(worker: WorkerProcess, monkeypatch: pytes
         await tokens.read(*asked(f"3 {STORY}"), [engine(worker.port)], [SIZE])
         await tokens.read(*asked(f"0 {STORY}"), [engine(worker.port)], [SIZE])
         assert noted == ["asked"] * 4 + ["known", "asked"]
+
+
+async def test_whatever_asking_raises_belief_decides(worker: WorkerProcess) -> None:
+    """Each kind of exception is noted and harms no request; the next one is asked for again."""
+    with tokenizer() as (tokens, noted):
+        faults: list[str] = []
+        kinds = errors_of_awaiting()
+        count = len(kinds)
+        real: Any = tokens._pools
+
+        async def exchange(*args: Any, **more: Any) -> None:
+            if kinds:
+                raise kinds.pop(0)
+            await real.of(("127.0.0.1", worker.port)).exchange(*args, **more)
+
+        def of(address: tuple[str, int]) -> Any:
+            return Behind(real.of(address), exchange=exchange)
+
+        tokens._pools = Behind(real, of=of, note=lambda name, _: faults.append(name))  # type: ignore[assignment]
+        for _ in range(count):
+            tokens._resting.clear()
+            assert await tokens.read(*asked(), [engine(worker.port)], [SIZE]) is None
+        tokens._resting.clear()
+        assert await tokens.read(*asked(), [engine(worker.port)], [SIZE]) is not None
+        assert noted == ["failed"] * count + ["asked"]
+        assert faults == ["tokenize"] * (count - 1)  # one of them is the time-out that is expected

@@ -37,6 +37,17 @@ def settled(
     raise AssertionError(f"not settled: {fleet.replicas()}")
 
 
+def test_no_worker_is_left_to_cut_its_answers_silently() -> None:
+    """Workers drain before SIGTERM, and their shutdown time-out is the pod's grace period: vLLM's default is 0."""
+    for manifest in Fleet(raw_deployment()).plan().apply:
+        if manifest["kind"] == "Deployment":
+            pod = manifest["spec"]["template"]["spec"]
+            (container,) = pod["containers"]
+            args = container["args"]
+            assert args[args.index("--shutdown-timeout") + 1] == str(pod["terminationGracePeriodSeconds"])
+            assert container["lifecycle"]["preStop"]["exec"]["command"][:2] == ["turnout-worker", "drain"]
+
+
 def test_a_fresh_deployment_starts_at_its_minimum() -> None:
     """Everything it needs is applied at once, pools at replicas.min, and it is not called ready."""
     made = Fleet(raw_deployment()).plan()

@@ -138,3 +138,40 @@ async def test_a_task_can_wait_for_a_signal() -> None:
         assert await asyncio.gather(*tasks[:2], tasks[3]) == ["done", "lost", "done"]
         with pytest.raises(asyncio.CancelledError):
             await tasks[2]
+
+
+async def test_a_cancellation_is_not_lost_between_a_futures_end_and_the_next_round() -> None:
+    """What was waited for is there, but its coroutine has not yet run again: it is cancelled all the same."""
+    heard, loop = Heard(), asyncio.get_running_loop()
+    future: asyncio.Future[int] = loop.create_future()
+
+    async def serve() -> None:
+        await future
+        heard.notes.append("went on")
+
+    drive = Drive(serve(), heard.ends.append)
+    drive.resume()
+    future.set_result(7)
+    drive.cancel()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert heard.notes == []
+    assert isinstance(heard.ends[0], asyncio.CancelledError)
+
+
+async def test_who_sets_a_signal_is_not_harmed_by_how_a_request_ends() -> None:
+    """What `ended` raises is the event loop's to report."""
+    loop = asyncio.get_running_loop()
+    reported: list[BaseException] = []
+    loop.set_exception_handler(lambda _, context: reported.append(context["exception"]))
+    signal = Signal(loop)
+
+    async def serve() -> None:
+        await signal
+
+    def ended(_: BaseException | None) -> None:
+        raise RecursionError("too deep")
+
+    Drive(serve(), ended).resume()
+    signal.set()
+    assert [type(error) for error in reported] == [RecursionError]

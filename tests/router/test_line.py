@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from support.faults import errors
 from support.router_mock_backend import MockWorker, mock_worker
 from support.router_running import (
     DEPLOYMENT,
@@ -19,11 +20,14 @@ from support.router_running import (
     running_router,
 )
 from turnout.routing.admission import AdmissionLimits
+from turnout.routing.ledger import Prompt
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import httpx
+
+    from turnout.routing import Choice
 
 LONG = 40_000
 """Tokens of a prompt that takes an H100 1.5 s: far more than one iteration."""
@@ -215,3 +219,37 @@ async def test_answers_in_one_piece_let_others_go_in_time(tmp_path: Path) -> Non
         await eventually(lambda: names(worker) == ["first", "second"])
         worker.gate.set()
         assert [(await task).status_code for task in (first, second)] == [200, 200]
+
+
+async def test_a_request_for_which_choosing_fails_is_sent_off_and_holds_up_nobody(tmp_path: Path) -> None:
+    """Its own caller is told; those behind it go on."""
+    async with mock_worker(behaviour="gated") as worker, running_router(tmp_path, queueing(worker)) as r:
+        asking = [await under_way(r, worker)]
+        backends = r.router._backends
+        line, route = backends.lines[DEPLOYMENT], backends.fleet.deployments[DEPLOYMENT]
+
+        async def wait(error: Exception) -> None:
+            request = Prompt(SHORT, (), 16)
+            nobody: frozenset[str] = frozenset()
+            choice = backends.pick(route, request, excluded=nobody, avoided=nobody, local=None)
+            assert choice is not None
+            calls = 0
+
+            def choose() -> Choice:
+                nonlocal calls
+                calls += 1
+                if calls > 1:
+                    raise error
+                return choice
+
+            await line.wait(request, choice, choose, 30.0)
+
+        asking.append(asyncio.create_task(ask(r, "behind", LONG)))
+        await held(r, 1)
+        for error in errors():
+            with pytest.raises(type(error)):
+                await asyncio.wait_for(wait(error), 10)
+        await held(r, 1)
+        worker.gate.set()
+        assert {answer.status_code for answer in await asyncio.gather(*asking)} == {200}
+        await held(r, 0)

@@ -182,6 +182,33 @@ def test_what_is_no_page_is_refused(text: bytes) -> None:
         read_page(text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        page(engines=2_000),
+        page(more='vllm:lora_requests_info{max_lora="2"} 1\n' * 10_000),
+        page(more=f'vllm:lora_requests_info{{running_lora_adapters="{"a," * 10_000}"}} 1\n'),
+        page().replace(b"_running{", b"_running{" + b"x" * 20_000),
+        page().replace(b"0.0", b"1" * 70),
+        page(usage=1e308),
+        page(queried=float("-inf")),
+        b"vllm:num_requests_running{" * 40_000,
+    ],
+    ids=["engines", "adapter sets", "adapters", "labels", "digits", "large", "infinite", "no line ends"],
+)
+def test_a_page_of_absurd_size_is_refused(text: bytes) -> None:
+    """It is looked at no further than what an engine could mean by it."""
+    with pytest.raises(PageError):
+        read_page(text)
+
+
+def test_many_engines_and_adapters_are_read() -> None:
+    """64 engines behind one page, a thousand sets of adapters that there have been."""
+    info = 'vllm:lora_requests_info{{max_lora="8",running_lora_adapters="a{}"}} {}\n'
+    read = read_page(page(engines=64, running=2, more="".join(info.format(n, n) for n in range(1_000))))
+    assert (read.running, read.adapters, read.most_adapters) == (128, {"a999"}, 8)
+
+
 @given(st.lists(st.sampled_from(page(more="}\n{ ").splitlines(keepends=True)) | st.binary(max_size=40)))
 def test_whatever_a_worker_writes_is_a_page_or_refused(parts: list[bytes]) -> None:
     """Nothing but PageError ever comes out of reading."""

@@ -513,3 +513,16 @@ async def test_statuses_that_are_no_answers_are_tried_elsewhere(
             assert {(await r.chat()).status_code for _ in range(4)} == {200}
         async with running_router(tmp_path, config([("aggregated", bad.url)])) as r:
             assert (await r.chat()).status_code == expected
+
+
+async def test_a_compressed_answer_is_replaced(tmp_path: Path) -> None:
+    """The router asks for no coding and could not read usage in it; without its field a client could not read it either."""
+    async with (
+        recording_worker(type="application/json\r\ncontent-encoding: gzip", answer=b"\x1f\x8bzip") as bad,
+        mock_worker() as good,
+        running_router(tmp_path, config([("aggregated", bad.url), ("aggregated", good.url)])) as r,
+    ):
+        answers = [await r.chat() for _ in range(4)]
+    assert bad.bodies
+    assert {a.status_code for a in answers} == {200}
+    assert all(a.json()["choices"] for a in answers)

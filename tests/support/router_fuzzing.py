@@ -1,4 +1,4 @@
-"""What must hold whatever bytes come: checks for the client's side, the worker's side, streams and JSON, and a mutator.
+"""What must hold whatever bytes come: every kind of input that is fuzzed, and the checks of bytes themselves.
 
 Each check takes bytes and a seed, runs the router's own classes on them with a transport and a clock of the test's,
 and asserts its invariants. Nothing waits, so that hundreds of thousands of inputs are tried in a minute.
@@ -7,12 +7,19 @@ and asserts its invariants. Nothing waits, so that hundreds of thousands of inpu
 from __future__ import annotations
 
 import asyncio
+import random  # noqa: TC003 - named tuples look their types up
 import re
-from typing import TYPE_CHECKING, Any, Final, cast
+from collections.abc import Callable, Sequence  # noqa: TC003 - likewise
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import orjson
 
-from support.router_fuzzing_peers import PEERS_CORPUS, check_peer
+from support.router_fuzzing_admin import ADMIN_CORPUS, Admin, mutate_admin
+from support.router_fuzzing_answers import ANSWERS_CORPUS, check_answer, mutate_answer
+from support.router_fuzzing_events import EVENTS_CORPUS, check_events, mutate_events
+from support.router_fuzzing_pairs import PAIRS_CORPUS, check_pair, mutate_structure
+from support.router_fuzzing_peers import PEERS_CORPUS, check_peer, mutate_frames
+from support.router_fuzzing_world import World
 from support.router_hostile_inputs import CASES, CHAT, GOOD, MODELS, chunked, get, piece, post
 from turnout.routing import Backend, DeploymentRoute, Fleet, HealthPolicy, build_fleet
 from turnout_router.backends import Backends
@@ -32,8 +39,7 @@ from turnout_router.upstream import UpstreamConnection
 from turnout_router.usage import StreamTap
 
 if TYPE_CHECKING:
-    import random
-    from collections.abc import Callable, Coroutine, Iterable, Sequence
+    from collections.abc import Coroutine, Iterable
 
     from turnout_router.http import Request
 
@@ -201,8 +207,16 @@ def answers(written: bytes) -> list[int]:
     return statuses
 
 
+class Kind(NamedTuple):
+    """One kind of input: what is held against it, the inputs to begin from, and how they are changed."""
+
+    check: Callable[[bytes, random.Random], None]
+    corpus: tuple[bytes, ...]
+    mutate: Callable[[bytes, Sequence[bytes], random.Random], bytes]
+
+
 class Checks:
-    """The router's parts around a fleet of one deployment without workers."""
+    """The router's parts around a fleet of one deployment without workers, and a whole router with workers."""
 
     LIMITS: Final = ClientLimits(
         head_bytes=2048, target_bytes=512, header_fields=20, body_bytes=2048, pipelined_bytes=1024
@@ -219,6 +233,10 @@ class Checks:
         assert fleet != Fleet()
         self.gateway = Gateway(Settings(), backends, metrics, self.clock.time)
         self.gateway.ready = True
+        self.longest_seconds = 0.0
+        """CPU seconds of the longest round of a loop: how long the router stood still for one input."""
+        self._world: World | None = None
+        self._admin: Admin | None = None
 
     def _serve(self, parts: Iterable[bytes]) -> list[int]:
         listener = Listener(self.gateway, self.LIMITS)
@@ -350,15 +368,73 @@ class Checks:
         """Hold the conversation with another router against *data*, see `support.router_fuzzing_peers`."""
         check_peer(self.loop, data, pieces, draw)
 
-    def all(self) -> dict[str, tuple[Callable[[bytes, random.Random], None], tuple[bytes, ...]]]:
-        """Return every check by name, with the corpus to begin from."""
+    def answers(self, data: bytes, draw: random.Random) -> None:
+        """Hold the way from a worker to a client against *data*, see `support.router_fuzzing_answers`."""
+        self._in_world(check_answer, data, draw)
+
+    def pairs(self, data: bytes, draw: random.Random) -> None:
+        """Hold the way from a prefill to a decode worker against *data*, see `support.router_fuzzing_pairs`."""
+        self._in_world(check_pair, data, draw)
+
+    def events(self, data: bytes, draw: random.Random) -> None:
+        """Hold a stream's way to a client against *data*, see `support.router_fuzzing_events`."""
+        self._in_world(check_events, data, draw)
+
+    def admin(self, data: bytes, draw: random.Random) -> None:
+        """Hold the admin port against *data*, see `support.router_fuzzing_admin`."""
+        if self._admin is None:
+            self._admin = Admin(self.loop, World())
+        self._admin.check(data, pieces, draw)
+
+    def _in_world(self, check: Callable[..., None], data: bytes, draw: random.Random) -> None:
+        world = self._living_world()
+        try:
+            check(world, data, pieces, draw)
+        except BaseException:
+            self._world = None  # what it left behind must not be held against the next input
+            world.close()
+            raise
+        finally:
+            self.longest_seconds = max(self.longest_seconds, world.loop.longest)
+
+    def _living_world(self) -> World:
+        if self._world is None:
+            self._world = World()
+        return self._world
+
+    def close(self) -> None:
+        """End what was started for the inputs."""
+        if self._admin is not None:
+            self._admin.close()
+        if self._world is not None:
+            self._world.close()
+
+    def all(self) -> dict[str, Kind]:
+        """Return every kind by name."""
         return {
-            "client": (self.client, CLIENT_CORPUS),
-            "worker": (self.worker, WORKER_CORPUS),
-            "stream": (self.stream, STREAM_CORPUS),
-            "json": (self.json, JSON_CORPUS),
-            "peers": (self.peers, PEERS_CORPUS),
+            "client": Kind(self.client, CLIENT_CORPUS, mutate),
+            "worker": Kind(self.worker, WORKER_CORPUS, mutate),
+            "stream": Kind(self.stream, STREAM_CORPUS, mutate),
+            "json": Kind(self.json, JSON_CORPUS, mutate),
+            "peers": Kind(self.peers, PEERS_CORPUS, _either(mutate, mutate_frames)),
+            "answers": Kind(self.answers, ANSWERS_CORPUS, _either(mutate_bytes, mutate_answer)),
+            "events": Kind(self.events, EVENTS_CORPUS, _either(mutate_bytes, mutate_events)),
+            "pairs": Kind(self.pairs, PAIRS_CORPUS, _either(mutate, mutate_structure)),
+            "admin": Kind(self.admin, ADMIN_CORPUS, _either(mutate, mutate_admin)),
         }
+
+
+def mutate_bytes(data: bytes, corpus: Sequence[bytes], draw: random.Random) -> bytes:
+    """Return *data* after changes of its bytes, all but the two that choose what is asked."""
+    return data[:2].ljust(2, b"\0") + mutate(data[2:], corpus, draw)
+
+
+def _either(
+    one: Callable[[bytes, Sequence[bytes], random.Random], bytes],
+    other: Callable[[bytes, Sequence[bytes], random.Random], bytes],
+) -> Callable[[bytes, Sequence[bytes], random.Random], bytes]:
+    """Return a mutator that changes bytes for a quarter of the inputs, and their structure for the others."""
+    return lambda data, corpus, draw: (one if draw.random() < 0.25 else other)(data, corpus, draw)
 
 
 class Asking:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
+
+import msgspec
 
 from turnout.routing.ledger import Ledger
 from turnout_router.peers.counts import PeerCounts
-from turnout_router.peers.greeting import Identity
+from turnout_router.peers.greeting import Identity, greet, welcome
 from turnout_router.peers.inbox import Inbox
 from turnout_router.peers.messages import (
     BLOCKS,
@@ -30,8 +32,10 @@ from turnout_router.peers.messages import (
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
+_LENGTH_BYTES: Final = 4
+_DEEPEST: Final = 6
 _KEY: Final = "default/tiny"
 _IDENTITY: Final = Identity(b"secret", b"i" * 16)
 _TALK: Final = (
@@ -53,6 +57,63 @@ PEERS_CORPUS: Final = (
 )
 
 
+_EDGES: Final = (
+    *(None, True, -1, 0, 1, 1 << 31, (1 << 31) + 1, 1 << 62, (1 << 63) - 1, -(1 << 63), (1 << 64) - 1),
+    *(0.5, -0.5, 1e6, 1e7, float("inf"), float("nan"), "", "x" * 301, "default/tiny", "w", b"", b"x" * 33),
+    *([], [[]], {}, {"a": 1}, list(range(3000)), msgspec.msgpack.Ext(1, b"x")),
+)
+
+
+def mutate_frames(data: bytes, corpus: Sequence[bytes], draw: random.Random) -> bytes:
+    """Return *data* with one to four values of its frames changed, frames moved or lengths that lie."""
+    parts = list(_frames_of(data))
+    for _ in range(draw.randint(1, 4)):
+        if not parts:
+            break
+        at = draw.randrange(len(parts))
+        match draw.randrange(7):
+            case 0:
+                parts.insert(at, draw.choice(list(_frames_of(draw.choice(corpus))) or [b""]))
+            case 1:
+                parts.insert(draw.randrange(len(parts)), parts.pop(at))
+            case 2:
+                parts[at] = parts[at] * draw.choice((0, 2, 3))
+            case _:
+                try:
+                    value = msgspec.msgpack.decode(parts[at])
+                    parts[at] = msgspec.msgpack.encode(_changed(value, draw, 0))
+                except (ValueError, OverflowError, RecursionError):  # DecodeError is a ValueError
+                    parts[at] = parts[at][: draw.randrange(len(parts[at]) + 1)]
+    lie = draw.random() < 0.1
+    return b"".join(
+        (max(0, len(part) + (draw.randint(-3, 3) if lie else 0))).to_bytes(4, "big") + part for part in parts
+    )[:200_000]
+
+
+def _frames_of(data: bytes) -> Iterator[bytes]:
+    while len(data) >= _LENGTH_BYTES:
+        length = int.from_bytes(data[:_LENGTH_BYTES], "big")
+        yield data[_LENGTH_BYTES : _LENGTH_BYTES + length]
+        data = data[_LENGTH_BYTES + length :]
+
+
+def _changed(value: object, draw: random.Random, depth: int) -> object:
+    if isinstance(value, list) and value and depth < _DEEPEST and draw.random() < 0.8:
+        at = draw.randrange(len(value))
+        kind = draw.randrange(6)
+        if kind == 0:
+            return value[:at] + value[at + 1 :]
+        if kind == 1:
+            return [*value[:at], draw.choice(_EDGES), *value[at:]]
+        return [*value[:at], _changed(value[at], draw, depth + 1), *value[at + 1 :]]
+    if draw.random() < 0.1:
+        deep: object = value
+        for _ in range(draw.choice((1, 10, 200, 900))):
+            deep = [deep]
+        return deep
+    return draw.choice(_EDGES)
+
+
 class _Books:
     def __init__(self) -> None:
         self.ledger = Ledger(256)
@@ -72,6 +133,8 @@ def check_peer(
     books, counts = _Books(), PeerCounts()
     inbox = Inbox(books, counts, lambda: 1.0)
     loop.run_until_complete(_greet(cut(data, draw)))
+    for identity in (_IDENTITY, Identity(None, b"j" * 16)):
+        loop.run_until_complete(_begin(identity, cut(data, draw)))
     loop.run_until_complete(_talk(cut(data, draw), inbox))
     inbox.close()
     (state,) = books.ledger.states.values()
@@ -97,6 +160,34 @@ async def _greet(parts: list[bytes]) -> None:
                 assert len(_IDENTITY.proof(b"side", greeting, b"", b"")) == 32
     except (PeerError, EOFError):
         return
+
+
+class _Written:
+    """Where a side of a greeting writes to."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    def write(self, data: bytes) -> None:
+        self.data += data
+
+
+async def _begin(identity: Identity, parts: list[bytes]) -> None:
+    """Begin as either side. Who cannot know the secret, or the nonce of this moment, is never let in."""
+    for side in (_welcomed, _greeted):
+        try:
+            await side(identity, _fed(parts), cast("asyncio.StreamWriter", _Written()))
+        except (PeerError, EOFError):
+            continue
+        assert identity.secret is None, "somebody was believed without the secret"
+
+
+async def _welcomed(identity: Identity, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    assert len(await welcome(identity, reader, writer)) <= 32
+
+
+async def _greeted(identity: Identity, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await greet(identity, reader, writer, lambda _: None)
 
 
 async def _talk(parts: list[bytes], inbox: Inbox) -> None:

@@ -124,11 +124,11 @@ def test_stop_strings_end_the_text(client: openai.OpenAI) -> None:
         (
             b'{"messages": [{"role": "user", "content": "x"}], "max_tokens": 99999}',
             400,
-            "maximum context length",
+            "cannot be greater than max_model_len=32768",
         ),
         (b'{"messages": [{"role": "user", "content": "x"}], "best_of": 2}', 400, "not supported"),
         (b'{"messages": [{"role": "user", "content": "x"}], "n": 65}', 400, "64 choices"),
-        (b'{"messages": [{"role": "user", "content": "x"}], "stream": "yes"}', 400, "stream"),
+        (b'{"messages": [{"role": "user", "content": "x"}], "stream": "maybe"}', 400, "stream"),
         (b'{"messages": [{"role": "user", "content": "x"}], "stream_options": {}, "stop": 5}', 400, "stop"),
     ],
 )
@@ -172,3 +172,13 @@ def test_the_small_endpoints(worker: WorkerProcess) -> None:
     assert text == {"prompt": "12345678"}
     assert httpx.get(f"{worker.url}/nothing").status_code == 404
     assert httpx.get(f"{worker.url}/v1/completions").status_code == 405
+
+
+def test_an_adapter_is_listed_with_its_path_and_base() -> None:
+    """An adapter's root is its path, its parent the base model's name, and its length is not told: as vLLM lists it."""
+    with running_worker(lora_modules="sql=hf://some/sql-lora") as worker:
+        base, adapter = httpx.get(f"{worker.url}/v1/models").json()["data"]
+    assert (base["id"], base["parent"], base["max_model_len"]) == (NAME, None, 32768)
+    assert base["root"] == "meta-llama/Llama-3.1-8B-Instruct"
+    assert (adapter["id"], adapter["parent"], adapter["max_model_len"]) == ("sql", NAME, None)
+    assert adapter["root"] == "hf://some/sql-lora"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -173,3 +176,100 @@ def test_an_abandoned_prefill_is_freed_after_its_lease() -> None:
         until(worker, "vllm:nixl_num_kv_expired_reqs_total", 1)
         assert worker.metric("turnout_simulated_pinned_requests") == 0
         assert worker.metric("vllm:kv_cache_usage_perc") == 0
+
+
+REFUSED_READING: list[dict[str, Any]] = [
+    {"stream_options": {"include_usage": True}},
+    {"min_tokens": 13},
+    {"max_tokens": "x"},
+    {"stream": True, "stream_options": {"include_usage": "x"}},
+]
+REFUSED_SERVING: list[dict[str, Any]] = [
+    {"max_tokens": 40000},
+    {"max_tokens": 0},
+    {"max_completion_tokens": -1},
+    {"stream": True, "use_beam_search": True},
+    {"model": "other"},
+]
+
+
+@pytest.mark.parametrize("fields", REFUSED_READING)
+def test_what_decode_refuses_while_it_reads_stays_pinned(fields: dict[str, Any]) -> None:
+    """A body that decode cannot read: 400, and the prefill worker holds the prompt until its lease ends."""
+    with (
+        running_worker(role="prefill", kv_lease_seconds=3) as prefill,
+        running_worker(role="decode") as decode,
+    ):
+        params = prefilled(prefill, "kept")
+        answer = ask(decode, body("kept", kv_transfer_params=params, **fields))
+        assert answer.status_code == 400
+        assert answer.json()["error"]["type"] == "Bad Request"
+        until(prefill, "vllm:nixl_num_kv_expired_reqs_total", 1)
+        assert prefill.metric("turnout_simulated_pinned_requests") == 0
+
+
+def test_a_message_without_a_cap_stays_pinned(prefill: WorkerProcess, decode: WorkerProcess) -> None:
+    """`/v1/messages` without max_tokens, or with 0: refused while it is read, in OpenAI's form."""
+    held = prefill.metric("turnout_simulated_pinned_requests")
+    for fields in ({}, {"max_tokens": 0}):
+        params = prefilled(prefill, "kept")
+        message = {"model": NAME, "messages": [{"role": "user", "content": "kept"}], **fields}
+        answer = httpx.post(f"{decode.url}/v1/messages", json={**message, "kv_transfer_params": params})
+        assert answer.status_code == 400
+        assert answer.json()["error"]["type"] == "Bad Request"
+        held += 1
+        assert prefill.metric("turnout_simulated_pinned_requests") == held
+
+
+@pytest.mark.parametrize("fields", REFUSED_SERVING)
+def test_what_decode_refuses_in_serving_code_is_freed(
+    prefill: WorkerProcess, decode: WorkerProcess, fields: dict[str, Any]
+) -> None:
+    """Decode refuses what it has read: 400 or 404, and the prefill worker frees the prompt at once."""
+    held = prefill.metric("turnout_simulated_pinned_requests")
+    params = prefilled(prefill, "freed")
+    answer = ask(decode, body("freed", **{"kv_transfer_params": params, **fields}))
+    assert answer.status_code in {400, 404}
+    until(prefill, "turnout_simulated_pinned_requests", held)
+
+
+def test_an_aborted_prefill_promises_nothing() -> None:
+    """An engine that gives up a prefill answers 200 with `abort`, without kv_transfer_params, and pins nothing."""
+    with running_worker(role="prefill") as worker:
+        worker.fault("abort")
+        answer = ask(worker, body("aborted", max_tokens=1, kv_transfer_params=WANTED))
+        assert answer.status_code == 200
+        assert answer.json()["choices"][0]["finish_reason"] == "abort"
+        assert answer.json()["kv_transfer_params"] is None
+        assert worker.metric("turnout_simulated_pinned_requests") == 0
+
+
+def test_an_answer_of_the_side_channel_that_is_none_fails_the_request(decode: WorkerProcess) -> None:
+    """Whatever a prefill worker's port answers, a request ends, and the decode worker serves on."""
+    for answer in (b"[]", b"7", b"{}", b"no JSON", b"x" * 100_000):
+        with _odd_side_channel(answer) as (host, port):
+            params = {
+                "do_remote_prefill": True, "remote_engine_id": "odd", "remote_request_id": "r", "remote_host": host,
+                "remote_port": port, "remote_block_ids": [1], "remote_num_tokens": 10,
+            }  # fmt: skip
+            asked = ask(decode, body("odd " * 20, kv_transfer_params=params))
+            assert asked.status_code == 500
+    assert ask(decode, body("odd")).status_code == 200
+
+
+@contextmanager
+def _odd_side_channel(answer: bytes) -> Iterator[tuple[str, int]]:
+    """Greet as the engine `odd`, and answer the first question with *answer*."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.sendall(b'{"engine_id": "odd"}\n')
+                connection.recv(1000)
+                connection.sendall(answer + b"\n")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield listening.getsockname()
+        thread.join(SECONDS)

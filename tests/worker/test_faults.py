@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from support.worker_contract import Contract, events_of
 from support.worker_process import NAME, WorkerProcess, running_worker, worker_command
 
 SECONDS = 20.0
@@ -92,8 +93,47 @@ def test_a_fault_that_is_none_is_refused(body: bytes) -> None:
         assert answer.json()["error"]["message"]
 
 
-def test_a_full_queue_answers_503() -> None:
-    """Beyond --max-num-queued-reqs waiting requests are refused with 503 and counted."""
+def test_abort_ends_answers_as_if_they_were_whole() -> None:
+    """`abort`: a stream ends with finish_reason abort and [DONE], a whole answer is 200 with the text so far."""
+    with running_worker() as worker:
+        worker.fault("abort", afterTokens=5, count=2)
+        stream = ask(worker, 1000, stream=True, stream_options={"include_usage": True})
+        *_, last, usage, done = events_of(stream.text)
+        assert last["choices"][0]["finish_reason"] == "abort"
+        assert done == "[DONE]"
+        whole = ask(worker, 1000)
+        assert whole.status_code == 200
+        (choice,) = whole.json()["choices"]
+        assert choice["finish_reason"] == "abort"
+        for tokens in (usage["usage"]["completion_tokens"], whole.json()["usage"]["completion_tokens"]):
+            assert 5 <= tokens < 1000
+        assert len(choice["text"]) == 4 * whole.json()["usage"]["completion_tokens"]
+        assert ask(worker, 10).json()["choices"][0]["finish_reason"] == "length"
+
+
+def test_abort_in_the_other_apis() -> None:
+    """A response ends `completed`, or is `cancelled`; a message's stop_reason is null, streamed or not."""
+    with running_worker() as worker:
+        response = {"input": "x", "max_output_tokens": 1000, "ignore_eos": True}
+        message = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1000, "ignore_eos": True}
+        answers = []
+        for path, fields in (("/v1/responses", response), ("/v1/messages", message)):
+            for stream in (True, False):
+                worker.fault("abort", afterTokens=5)
+                answers.append(httpx.post(f"{worker.url}{path}", json={**fields, "stream": stream}))
+    assert [answer.status_code for answer in answers] == [200] * 4
+    last = events_of(answers[0].text)[-1]
+    assert (last["type"], last["response"]["status"]) == ("response.completed", "completed")
+    assert {item["status"] for item in last["response"]["output"]} == {"completed"}
+    assert answers[1].json()["status"] == "cancelled"
+    *_, delta, stop = events_of(answers[2].text)
+    assert (delta["type"], delta["delta"]["stop_reason"]) == ("message_delta", None)
+    assert stop["type"] == "message_stop"
+    assert answers[3].json()["stop_reason"] is None
+
+
+def test_a_full_queue_refuses_on_every_path() -> None:
+    """Beyond --max-num-queued-reqs: 503 in JSON; in a chat's stream an event, in some text streams, too; see contracts."""
     with running_worker(max_num_seqs=1, max_num_queued_reqs=1) as worker:
         stream = {"prompt": "x", "max_tokens": 20000, "ignore_eos": True, "stream": True}
         url = f"{worker.url}/v1/completions"
@@ -106,8 +146,8 @@ def test_a_full_queue_answers_503() -> None:
             while worker.metric("vllm:num_requests_waiting") != 1:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
-            assert ask(worker).status_code == 503
-            assert worker.metric("vllm:admission_rejections_total") == 1
+            _check_refusals(Contract(worker.url, NAME, 32768, simulated=True))
+            assert worker.metric("vllm:admission_rejections_total") == 19
             worker.kill()
             second.join(SECONDS)
 
@@ -115,6 +155,33 @@ def test_a_full_queue_answers_503() -> None:
 def _broken_off(url: str, stream: dict[str, Any]) -> None:
     with pytest.raises(httpx.TransportError):
         httpx.post(url, json=stream, timeout=SECONDS)
+
+
+def _check_refusals(engine: Contract) -> None:
+    busy = "The engine is currently busy and cannot accept new requests"
+    for kind in ("chat", "text", "response"):
+        plain = engine.ask(kind, engine.body(kind))
+        assert plain.status_code == 503
+        assert "retry-after" not in plain.headers
+        error = plain.json()["error"]
+        assert (error["type"], error["code"]) == ("Service Unavailable", 503)
+        assert error["message"].startswith(busy)
+    assert engine.ask("message", engine.body("message")).status_code == 503
+    chat = engine.ask("chat", engine.body("chat", stream=True))
+    assert chat.status_code == 200
+    told, done = events_of(chat.text)
+    assert (told["error"]["code"], done) == (503, "[DONE]")
+    texts = [engine.ask("text", engine.body("text", stream=True)) for _ in range(12)]
+    assert {answer.status_code for answer in texts} == {200, 503}
+    assert all(events_of(a.text)[0]["error"]["code"] == 503 for a in texts if a.status_code == 200)
+    message = engine.ask("message", engine.body("message", stream=True))
+    error = events_of(message.text)[0]["error"]
+    assert message.text.startswith("event: error\n")
+    assert error["type"] == "internal_error"
+    assert "'code': 503" in error["message"]
+    status, text, broke = engine.until_broken("response", engine.body("response", stream=True))
+    assert (status, broke) == (200, True)
+    assert [event["type"] for event in events_of(text)] == ["response.created", "response.in_progress"]
 
 
 def test_the_port_refuses_until_the_model_is_loaded() -> None:

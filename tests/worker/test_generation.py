@@ -53,7 +53,7 @@ async def test_nothing_is_written_while_the_client_does_not_read() -> None:
     """Tokens and the end wait while the transport is full, and go out together when it is not."""
     exchanges: list[Exchange] = []
     transport = FullTransport()
-    connection = HttpConnection(exchanges.append, set())
+    connection = HttpConnection(exchanges.append, set(), lambda *_: None)
     connection.connection_made(transport)
     connection.data_received(b"GET / HTTP/1.1\r\n\r\n")
     request = asked()

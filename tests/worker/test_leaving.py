@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 import httpx
+import pytest
 
 from support.worker_process import NAME, WorkerProcess, free_port, running_worker
 
@@ -51,14 +52,21 @@ def until_running(worker: WorkerProcess, number: int) -> None:
         time.sleep(0.01)
 
 
+def until_generated(worker: WorkerProcess, number: int) -> None:
+    deadline = time.monotonic() + SECONDS
+    while worker.metric("vllm:generation_tokens_total") < number:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def drain(worker_port: int, *flags: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "turnout_worker.main", "drain", "--host", "127.0.0.1"]
     return subprocess.Popen([*command, "--port", str(worker_port), *flags])
 
 
 def test_sigterm_lets_running_streams_finish() -> None:
-    """After SIGTERM a running stream ends whole, new requests get 500, /health stays 200, the status is 0."""
-    with running_worker() as worker:
+    """With a --shutdown-timeout a running stream ends whole, new requests get 500, /health stays 200, the status is 0."""
+    with running_worker(shutdown_timeout=20) as worker:
         stream = Asked(worker, body(100, stream=True, stream_options={"include_usage": True}))
         until_running(worker, 1)
         worker.process.send_signal(signal.SIGTERM)
@@ -72,24 +80,36 @@ def test_sigterm_lets_running_streams_finish() -> None:
         assert worker.wait() == 0
 
 
-def test_sigterm_beyond_the_timeout_ends_streams_with_an_error() -> None:
-    """A stream that outlives --shutdown-timeout ends with an error event and [DONE], and the status is 0."""
-    with running_worker(shutdown_timeout=0.2) as worker:
+@pytest.mark.parametrize("flags", [{}, {"shutdown_timeout": 0.2}])
+def test_sigterm_beyond_the_timeout_cuts_silently(flags: dict[str, Any]) -> None:
+    """What outlives --shutdown-timeout, by default at once, ends like a whole answer: `abort` with [DONE] or with 200."""
+    with running_worker(**flags) as worker:
         stream = Asked(worker, body(20000, stream=True))
         whole = Asked(worker, body(20000))
         until_running(worker, 2)
+        until_generated(worker, 3)
         worker.process.send_signal(signal.SIGTERM)
         answer = stream.result()
         assert answer.status_code == 200
-        assert '{"error":' in answer.text
+        assert '"finish_reason":"abort"' in answer.text
+        assert "error" not in answer.text
         assert answer.text.endswith("data: [DONE]\n\n")
-        assert whole.result().status_code == 500
+        part = whole.result()
+        assert part.status_code == 200
+        (choice,) = part.json()["choices"]
+        assert choice["finish_reason"] == "abort"
+        tokens = part.json()["usage"]["completion_tokens"]
+        assert 0 < tokens < 20000
+        assert len(choice["message"]["content"]) == 4 * tokens
         assert worker.wait() == 0
 
 
 def test_sigterm_keeps_pinned_blocks_until_they_are_fetched() -> None:
     """A prefill worker that was asked to end hands out what it promised first, and only then ends."""
-    with running_worker(role="prefill") as prefill, running_worker(role="decode") as decode:
+    with (
+        running_worker(role="prefill", shutdown_timeout=20) as prefill,
+        running_worker(role="decode") as decode,
+    ):
         wanted = {"do_remote_decode": True, "do_remote_prefill": False}
         url = f"{prefill.url}/v1/chat/completions"
         params = httpx.post(url, json=body(1, kv_transfer_params=wanted)).json()["kv_transfer_params"]
@@ -106,7 +126,7 @@ def test_sigterm_keeps_pinned_blocks_until_they_are_fetched() -> None:
 
 def test_sigterm_gives_up_pinned_blocks_when_their_lease_ends() -> None:
     """Blocks that nobody fetches keep a leaving worker no longer than their lease."""
-    with running_worker(role="prefill", kv_lease_seconds=0.5) as worker:
+    with running_worker(role="prefill", kv_lease_seconds=0.5, shutdown_timeout=20) as worker:
         wanted = {"do_remote_decode": True}
         httpx.post(f"{worker.url}/v1/chat/completions", json=body(1, kv_transfer_params=wanted))
         worker.process.send_signal(signal.SIGTERM)
@@ -180,7 +200,7 @@ def test_a_client_that_reads_slowly_is_not_buffered_for() -> None:
 def test_sigterm_waits_for_a_client_that_still_has_to_read() -> None:
     """A stream that the engine has finished and the client has not read to its end is not cut either."""
     with (
-        running_worker(time_scale=100) as worker,
+        running_worker(time_scale=100, shutdown_timeout=20) as worker,
         httpx.stream("POST", f"{worker.url}/v1/chat/completions", json=body(30000, stream=True)) as answer,
     ):
         deadline = time.monotonic() + 4 * SECONDS

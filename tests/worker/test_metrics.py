@@ -45,6 +45,8 @@ def test_metrics_say_what_happened_under_vllms_names() -> None:
     families = {family.name: family for family in text_string_to_metric_families(text)}
     assert set(families) >= WANTED
     assert all(family.documentation for family in families.values())
+    tasks = families.pop("turnout_worker_task_failures").samples
+    assert {sample.value for sample in tasks} == {0}
     samples = [sample for family in families.values() for sample in family.samples]
     assert all(sample.labels["model_name"] == NAME and sample.labels["engine"] == "0" for sample in samples)
     assert len({(sample.name, *sorted(sample.labels.items())) for sample in samples}) == len(samples)

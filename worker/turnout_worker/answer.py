@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import orjson
 
@@ -29,8 +29,22 @@ class Piece:
     first: int
 
 
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a choice ended: all of its text, and why there is no more."""
+
+    text: bytes
+    reason: Literal["stop", "length", "abort"]
+    """`abort` is vLLM's word for an answer that the engine gave up: a part that passes for a whole."""
+    stop_reason: str | None = None
+    """The stop string that was met."""
+
+
 class Form(Protocol):
     """One API's way to write an answer. Everything but `whole` returns server-sent events."""
+
+    refusal_breaks_off: bool
+    """Whether the connection is cut behind `refusal`, as vLLM does on some paths."""
 
     def opening(self) -> bytes:
         """Return what comes before the first token."""
@@ -38,16 +52,19 @@ class Form(Protocol):
     def tokens(self, piece: Piece, usage: Usage) -> bytes:
         """Return tokens that are there by now."""
 
-    def closing(self, piece: Piece, usage: Usage) -> bytes:
+    def closing(self, piece: Piece, usage: Usage, end: End) -> bytes:
         """Return the last tokens of a choice, and why it ended."""
 
-    def ending(self, texts: list[bytes], usage: Usage) -> bytes:
+    def ending(self, ends: list[End], usage: Usage) -> bytes:
         """Return what comes after the last choice has ended."""
+
+    def refusal(self, error: AnswerError) -> bytes:
+        """Return all of a stream whose request the engine has refused."""
 
     def failure(self, error: AnswerError) -> bytes:
         """Return what ends a stream that cannot be finished."""
 
-    def whole(self, texts: list[bytes], usage: Usage, transfer_params: dict[str, Any] | None) -> bytes:
+    def whole(self, ends: list[End], usage: Usage, transfer_params: dict[str, Any] | None) -> bytes:
         """Return the body of an answer that is not streamed."""
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from turnout_worker import errors, messages, openai, text
-from turnout_worker.errors import AnswerError, EngineFailedError, MethodError, UnknownPathError
+from turnout_worker import body, errors, messages, openai, text
+from turnout_worker.errors import AnswerError, BodyError, EngineFailedError, MethodError, UnknownPathError
 from turnout_worker.faults import GARBAGE, Fault, parse_fault
 from turnout_worker.metrics import LoraState
 from turnout_worker.serving import MAX_REQUEST_ID
@@ -36,7 +36,16 @@ _Route = Callable[["Exchange"], None]
 class WorkerApplication:
     """Answers requests. Its state is what it refuses at the moment and which fault was ordered."""
 
-    def __init__(self, settings: WorkerSettings, driver: Driver, metrics: Metrics, serving: Serving) -> None:
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        driver: Driver,
+        metrics: Metrics,
+        serving: Serving,
+        note: Callable[[str, BaseException], None],
+    ) -> None:
+        """*note* is given what a request raises that it should not, under the name `request`."""
+        self._note = note
         self._settings = settings
         self._driver = driver
         self._metrics = metrics
@@ -82,35 +91,56 @@ class WorkerApplication:
 
     def __call__(self, exchange: Exchange) -> None:
         """Answer *exchange*, now or when the engine has."""
-        request = exchange.request
         try:
-            methods = self._routes.get(request.path)
-            if methods is None:
-                raise UnknownPathError(f"nothing is served under {request.path[:200]}")
-            route = methods.get("GET" if request.method == "HEAD" else request.method)
-            if route is None:
-                raise MethodError(f"{request.path} knows {', '.join(methods)} only")
-            route(exchange)
+            self._route(exchange)
         except AnswerError as error:
             _refuse(exchange, error)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - it is this request's, and no other's
+            self._note("request", error)
+            if exchange.streaming:
+                exchange.abandon()
+            else:
+                _refuse(exchange, EngineFailedError(f"The request failed: {type(error).__name__}."))
+
+    def _route(self, exchange: Exchange) -> None:
+        request = exchange.request
+        methods = self._routes.get(request.path)
+        if methods is None:
+            raise UnknownPathError(f"nothing is served under {request.path[:200]}")
+        route = methods.get("GET" if request.method == "HEAD" else request.method)
+        if route is None:
+            raise MethodError(f"{request.path} knows {', '.join(methods)} only")
+        route(exchange)
 
     @property
     def busy(self) -> bool:
         """Whether requests are under way or prompts wait to be fetched."""
         return not self._driver.idle or self._driver.stats().pinned > 0
 
+    @property
+    def failed(self) -> bool:
+        """Whether the engine cannot go on."""
+        return self._driver.failed
+
     def end(self) -> None:
         """Abort what is under way."""
         self._serving.end()
+
+    def break_off(self) -> None:
+        """Refuse everything and end what is under way with an error: the engine can do nothing more."""
+        self.dead = True
+        self._serving.break_off()
 
     # What the engine computes
 
     def _completion(self, kind: Kind) -> _Route:
         def route(exchange: Exchange) -> None:
             if self._may_serve(exchange):
-                cut_after = self._fault.after_tokens if self._fault.strike("reset") else None
+                after = self._fault.after_tokens
+                cut_after = after if self._fault.strike("reset") else None
+                abort_after = after if self._fault.strike("abort") else None
                 try:
-                    self._serving.complete(exchange, kind, cut_after)
+                    self._serving.complete(exchange, kind, cut_after=cut_after, abort_after=abort_after)
                 except openai.FatalTransferError:
                     self._die(exchange)
 
@@ -125,7 +155,7 @@ class WorkerApplication:
 
     def _may_serve(self, exchange: Exchange) -> bool:
         """Say whether *exchange* may go on to the engine; answer it as an ordered fault has it where not."""
-        if self.dead or self.draining:
+        if self.dead or self.draining or self.failed:
             raise EngineFailedError("EngineCore encountered an issue: it is dead or shutting down.")
         if self._fault.strike("error"):
             status = self._fault.status
@@ -162,7 +192,8 @@ class WorkerApplication:
     # About the engine
 
     def _health(self, exchange: Exchange) -> None:
-        exchange.respond(HTTPStatus.INTERNAL_SERVER_ERROR if self.dead else HTTPStatus.OK, b"")
+        dead = self.dead or self.failed
+        exchange.respond(HTTPStatus.INTERNAL_SERVER_ERROR if dead else HTTPStatus.OK, b"")
 
     def _models(self, exchange: Exchange) -> None:
         settings = self._settings
@@ -172,9 +203,10 @@ class WorkerApplication:
                 "object": "model",
                 "created": self._started,
                 "owned_by": "vllm",
-                "root": settings.model.removeprefix("hf://"),
+                "root": settings.adapters.get(name, settings.model.removeprefix("hf://")),
                 "parent": settings.served_names[0] if name in settings.adapters else None,
-                "max_model_len": settings.max_length,
+                "max_model_len": None if name in settings.adapters else settings.max_length,
+                "permission": [_permission(name, self._started)],
             }
             for name in settings.names
         ]
@@ -184,8 +216,8 @@ class WorkerApplication:
         lora = None
         if self._settings.adapters:
             lora = LoraState(self._settings.max_loras, self._serving.adapters_under_way(), time.time())
-        body = self._metrics.exposition(self._driver.stats(), lora)
-        exchange.respond(200, body, type_="text/plain; version=0.0.4; charset=utf-8")
+        page = self._metrics.exposition(self._driver.stats(), lora)
+        exchange.respond(200, page, type_="text/plain; version=0.0.4; charset=utf-8")
 
     def _reset_prefix_cache(self, exchange: Exchange) -> None:
         _json(exchange, {"success": self._driver.reset_prefix_cache()})
@@ -194,8 +226,7 @@ class WorkerApplication:
 
     def _tokenize(self, exchange: Exchange) -> None:
         prompt = openai.prompt_of(self._about_tokens(exchange))
-        width = text.TOKEN_BYTES
-        tokens = [int.from_bytes(prompt[at : at + width], "big") for at in range(0, len(prompt), width)]
+        tokens = text.token_ids(prompt)
         _json(exchange, {"count": len(tokens), "max_model_len": self._settings.max_length, "tokens": tokens})
 
     def _detokenize(self, exchange: Exchange) -> None:
@@ -203,20 +234,38 @@ class WorkerApplication:
         _json(exchange, {"prompt": said.decode(errors="replace")})
 
     def _count_tokens(self, exchange: Exchange) -> None:
-        prompt = openai.prompt_of(messages.as_chat(self._about_tokens(exchange), counting=True))
+        prompt = openai.prompt_of(messages.as_chat(self._about_tokens(exchange)))
         _json(exchange, {"input_tokens": text.token_count(prompt)})
 
     def _about_tokens(self, exchange: Exchange) -> dict[str, Any]:
-        fields = openai.object_of(exchange.request.body)
+        fields = body.object_of(exchange.request.body)
         openai.model_of(fields, self._settings.names)
         return fields
 
 
 def _refuse(exchange: Exchange, error: AnswerError) -> None:
     """Answer with *error*, in the words of the API that was asked."""
-    anthropic = exchange.request.path.startswith("/v1/messages")
-    body = messages.error_body(error) if anthropic else errors.error_body(error)
-    exchange.respond(error.status, body, _echo(exchange))
+    anthropic = exchange.request.path.startswith("/v1/messages") and not isinstance(error, BodyError)
+    told = messages.error_body(error) if anthropic else errors.error_body(error)
+    exchange.respond(error.status, told, _echo(exchange))
+
+
+def _permission(name: str, created: int) -> dict[str, Any]:
+    """Return the permission object that OpenAI's API once had, and vLLM's still has."""
+    return {
+        "id": f"modelperm-{name}",
+        "object": "model_permission",
+        "created": created,
+        "allow_create_engine": False,
+        "allow_sampling": True,
+        "allow_logprobs": True,
+        "allow_search_indices": False,
+        "allow_view": True,
+        "allow_fine_tuning": False,
+        "organization": "*",
+        "group": None,
+        "is_blocking": False,
+    }
 
 
 def _json(exchange: Exchange, value: object) -> None:

@@ -11,7 +11,7 @@ from turnout_worker.answer import event
 from turnout_worker.errors import error_body
 
 if TYPE_CHECKING:
-    from turnout_worker.answer import Piece, Usage
+    from turnout_worker.answer import End, Piece, Usage
     from turnout_worker.errors import AnswerError
     from turnout_worker.openai import CompletionRequest
 
@@ -23,6 +23,8 @@ _TEXT: Final = (b'"text":"', b'","logprobs":null,"finish_reason":null,"stop_reas
 
 class CompletionForm:
     """Writes chunks ending in [DONE], or a completion object."""
+
+    refusal_breaks_off = False
 
     def __init__(self, request: CompletionRequest, known_as: str, created: int) -> None:
         self._request = request
@@ -49,42 +51,44 @@ class CompletionForm:
             return self._prefix % piece.choice + before + piece.text + behind
         return self._chunk([self._choice(piece, None, None)], usage)
 
-    def closing(self, piece: Piece, usage: Usage) -> bytes:
+    def closing(self, piece: Piece, usage: Usage, end: End) -> bytes:
         """Return the chunk with the reason of the end."""
-        said = self._request.said[piece.choice]
-        return self._chunk([self._choice(piece, said.finish_reason, said.stop_reason)], usage)
+        return self._chunk([self._choice(piece, end.reason, end.stop_reason)], usage)
 
-    def ending(self, texts: list[bytes], usage: Usage) -> bytes:  # noqa: ARG002 - the form's signature
+    def ending(self, ends: list[End], usage: Usage) -> bytes:  # noqa: ARG002 - the form's signature
         """Return the usage, where it was asked for, and [DONE]."""
         if not self._request.include_usage:
             return DONE
         value = {**self._envelope(), "choices": [], "usage": usage_object(usage)}
         return event(value) + DONE
 
+    def refusal(self, error: AnswerError) -> bytes:
+        """Return the error object and [DONE]: nothing else, the role neither."""
+        return self.failure(error)
+
     def failure(self, error: AnswerError) -> bytes:
         """Return the error object and [DONE], as vLLM does."""
         return b"data: %b\n\n%b" % (error_body(error), DONE)
 
-    def whole(self, texts: list[bytes], usage: Usage, transfer_params: dict[str, Any] | None) -> bytes:
+    def whole(self, ends: list[End], usage: Usage, transfer_params: dict[str, Any] | None) -> bytes:
         """Return the completion object."""
         return orjson.dumps(
             {
                 **self._envelope("chat.completion" if self._chat else "text_completion"),
-                "choices": [self._whole_choice(index, said) for index, said in enumerate(texts)],
+                "choices": [self._whole_choice(index, end) for index, end in enumerate(ends)],
                 "usage": usage_object(usage),
                 "kv_transfer_params": transfer_params,
             }
         )
 
-    def _whole_choice(self, index: int, said: bytes) -> dict[str, Any]:
-        content = said.decode(errors="replace")
-        end = self._request.said[index]
+    def _whole_choice(self, index: int, end: End) -> dict[str, Any]:
+        content = end.text.decode(errors="replace")
         shape = {"message": {"role": "assistant", "content": content}} if self._chat else {"text": content}
         return {
             "index": index,
             **shape,
-            "logprobs": self._logprobs(said, 0),
-            "finish_reason": end.finish_reason,
+            "logprobs": self._logprobs(end.text, 0),
+            "finish_reason": end.reason,
             "stop_reason": end.stop_reason,
         }
 

@@ -2,22 +2,29 @@
 
 It wakes when the engine has something next, but not more often than every 5 ms: tokens that came in between go out
 together, as vLLM's do when its loop lags behind.
+
+What one request's follower raises ends that request. What the engine raises leaves its state unknown: it is not driven
+any further, and `run` raises EngineLoopError.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from turnout.engine import Decoded, Engine, Fetch, Finished, FirstToken, LeaseExpired, Preempted
+from turnout_worker.errors import EngineLoopError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from turnout.engine import EngineRequest, EngineStats, Event
     from turnout.sizing.latency import LatencyModel
     from turnout_worker.clock import ScaledClock
     from turnout_worker.kvevents import CacheEvents
     from turnout_worker.metrics import Metrics
 
+T = TypeVar("T")
 WAKE_SECONDS: Final = 0.005
 """Shortest time between two looks at the engine, real."""
 
@@ -37,6 +44,9 @@ class Follower(Protocol):
     def finished(self, event: Finished) -> None:
         """End: the request is over, by itself or by abort."""
 
+    def break_off(self) -> None:
+        """End: nothing more is known of the request."""
+
 
 class Driver:
     """One engine and those who follow its requests."""
@@ -48,8 +58,11 @@ class Driver:
         clock: ScaledClock,
         metrics: Metrics,
         *,
+        note: Callable[[str, BaseException], None],
         events: CacheEvents | None = None,
     ) -> None:
+        """*note* is given what is survived, under the name of a task (`metrics.TASKS`)."""
+        self._note = note
         self._engine = engine
         self._latency = latency
         self._clock = clock
@@ -65,6 +78,16 @@ class Driver:
         self._crash_at: int | None = None
         self.on_crash: asyncio.Future[None] = self._loop.create_future()
         """Done when an ordered crash is due."""
+        self._failed: asyncio.Future[None] = self._loop.create_future()
+
+    async def run(self) -> None:
+        """Wait until the engine cannot go on, and raise EngineLoopError."""
+        await asyncio.shield(self._failed)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the engine cannot go on."""
+        return self._failed.done()
 
     @property
     def idle(self) -> bool:
@@ -125,8 +148,11 @@ class Driver:
 
     def stop(self) -> None:
         """Stop looking."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._cancel_timer()
+        if not self._failed.done():
+            self._failed.cancel()
+        elif not self._failed.cancelled():
+            self._failed.exception()  # seen, also where `run` was not waited for
 
     def _now(self) -> float:
         return self._clock.now() if self._hung_at is None else self._hung_at
@@ -135,38 +161,75 @@ class Driver:
         """Look once the current callbacks are through: what arrives together is scheduled together."""
         if not self._soon:
             self._soon = True
-            self.stop()
+            self._cancel_timer()
             self._timer = self._loop.call_soon(self._look)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _look(self) -> None:
         self._soon = False
-        if self._hung_at is not None:
+        if self._hung_at is not None or self._failed.done():
             return
-        happened = self._engine.advance(self._clock.now())
+        try:
+            happened = self._engine.advance(self._clock.now())
+            self._publish()  # while it is known what the requests that end now have cached
+            for event in happened:
+                self._tell(event)
+            for request_id, follower in list(self._streams.items()):
+                self._tell_progress(request_id, follower)
+            if (
+                self._crash_at is not None
+                and self._engine.stats().counters.generation_tokens >= self._crash_at
+            ):
+                self._crash_at = None
+                self.on_crash.set_result(None)
+            self._looked = self._loop.time()
+            if not self._soon:  # a follower may have aborted its request meanwhile
+                self._set_timer()
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - a callback is never cancelled itself
+            failure = EngineLoopError(f"{type(error).__name__}: {error}")
+            failure.__cause__ = error
+            self._failed.set_exception(failure)
+
+    def _publish(self) -> None:
         if self._events is not None:
-            self._events.publish()  # while it is known what the requests that end now have cached
-        for event in happened:
-            self._tell(event)
-        for request_id, follower in list(self._streams.items()):
             try:
-                tokens = self._engine.generated(request_id)
-            except KeyError:
-                continue  # ended by what another follower did just now: its end is told in the next look
-            follower.progress(tokens)
-        if self._crash_at is not None and self._engine.stats().counters.generation_tokens >= self._crash_at:
-            self._crash_at = None
-            self.on_crash.set_result(None)
-        self._looked = self._loop.time()
-        if not self._soon:  # a follower may have aborted its request meanwhile
-            self._set_timer()
+                self._events.publish()
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - as above
+                self._note("kv_events", error)
 
     def _set_timer(self) -> None:
-        self.stop()
+        self._cancel_timer()
         every_step = self._streams or self._crash_at is not None
         at = self._engine.next_step_time() if every_step else self._engine.next_time()
         if at is not None:
             wall = max(self._clock.wall_at(at), self._looked + WAKE_SECONDS)
             self._timer = self._loop.call_at(wall, self._look)
+
+    def _tell_progress(self, request_id: str, follower: Follower) -> None:
+        try:
+            tokens = self._engine.generated(request_id)
+        except KeyError:
+            return  # ended by what another follower did just now: its end is told in the next look
+        try:
+            follower.progress(tokens)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - as above
+            self._drop(request_id, error)
+
+    def _drop(self, request_id: str, error: BaseException) -> None:
+        """End a request whose follower has raised *error*."""
+        self._note("request", error)
+        self._streams.pop(request_id, None)
+        follower = self._followers.pop(request_id, None)
+        self._engine.abort(request_id, self._now(), "error")
+        self._look_soon()
+        if follower is not None:
+            try:
+                follower.break_off()
+            except (Exception, asyncio.CancelledError) as worse:  # noqa: BLE001 - as above
+                self._note("request", worse)
 
     def _tell(self, event: Event) -> None:
         match event:
@@ -176,16 +239,27 @@ class Driver:
                 )
             case FirstToken():
                 self._metrics.first_token(event)
-                follower = self._followers[event.id]
-                if follower.wants_tokens:
+                follower = self._followers.get(event.id)
+                if follower is not None and follower.wants_tokens:
                     self._streams[event.id] = follower
             case Finished():
                 self._metrics.finished(event)
                 self._streams.pop(event.id, None)
                 if self._events is not None:
                     self._events.forget(event.id)
-                self._followers.pop(event.id).finished(event)
+                follower = self._followers.pop(event.id, None)
+                if follower is not None:  # None: it was dropped
+                    self._tell_follower(event.id, follower, follower.finished, event)
             case Fetch():
-                self._followers[event.id].fetch(event.tokens)
+                follower = self._followers.get(event.id)
+                if follower is not None:
+                    self._tell_follower(event.id, follower, follower.fetch, event.tokens)
             case Preempted() | LeaseExpired():
                 pass  # counted by the engine
+
+    def _tell_follower(self, request_id: str, follower: Follower, tell: Callable[[T], None], what: T) -> None:
+        try:
+            tell(what)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - as above
+            self._followers[request_id] = follower
+            self._drop(request_id, error)

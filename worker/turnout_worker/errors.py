@@ -1,14 +1,19 @@
 """What a worker answers instead of tokens. Raised at the edge, turned into OpenAI error objects in one place.
 
 WorkerError
+├── EngineLoopError         the engine cannot go on: exit status 1
 ├── ConfigurationError      flags that cannot work: told on start-up, exit status 2
 └── AnswerError             ends in an HTTP answer
-    ├── BadRequestError          400, malformed or longer than the model allows
+    ├── BadRequestError          400, malformed or longer than the model allows: found while it is served
+    │   ├── BodyError            400, found while the body is read, before any work
+    │   └── EngineInputError     400, found by the engine, when a stream's answer has begun
     ├── UnknownModelError        404
     ├── UnknownPathError         404
     ├── MethodError              405
     ├── OverloadedError          503, the queue is full
     └── EngineFailedError        500, the engine could not go on with this request
+
+EngineLoopError is raised where the engine itself cannot go on: the process ends.
 """
 
 from __future__ import annotations
@@ -25,6 +30,10 @@ class WorkerError(Exception):
 
 class ConfigurationError(WorkerError):
     """Flags that cannot work."""
+
+
+class EngineLoopError(WorkerError):
+    """The engine, or what drives it, has failed in a way that leaves its state unknown."""
 
 
 class AnswerError(WorkerError):
@@ -44,6 +53,16 @@ class BadRequestError(AnswerError):
 
     status = HTTPStatus.BAD_REQUEST
     type = "BadRequestError"
+
+
+class BodyError(BadRequestError):
+    """What vLLM's models of a body refuse: wrong types, fields that contradict each other. In OpenAI's form on all paths."""
+
+    type = "Bad Request"
+
+
+class EngineInputError(BadRequestError):
+    """What only the engine's input processor refuses: a streamed request is answered with 200 and an error event."""
 
 
 class UnknownModelError(AnswerError):
@@ -68,10 +87,16 @@ class MethodError(AnswerError):
 
 
 class OverloadedError(AnswerError):
-    """The queue is full."""
+    """The queue is full. In vLLM's words."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
-    type = "ServiceUnavailableError"
+    type = "Service Unavailable"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The engine is currently busy and cannot accept new requests. Please try again later or on a different "
+            "instance."
+        )
 
 
 class EngineFailedError(AnswerError):

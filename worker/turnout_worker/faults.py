@@ -6,6 +6,8 @@
 - ``{"kind": "crash", "afterTokens": 10}``: the process dies (status 1) once that many more tokens are generated
 - ``{"kind": "reset", "afterTokens": 10, "count": 1}``: of the next *count* completions the connection is cut after
   that many tokens
+- ``{"kind": "abort", "afterTokens": 10, "count": 1}``: the engine gives up the next *count* completions after that many
+  tokens, as it does at SIGTERM without a time-out: their answers end as if they were whole
 - ``{"kind": "garbage", "count": 1}``: the next *count* completions are answered with bytes that are not HTTP
 - ``{"kind": "none"}``: all of it ends
 
@@ -21,7 +23,7 @@ import orjson
 
 from turnout_worker.errors import BadRequestError
 
-KINDS: Final = ("none", "slow", "error", "hang", "crash", "reset", "garbage")
+KINDS: Final = ("none", "slow", "error", "hang", "crash", "reset", "abort", "garbage")
 GARBAGE: Final = b"\x00\xff<html>this is no HTTP\r\n\r\n"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from turnout_worker.answer import Piece, Usage
+from turnout_worker.answer import End, Piece, Usage
 from turnout_worker.errors import EngineFailedError
 from turnout_worker.text import TOKEN_BYTES
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from turnout_worker.answer import Form
     from turnout_worker.errors import AnswerError
     from turnout_worker.http import Exchange
-    from turnout_worker.openai import CompletionRequest
+    from turnout_worker.openai import CompletionRequest, Said
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,8 @@ class Answer:
     cached_tokens_told: bool
     cut_after: int | None = None
     """Cut the connection after so many tokens of a choice: an ordered fault."""
+    abort_after: int | None = None
+    """Have the engine give up after so many tokens of a choice: an ordered fault."""
     transfer_params: Callable[[Finished], dict[str, Any]] | None = None
     """Makes the kv_transfer_params of a pinned prompt."""
 
@@ -40,7 +42,17 @@ class Answer:
 class Generation:
     """Writes what the engine does with one request to the client. `choices` follow the engine's sequences."""
 
-    __slots__ = ("_answer", "_exchange", "_failure", "_request", "choices", "model", "on_failed")
+    __slots__ = (
+        "_abort_after",
+        "_answer",
+        "_exchange",
+        "_failure",
+        "_request",
+        "abort",
+        "choices",
+        "model",
+        "on_failed",
+    )
 
     def __init__(
         self,
@@ -54,15 +66,19 @@ class Generation:
         self._exchange = exchange
         self._answer = answer
         self._failure: EngineFailedError | None = None
-        self.choices = [Choice(self, index, said.text, on_fetch) for index, said in enumerate(request.said)]
+        self.choices = [Choice(self, index, said, on_fetch) for index, said in enumerate(request.said)]
         self.on_failed: Callable[[], None] | None = None
         """Called when one choice has failed, and with it the whole answer."""
+        self.abort: Callable[[], None] | None = None
+        """Has the engine give up all choices."""
+        self._abort_after = answer.abort_after
         exchange.on_writable = self._catch_up
 
     @property
     def wants_tokens(self) -> bool:
         """Whether anything is to be written before the end."""
-        return self._request.stream or self._answer.cut_after is not None
+        answer = self._answer
+        return self._request.stream or answer.cut_after is not None or answer.abort_after is not None
 
     def fail(self, failure: EngineFailedError) -> None:
         """Say why the request is about to be aborted."""
@@ -73,6 +89,9 @@ class Generation:
         cut = self._answer.cut_after
         if cut is not None and output_tokens >= cut:
             self._exchange.abandon()
+        elif self._abort_after is not None and output_tokens >= self._abort_after and self.abort is not None:
+            self._abort_after = None
+            self.abort()
         elif self._request.stream and output_tokens > choice.sent and self._exchange.writable:
             head, lead = self._begin()
             piece = choice.take(output_tokens)
@@ -81,19 +100,32 @@ class Generation:
             )
 
     def finished(self, choice: Choice) -> None:
-        """Write the end of *choice*, and that of the answer with the last one."""
+        """Write the end of *choice*, and that of the answer with the last one.
+
+        What was aborted, and not for a failure that is to be told, ends like what is whole, as vLLM has it.
+        """
         exchange, event = self._exchange, choice.event
         if event is None:
             raise AssertionError("a choice is finished by an event")
+        aborted = event.reason == "abort" and self._failure is None
         if self._answer.cut_after is not None and event.reason in {"stop", "length"}:
             exchange.abandon()
-        elif event.reason not in {"stop", "length"}:
+        elif event.reason not in {"stop", "length"} and not aborted:
             self._write_failure()
         elif self._request.stream:
-            if exchange.writable:
+            if exchange.writable or aborted:
                 self._write_ends()
         elif all(other.event is not None for other in self.choices):
             exchange.respond(200, self._whole(event), self._answer.headers)
+
+    def break_off(self) -> None:
+        """End the answer without the engine: nothing more is known of this request."""
+        if not self._exchange.open:
+            return
+        if self._failure is None:
+            self._failure = EngineFailedError("EngineCore encountered an issue.")
+        self.on_failed = None
+        self._write_failure()
 
     def _catch_up(self) -> None:
         self._write_ends()
@@ -108,10 +140,10 @@ class Generation:
         parts = [lead]
         for choice in due:
             choice.closed = True
-            parts.append(form.closing(choice.rest(), self._usage(choice, 0)))
+            parts.append(form.closing(choice.rest(), self._usage(choice, 0), choice.end))
         last = all(choice.closed for choice in self.choices)
         if last:
-            parts.append(form.ending([choice.output for choice in self.choices], self._usage(None, 0)))
+            parts.append(form.ending([choice.end for choice in self.choices], self._usage(None, 0)))
         self._exchange.write(b"".join(parts), head=head, last=last)
 
     def _write_failure(self) -> None:
@@ -132,7 +164,7 @@ class Generation:
     def _whole(self, event: Finished) -> bytes:
         make = self._answer.transfer_params
         params = make(event) if make is not None and event.pinned_until is not None else None
-        return self._answer.form.whole([c.output for c in self.choices], self._usage(None, 0), params)
+        return self._answer.form.whole([c.end for c in self.choices], self._usage(None, 0), params)
 
     def _usage(self, running: Choice | None, so_far: int) -> Usage:
         """Return the tokens by now: of ended choices as they ended, of *running*, if it has not, *so_far*."""
@@ -150,15 +182,26 @@ class Generation:
 class Choice:
     """One of an answer's choices: follows one sequence of the engine, see `driver.Follower`."""
 
-    __slots__ = ("_generation", "_index", "_on_fetch", "closed", "event", "output", "sent", "wants_tokens")
+    __slots__ = (
+        "_generation",
+        "_index",
+        "_on_fetch",
+        "_said",
+        "closed",
+        "event",
+        "output",
+        "sent",
+        "wants_tokens",
+    )
 
     def __init__(
-        self, generation: Generation, index: int, output: bytes, on_fetch: Callable[[Choice, int], None]
+        self, generation: Generation, index: int, said: Said, on_fetch: Callable[[Choice, int], None]
     ) -> None:
         self._generation = generation
         self._index = index
         self._on_fetch = on_fetch
-        self.output = output
+        self._said = said
+        self.output = said.text
         self.sent = 0
         """Tokens written."""
         self.event: Finished | None = None
@@ -191,4 +234,15 @@ class Choice:
 
     def rest(self) -> Piece:
         """Return all that was not sent."""
-        return Piece(self._index, self.output[self.sent * TOKEN_BYTES :], self.sent)
+        return Piece(self._index, self.end.text[self.sent * TOKEN_BYTES :], self.sent)
+
+    @property
+    def end(self) -> End:
+        """How it ended, once it has: by itself, or where the engine gave it up."""
+        if self.event is not None and self.event.reason == "abort":
+            return End(self.output[: self.event.output_tokens * TOKEN_BYTES], "abort")
+        return End(self.output, self._said.finish_reason, self._said.stop_reason)
+
+    def break_off(self) -> None:
+        """End the whole answer: nothing more is known of this choice."""
+        self._generation.break_off()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections import deque
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Protocol, cast
@@ -17,8 +16,6 @@ import httptools
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-
-_log = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
@@ -119,6 +116,12 @@ class Exchange:
             self._connection.cut(data)
             self.gone()
 
+    def break_off(self) -> None:
+        """Close the connection behind what was written, without an end of the answer. The owner is told as above."""
+        if self.open:
+            self._connection.close()
+            self.gone()
+
     def gone(self) -> None:
         """Tell the owner that the client has left."""
         if self.open:
@@ -148,7 +151,13 @@ class Application(Protocol):
 class HttpConnection(asyncio.Protocol):
     """One connection. Parser callbacks are httptools' names."""
 
-    def __init__(self, application: Application, connections: set[HttpConnection]) -> None:
+    def __init__(
+        self,
+        application: Application,
+        connections: set[HttpConnection],
+        note: Callable[[str, BaseException], None],
+    ) -> None:
+        self._note = note
         self._application = application
         self._connections = connections
         self._loop = asyncio.get_running_loop()
@@ -180,9 +189,12 @@ class HttpConnection(asyncio.Protocol):
         self._connections.discard(self)
         self._wait(None)
         self._queue.clear()
-        if self._exchange is not None:
-            self._exchange.gone()
-            self._exchange = None
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            try:
+                exchange.gone()
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - it is this connection's only
+                self._note("request", error)
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; refuse what is no HTTP."""
@@ -190,8 +202,8 @@ class HttpConnection(asyncio.Protocol):
             return
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserCallbackError:
-            _log.exception("a request could not be handled")
+        except httptools.HttpParserCallbackError as error:
+            self._note("request", error)
             self.cut()
         except (httptools.HttpParserUpgrade, httptools.HttpParserError):
             self._refuse(HTTPStatus.BAD_REQUEST)
@@ -204,7 +216,11 @@ class HttpConnection(asyncio.Protocol):
         """Note that it reads again."""
         self.write_paused = False
         if self._exchange is not None and self._exchange.on_writable is not None:
-            self._exchange.on_writable()
+            try:
+                self._exchange.on_writable()
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - as above
+                self._note("request", error)
+                self._exchange.abandon()
 
     # the parser's side
 
@@ -327,7 +343,9 @@ class HttpConnection(asyncio.Protocol):
 class HttpServer:
     """Listens and keeps track of its connections, so that it can end them."""
 
-    def __init__(self, application: Application) -> None:
+    def __init__(self, application: Application, note: Callable[[str, BaseException], None]) -> None:
+        """*note* is given what a connection raises and survives, under the name `request`."""
+        self._note = note
         self._application = application
         self._connections: set[HttpConnection] = set()
         self._server: asyncio.Server | None = None
@@ -336,7 +354,7 @@ class HttpServer:
         """Listen. Returns the port, which the system has chosen where *port* is 0."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
-            lambda: HttpConnection(self._application, self._connections), host, port, backlog=1024
+            lambda: HttpConnection(self._application, self._connections, self._note), host, port, backlog=1024
         )
         return int(self._server.sockets[0].getsockname()[1])
 

@@ -19,9 +19,11 @@ import zmq
 
 from turnout.engine import BlocksCached, BlocksEvicted
 from turnout_worker.errors import ConfigurationError
-from turnout_worker.text import TOKEN_BYTES
+from turnout_worker.text import TOKEN_BYTES, token_ids
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from turnout.engine import EngineRequest, JournaledKvCache
     from turnout.engine.journal import Entry
     from turnout_worker.settings import KvEventsSettings
@@ -30,6 +32,10 @@ _log = logging.getLogger(__name__)
 
 MEDIUM: Final = "GPU"
 END: Final = (-1).to_bytes(8, "big", signed=True)
+MAX_QUESTION_BYTES: Final = 1024
+"""Longest frame of a question for a replay: a longer one ends its connection."""
+_AT_ONCE: Final = 4
+_AGAIN_SECONDS: Final = 0.01
 _UNSIGNED: Final = (1 << 64) - 1
 
 
@@ -73,7 +79,13 @@ class KvEventBatch(msgspec.Struct, array_like=True, omit_defaults=True):
 class KvEventPublisher:
     """The sockets. Nothing here waits: what a subscriber cannot take is dropped, and it asks for it again."""
 
-    def __init__(self, settings: KvEventsSettings, host: str) -> None:
+    def __init__(
+        self, settings: KvEventsSettings, host: str, note: Callable[[str, BaseException], None]
+    ) -> None:
+        """*note* is given what answering replays raises, under the name `kv_replay`."""
+        self._note = note
+        self._loop = asyncio.get_running_loop()
+        self._again: asyncio.TimerHandle | None = None
         self._topic = settings.topic.encode()
         self._kept: deque[tuple[bytes, bytes]] = deque(maxlen=settings.buffer_steps)
         self._number = 0
@@ -88,37 +100,56 @@ class KvEventPublisher:
             if settings.replay_endpoint is not None:
                 self._replay = self._context.socket(zmq.ROUTER)
                 self._replay.set(zmq.LINGER, 0)
+                self._replay.set(zmq.MAXMSGSIZE, MAX_QUESTION_BYTES)
                 self._replay.bind(_on(settings.replay_endpoint, host))
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
             raise ConfigurationError(f"--kv-events-config: an endpoint cannot be used: {error}") from error
         if self._replay is not None:
-            asyncio.get_running_loop().add_reader(int(self._replay.fd), self._answer)
+            self._loop.add_reader(int(self._replay.fd), self._answer)
 
     def publish(self, events: list[KvEvent]) -> None:
         """Send *events* as one batch."""
         payload = self._encoder.encode(KvEventBatch(time.time(), events, 0))
         number = self._number.to_bytes(8, "big")
-        self._number += 1
         self._publisher.send_multipart((self._topic, number, payload), zmq.NOBLOCK)
+        self._number += 1
         self._kept.append((number, payload))
 
     def stop(self) -> None:
         """Close the sockets."""
+        if self._again is not None:
+            self._again.cancel()
         if self._replay is not None:
-            asyncio.get_running_loop().remove_reader(int(self._replay.fd))
+            self._loop.remove_reader(int(self._replay.fd))
+            self._replay.close(linger=0)
+            self._replay = None
         self._context.destroy(linger=0)
 
     def _answer(self) -> None:
-        """Answer all replays that are asked for: the socket says only once that there is something to read."""
+        """Answer replays that are asked for, some at a time, so that who asks without end does not stop the worker.
+
+        The socket says only once that there is something to read, so what is left over is come back for.
+        """
+        self._again = None
+        left = True
+        try:
+            left = self._answer_some()
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - a callback: nothing else would go on
+            self._note("kv_replay", error)
+        if left and self._replay is not None and self._again is None:
+            self._again = self._loop.call_later(_AGAIN_SECONDS, self._answer)
+
+    def _answer_some(self) -> bool:
+        """Answer up to a few. Return whether there may be more."""
         replay = self._replay
         if replay is None:
-            return
-        while True:
+            return False
+        for _ in range(_AT_ONCE):
             try:
                 frames = replay.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
-                return
+                return False
             if len(frames) != 3 or len(frames[2]) != len(END):  # noqa: PLR2004 - who asks, nothing, the number
                 _log.warning("a replay was asked for in %d frames that make no sense", len(frames))
                 continue
@@ -127,6 +158,7 @@ class KvEventPublisher:
                 if number >= first:  # of the same length, so they compare as numbers do
                     replay.send_multipart((who, b"", self._topic, number, payload), zmq.NOBLOCK)
             replay.send_multipart((who, b"", b"", END, b""), zmq.NOBLOCK)
+        return True
 
 
 class CacheEvents:
@@ -138,6 +170,7 @@ class CacheEvents:
         self._publisher = publisher
         self._requests: dict[str, tuple[int, ...]] = {}
         self._contents: dict[int, _Content] = {}
+        self._lost = False
 
     def expect(
         self, request: EngineRequest, content: bytes, adapter: str | None = None, salt: str | None = None
@@ -165,10 +198,18 @@ class CacheEvents:
                 del self._contents[block]
 
     def publish(self) -> None:
-        """Publish what has happened to the cache since the last call, if anything has."""
+        """Publish what has happened to the cache since the last call, if anything has.
+
+        Behind a batch that could not be published, the next one says first that no block is cached: who reads knows
+        less than there is then, and never more.
+        """
         entries = self._cache.read()
-        if entries:
-            self._publisher.publish([self._event(entry) for entry in entries])
+        if not entries:
+            return
+        behind, self._lost = self._lost, True
+        events: list[KvEvent] = [self._event(entry) for entry in entries]
+        self._publisher.publish([AllBlocksCleared(), *events] if behind else events)
+        self._lost = False
 
     def _event(self, entry: Entry) -> KvEvent:
         if isinstance(entry, BlocksCached):
@@ -180,11 +221,7 @@ class CacheEvents:
     def _stored(self, entry: BlocksCached) -> BlockStored:
         contents = [self._contents[block] for block in entry.blocks]
         adapter = contents[0].adapter
-        tokens = [
-            int.from_bytes(content.data[at : at + TOKEN_BYTES], "big")
-            for content in contents
-            for at in range(0, self._block_size * TOKEN_BYTES, TOKEN_BYTES)
-        ]
+        tokens = token_ids(b"".join(content.data for content in contents))
         return BlockStored(
             block_hashes=[block & _UNSIGNED for block in entry.blocks],
             parent_block_hash=None if entry.parent is None else entry.parent & _UNSIGNED,

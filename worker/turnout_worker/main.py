@@ -93,17 +93,17 @@ def settings_of(options: argparse.Namespace) -> WorkerSettings:
     )
 
 
-def _adapters(options: argparse.Namespace) -> tuple[str, ...]:
-    """Return the adapters' names. Raise ConfigurationError, saying what to write instead."""
-    found = []
+def _adapters(options: argparse.Namespace) -> dict[str, str]:
+    """Return the adapters' paths by name. Raise ConfigurationError, saying what to write instead."""
+    found: dict[str, str] = {}
     for module in options.lora_modules:
         name, _, path = module.partition("=")
         if not name or not path:
             raise ConfigurationError(f"--lora-modules {module!r} says no adapter: write NAME=PATH")
         if name in found or name in (options.served_name or ()):
             raise ConfigurationError(f"--lora-modules: {name!r} is taken: give each adapter its own name")
-        found.append(name)
-    return tuple(found)
+        found[name] = path
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -163,8 +163,9 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
     add(
         "--shutdown-timeout",
         type=_seconds,
-        default=100.0,
-        help="real seconds that streams have after SIGTERM",
+        default=0.0,
+        help="real seconds that requests have after SIGTERM; those that are left end like whole ones, with "
+        "finish_reason abort (default 0: all of them, as with vLLM)",
     )
     add(
         "--kv-events-config",

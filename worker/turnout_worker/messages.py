@@ -10,23 +10,20 @@ from turnout_worker.answer import event
 from turnout_worker.errors import BadRequestError
 
 if TYPE_CHECKING:
-    from turnout_worker.answer import Piece, Usage
+    from turnout_worker.answer import End, Piece, Usage
     from turnout_worker.errors import AnswerError
     from turnout_worker.openai import CompletionRequest
 
 _KEPT: Final = ("stream", "seed", "ignore_eos", "min_tokens", "kv_transfer_params", "model")
 """Fields that mean the same here as in a chat completion. ignore_eos, seed and min_tokens are of the simulation."""
 _STOP_REASONS: Final = {"stop": "end_turn", "length": "max_tokens"}
+"""What was aborted has none."""
+_MOST_TOLD: Final = 50
+"""Characters of a wrong value that pydantic tells."""
 
 
-def as_chat(fields: dict[str, Any], *, counting: bool = False) -> dict[str, Any]:
-    """Return the chat completion that *fields* amount to. Raise BadRequestError for what the model cannot read.
-
-    *counting*: only the prompt matters, so max_tokens may be missing.
-    """
-    most = fields.get("max_tokens")
-    if not counting and (type(most) is not int or most < 1):
-        raise BadRequestError("max_tokens must be a whole number of at least 1", "max_tokens")
+def as_chat(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the chat completion that *fields* amount to. Raise BadRequestError for what the model cannot read."""
     given = fields.get("messages")
     if not isinstance(given, list) or not given:
         raise BadRequestError("messages must be a list of at least one message", "messages")
@@ -38,7 +35,27 @@ def as_chat(fields: dict[str, Any], *, counting: bool = False) -> dict[str, Any]
         content = _content(f"messages[{index}].content", message.get("content"))
         messages.append({"role": message.get("role"), "content": content})
     chat: dict[str, Any] = {name: fields[name] for name in _KEPT if name in fields}
-    return chat | {"messages": messages, "max_tokens": most, "stop": fields.get("stop_sequences")}
+    chat |= {
+        "messages": messages,
+        "max_tokens": fields.get("max_tokens"),
+        "stop": fields.get("stop_sequences"),
+    }
+    return chat | _tools(fields)
+
+
+def _tools(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the tools, and which of them must be called, in a chat completion's fields."""
+    given, choice = fields.get("tools"), fields.get("tool_choice")
+    if not isinstance(given, list) or not isinstance(choice, dict):
+        return {}
+    functions = [
+        {"type": "function", "function": {"name": tool.get("name"), "parameters": tool.get("input_schema")}}
+        for tool in given
+        if isinstance(tool, dict)
+    ]
+    named = {"type": "function", "function": {"name": choice.get("name")}}
+    chosen = {"any": "required", "tool": named}.get(str(choice.get("type")), "auto")
+    return {"tools": functions, "tool_choice": chosen}
 
 
 def _content(where: str, content: object) -> str:
@@ -65,12 +82,39 @@ def _block(where: str, block: object) -> str:
 
 
 def error_body(error: AnswerError) -> bytes:
-    """Return *error* as vLLM says it on Anthropic's paths."""
+    """Return *error* as vLLM says it on Anthropic's paths, where the body could be read."""
     return orjson.dumps({"type": "error", "error": {"type": error.type, "message": error.message}})
+
+
+def _internal_error(error: AnswerError) -> bytes:
+    """Return the event that vLLM makes of an error inside a stream.
+
+    It takes the chat completion's error event for a chunk and tells what pydantic says of that: status and cause stand
+    in the text only, which pydantic cuts in its middle.
+    """
+    chunk = {
+        "error": {
+            "message": error.message,
+            "type": error.type,
+            "param": error.param,
+            "code": error.status.value,
+        }
+    }
+    told = repr(chunk)
+    if len(told) > _MOST_TOLD:
+        told = f"{told[: _MOST_TOLD // 2]}...{told[1 - _MOST_TOLD // 2 :]}"
+    lines = ["5 validation errors for ChatCompletionStreamResponse"]
+    for name in ("id", "created", "model", "choices", "object"):
+        lines += [name, f"  Field required [type=missing, input_value={told}, input_type=dict]"]
+    message = "\n".join(lines)
+    value = {"type": "error", "error": {"type": "internal_error", "message": message}}
+    return b"event: error\ndata: %b\n\n" % orjson.dumps(value)
 
 
 class MessageForm:
     """Writes typed events ending in `message_stop`, or a message object."""
+
+    refusal_breaks_off = False
 
     def __init__(self, request: CompletionRequest, known_as: str) -> None:
         self._request = request
@@ -88,13 +132,13 @@ class MessageForm:
         delta = {"type": "text_delta", "text": piece.text.decode(errors="replace")}
         return event({"type": "content_block_delta", "index": 0, "delta": delta}, "content_block_delta")
 
-    def closing(self, piece: Piece, usage: Usage) -> bytes:
+    def closing(self, piece: Piece, usage: Usage, end: End) -> bytes:  # noqa: ARG002 - the form's signature
         """Return the last delta, if there is one."""
         return self.tokens(piece, usage) if piece.text else b""
 
-    def ending(self, texts: list[bytes], usage: Usage) -> bytes:  # noqa: ARG002 - the form's signature
+    def ending(self, ends: list[End], usage: Usage) -> bytes:
         """Return the ends of block and message, with usage."""
-        reason, sequence = self._end
+        reason, sequence = _end(ends[0])
         last = {
             "type": "message_delta",
             "delta": {"stop_reason": reason, "stop_sequence": sequence},
@@ -108,24 +152,21 @@ class MessageForm:
             )
         )
 
+    def refusal(self, error: AnswerError) -> bytes:
+        """Return an error event."""
+        return _internal_error(error)
+
     def failure(self, error: AnswerError) -> bytes:
         """Return an error event."""
-        return b"event: error\ndata: %b\n\n" % error_body(error)
+        return _internal_error(error)
 
-    def whole(self, texts: list[bytes], usage: Usage, transfer_params: dict[str, Any] | None) -> bytes:
+    def whole(self, ends: list[End], usage: Usage, transfer_params: dict[str, Any] | None) -> bytes:
         """Return the message object."""
-        content = [{"type": "text", "text": texts[0].decode(errors="replace")}]
-        value = self._message(content, *self._end) | {"usage": _usage(usage)}
+        content = [{"type": "text", "text": ends[0].text.decode(errors="replace")}]
+        value = self._message(content, *_end(ends[0])) | {"usage": _usage(usage)}
         if transfer_params is not None:
             value["kv_transfer_params"] = transfer_params
         return orjson.dumps(value)
-
-    @property
-    def _end(self) -> tuple[str, str | None]:
-        said = self._request.said[0]
-        if said.stop_reason is not None:
-            return "stop_sequence", said.stop_reason
-        return _STOP_REASONS[said.finish_reason], None
 
     def _message(
         self, content: list[dict[str, Any]], stop_reason: str | None, stop_sequence: str | None
@@ -139,6 +180,12 @@ class MessageForm:
             "stop_reason": stop_reason,
             "stop_sequence": stop_sequence,
         }
+
+
+def _end(end: End) -> tuple[str | None, str | None]:
+    if end.stop_reason is not None:
+        return "stop_sequence", end.stop_reason
+    return _STOP_REASONS.get(end.reason), None
 
 
 def _usage(usage: Usage) -> dict[str, Any]:

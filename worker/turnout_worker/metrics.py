@@ -8,6 +8,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from turnout.engine import EngineSettings, EngineStats, Finished, FirstToken
 
+TASKS: Final = (
+    "callback", "engine", "kv_events", "kv_fetch", "kv_replay", "request", "side_channel",
+)  # fmt: skip
+"""What the worker runs as long as it lives, by the names that their failures are counted under."""
+
 _TTFT: Final = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
     160.0, 640.0, 2560.0,
@@ -74,6 +79,11 @@ class Metrics:
         self.transfer_bytes = Histogram(_BYTES)
         self.failed_transfers = 0
         self.stale_reads = 0
+        self._task_failures = dict.fromkeys(TASKS, 0)
+
+    def task_failed(self, name: str) -> None:
+        """Count a failure of the task *name*."""
+        self._task_failures[name] = self._task_failures.get(name, 0) + 1
 
     def transferred(self, tokens: int) -> None:
         """Count a fetch of the KV of *tokens* tokens."""
@@ -136,6 +146,9 @@ class Metrics:
         sample("gauge", "turnout_simulated_pinned_requests", stats.pinned)
         sample("counter", "turnout_simulated_stale_kv_reads", self.stale_reads)
         sample("counter", "turnout_simulated_iterations", counters.iterations)
+        name = "turnout_worker_task_failures"
+        lines.extend((f"# HELP {name}_total {_HELP[name]}", f"# TYPE {name}_total counter"))
+        lines.extend(f'{name}_total{{task="{_escape(task)}"}} {n}' for task, n in self._task_failures.items())
         if lora is not None:
             name = "vllm:lora_requests_info"
             told = f'max_lora="{lora.most}",running_lora_adapters="{_escape(",".join(lora.running))}"'
@@ -187,6 +200,7 @@ _HELP: Final = {
     "turnout_simulated_pinned_requests": "Prefilled prompts that wait to be fetched.",
     "turnout_simulated_stale_kv_reads": "Fetches of KV that was no longer there: answered from freed blocks.",
     "turnout_simulated_iterations": "Iterations of the engine.",
+    "turnout_worker_task_failures": "What the worker's tasks have raised and it has survived, by task.",
     "vllm:time_to_first_token_seconds": "From arrival to the first token.",
     "vllm:inter_token_latency_seconds": "Between two tokens of a request.",
     "vllm:request_time_per_output_token_seconds": "Mean time between the tokens of a request.",

@@ -1,12 +1,14 @@
-"""The OpenAI API as vLLM speaks it: what a completion request asks for, checked."""
+"""The OpenAI API as vLLM speaks it: what a completion request asks for, as vLLM's serving code understands it.
+
+`body` has read the types before, `inputs` checks afterwards what only the engine does.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-import orjson
-
+from turnout_worker import body as bodies
 from turnout_worker import text
 from turnout_worker.errors import BadRequestError, UnknownModelError
 
@@ -14,8 +16,8 @@ Kind = Literal["chat", "text", "response", "message"]
 """Which API a request came through; all but `text` are conversations."""
 
 MAX_CHOICES: Final = 64
-MAX_LOGPROBS: Final = 20
-"""Most alternatives told for a token, as in vLLM."""
+MAX_STOPS: Final = 32
+"""Most stop strings: each is sought in the whole answer before it begins."""
 
 _UNSUPPORTED: Final = {"best_of": 1, "echo": False, "prompt_logprobs": None}
 """Fields that change an answer in a way the simulated engine does not know, with the values that ask for nothing."""
@@ -76,12 +78,12 @@ class CompletionRequest:
 def parse(
     body: bytes, kind: Kind, *, served_names: tuple[str, ...], max_length: int, seed: int, transfers: bool
 ) -> CompletionRequest:
-    """Understand *body*. Raise an AnswerError, or FatalTransferError as its docstring says.
+    """Understand *body*, of a chat or text completion. Raise an AnswerError, or FatalTransferError as its docstring says.
 
     *transfers*: whether this worker has a KV connector; without one kv_transfer_params mean nothing, as in vLLM.
     """
     return understand(
-        object_of(body),
+        bodies.read(bodies.object_of(body), kind),
         kind,
         served_names=served_names,
         max_length=max_length,
@@ -99,7 +101,7 @@ def understand(
     seed: int,
     transfers: bool,
 ) -> CompletionRequest:
-    """Like `parse`, for a body that is an object already."""
+    """Like `parse`, for a body that was read and is a completion's."""
     model = model_of(fields, served_names)
     for name, neutral in _UNSUPPORTED.items():
         value = fields.get(name)
@@ -119,12 +121,10 @@ def understand(
         _answer(fields, prompt, limit, max_length - prompt_tokens, text.seed_of_choice(seed, index))
         for index in range(choices)
     )
-    stream = _flag(fields, "stream")
+    stream = bool(fields.get("stream"))
+    if stream and fields.get("use_beam_search"):
+        raise BadRequestError("Streaming is not yet supported with beam search", "stream")
     options = fields.get("stream_options") or {}
-    if not isinstance(options, dict):
-        raise BadRequestError("stream_options must be an object", "stream_options")
-    if options and not stream:
-        raise BadRequestError("Stream options can only be defined when `stream=True`.", "stream_options")
     pin, remote = _transfer(fields) if transfers else (False, None)
     if choices > 1 and (pin or remote is not None):
         raise BadRequestError("kv_transfer_params are for one sequence: n must be 1 with them", "n")
@@ -137,8 +137,8 @@ def understand(
         logprobs=_logprobs(fields, kind),
         max_tokens=limit,
         stream=stream,
-        include_usage=_flag(options, "include_usage"),
-        continuous_usage=_flag(options, "continuous_usage_stats"),
+        include_usage=bool(options.get("include_usage")),
+        continuous_usage=bool(options.get("continuous_usage_stats")),
         pin=pin,
         remote=remote,
         cache_salt=_salt(fields),
@@ -163,17 +163,6 @@ def model_of(fields: dict[str, Any], served_names: tuple[str, ...]) -> str:
     if model not in served_names:
         raise UnknownModelError(f"The model `{model}` does not exist.", "model")
     return model
-
-
-def object_of(body: bytes) -> dict[str, Any]:
-    """Return the JSON object that *body* holds. Raise BadRequestError."""
-    try:
-        fields = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise BadRequestError(f"the body is not JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise BadRequestError("the body must be a JSON object")
-    return fields
 
 
 def _messages(fields: dict[str, Any]) -> list[tuple[str, str]]:
@@ -207,6 +196,8 @@ def _part(where: str, part: object) -> str:
 
 def _prompt(fields: dict[str, Any]) -> bytes:
     prompt = fields.get("prompt")
+    if prompt == [""]:
+        return b"\0" * text.TOKEN_BYTES  # it is the engine that refuses it
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
         prompt = prompt[0]  # a batch of one
     if isinstance(prompt, str) and prompt:
@@ -217,10 +208,13 @@ def _prompt(fields: dict[str, Any]) -> bytes:
 
 
 def _output_limit(fields: dict[str, Any], kind: Kind, prompt_tokens: int, max_length: int) -> int | None:
-    """Tokens asked for at most; None where the request does not say. In vLLM's words where it is too much."""
-    asked = None if kind == "text" else _count(fields, "max_completion_tokens")
+    """Tokens asked for at most, cut to the room; None where the request does not say. In vLLM's words where it is wrong."""
+    name = "max_output_tokens" if kind == "response" else "max_tokens"
+    asked = fields.get("max_completion_tokens") if kind == "chat" else None
     if asked is None:
-        asked = _count(fields, "max_tokens")
+        asked = fields.get("max_tokens")
+    else:
+        name = "max_completion_tokens"
     if asked is None and kind == "text":
         asked = 16  # OpenAI's default for text completions
     if prompt_tokens >= max_length:
@@ -229,14 +223,16 @@ def _output_limit(fields: dict[str, Any], kind: Kind, prompt_tokens: int, max_le
             "input tokens. Please reduce the length of the input messages.",
             "prompt" if kind == "text" else "messages",
         )
-    if asked is not None and asked > max_length - prompt_tokens:
+    if asked is None:
+        return None
+    if asked < 1:
+        raise BadRequestError(f"{name} must be at least 1, got {asked}.", name)
+    if asked > max_length:
         raise BadRequestError(
-            f"'max_tokens' or 'max_completion_tokens' is too large: {asked}. This model's maximum context length is "
-            f"{max_length} tokens and your request has {prompt_tokens} input tokens "
-            f"({asked} > {max_length} - {prompt_tokens}).",
-            "max_tokens",
+            f"{name}={asked} cannot be greater than max_model_len={max_length}. Please request fewer output tokens.",
+            name,
         )
-    return asked
+    return int(min(asked, max_length - prompt_tokens))
 
 
 def _answer(fields: dict[str, Any], prompt: bytes, limit: int | None, room: int, seed: int) -> Said:
@@ -247,7 +243,7 @@ def _answer(fields: dict[str, Any], prompt: bytes, limit: int | None, room: int,
         raise BadRequestError(f"min_tokens {least} is greater than max_tokens {most}", "min_tokens")
     own_seed = _count(fields, "seed", at_least=None)
     seed = seed if own_seed is None else seed ^ (own_seed & 0xFFFFFFFF)
-    natural = most + 1 if _flag(fields, "ignore_eos") else max(least, text.natural_length(seed, prompt))
+    natural = most + 1 if fields.get("ignore_eos") else max(least, text.natural_length(seed, prompt))
     reason: Literal["stop", "length"] = "stop" if natural <= most else "length"
     said = text.output(seed, prompt, min(natural, most))
     found = [
@@ -265,16 +261,10 @@ def _answer(fields: dict[str, Any], prompt: bytes, limit: int | None, room: int,
 def _logprobs(fields: dict[str, Any], kind: Kind) -> int | None:
     """Return how many alternatives are asked for: a number in text completions, two fields in conversations."""
     if kind == "text":
-        count = _count(fields, "logprobs", at_least=0)
-    elif not _flag(fields, "logprobs"):
-        return None
+        count = fields.get("logprobs")
     else:
-        count = _count(fields, "top_logprobs", at_least=0) or 0
-    if count is not None and count > MAX_LOGPROBS:
-        raise BadRequestError(
-            f"at most {MAX_LOGPROBS} log probabilities are told for a token", "top_logprobs"
-        )
-    return count
+        count = (fields.get("top_logprobs") or 0) if fields.get("logprobs") else None
+    return None if count is None else int(count)  # the engine checks it
 
 
 def _stops(fields: dict[str, Any]) -> list[str]:
@@ -284,6 +274,8 @@ def _stops(fields: dict[str, Any]) -> list[str]:
     stops = [stops] if isinstance(stops, str) else stops
     if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops):
         raise BadRequestError("stop must be a non-empty string or a list of them", "stop")
+    if len(stops) > MAX_STOPS:
+        raise BadRequestError(f"at most {MAX_STOPS} stop strings are sought", "stop")
     return stops
 
 
@@ -297,18 +289,19 @@ def _count(fields: dict[str, Any], name: str, at_least: int | None = 1) -> int |
     return value
 
 
-def _flag(fields: dict[str, Any], name: str) -> bool:
-    value = fields.get(name)
-    if value is not None and not isinstance(value, bool):
-        raise BadRequestError(f"{name} must be true or false, got {value!r}", name)
-    return bool(value)
-
-
 def _salt(fields: dict[str, Any]) -> str | None:
     salt = fields.get("cache_salt")
     if salt is not None and not (isinstance(salt, str) and salt):
         raise BadRequestError("Parameter 'cache_salt' must be a non-empty string if provided.", "cache_salt")
     return salt
+
+
+def remote_of(fields: dict[str, Any]) -> RemotePrefill | None:
+    """Return where the KV of a request lies, whatever else is wrong with it; None where it does not say."""
+    try:
+        return _transfer(fields)[1]
+    except (BadRequestError, FatalTransferError):
+        return None
 
 
 def _transfer(fields: dict[str, Any]) -> tuple[bool, RemotePrefill | None]:

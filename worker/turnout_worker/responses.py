@@ -10,7 +10,7 @@ from turnout_worker.answer import event
 from turnout_worker.errors import BadRequestError, error_body
 
 if TYPE_CHECKING:
-    from turnout_worker.answer import Piece, Usage
+    from turnout_worker.answer import End, Piece, Usage
     from turnout_worker.errors import AnswerError
     from turnout_worker.openai import CompletionRequest
 
@@ -44,6 +44,8 @@ def as_chat(fields: dict[str, Any]) -> dict[str, Any]:
     else:
         raise BadRequestError("input must be a text or a list of at least one item", "input")
     chat: dict[str, Any] = {name: fields[name] for name in _KEPT if name in fields}
+    if isinstance(told := fields.get("text"), dict):
+        chat["response_format"] = told.get("format")
     return chat | {"messages": messages, "max_tokens": fields.get("max_output_tokens")}
 
 
@@ -77,6 +79,8 @@ def _content(where: str, content: object) -> object:
 class ResponseForm:
     """Writes typed, numbered events ending in `response.completed`, or a response object."""
 
+    refusal_breaks_off = True
+
     def __init__(
         self, request: CompletionRequest, fields: dict[str, Any], known_as: str, created: int
     ) -> None:
@@ -89,12 +93,10 @@ class ResponseForm:
 
     def opening(self) -> bytes:
         """Return the events that begin a response with one message of one part."""
-        begun = self._response("in_progress", [], None)
         where = {"output_index": 0, "item_id": self._item_id, "content_index": 0}
         return b"".join(
             (
-                self._event("response.created", response=begun),
-                self._event("response.in_progress", response=begun),
+                self._begun(),
                 self._event("response.output_item.added", output_index=0, item=self._item("in_progress", [])),
                 self._event("response.content_part.added", **where, part=_part("")),
             )
@@ -106,37 +108,47 @@ class ResponseForm:
         delta = piece.text.decode(errors="replace")
         return self._event("response.output_text.delta", **where, delta=delta, logprobs=[])
 
-    def closing(self, piece: Piece, usage: Usage) -> bytes:
+    def closing(self, piece: Piece, usage: Usage, end: End) -> bytes:  # noqa: ARG002 - the form's signature
         """Return the last delta, if there is one."""
         return self.tokens(piece, usage) if piece.text else b""
 
-    def ending(self, texts: list[bytes], usage: Usage) -> bytes:
-        """Return the ends of part, message and response."""
-        said = texts[0].decode(errors="replace")
+    def ending(self, ends: list[End], usage: Usage) -> bytes:
+        """Return the ends of part, message and response. What was aborted is `completed` here, as with vLLM."""
+        said = ends[0].text.decode(errors="replace")
         where = {"output_index": 0, "item_id": self._item_id, "content_index": 0}
-        item = self._item(self._status, [_part(said)])
+        status = "incomplete" if ends[0].reason == "length" else "completed"
+        item = self._item(status, [_part(said)])
         return b"".join(
             (
                 self._event("response.output_text.done", **where, text=said, logprobs=[]),
                 self._event("response.content_part.done", **where, part=_part(said)),
                 self._event("response.output_item.done", output_index=0, item=item),
-                self._event("response.completed", response=self._response(self._status, [item], usage)),
+                self._event("response.completed", response=self._response(status, [item], usage)),
             )
         )
+
+    def refusal(self, error: AnswerError) -> bytes:  # noqa: ARG002 - vLLM does not say it
+        """Return the events that tell nothing yet. What was wrong is not told: the connection breaks behind them."""
+        return self._begun()
 
     def failure(self, error: AnswerError) -> bytes:
         """Return an error event."""
         return b"event: error\ndata: %b\n\n" % error_body(error)
 
-    def whole(self, texts: list[bytes], usage: Usage, transfer_params: dict[str, Any] | None) -> bytes:
+    def whole(self, ends: list[End], usage: Usage, transfer_params: dict[str, Any] | None) -> bytes:
         """Return the response object."""
-        item = self._item(self._status, [_part(texts[0].decode(errors="replace"))])
-        value = self._response(self._status, [item], usage)
+        status = {"length": "incomplete", "abort": "cancelled"}.get(ends[0].reason, "completed")
+        item = self._item(
+            status if status != "cancelled" else "completed", [_part(ends[0].text.decode(errors="replace"))]
+        )
+        value = self._response(status, [item], usage)
         return orjson.dumps(value | {"kv_transfer_params": transfer_params})
 
-    @property
-    def _status(self) -> str:
-        return "incomplete" if self._request.said[0].finish_reason == "length" else "completed"
+    def _begun(self) -> bytes:
+        begun = self._response("in_progress", [], None)
+        return self._event("response.created", response=begun) + self._event(
+            "response.in_progress", response=begun
+        )
 
     def _event(self, name: str, **fields: Any) -> bytes:
         value = {"type": name, "sequence_number": self._number, **fields}

@@ -12,25 +12,36 @@ from uuid import uuid4
 import orjson
 
 from turnout.engine import DuplicateRequestError, EngineRequest, QueueFullError, RequestTooLargeError
-from turnout_worker import errors, messages, openai, pooling, responses, text
+from turnout_worker import body, errors, inputs, messages, openai, pooling, responses, text
 from turnout_worker.completions import CompletionForm
-from turnout_worker.errors import BadRequestError, EngineFailedError, OverloadedError
+from turnout_worker.errors import (
+    AnswerError,
+    BadRequestError,
+    EngineFailedError,
+    EngineInputError,
+    OverloadedError,
+)
 from turnout_worker.generation import Answer, Generation
 
 if TYPE_CHECKING:
     from turnout.engine import Finished
+    from turnout_runtime.supervision import Supervisor
     from turnout_worker.answer import Form
     from turnout_worker.driver import Driver, Follower
     from turnout_worker.generation import Choice
     from turnout_worker.http import Exchange
     from turnout_worker.kvevents import CacheEvents
     from turnout_worker.metrics import Metrics
-    from turnout_worker.openai import CompletionRequest, Kind
+    from turnout_worker.openai import CompletionRequest, Kind, RemotePrefill
     from turnout_worker.pooling import PoolingKind, PoolingRequest
     from turnout_worker.settings import WorkerSettings
     from turnout_worker.transfer import Fetcher
 
 MAX_REQUEST_ID: Final = 256
+_QUICK_BYTES: Final = 64 * 1024
+"""Bytes of text whose vectors take a few milliseconds."""
+_TOLD_IN_STREAM: Final = 6
+"""One in so many streamed text completions that a full queue refuses learns of it inside the stream; of chats, all do."""
 
 _log = logging.getLogger(__name__)
 
@@ -46,8 +57,10 @@ class Serving:
         fetcher: Fetcher,
         engine_id: str,
         *,
+        supervisor: Supervisor,
         events: CacheEvents | None = None,
     ) -> None:
+        self._supervisor = supervisor
         self._settings = settings
         self._driver = driver
         self._metrics = metrics
@@ -55,15 +68,25 @@ class Serving:
         self._engine_id = engine_id
         self._events = events
         self._numbers = count()
+        self._refused_texts = count()
         self._fetches: set[asyncio.Task[None]] = set()
         self._live: dict[str, Generation | _Pooled] = {}
         self.side_channel_port = settings.side_channel_port
 
     def end(self) -> None:
-        """Abort what is under way: streams end with an error event, as vLLM's do."""
-        for request_id, follower in list(self._live.items()):
-            follower.fail(EngineFailedError("The worker is shutting down."))
-            self._driver.abort(request_id, failed=True)
+        """Abort what is under way: it ends as if it were whole, with the reason `abort`, as vLLM has it."""
+        for request_id in list(self._live):
+            self._driver.abort(request_id)
+        self._stop_fetching()
+
+    def break_off(self) -> None:
+        """End all answers with an error, without the engine, which can do nothing more."""
+        for owner in list(self._live.values()):
+            owner.break_off()
+        self._live.clear()
+        self._stop_fetching()
+
+    def _stop_fetching(self) -> None:
         for task in self._fetches:
             task.cancel()
 
@@ -72,23 +95,29 @@ class Serving:
         models = {owner.model for owner in self._live.values()}
         return tuple(name for name in self._settings.adapters if name in models)
 
-    def complete(self, exchange: Exchange, kind: Kind, cut_after: int | None) -> None:
+    def complete(
+        self, exchange: Exchange, kind: Kind, *, cut_after: int | None = None, abort_after: int | None = None
+    ) -> None:
         """Generate. Raise an AnswerError, or openai.FatalTransferError as its docstring says."""
         settings = self._settings
-        fields = openai.object_of(exchange.request.body)
+        fields = body.read(body.object_of(exchange.request.body), kind)
         chat = fields
-        if kind == "response":
-            chat = responses.as_chat(fields)
-        elif kind == "message":
-            chat = messages.as_chat(fields)
-        request = openai.understand(
-            chat,
-            kind,
-            served_names=settings.names,
-            max_length=settings.max_length,
-            seed=settings.seed,
-            transfers=settings.role != "aggregated",
-        )
+        try:
+            if kind == "response":
+                chat = responses.as_chat(fields)
+            elif kind == "message":
+                chat = messages.as_chat(fields)
+            request = openai.understand(
+                chat,
+                kind,
+                served_names=settings.names,
+                max_length=settings.max_length,
+                seed=settings.seed,
+                transfers=settings.role != "aggregated",
+            )
+        except AnswerError:
+            self._let_go(fields)
+            raise
         known_as = known_as_of(exchange)
         answer = Answer(
             form=_form(request, fields, known_as, int(time.time())),
@@ -96,8 +125,20 @@ class Serving:
             headers=(("x-request-id", known_as),),
             cached_tokens_told=settings.prompt_tokens_details,
             cut_after=cut_after,
+            abort_after=abort_after,
             transfer_params=self._transfer_params if request.pin else None,
         )
+        try:
+            inputs.check(chat, kind)
+            self._generate(exchange, request, answer, known_as)
+        except (EngineInputError, OverloadedError) as error:
+            if not self._is_told_in_stream(request, error):
+                raise
+            _refuse_in_stream(exchange, answer, error)
+
+    def _generate(
+        self, exchange: Exchange, request: CompletionRequest, answer: Answer, known_as: str
+    ) -> None:
         ids: dict[int, str] = {}
         generation = Generation(
             request, exchange, answer, lambda choice, tokens: self._fetch(ids[0], request, choice, tokens)
@@ -107,7 +148,7 @@ class Serving:
             for request_id in ids.values():
                 self._driver.abort(request_id)
 
-        exchange.on_gone = generation.on_failed = abort
+        exchange.on_gone = generation.on_failed = generation.abort = abort
         for index, choice in enumerate(generation.choices):
             ids[index] = f"{known_as}-{next(self._numbers)}"
             try:
@@ -117,17 +158,43 @@ class Serving:
                     adapter, salt = self._apart(request)
                     self._events.expect(engine_request, _content(request, index), adapter, salt)
             except BaseException:
-                generation.on_failed = exchange.on_gone = None
+                generation.on_failed = generation.abort = exchange.on_gone = None
                 abort()
                 raise
+        if answer.abort_after == 0:
+            abort()
+
+    def _is_told_in_stream(self, request: CompletionRequest, error: AnswerError) -> bool:
+        """Say whether the client of a request that the engine has refused has an answer with status 200 by then."""
+        if not request.stream:
+            return False
+        if isinstance(error, OverloadedError) and request.kind == "text":
+            return next(self._refused_texts) % _TOLD_IN_STREAM == _TOLD_IN_STREAM - 1
+        return True
+
+    def _let_go(self, fields: dict[str, Any]) -> None:
+        """Have the prefill worker free the blocks that it holds for a request which is refused."""
+        remote = openai.remote_of(fields) if self._settings.role != "aggregated" else None
+        if remote is not None:
+            self._keep(self._supervisor.once("kv_fetch", self._released(remote)))
+
+    async def _released(self, remote: RemotePrefill) -> None:
+        try:
+            await self._fetcher.fetch(remote)
+        except EngineFailedError as error:
+            _log.warning("a refused request's blocks stay pinned until their lease ends: %s", error)
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._fetches.add(task)
+        task.add_done_callback(self._fetches.discard)
 
     def pool(self, exchange: Exchange, kind: PoolingKind) -> None:
         """Compute vectors. Raise an AnswerError."""
-        fields = openai.object_of(exchange.request.body)
+        fields = body.object_of(exchange.request.body)
         model = openai.model_of(fields, self._settings.names)
         request = pooling.parse(fields, kind, self._settings.max_length - 1)
         known_as = known_as_of(exchange)
-        pooled = _Pooled(request, exchange, model, known_as)
+        pooled = _Pooled(request, exchange, model, known_as, self._supervisor)
         ids: list[str] = []
 
         def abort() -> None:
@@ -158,7 +225,7 @@ class Serving:
         try:
             self._driver.submit(request, _Tracked(self._live, request.id, follower))
         except QueueFullError as error:
-            raise OverloadedError(f"The engine's queue is full: {error}.") from error
+            raise OverloadedError from error
         except RequestTooLargeError as error:
             raise BadRequestError(str(error)) from error
         except DuplicateRequestError as error:
@@ -207,9 +274,7 @@ class Serving:
         }
 
     def _fetch(self, request_id: str, request: CompletionRequest, choice: Choice, tokens: int) -> None:
-        task = asyncio.get_running_loop().create_task(self._fetched(request_id, request, choice, tokens))
-        self._fetches.add(task)
-        task.add_done_callback(self._fetches.discard)
+        self._keep(self._supervisor.once("kv_fetch", self._fetched(request_id, request, choice, tokens)))
 
     async def _fetched(
         self, request_id: str, request: CompletionRequest, choice: Choice, tokens: int
@@ -220,11 +285,11 @@ class Serving:
         try:
             held = await self._fetcher.fetch(remote)
         except EngineFailedError as error:
-            self._metrics.failed_transfers += 1
-            if (owner := self._live.get(request_id)) is not None:
-                owner.fail(error)
-            self._driver.abort(request_id, failed=True)
+            self._not_fetched(request_id, error)
             return
+        except BaseException:  # a stray CancelledError, too: nothing else would end the request
+            self._not_fetched(request_id, EngineFailedError("KV transfer failed"))
+            raise
         if held:
             self._metrics.transferred(tokens)
         else:
@@ -236,13 +301,27 @@ class Serving:
             )
         self._driver.deliver(request_id)
 
+    def _not_fetched(self, request_id: str, error: EngineFailedError) -> None:
+        self._metrics.failed_transfers += 1
+        if (owner := self._live.get(request_id)) is not None:
+            owner.fail(error)
+        self._driver.abort(request_id, failed=True)
+
 
 class _Pooled:
     """Follows the sequences of one pooling request, all at once, and answers when the last one has ended."""
 
     wants_tokens = False
 
-    def __init__(self, request: PoolingRequest, exchange: Exchange, model: str, known_as: str) -> None:
+    def __init__(
+        self,
+        request: PoolingRequest,
+        exchange: Exchange,
+        model: str,
+        known_as: str,
+        supervisor: Supervisor,
+    ) -> None:
+        self._supervisor = supervisor
         self._request = request
         self._exchange = exchange
         self.model = model
@@ -253,6 +332,16 @@ class _Pooled:
     def forget(self) -> None:
         """Answer nothing any more: the request was refused."""
         self._left = -1
+
+    def break_off(self) -> None:
+        """End the answer without the engine."""
+        if self._left >= 0:
+            self._left = -1
+            self._refuse()
+
+    def _refuse(self) -> None:
+        headers = (("x-request-id", self._known_as),)
+        self._exchange.respond(self._failure.status, errors.error_body(self._failure), headers)
 
     def fail(self, failure: EngineFailedError) -> None:
         """Say why the request is about to be aborted."""
@@ -270,13 +359,27 @@ class _Pooled:
         if self._left < 0:
             return
         self._left -= 1
-        headers = (("x-request-id", self._known_as),)
         if event.reason not in {"stop", "length"}:
             self._left = -1
-            self._exchange.respond(self._failure.status, errors.error_body(self._failure), headers)
+            self._refuse()
+        elif not self._left and self._request.tokens * text.TOKEN_BYTES <= _QUICK_BYTES:
+            self._respond(self._answer())
         elif not self._left:
-            value = pooling.answer(self._request, self.model, self._known_as, int(time.time()))
-            self._exchange.respond(200, orjson.dumps(value), headers)
+            self._supervisor.once("request", self._answer_beside())
+
+    async def _answer_beside(self) -> None:
+        """Answer from a thread, which leaves the event loop to others."""
+        try:
+            self._respond(await asyncio.to_thread(self._answer))
+        except BaseException:
+            self._refuse()
+            raise
+
+    def _answer(self) -> bytes:
+        return orjson.dumps(pooling.answer(self._request, self.model, self._known_as, int(time.time())))
+
+    def _respond(self, answer: bytes) -> None:
+        self._exchange.respond(200, answer, (("x-request-id", self._known_as),))
 
 
 class _Tracked:
@@ -294,8 +397,13 @@ class _Tracked:
 
     def finished(self, event: Finished) -> None:
         """Forget the request and pass the end on."""
-        del self._live[self._request_id]
+        self._live.pop(self._request_id, None)
         self._follower.finished(event)
+
+    def break_off(self) -> None:
+        """Forget the request and end its answer without the engine."""
+        self._live.pop(self._request_id, None)
+        self._follower.break_off()
 
 
 def known_as_of(exchange: Exchange) -> str:
@@ -309,6 +417,15 @@ def _form(request: CompletionRequest, fields: dict[str, Any], known_as: str, cre
     if request.kind == "message":
         return messages.MessageForm(request, known_as)
     return CompletionForm(request, known_as, created)
+
+
+def _refuse_in_stream(exchange: Exchange, answer: Answer, error: AnswerError) -> None:
+    """Tell in a stream that the engine has refused the request, as vLLM does on the request's path."""
+    form = answer.form
+    head = exchange.start_stream(answer.headers)
+    exchange.write(form.refusal(error), head=head, last=not form.refusal_breaks_off)
+    if form.refusal_breaks_off:
+        exchange.break_off()
 
 
 def _content(request: CompletionRequest, index: int) -> bytes:

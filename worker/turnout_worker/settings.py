@@ -44,8 +44,8 @@ class WorkerSettings:
 
     model: str
     served_names: tuple[str, ...]
-    adapters: tuple[str, ...]
-    """LoRA adapters by the names that clients call; answered like the model, with a prefix cache of their own each."""
+    adapters: dict[str, str]
+    """Paths of LoRA adapters by the names that clients call; answered like the model, with a prefix cache of their own each."""
     max_loras: int
     """Adapters that find room at a time, as metrics tell it. Loading one takes the simulated engine no time."""
     role: Role
@@ -74,7 +74,7 @@ class WorkerSettings:
     @property
     def names(self) -> tuple[str, ...]:
         """Everything that it may be called."""
-        return self.served_names + self.adapters
+        return (*self.served_names, *self.adapters)
 
     @property
     def kv_bytes_per_token(self) -> int:

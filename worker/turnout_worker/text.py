@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from hashlib import blake2b
 from math import exp, log
+from struct import unpack_from
 from typing import Final
 
 TOKEN_BYTES: Final = 4
@@ -49,6 +50,14 @@ def render_chat(messages: list[tuple[str, str]]) -> bytes:
 def token_count(data: bytes) -> int:
     """Tokens of *data*: one per four bytes, the last one may be shorter."""
     return -(-len(data) // TOKEN_BYTES)
+
+
+def token_ids(data: bytes) -> list[int]:
+    """Return the tokens of *data* as numbers."""
+    whole = len(data) // TOKEN_BYTES
+    numbers = list(unpack_from(f">{whole}I", data))
+    rest = data[whole * TOKEN_BYTES :]
+    return [*numbers, int.from_bytes(rest, "big")] if rest else numbers
 
 
 def natural_length(seed: int, prompt: bytes) -> int:

@@ -21,6 +21,7 @@ from turnout_worker.errors import EngineFailedError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from turnout_runtime.supervision import Supervisor
     from turnout_worker.openai import RemotePrefill
 
 REACH_SECONDS: Final = 5.0
@@ -38,15 +39,16 @@ _Key = tuple[str, int, str]
 class SideChannel:
     """The prefill worker's end."""
 
-    def __init__(self, engine_id: str, release: Callable[[str], bool]) -> None:
+    def __init__(self, engine_id: str, release: Callable[[str], bool], supervisor: Supervisor) -> None:
         self.engine_id = engine_id
+        self._supervisor = supervisor
         self._release = release
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
 
     async def start(self, host: str, port: int) -> int:
         """Listen. Returns the port, which the system has chosen where *port* is 0."""
-        self._server = await asyncio.start_server(self._serve, host, port)
+        self._server = await asyncio.start_server(self._accept, host, port)
         return int(self._server.sockets[0].getsockname()[1])
 
     def stop(self) -> None:
@@ -56,6 +58,9 @@ class SideChannel:
         for writer in self._writers:
             writer.close()
 
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._supervisor.once("side_channel", self._serve(reader, writer))
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
         try:
@@ -64,7 +69,12 @@ class SideChannel:
                 request_id = orjson.loads(line).get("fetch")
                 writer.write(orjson.dumps({"held": self._release(str(request_id))}) + b"\n")
                 await writer.drain()
-        except (OSError, ValueError, AttributeError):
+        except (
+            OSError,
+            ValueError,
+            AttributeError,
+            RuntimeError,
+        ):  # uvloop: RuntimeError for a closed transport
             return  # the other side is gone or speaks something else: closing is all there is to say
         finally:
             self._writers.discard(writer)
@@ -99,7 +109,8 @@ class Fetcher:
                 peer.writer.write(orjson.dumps({"fetch": remote.request_id}) + b"\n")
                 answer = orjson.loads(await peer.reader.readline())
                 return bool(answer["held"])
-        except (OSError, RuntimeError, ValueError) as error:  # uvloop: RuntimeError for a closed transport
+        except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+            # uvloop raises RuntimeError for a closed transport; the rest is of an answer that is none.
             if self._peers.get(key) is peer:
                 del self._peers[key]
             peer.writer.close()
@@ -121,7 +132,7 @@ class Fetcher:
             task.add_done_callback(lambda _: self._connecting.pop(key, None))
         try:
             peer = await asyncio.shield(task)
-        except (OSError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise EngineFailedError(
                 f"KV transfer failed: handshake with {key[0]}:{key[1]}: {error}"
             ) from error

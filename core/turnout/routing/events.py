@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Final
 from turnout.routing.tokens import ROOT, link
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from turnout.routing.prefix import PrefixIndex
 
 BlockHash = int | bytes
@@ -26,6 +28,15 @@ BlockHash = int | bytes
 
 MAX_PENDING: Final = 1_000
 """Batches kept that arrive during a replay, some ten seconds' worth; the rest is replayed once more."""
+MAX_PENDING_WORK: Final = 1 << 20
+"""The most work in them, see `work_of`: a million tokens, which take some 40 MB."""
+WORK_AT_ONCE: Final = 1 << 15
+"""Work done in one call, beyond which the rest waits for `EventStream.work`: some 5 ms."""
+CLEARED_AT_ONCE: Final = 4_096
+"""Blocks that are taken out of the index at once: 1 ms."""
+_WORK_OF_BLOCK: Final = 16
+_WORK_OF_EVENT: Final = 16
+_WORK_OF_CLEARING: Final = CLEARED_AT_ONCE
 MAX_MEDIA: Final = 8
 """Kinds of memory told apart; vLLM has three (GPU, CPU, STORAGE). What lies in further ones is left out."""
 MAX_FRUITLESS: Final = 2
@@ -66,6 +77,14 @@ class Cleared:
 KvEvent = Stored | Removed | Cleared
 
 
+def work_of(event: KvEvent) -> int:
+    """Return about how much work it is to take note of *event*, in tokens; a block counts as sixteen."""
+    if isinstance(event, Cleared):
+        return _WORK_OF_CLEARING
+    work = _WORK_OF_EVENT + _WORK_OF_BLOCK * len(event.blocks)
+    return work + len(event.tokens) if isinstance(event, Stored) else work
+
+
 class ExactCache:
     """The blocks that one engine says it has cached. *number* is the engine's in *index*, *bound* the most blocks kept.
 
@@ -80,17 +99,26 @@ class ExactCache:
         "_group",
         "_index",
         "_media",
-        "_number",
+        "_retire",
         "block_size",
         "dropped",
+        "number",
         "unplaced",
     )
 
-    def __init__(self, index: PrefixIndex, number: int, bound: int) -> None:
+    def __init__(
+        self,
+        index: PrefixIndex,
+        number: int,
+        bound: int,
+        retire: Callable[[int, OrderedDict[BlockHash, tuple[int, int]]], int] | None = None,
+    ) -> None:
+        """*retire* takes a number with many blocks, which it takes out of *index* in its own time, and returns a new one."""
         if bound < 1:
             raise ValueError(f"an engine has at least one block, not {bound}")
         self._index = index
-        self._number = number
+        self.number = number
+        self._retire = retire
         self._bound = bound
         # The engine's hash -> (number of its chain, media that hold it as a bit set), the first one stored first.
         self._blocks: OrderedDict[BlockHash, tuple[int, int]] = OrderedDict()
@@ -118,9 +146,13 @@ class ExactCache:
 
     def clear(self) -> None:
         """Forget all blocks."""
-        for number, _ in self._blocks.values():
-            self._index.remove(number, self._number)
-        self._blocks.clear()
+        if self._retire is not None and len(self._blocks) > CLEARED_AT_ONCE:
+            self.number = self._retire(self.number, self._blocks)
+            self._blocks = OrderedDict()
+        else:
+            for number, _ in self._blocks.values():
+                self._index.remove(number, self.number)
+            self._blocks.clear()
         self._media.clear()
         self._group = None
         self.block_size = 0
@@ -141,12 +173,12 @@ class ExactCache:
             parent = link(parent, tokens, event.extra[index] if event.extra else "")
             number, media = self._blocks.get(block, (parent, 0))
             if number != parent:
-                self._index.remove(number, self._number)
+                self._index.remove(number, self.number)
             self._blocks[block] = parent, media | medium
-            self._index.add(parent, self._number)
+            self._index.add(parent, self.number)
         while len(self._blocks) > self._bound:
             _, (oldest, _) = self._blocks.popitem(last=False)
-            self._index.remove(oldest, self._number)
+            self._index.remove(oldest, self.number)
             self.dropped += 1
 
     def _medium(self, name: str) -> int:
@@ -192,7 +224,7 @@ class ExactCache:
                 self._blocks[block] = number, media & ~medium
             else:
                 del self._blocks[block]
-                self._index.remove(number, self._number)
+                self._index.remove(number, self.number)
 
 
 Batch = Sequence[KvEvent] | None
@@ -202,15 +234,19 @@ Batch = Sequence[KvEvent] | None
 class EventStream:
     """One engine's batches, checked for their numbers.
 
+    What one call cannot do at once is left for `work`, which is called until it returns False before the next batch is taken.
     `connected`, `confirm`, `live` and `replay_ended` return the number to ask a replay from, None for no replay.
     Every replay asked for is answered by calls of `replayed` and then one of `replay_ended` or `replay_failed`.
     """
 
     __slots__ = (
         "_applied",
+        "_backlog",
+        "_budget",
         "_fruitless",
         "_hole",
         "_pending",
+        "_pending_work",
         "_syncing",
         "cache",
         "complete",
@@ -235,7 +271,10 @@ class EventStream:
         self.lost = 0
         """Times that something missed could not be had again."""
         self.unreadable = 0
-        self._pending: deque[tuple[int, Batch]] = deque(maxlen=MAX_PENDING)
+        self._pending: deque[tuple[int, Batch, int]] = deque()
+        self._pending_work = 0
+        self._backlog: deque[KvEvent] = deque()
+        self._budget = WORK_AT_ONCE
         self._syncing = False
         self._applied = 0
         self._fruitless = 0
@@ -260,27 +299,35 @@ class EventStream:
             return None
         return self._sync(self.next)
 
+    def work(self) -> bool:
+        """Go on with what is left of the batches that were taken. Return whether there is more."""
+        self._budget = WORK_AT_ONCE
+        self._do_work()
+        return bool(self._backlog)
+
     def live(self, number: int, batch: Batch) -> int | None:
         """Take a batch as the engine publishes it."""
+        self._budget = WORK_AT_ONCE
         if self._syncing:
-            self._pending.append((number, batch))
+            self._keep(number, batch)
             return None
         if self.next is None:
             self.complete = False
         elif number < self.next:
             self.restarts += 1
             self._forget()
-            self._pending.append((number, batch))
+            self._keep(number, batch)
             return self._sync(0)
         elif number > self.next:
             self.gaps += 1
-            self._pending.append((number, batch))
+            self._keep(number, batch)
             return self._sync(self.next)
         self._apply(number, batch)
         return None
 
     def replayed(self, number: int, batch: Batch) -> None:
         """Take a batch out of a replay."""
+        self._budget = WORK_AT_ONCE
         due = self.next
         if not self._syncing or self._hole or due is None or number < due:
             return
@@ -294,6 +341,7 @@ class EventStream:
 
     def replay_ended(self) -> int | None:
         """Take the end of a replay, and what arrived meanwhile."""
+        self._budget = WORK_AT_ONCE
         due = self.next
         if not self._syncing or due is None:
             return None
@@ -301,12 +349,12 @@ class EventStream:
         if self._hole:
             return self._sync(due)
         while self._pending:
-            number, batch = self._pending[0]
+            number, batch, _ = self._pending[0]
             if number > due:
                 if self._fruitless < MAX_FRUITLESS:
                     return self._sync(due)
                 self._lose()
-            self._pending.popleft()
+            self._next_pending()
             if number >= due:
                 self._apply(number, batch)
                 due = number + 1
@@ -317,13 +365,14 @@ class EventStream:
 
     def replay_failed(self) -> None:
         """Go on without what was missed: there is no replay, or it did not come in time."""
+        self._budget = WORK_AT_ONCE
         if not self._syncing:
             return
         due = self.next
         if not due:
             self.next = due = None
         while self._pending:
-            number, batch = self._pending.popleft()
+            number, batch = self._next_pending()
             if due is not None and number < due:
                 continue
             if due is not None and number > due:
@@ -343,15 +392,31 @@ class EventStream:
         self._syncing = False
         self._fruitless = 0
 
+    def _keep(self, number: int, batch: Batch) -> None:
+        """Keep a batch until the replay is over; of too many the oldest are dropped, and will be replayed."""
+        work = _WORK_OF_EVENT + sum(map(work_of, batch or ()))
+        self._pending.append((number, batch, work))
+        self._pending_work += work
+        while len(self._pending) > MAX_PENDING or self._pending_work > MAX_PENDING_WORK:
+            self._next_pending()
+
+    def _next_pending(self) -> tuple[int, Batch]:
+        number, batch, work = self._pending.popleft()
+        self._pending_work -= work
+        return number, batch
+
     def _forget(self) -> None:
         self.cache.clear()
         self.complete = False
         self._pending.clear()
+        self._pending_work = 0
+        self._backlog.clear()
         self._fruitless = 0
 
     def _lose(self) -> None:
         """Give up what was missed: blocks may have gone that are known, and have come that are not."""
         self.lost += 1
+        self._backlog.clear()
         self.cache.clear()
         self.complete = False
 
@@ -361,10 +426,18 @@ class EventStream:
             self.complete = True  # from its start on
         if batch is None:
             self.unreadable += 1
+            self._backlog.clear()
             self.cache.clear()
             self.complete = False
             return
-        for event in batch:
+        self._backlog.extend(batch)
+        self._do_work()
+
+    def _do_work(self) -> None:
+        backlog = self._backlog
+        while backlog and self._budget > 0:
+            event = backlog.popleft()
+            self._budget -= work_of(event)
             self.cache.apply(event)
             if isinstance(event, Cleared):
                 self.complete = True

@@ -8,14 +8,17 @@ to the full blocks of its own size; the belief is in blocks of text.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from turnout.routing.events import EventStream, ExactCache
+from turnout.routing.events import CLEARED_AT_ONCE, EventStream, ExactCache
 from turnout.routing.prefix import PrefixIndex
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections import OrderedDict
+    from collections.abc import Callable, Iterable, Mapping
 
+    from turnout.routing.events import BlockHash
     from turnout.routing.ledger import BackendState, Prompt
     from turnout.routing.tokens import Tokenized
 
@@ -28,12 +31,11 @@ MAX_BLOCK_SIZES: Final = 4
 
 
 class _Followed:
-    """One engine: its number in the index, the revision of its model, its events."""
+    """One engine: the revision of its model, its events."""
 
-    __slots__ = ("number", "revision", "stream")
+    __slots__ = ("revision", "stream")
 
-    def __init__(self, number: int, revision: str, stream: EventStream) -> None:
-        self.number = number
+    def __init__(self, revision: str, stream: EventStream) -> None:
         self.revision = revision
         self.stream = stream
 
@@ -41,9 +43,12 @@ class _Followed:
 class ExactCaches:
     """The engines of one deployment whose events are followed. Bounded by their KV caches."""
 
-    __slots__ = ("_engines", "_free", "_numbers", "index")
+    __slots__ = ("_engines", "_free", "_numbers", "_retired", "_retired_some", "index")
 
-    def __init__(self) -> None:
+    def __init__(self, retired_some: Callable[[], None] | None = None) -> None:
+        """*retired_some* is called where `sweep` is to be called, until it returns False. None: all is done at once."""
+        self._retired: deque[tuple[int, OrderedDict[BlockHash, tuple[int, int]]]] = deque()
+        self._retired_some = retired_some
         self.index = PrefixIndex()
         self._engines: dict[str, _Followed] = {}
         self._free: list[int] = []
@@ -55,20 +60,41 @@ class ExactCaches:
         for id_ in [each for each in self._engines if each not in wanted]:
             gone = self._engines.pop(id_)
             gone.stream.disconnected()
-            self._free.append(gone.number)
+            self._free.append(gone.stream.cache.number)
         for id_, (revision, tokens) in wanted.items():
             known = self._engines.get(id_)
             if known is not None:
                 known.revision = revision
                 continue
-            if self._free:
-                number = self._free.pop()
-            else:
-                number = self._numbers
-                self._numbers += 1
             bound = max(1, SLOWER_TIERS * tokens // MIN_BLOCK_TOKENS)
-            stream = EventStream(ExactCache(self.index, number, bound))
-            self._engines[id_] = _Followed(number, revision, stream)
+            retire = None if self._retired_some is None else self._retire
+            stream = EventStream(ExactCache(self.index, self._next_number(), bound, retire))
+            self._engines[id_] = _Followed(revision, stream)
+
+    def sweep(self) -> bool:
+        """Take some of the blocks that engines have cleared out of the index. Return whether there are more."""
+        left = CLEARED_AT_ONCE
+        while self._retired and left:
+            number, blocks = self._retired[0]
+            while blocks and left:
+                left -= 1
+                self.index.remove(blocks.popitem()[1][0], number)
+            if not blocks:
+                self._retired.popleft()
+                self._free.append(number)
+        return bool(self._retired)
+
+    def _retire(self, number: int, blocks: OrderedDict[BlockHash, tuple[int, int]]) -> int:
+        self._retired.append((number, blocks))
+        if self._retired_some is not None:
+            self._retired_some()
+        return self._next_number()
+
+    def _next_number(self) -> int:
+        if self._free:
+            return self._free.pop()
+        self._numbers += 1
+        return self._numbers - 1
 
     def stream(self, id_: str) -> EventStream:
         """Return the events of one engine. Raise KeyError for one that is not known."""
@@ -102,7 +128,7 @@ class ExactCaches:
             if state is None or not stream.following or engine.revision != tokenized.revision:
                 continue
             slot, own_size = state.slot, stream.cache.block_size
-            found = min(depths[own_size][engine.number] * own_size, tokens) if own_size in depths else 0
+            found = min(depths[own_size][stream.cache.number] * own_size, tokens) if own_size in depths else 0
             believed = matches[slot]
             if stream.complete and found < cached[slot]:
                 # Beside its word counts what is under way there: a block is named when it has been computed.

@@ -18,7 +18,11 @@ Manifest = dict[str, Any]
 ANNOTATION_APPLIED: Final = f"{names.GROUP}/applied"
 """On every child: digest of the manifest that was applied last, so that a field we no longer set is noticed."""
 GRACE_PERIOD_SECONDS: Final = 120
-"""How long a worker may finish its streams after SIGTERM."""
+"""How long a worker may drain and finish its streams, before SIGTERM and after it.
+
+It is the engine's shutdown time-out, too. vLLM's own default is 0: it cuts what runs and lets it pass for whole. With
+no less than the grace period, what does not end in time is killed, and its clients see that.
+"""
 STARTUP_ATTEMPTS: Final = 3600
 """Start-up probes, one a second, before a worker that never answers is restarted: loading may take an hour."""
 
@@ -114,6 +118,7 @@ def arguments(deployment: LLMDeployment, role: Role) -> list[str]:
         ("--startup-seconds", f"{seconds(simulated.startup_time):g}"),
         ("--port", names.WORKER_PORT),
         ("--side-channel-port", names.KV_SIDE_CHANNEL_PORT),
+        ("--shutdown-timeout", GRACE_PERIOD_SECONDS),
     )
     if spec.lora.adapters:
         modules = (("--lora-modules", f"{each.name}={each.source}") for each in spec.lora.adapters)

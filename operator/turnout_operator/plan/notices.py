@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from turnout_operator.plan.effects import Notice
-from turnout_operator.plan.status import condition
+from turnout_operator.plan.status import OVERRIDDEN, condition
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,6 +44,14 @@ def taken(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Notice, 
     if now.get("reason") != CHILD_NAME_TAKEN or was.get("reason") == CHILD_NAME_TAKEN:
         return ()
     return (Notice("Warning", CHILD_NAME_TAKEN, now["message"]),)
+
+
+def overridden(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Notice, ...]:
+    """Return the Event that somebody insists on other values than this operator's, each time that is news."""
+    was, now = condition(before, OVERRIDDEN), condition(after, OVERRIDDEN)
+    if not now or was.get("message") == now["message"]:
+        return ()
+    return (Notice("Warning", OVERRIDDEN, now["message"]),)
 
 
 def _scaling(scaled: Mapping[str, str]) -> Notice:

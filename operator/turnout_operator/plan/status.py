@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 MAX_REASON: Final = 1024
 """Longest reason that ``status.lastScaling`` takes."""
 
+OVERRIDDEN: Final = "FieldsOverridden"
+"""Type of the condition that says who changes what this operator writes."""
+
 CONDITION_OF: Final[Mapping[str, str]] = {
     "prefill": "PrefillReady",
     "decode": "DecodeReady",
@@ -91,6 +94,21 @@ def invalid(raw: Mapping[str, Any], message: str, now: float) -> dict[str, Any]:
     kept = [item for item in previous.get("conditions", []) if item.get("type") != "Ready"]
     ready = conditions([finding], previous.get("conditions", []), generation, now)
     return {**previous, "observedGeneration": generation, "conditions": ready + kept}
+
+
+def with_overrides(
+    status_: dict[str, Any], sentences: Sequence[str], raw: Mapping[str, Any], now: float
+) -> dict[str, Any]:
+    """Return *status_* with a condition that names what others make of our objects; as it is where there is nothing.
+
+    The condition is there only while there is something to say.
+    """
+    if not sentences:
+        return status_
+    finding = Finding(OVERRIDDEN, "True", "OthersInsist", "; ".join(sentences))
+    previous = (raw.get("status") or {}).get("conditions", [])
+    (made,) = conditions([finding], previous, raw["metadata"].get("generation", 0), now)
+    return {**status_, "conditions": [*status_["conditions"], made]}
 
 
 def condition(status_: Mapping[str, Any], type_: str) -> Mapping[str, Any]:

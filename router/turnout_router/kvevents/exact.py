@@ -14,6 +14,7 @@ from turnout_router.kvevents.counts import Counts, Worker, state_of
 from turnout_router.kvevents.replay import Turns
 from turnout_router.kvevents.subscription import Subscription
 from turnout_router.kvevents.tokens import Tokenizer
+from turnout_router.tasks import TOKENIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -49,6 +50,7 @@ class ExactMode:
         self._turns = Turns(asyncio.get_running_loop())
         self._tokenizer = Tokenizer(pools, clock, self._counts.tokenized)
         self._caches: dict[str, ExactCaches] = {}
+        self._sweeping: asyncio.Handle | None = None
         self._engines: dict[str, dict[str, list[Backend]]] = {}  # by deployment and revision
         self._followed: dict[str, tuple[Backend, Subscription]] = {}
 
@@ -65,7 +67,9 @@ class ExactMode:
                 self._counts.left(id_)
                 del self._followed[id_]
         self._caches = {
-            key: self._caches.get(key) or ExactCaches() for key, group in publishing.items() if group
+            key: self._caches.get(key) or ExactCaches(self._sweep_soon)
+            for key, group in publishing.items()
+            if group
         }
         self._engines = {}
         for key, ledger in ledgers.items():
@@ -82,8 +86,20 @@ class ExactMode:
                     self._followed[backend.id] = backend, self._follow(backend, caches)
         self._counts.retain(frozenset(fleet.deployments))
 
+    def _sweep_soon(self) -> None:
+        if self._sweeping is None:
+            self._sweeping = self._turns.loop.call_soon(self._sweep)
+
+    def _sweep(self) -> None:
+        """Go on with what engines have cleared: a large cache takes longer than others should wait."""
+        self._sweeping = None
+        if any(caches.sweep() for caches in self._caches.values()):
+            self._sweep_soon()
+
     def stop(self) -> None:
         """Follow nobody any more."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
         for _, subscription in self._followed.values():
             subscription.stop()
         self._followed = {}
@@ -95,7 +111,17 @@ class ExactMode:
         return deployment in self._engines
 
     async def read(self, route: DeploymentRoute, request: Completion, prompt: Prompt) -> Prompt:
-        """Return *prompt* with its tokens, if workers of *route* hold anything that they could be compared with."""
+        """Return *prompt* with its tokens, if workers of *route* hold anything that they could be compared with.
+
+        Where finding them out fails, belief decides: no request is harmed by it.
+        """
+        try:
+            return await self._read(route, request, prompt)
+        except Exception as error:  # noqa: BLE001 - as said above
+            self._note(TOKENIZE, error)
+            return prompt
+
+    async def _read(self, route: DeploymentRoute, request: Completion, prompt: Prompt) -> Prompt:
         engines = self._engines.get(route.key)
         if engines is None:
             return prompt

@@ -1,13 +1,15 @@
 """Replays of KV events: one worker's batches from a number on, and whose turn it is to be replayed.
 
-A router that starts asks every worker for up to 10,000 batches. They are read two workers at a time and a few batches
-at a time, so that requests in between wait for milliseconds.
+A router that starts asks every worker for up to 10,000 batches. They are read two workers at a time and for 2 ms at a time,
+so that requests in between wait for milliseconds. Between two such slices passes as much time as the last one took: no
+worker, however much it says, has more than half of the router's time.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections import deque
+from time import perf_counter
 from typing import TYPE_CHECKING, Final, Protocol
 
 import zmq
@@ -20,14 +22,98 @@ if TYPE_CHECKING:
 
     from turnout.routing.events import Batch
 
-AT_ONCE: Final = 8
-"""Batches read before others have their turn: a large one takes a millisecond."""
+SLICE_SECONDS: Final = 0.002
+"""For reading before others have their turn: a large batch takes a few milliseconds."""
+MAX_FRAMES: Final = 5
+"""Of a message. ZeroMQ bounds the size of each, not their number."""
 WORKERS_AT_ONCE: Final = 2
 """Workers that are replayed at a time."""
 REPLAY_SECONDS: Final = 2.0
 """Between two batches of a replay; vLLM looks for requests every 0.1 s."""
-WAITING_BATCHES: Final = 4_000
-"""Batches that wait to be read. Beyond that they are lost, and replayed."""
+WAITING_BATCHES: Final = 256
+"""Batches that wait to be read, `MAX_MESSAGE_BYTES` each. Beyond that they wait at the worker, or are lost and replayed."""
+
+
+class FramesError(Exception):
+    """A message of more frames than any worker sends."""
+
+
+def receive(socket: zmq.Socket[bytes]) -> list[bytes]:
+    """Return the next message of *socket*. Raise zmq.Again where there is none, FramesError where it goes on and on."""
+    frames = [socket.recv(zmq.NOBLOCK)]
+    while socket.get(zmq.RCVMORE):
+        if len(frames) >= MAX_FRAMES:
+            raise FramesError(f"a message of more than {MAX_FRAMES} frames")
+        frames.append(socket.recv(zmq.NOBLOCK))
+    return frames
+
+
+class Slices:
+    """Reads *socket* whenever there is something to read, for `SLICE_SECONDS` at a time, with a rest in between.
+
+    *step* does one piece of work and returns whether there may be another one.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, socket: zmq.Socket[bytes], step: Callable[[], bool]
+    ) -> None:
+        self._loop = loop
+        self._fd = int(socket.fd)
+        self._step = step
+        self._read = self.run
+        self._closed = False
+        self._watching = False
+        self._resuming: asyncio.Handle | None = None
+
+    def begin(self, read: Callable[[], None]) -> None:
+        """Call *read*, which calls `run`, whenever there is something to do, and soon."""
+        self._read = read
+        self._watch()
+        self._resuming = self._loop.call_soon(self._resume)
+
+    def again(self) -> None:
+        """Have `run` called soon: there is something to do that the socket does not show."""
+        if not self._closed and self._resuming is None:
+            self._resuming = self._loop.call_soon(self._resume)
+
+    def run(self) -> None:
+        """Do what there is to do, until it is done or the time is over."""
+        began = perf_counter()
+        while not self._closed and self._step():
+            spent = perf_counter() - began
+            if spent >= SLICE_SECONDS:
+                self._rest(spent)
+                return
+
+    def close(self) -> None:
+        """Do nothing any more."""
+        self._closed = True
+        if self._resuming is not None:
+            self._resuming.cancel()
+        self._unwatch()
+
+    def _rest(self, seconds: float) -> None:
+        # The descriptor stays readable meanwhile, and would wake the loop again and again.
+        self._unwatch()
+        if self._resuming is not None:
+            self._resuming.cancel()
+        self._resuming = self._loop.call_later(seconds, self._resume)
+
+    def _resume(self) -> None:
+        self._resuming = None
+        if not self._closed:
+            self._watch()
+            self._read()
+
+    def _watch(self) -> None:
+        if not self._watching:
+            self._watching = True
+            self._loop.add_reader(self._fd, self._read)
+
+    def _unwatch(self) -> None:
+        if self._watching:
+            self._watching = False
+            self._loop.remove_reader(self._fd)
 
 
 class Asker(Protocol):
@@ -35,6 +121,9 @@ class Asker(Protocol):
 
     def replayed(self, number: int, batch: Batch) -> None:
         """Take one batch."""
+
+    def is_behind(self) -> bool:
+        """Go on with the batches taken. Return whether more of that is to be done before the next one."""
 
     def replay_ended(self, *, answered: bool) -> None:
         """Take the end; not *answered*: nothing came at all."""
@@ -97,6 +186,7 @@ class Replay:
         self._begun = False
         self._closed = False
         self._socket: zmq.Socket[bytes] | None = None
+        self._slices: Slices | None = None
         self._patience: asyncio.Handle | None = None
         self._on_turn = self._guarded(self._begin)
         self._on_readable = self._guarded(self._read)
@@ -117,10 +207,8 @@ class Replay:
                 ending.callback(self._patience.cancel)
             if self._socket is not None:
                 ending.callback(self._socket.close, linger=0)
-                ending.callback(self._unwatch, self._socket)
-
-    def _unwatch(self, socket: zmq.Socket[bytes]) -> None:
-        self._loop.remove_reader(int(socket.fd))
+            if self._slices is not None:
+                ending.callback(self._slices.close)
 
     def _guarded(self, step: Callable[[], None]) -> Callable[[], None]:
         """Return *step* as a callback of the event loop: where it raises, the replay is over and its asker begins anew."""
@@ -148,8 +236,8 @@ class Replay:
         socket.connect(self._where)
         socket.send_multipart((b"", self._first.to_bytes(NUMBER_BYTES, "big")), zmq.NOBLOCK)
         self._wait()
-        self._loop.add_reader(int(socket.fd), self._on_readable)
-        self._loop.call_soon(self._on_readable)
+        self._slices = Slices(self._loop, socket, self._take_next)
+        self._slices.begin(self._on_readable)
 
     def _wait(self) -> None:
         if self._patience is not None:
@@ -157,15 +245,20 @@ class Replay:
         self._patience = self._loop.call_later(REPLAY_SECONDS, self._on_silence)
 
     def _read(self) -> None:
-        for _ in range(AT_ONCE):
-            if self._closed or self._socket is None:
-                return
-            try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            self._take(frames)
-        self._loop.call_soon(self._on_readable)
+        if self._slices is not None:
+            self._slices.run()
+
+    def _take_next(self) -> bool:
+        if self._asker.is_behind():
+            return True
+        if self._closed or self._socket is None:
+            return False
+        try:
+            frames = receive(self._socket)
+        except zmq.Again:
+            return False
+        self._take(frames)
+        return True
 
     def _take(self, frames: list[bytes]) -> None:
         """Take [nothing, topic, number, batch]; older versions of vLLM leave the topic out."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from turnout_router.kvevents.replay import AT_ONCE, WAITING_BATCHES, Replay, Turns, endpoint
+from turnout_router.kvevents.replay import WAITING_BATCHES, Replay, Slices, Turns, endpoint, receive
 from turnout_router.kvevents.wire import FRAMES, MAX_MESSAGE_BYTES, NUMBER_BYTES, batch_of
 from turnout_router.tasks import KV_EVENTS, only_logged
 from turnout_runtime.supervision import Backoff
@@ -68,6 +68,7 @@ class Subscription:
         self._seen = seen
         self._note = note
         self._sockets: list[zmq.Socket[bytes]] = []
+        self._slices: Slices | None = None
         self._replay: Replay | None = None
         self._anew = False
         self._reopen_seconds = REOPEN_SECONDS
@@ -138,12 +139,14 @@ class Subscription:
         self._sockets.append(monitor)
         publisher.connect(endpoint(self._host, self._port))
         self._loop.add_reader(int(monitor.fd), self._on_monitored)
-        self._loop.add_reader(int(publisher.fd), self._on_readable)
+        self._slices = Slices(self._loop, publisher, self._take_next)
+        self._slices.begin(self._on_readable)
         self._watch()
 
     def _close(self) -> None:
         sockets, self._sockets = self._sockets, []
         replay, self._replay = self._replay, None
+        slices, self._slices = self._slices, None
         with (
             contextlib.ExitStack() as ending
         ):  # each of these is done, in turn from the last, whatever another one raises
@@ -151,7 +154,9 @@ class Subscription:
                 ending.callback(socket.close, linger=0)
             if sockets:
                 ending.callback(sockets[0].disable_monitor)
-            for socket in sockets:
+            if slices is not None:
+                ending.callback(slices.close)
+            for socket in sockets[1:]:
                 ending.callback(self._unwatch, socket)
             if replay is not None:
                 ending.callback(replay.close)
@@ -183,16 +188,25 @@ class Subscription:
 
     def _read(self) -> None:
         """Read what has been published."""
-        for _ in range(AT_ONCE):
-            if not self._sockets:
-                return
-            try:
-                frames = self._sockets[0].recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            number, batch = self._understand(frames)
-            self._ask(self._stream.live(number, batch))
-        self._loop.call_soon(self._on_readable)
+        if self._slices is not None:
+            self._slices.run()
+
+    def _take_next(self) -> bool:
+        if self.is_behind():
+            return True
+        if not self._sockets:
+            return False
+        try:
+            frames = receive(self._sockets[0])
+        except zmq.Again:
+            return False
+        number, batch = self._understand(frames)
+        self._ask(self._stream.live(number, batch))
+        return True
+
+    def is_behind(self) -> bool:
+        """Go on with the batches taken. Return whether more of that is to be done before the next one."""
+        return self._stream.work()
 
     def _understand(self, frames: list[bytes]) -> tuple[int, Batch]:
         if len(frames) != FRAMES or len(frames[1]) != NUMBER_BYTES:
@@ -240,6 +254,8 @@ class Subscription:
     def replay_ended(self, *, answered: bool) -> None:
         """Take the end of a replay: a whole one, one that broke off, or, without an answer, none."""
         self._replay = None
+        if self._slices is not None:
+            self._slices.again()
         if answered:
             if self._anew:  # nothing but the end has come
                 self._stream.connected()

@@ -128,6 +128,9 @@ class Outbox:
             self._timer = self._loop.call_later(rest, self._flush_safely)
 
     def _flush_safely(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         try:
             self._flush()
         except Exception as error:  # noqa: BLE001 - what comes later must be told all the same
@@ -135,9 +138,6 @@ class Outbox:
             self._cut_all()
 
     def _flush(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         batch, self._batch = self._batch, []
         if not batch:
             return

@@ -27,6 +27,12 @@ _LORA: Final = b"vllm:lora_requests_info"
 _MOST_REQUESTS: Final = 1_000_000
 _MOST: Final = 1e15
 """Larger figures are none: a token counter gets there in 300 years. What is reckoned with them stays within bounds."""
+MAX_SAMPLES: Final = 1_024
+"""Samples of a name: one for each engine behind the page, and each reason or source."""
+MAX_SETS: Final = 8_192
+"""Sets of LoRA adapters that there have been, each of which stays on the page."""
+MAX_LINE_BYTES: Final = 16 * 1024
+MAX_VALUE_BYTES: Final = 64
 _COMPUTED: Final = b'source="local_compute"'
 _DEFERRED: Final = b'reason="deferred"'
 _ADAPTERS: Final = re.compile(rb'[{,](?:running|waiting)_lora_adapters="([^"]*)"')
@@ -90,7 +96,7 @@ def _adapters(text: bytes) -> tuple[frozenset[str], int]:
     Every set of adapters that there ever was is a series of its own, whose value is the time at which it was so: the
     latest one holds.
     """
-    latest = max(_samples(text, _LORA), key=lambda sample: sample[1], default=None)
+    latest = max(_samples(text, _LORA, MAX_SETS), key=lambda sample: sample[1], default=None)
     if latest is None:
         return frozenset(), 1
     labels = latest[0]
@@ -104,19 +110,23 @@ def _sum(text: bytes, name: bytes) -> float | None:
     return sum(values) if values else None
 
 
-def _samples(text: bytes, name: bytes) -> Iterator[tuple[bytes, float]]:
+def _samples(text: bytes, name: bytes, most: int = MAX_SAMPLES) -> Iterator[tuple[bytes, float]]:
     """Yield labels and value of every sample of *name*, which stand in lines one after the other.
 
-    Raise PageError for a value that is none, negative, or too large.
+    Raise PageError for a value that is none, negative, or too large, for a line that is too long, and for more than *most*.
     """
     start = name + b"{"
     begin = 0 if text.startswith(start) else text.find(b"\n" + start) + 1
+    count = 0
     while text.startswith(start, begin):
+        count += 1
         end = text.find(b"\n", begin)
+        if count > most or (end if end >= 0 else len(text)) - begin > MAX_LINE_BYTES:
+            raise PageError(f"it says too much of {name.decode()}")
         line = text[begin + len(name) : end if end >= 0 else len(text)]
         labels, _, said = line.rpartition(b"}")
         try:
-            value = float(said.split(None, 1)[0])
+            value = float(said[:MAX_VALUE_BYTES].split(None, 1)[0])
         except (ValueError, IndexError) as error:
             raise PageError(f"{name.decode()} has no value") from error
         if not 0 <= value < _MOST:

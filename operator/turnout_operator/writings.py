@@ -1,0 +1,110 @@
+"""Memory of what became of writes, by object. It is lost with the process, which costs one more write per object."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, Final
+
+from turnout_operator.plan import contest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from turnout_operator.kube.kinds import Kind
+    from turnout_operator.observe.store import Key
+    from turnout_operator.plan.contest import Writing
+    from turnout_operator.plan.drift import Deviation
+
+MAX_WRITINGS: Final = 65_536
+"""Objects that are remembered; with more, the one that was written longest ago is forgotten."""
+
+STATUS: Final = "status"
+Target = tuple["Kind", "Key", str]
+"""An object, and the part of it that is written (``status``, ``metadata``, or empty for all that is applied)."""
+Owner = tuple["Kind", "Key"]
+"""The resource that it belongs to."""
+
+
+def digest(content: Any) -> str:
+    """Return a short name for *content*."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Writings:
+    """What became of the last write to each object, by the resource that it belongs to."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._writings: OrderedDict[Target, Writing] = OrderedDict()
+        self._owners: dict[Target, Owner] = {}
+        self._owned: dict[Owner, set[Target]] = {}
+
+    def due_in(self, target: Target, content: str, found: Sequence[Deviation]) -> float | None:
+        """Return in how many seconds *content* is to be written; None: not at all (see `contest.due_in`)."""
+        return contest.due_in(self._writings.get(target), content, found, self._clock())
+
+    def is_suspect(self, target: Target, content: str) -> bool:
+        """Return whether one more write of *content* would be the one too many to be a person's edit."""
+        before = self._writings.get(target)
+        return before is not None and before.content == content and before.repairs + 1 >= contest.FREE_REPAIRS
+
+    def left(self, target: Target, content: str, found: Sequence[Deviation]) -> tuple[Deviation, ...]:
+        """Return what of *found* was not made by admission."""
+        return contest.left(self._writings.get(target), content, found)
+
+    def written(
+        self,
+        target: Target,
+        owner: Owner,
+        content: str,
+        *,
+        found: Sequence[Deviation],
+        answer: Sequence[Deviation],
+        manager: str = "",
+    ) -> None:
+        """Take note of a write."""
+        before = self._writings.pop(target, None)
+        self._writings[target] = contest.written(
+            before, content, found, answer, self._clock(), manager=manager
+        )
+        self._owners[target] = owner
+        self._owned.setdefault(owner, set()).add(target)
+        while len(self._writings) > MAX_WRITINGS:
+            self._drop(next(iter(self._writings)))
+
+    def sentences(self, owner: Owner) -> tuple[str, ...]:
+        """Return what a person should know about the objects of *owner*, in the order of their names.
+
+        Its status is none of them: what stands in it cannot say who overwrites it.
+        """
+        now = self._clock()
+        objects = (target for target in self._owned.get(owner, ()) if target[2] != STATUS)
+        mine = sorted(objects, key=lambda target: (target[0].name, target[1], target[2]))
+        return tuple(
+            sentence
+            for target in mine
+            for sentence in contest.sentences(
+                f"{target[0].name} {target[1].name}", self._writings[target], now
+            )
+        )
+
+    def forget(self, target: Target) -> None:
+        """Forget one object that is gone."""
+        if target in self._writings:
+            self._drop(target)
+
+    def forget_owner(self, owner: Owner) -> None:
+        """Forget all objects of a resource that is gone."""
+        for target in tuple(self._owned.get(owner, ())):
+            self._drop(target)
+
+    def _drop(self, target: Target) -> None:
+        self._writings.pop(target, None)
+        owner = self._owners.pop(target)
+        self._owned[owner].discard(target)
+        if not self._owned[owner]:
+            del self._owned[owner]

@@ -1,0 +1,217 @@
+"""What vLLM 0.32 does and the simulated worker with it: where a request is refused, and how that is said.
+
+`TURNOUT_TEST_VLLM_URL=URL` asks a vLLM instead of a simulated worker.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from support.worker_contract import Contract, contract, events_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Contract]:
+    with contract() as given:
+        yield given
+
+
+def schema(**fields: Any) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": fields}}}
+
+
+def tool(**parameters: Any) -> dict[str, Any]:
+    function = {"name": "f", "parameters": {"type": "object", "properties": parameters}}
+    return {"tools": [{"type": "function", "function": function}], "tool_choice": "required"}
+
+
+BY_THE_ENGINE: list[tuple[str, dict[str, Any]]] = [
+    ("chat", schema(type="foo")),
+    ("chat", schema(type="object", properties={"a": {"type": "foo"}})),
+    ("chat", schema(**{"$ref": "#/$defs/nowhere"})),
+    ("chat", tool(a={"type": "foo"})),
+    ("chat", {"structured_outputs": {"regex": "("}}),
+    ("chat", {"structured_outputs": {"regex": "(?=a)b"}}),
+    ("chat", {"structured_outputs": {"choice": []}}),
+    ("chat", {"structured_outputs": {"json": "{"}}),
+    ("chat", {"stop_token_ids": [10**9]}),
+    ("chat", {"allowed_token_ids": [10**9]}),
+    ("chat", {"allowed_token_ids": []}),
+    ("chat", {"logit_bias": {"1000000000": 1}}),
+    ("chat", {"thinking_token_budget": 5}),
+    ("chat", {"truncate_prompt_tokens": 0}),
+    ("chat", {"logprobs": True, "top_logprobs": 21}),
+    ("text", {"logprobs": -1}),
+    ("text", {"logprobs": 21}),
+    ("text", {"prompt": [""]}),
+    ("text", {"truncate_prompt_tokens": 0}),
+    ("text", {"stop_token_ids": [10**9]}),
+    ("text", {"structured_outputs": {"regex": "("}}),
+    ("text", schema(type="foo")),
+]
+
+
+@pytest.mark.parametrize(("kind", "fields"), BY_THE_ENGINE)
+def test_what_the_engine_refuses_is_told_inside_a_stream(
+    engine: Contract, kind: str, fields: dict[str, Any]
+) -> None:
+    """Streamed: 200, an error with code 400 as the first event, [DONE]. Not streamed: 400 with the same object."""
+    streamed = engine.ask(kind, engine.body(kind, stream=True, **fields))
+    assert streamed.status_code == 200
+    assert streamed.headers["content-type"].startswith("text/event-stream")
+    error, done = events_of(streamed.text)
+    assert done == "[DONE]"
+    assert error["error"]["code"] == 400
+    assert error["error"]["message"]
+    whole = engine.ask(kind, engine.body(kind, **fields))
+    assert whole.status_code == 400
+    assert whole.json()["error"] == error["error"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("chat", schema(type="object", properties={"a": {"type": ["string", "null"], "pattern": "^a+$"}})),
+        ("chat", schema(**{"$ref": "#/$defs/a", "$defs": {"a": {"type": "integer", "enum": [1]}}})),
+        ("chat", tool(a={"type": "string"}) | {"tool_choice": "auto"}),
+        ("chat", {"stop_token_ids": [5], "logit_bias": {"5": 1}, "allowed_token_ids": [5, 6]}),
+        ("text", {"structured_outputs": {"regex": "a+|b"}, "logprobs": 20}),
+        ("text", {"structured_outputs": {"choice": ["a", "b"]}}),
+    ],
+)
+def test_what_is_well_formed_is_served(engine: Contract, kind: str, fields: dict[str, Any]) -> None:
+    """The checks refuse nothing that can be served."""
+    assert engine.ask(kind, engine.body(kind, **fields)).status_code == 200
+
+
+def test_a_response_breaks_off_where_the_engine_refuses(engine: Contract) -> None:
+    """Responses, streamed: created, in_progress, and the connection breaks without a word. Not streamed: 400."""
+    wrong = {"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "foo"}}}}
+    status, text, broke = engine.until_broken("response", engine.body("response", stream=True, **wrong))
+    assert status == 200
+    assert [event["type"] for event in events_of(text)] == ["response.created", "response.in_progress"]
+    assert broke
+    assert engine.ask("response", engine.body("response", **wrong)).status_code == 400
+
+
+def test_a_message_tells_an_internal_error_where_the_engine_refuses(engine: Contract) -> None:
+    """Messages, streamed: one error event of type internal_error, in whose text alone the code stands."""
+    bad = {"name": "f", "input_schema": {"type": "object", "properties": {"a": {"type": "foo"}}}}
+    asked = engine.body("message", stream=True, tools=[bad], tool_choice={"type": "any"})
+    answer = engine.ask("message", asked)
+    assert answer.status_code == 200
+    assert answer.text.startswith("event: error\n")
+    error = events_of(answer.text)[0]
+    assert error["type"] == "error"
+    assert error["error"]["type"] == "internal_error"
+    assert "'code': 400" in error["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "fields", "param"),
+    [
+        ("chat", {"max_tokens": "x"}, "body.max_tokens"),
+        ("chat", {"temperature": []}, "body.temperature"),
+        ("chat", {"max_tokens": 2, "min_tokens": 3}, None),
+        ("text", {"max_tokens": 1.5}, "body.max_tokens"),
+        ("text", {"stop_token_ids": ["x"]}, "body.stop_token_ids.0"),
+        ("response", {"max_output_tokens": "x"}, "body.max_output_tokens"),
+        ("message", {"max_tokens": 0}, None),
+        ("message", {"max_tokens": None}, "body.max_tokens"),
+    ],
+)
+def test_what_the_body_gets_wrong_is_a_bad_request(
+    engine: Contract,
+    stream: bool,  # noqa: FBT001 - a case
+    kind: str,
+    fields: dict[str, Any],
+    param: str | None,
+) -> None:
+    """Refused before any work: 400, type Bad Request, in OpenAI's form on Anthropic's path, too; streamed or not."""
+    answer = engine.ask(kind, engine.body(kind, stream=stream, **fields))
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["type"], error["code"]) == ("Bad Request", 400)
+    if param is not None and engine.simulated:  # which part of a union a vLLM names differs with pydantic
+        assert error["param"] == param
+
+
+@pytest.mark.parametrize("options", [{"include_usage": True}, {"continuous_usage_stats": True}])
+def test_stream_options_want_a_stream(engine: Contract, options: dict[str, Any]) -> None:
+    """Without `stream` they are refused while the body is read; with it, a field of the wrong type is."""
+    without = engine.ask("chat", engine.body("chat", stream_options=options))
+    assert (without.status_code, without.json()["error"]["type"]) == (400, "Bad Request")
+    wrong = engine.ask("chat", engine.body("chat", stream=True, stream_options={"include_usage": "x"}))
+    assert (wrong.status_code, wrong.json()["error"]["type"]) == (400, "Bad Request")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("cap", ["above", 0, -1])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("chat", "max_tokens"),
+        ("chat", "max_completion_tokens"),
+        ("text", "max_tokens"),
+        ("response", "max_output_tokens"),
+    ],
+)
+def test_a_cap_that_cannot_be_is_refused_in_serving_code(
+    engine: Contract,
+    kind: str,
+    name: str,
+    cap: int | str,
+    stream: bool,  # noqa: FBT001 - a case
+) -> None:
+    """Above the context, 0 and -1: a plain 400, streamed or not, not of the type that reading the body has."""
+    value = engine.max_length + 1 if cap == "above" else cap
+    answer = engine.ask(kind, engine.body(kind, stream=stream, **{name: value}))
+    assert answer.status_code == 400
+    assert answer.json()["error"]["type"] == "BadRequestError"
+    if cap == "above":
+        assert answer.json()["error"]["param"] == name
+
+
+def test_a_cap_between_room_and_context_is_cut(engine: Contract) -> None:
+    """A cap that the context holds but the prompt leaves no room for is taken, and cut to the room."""
+    answer = engine.ask("text", engine.body("text", max_tokens=engine.max_length, stop=["a", "e", " "]))
+    assert answer.status_code == 200
+
+
+def test_beam_search_does_not_stream(engine: Contract) -> None:
+    """Refused with a plain 400."""
+    answer = engine.ask("chat", engine.body("chat", stream=True, use_beam_search=True, n=2))
+    assert answer.status_code == 400
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"max_tokens": "3"}, {"max_tokens": 3.0}, {"temperature": "1"}, {"stream": "no"}, {"seed": "7"}],
+)
+def test_numbers_in_other_clothes_are_taken(engine: Contract, fields: dict[str, Any]) -> None:
+    """Pydantic reads "3" and 3.0 as 3, "no" as false."""
+    answer = engine.ask("chat", engine.body("chat", **fields))
+    assert answer.status_code == 200
+    assert answer.json()["usage"]["completion_tokens"] <= 3
+
+
+def test_a_flag_in_other_clothes_streams(engine: Contract) -> None:
+    """`"stream": 1` and `"yes"` ask for a stream."""
+    for value in (1, "yes"):
+        answer = engine.ask("chat", engine.body("chat", stream=value))
+        assert events_of(answer.text)[-1] == "[DONE]"
+
+
+def test_the_list_of_models_says_how_long_a_prompt_may_be(engine: Contract) -> None:
+    """Root, parent, max_model_len and permission stand beside the id."""
+    (model, *_) = engine.get("/v1/models").json()["data"]
+    assert model["max_model_len"] == engine.max_length
+    assert model["parent"] is None
+    assert model["root"]
+    assert model["permission"][0]["object"] == "model_permission"
