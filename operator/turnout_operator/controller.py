@@ -229,7 +229,10 @@ class Controller:
         the namespace is looked at.
         """
         namespace = work.key.namespace
-        if not self._scopes.is_readable(namespace) or not await self._territory.claim(namespace):
+        if not self._scopes.is_readable(namespace):
+            return None
+        present = self._store.get(work.kind, work.key) is not None
+        if present and not await self._territory.claim(namespace):
             return None
         if work.kind == LLM_DEPLOYMENT:
             return await self._reconciler.deployment(work.key)

@@ -36,8 +36,8 @@ async def serve(turnout: Installation, space: str, name: str, **sizes: Any) -> s
 
 def leader(turnout: Installation) -> str:
     """Name of the pod that holds the operator's lease."""
-    items = turnout.get("leases", namespace=SYSTEM_NAMESPACE)["items"]
-    held: str = items[0]["spec"]["holderIdentity"]
+    lease = turnout.get("lease", "turnout-operator", namespace=SYSTEM_NAMESPACE)
+    held: str = lease["spec"]["holderIdentity"]
     return held
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnout_operator.errors import LeadershipLost
+from support.router_running import eventually
+from turnout_operator.errors import LeadershipLost, NotFound
 from turnout_operator.kube.client import KubeClient
 from turnout_operator.lease import Lease, Observation, Timing, observe, record, step
+from turnout_runtime.supervision import Backoff, Supervisor
 
 TIMING = Timing()
 WHEN = datetime(2026, 11, 1, tzinfo=UTC)
@@ -86,3 +90,82 @@ async def test_nothing_is_written_without_the_lease() -> None:
     lease = Lease(KubeClient(nowhere), namespace="ns", name="lease", identity="me")
     with pytest.raises(LeadershipLost):
         lease.fence()
+
+
+ERRORS = [
+    RuntimeError("handler is closed"),
+    OSError("gone"),
+    ValueError("no number"),
+    KeyError("spec"),
+    RecursionError("too deep"),
+    AssertionError("never"),
+    TimeoutError(),
+    ExceptionGroup("several", [ValueError("one")]),
+    asyncio.CancelledError(),
+]
+FAST = Timing(duration_seconds=2, renew_seconds=0.05, renew_deadline_seconds=1.0, retry_seconds=0.05)
+
+
+class Records:
+    """One lease, as an API server keeps it; each request raises the next of *errors* first."""
+
+    def __init__(self, *errors: BaseException) -> None:
+        self.errors = list(errors)
+        self.lease: dict[str, Any] | None = None
+        self.renewals = 0
+
+    async def get(self, *_: object) -> dict[str, Any]:
+        self._fail()
+        if self.lease is None:
+            raise NotFound("there is none", status=404)
+        return self.lease
+
+    async def create(self, _: object, manifest: dict[str, Any], **__: object) -> dict[str, Any]:
+        return await self.replace(None, manifest)
+
+    async def replace(self, _: object, manifest: dict[str, Any]) -> dict[str, Any]:
+        self._fail()
+        self.renewals += 1
+        self.lease = {**manifest, "metadata": {**manifest["metadata"], "resourceVersion": str(self.renewals)}}
+        return self.lease
+
+    def _fail(self) -> None:
+        if self.errors:
+            raise self.errors.pop(0)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+async def test_a_renewal_that_raises_is_made_again(error: BaseException) -> None:
+    """Whatever it is: it is counted, the lease is kept, and the operator acts on."""
+    records, counted = Records(), []
+    tasks = Supervisor(counted.append, logging.getLogger(__name__), backoff=Backoff(0.01, 0.05))
+    lease = Lease(
+        cast("KubeClient", records),
+        namespace="ns",
+        name="lease",
+        identity="me",
+        timing=FAST,
+        failed=lambda raised: tasks.note("lease", raised),
+    )
+    await lease.acquire()
+    tasks.run("lease", lease.keep, fatal=(LeadershipLost,))
+    records.errors.append(error)
+    await eventually(lambda: not records.errors)
+    renewals = records.renewals
+    await eventually(lambda: records.renewals >= renewals + 3)
+    assert counted == ["lease"]
+    lease.fence()
+    await tasks.stop()
+
+
+async def test_a_lease_that_cannot_be_renewed_in_time_is_lost() -> None:
+    """Then another operator may act, and this one ends, whatever keeps it from renewing."""
+    records = Records()
+    tasks = Supervisor(lambda _: None, logging.getLogger(__name__), backoff=Backoff(0.01, 0.05))
+    lease = Lease(cast("KubeClient", records), namespace="ns", name="lease", identity="me", timing=FAST)
+    await lease.acquire()
+    tasks.run("lease", lease.keep, fatal=(LeadershipLost,))
+    records.errors += [RuntimeError("broken")] * 10_000
+    with pytest.raises(LeadershipLost, match="not renewed in time"):
+        await asyncio.wait_for(tasks.ended(), 10)
+    await tasks.stop()

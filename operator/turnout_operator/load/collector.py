@@ -33,11 +33,11 @@ TASK: Final = "scrapes"
 """Name under which failures are counted."""
 MAX_WORKER_BYTES: Final = 1 << 20
 """A worker's page longer than this is nobody's metrics. vLLM's has some 100 KiB."""
-MAX_WORKER_SAMPLES: Final = 1024
-"""Samples that matter on one worker's page: half a dozen per engine in it."""
+MAX_WORKER_SAMPLES: Final = 128 << 10
+"""Bytes of a worker's page that matter: half a dozen lines per engine in it."""
 MAX_ROUTER_BYTES: Final = 64 << 20
 """The same of a router, whose page has a hundred lines per deployment."""
-MAX_ROUTER_SAMPLES: Final = 400_000
+MAX_ROUTER_SAMPLES: Final = MAX_ROUTER_BYTES
 WINDOW_SECONDS: Final = 60.0
 """Length of the window over which traffic is counted, in the deployment's seconds."""
 MIN_WINDOW_SECONDS: Final = 10.0
@@ -223,7 +223,7 @@ class Collector:
         state.spent, state.held_for, state.read_at, state.occupancy = spent, held_for, monotonic, occupancy
 
     async def _worker(self, target: Target) -> WorkerPage | None:
-        excerpt = Excerpt(WORKER, max_bytes=MAX_WORKER_BYTES, max_lines=MAX_WORKER_SAMPLES)
+        excerpt = Excerpt(WORKER, max_bytes=MAX_WORKER_BYTES, max_kept=MAX_WORKER_SAMPLES)
         page = await self._page(target.address, WORKER_PORT, excerpt, worker_page)
         if page is None:
             self._failed("worker")
@@ -231,7 +231,7 @@ class Collector:
 
     async def _read_router(self, router: _Router, address: str) -> None:
         pages: Mapping[str, RouterPage] | None = None
-        excerpt = Excerpt(ROUTER, max_bytes=MAX_ROUTER_BYTES, max_lines=MAX_ROUTER_SAMPLES)
+        excerpt = Excerpt(ROUTER, max_bytes=MAX_ROUTER_BYTES, max_kept=MAX_ROUTER_SAMPLES)
         try:
             pages = await self._page(address, ROUTER_ADMIN_PORT, excerpt, router_page)
         finally:
@@ -267,7 +267,7 @@ class Collector:
             try:
                 if response.status != 200 or "Content-Encoding" in response.headers:  # noqa: PLR2004 - OK
                     return None
-                async for piece in response.content.iter_any():
+                async for piece, _ in response.content.iter_chunks():
                     excerpt.add(piece)
                     await asyncio.sleep(0)  # what is there at once is still read piece by piece
                 return excerpt.text()

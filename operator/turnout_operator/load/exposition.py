@@ -12,10 +12,18 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-_LABEL: Final = re.compile(r'([A-Za-z_][A-Za-z0-9_]*)="((?:[^"\\]|\\.)*)"')
+_LABEL: Final = re.compile(
+    r'\s*+([A-Za-z_][A-Za-z0-9_]*+)\s*+=\s*+"((?:[^"\\]++|\\.)*+)"\s*+,?\s*+', re.DOTALL
+)
+"""One label, and what separates it from the next. It never goes back over what it has read, so that the time for a line
+grows with its length and no faster, whatever it holds."""
 _ESCAPE: Final = re.compile(r"\\(.)")
-MAX_LINE_BYTES: Final = 64 << 10
+MAX_LINE_BYTES: Final = 8 << 10
 """A line longer than this is no sample of anybody's."""
+PIECE_BYTES: Final = 4 << 10
+"""Pieces of a long page are at least as large, on the average."""
+MAX_PIECES: Final = 1024
+"""More pieces that a page may have beside these: reading many small ones costs more than their bytes."""
 
 
 class Excerpt:
@@ -24,19 +32,21 @@ class Excerpt:
     Neither memory nor time depends on what else the page holds: whoever writes it may write anything.
     """
 
-    def __init__(self, wanted: Collection[str], *, max_bytes: int, max_lines: int) -> None:
+    def __init__(self, wanted: Collection[str], *, max_bytes: int, max_kept: int) -> None:
         names = b"|".join(re.escape(name.encode()) for name in sorted(wanted))
         self._line = re.compile(rb"^(?:" + names + rb")[{ \t][^\n]*", re.MULTILINE)
         self._left = max_bytes
-        self._max_lines = max_lines
+        self._pieces = MAX_PIECES + max_bytes // PIECE_BYTES
+        self._room = max_kept
         self._lines: list[bytes] = []
         self._rest = b""
 
     def add(self, piece: bytes) -> None:
-        """Take in the next *piece* of the page. Raise ValueError where it has more bytes or lines than it may."""
+        """Take in the next *piece* of the page. Raise ValueError where there is more of it, or of what matters, than may be."""
         self._left -= len(piece)
-        if self._left < 0:
-            raise ValueError("the page is too long")
+        self._pieces -= 1
+        if self._left < 0 or self._pieces < 0:
+            raise ValueError("the page is too long, or comes in too small pieces")
         text = self._rest + piece
         cut = text.rfind(b"\n") + 1
         self._rest = text[cut:]
@@ -52,7 +62,8 @@ class Excerpt:
 
     def _take(self, text: bytes) -> None:
         for found in self._line.finditer(text):
-            if len(self._lines) >= self._max_lines:
+            self._room -= found.end() - found.start() + 1
+            if self._room < 0:
                 raise ValueError("the page has too many samples")
             self._lines.append(found[0])
 
@@ -82,12 +93,17 @@ def samples(text: str, wanted: Collection[str]) -> Iterator[Sample]:
             value = float(values[0])
         except ValueError:
             continue
-        labels = (
-            {key: _unescape(quoted) for key, quoted in _LABEL.findall(line[brace + 1 : end])}
-            if brace >= 0
-            else {}
-        )
-        yield Sample(name, labels, value)
+        yield Sample(name, _labels(line[brace + 1 : end]) if brace >= 0 else {}, value)
+
+
+def _labels(text: str) -> dict[str, str]:
+    """Read labels up to the first thing that is none."""
+    labels: dict[str, str] = {}
+    at = 0
+    while (found := _LABEL.match(text, at)) is not None:
+        labels[found[1]] = _unescape(found[2])
+        at = found.end()
+    return labels
 
 
 def _unescape(text: str) -> str:
