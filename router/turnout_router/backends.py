@@ -57,6 +57,7 @@ UNTOLD_KV_TOKENS: Final = 400_000
 says of cached tokens puts it right."""
 
 
+_FULL: Final = RetryBudget()
 _MOST_SUSPICIONS: Final = 8
 """Requests at a time for which a worker's 5xx may be the request's own fault. With more, it is the worker's."""
 
@@ -81,7 +82,8 @@ class Backends:
         self._loads: dict[str, InFlight] = {}
         self._health: dict[str, Health] = {}
         self._suspicions: dict[str, int] = {}
-        self._budget = RetryBudget()
+        self._budgets: dict[str, RetryBudget] = {}
+        """Retries by deployment: one whose workers fail does not use up what repairs another one's failures."""
         self._picks = 0
         self._policies: dict[str, PrefixAware] = {}
         self._scales: dict[str, float] = {}
@@ -121,6 +123,7 @@ class Backends:
             self._follow_events(fleet)
         self._line_up(fleet)
         self.pools.retain((b.host, b.port) for b in present.values())
+        self._budgets = {key: budget for key, budget in self._budgets.items() if key in fleet.deployments}
         self._metrics.retain(fleet.deployments)
         self._metrics.fleet_updates.inc()
 
@@ -156,15 +159,19 @@ class Backends:
             )
         self.exact.update(fleet, {key: policy.ledger for key, policy in self._policies.items()})
 
-    def arrived(self) -> None:
-        """Pay a request into the retry budget."""
-        self._budget = after_request(self._budget)
+    def arrived(self, deployment: str) -> None:
+        """Pay a request into the deployment's retry budget."""
+        before = self._budgets.get(deployment, _FULL)
+        after = after_request(before)
+        if after is not before:
+            self._budgets[deployment] = after
 
-    def take_retry(self, *, overloaded: bool = False) -> bool:
+    def take_retry(self, deployment: str, *, overloaded: bool = False) -> bool:
         """Take one retry out of the budget, or say that there is none. *overloaded*: a worker is full, none has failed."""
-        if not may_retry(self._budget, overloaded=overloaded):
+        budget = self._budgets.get(deployment, _FULL)
+        if not may_retry(budget, overloaded=overloaded):
             return False
-        self._budget = after_retry(self._budget)
+        self._budgets[deployment] = after_retry(budget)
         return True
 
     def context_of(self, deployment: str) -> int | None:
@@ -387,7 +394,7 @@ class Backends:
                 for key, group in self.fleet.backends.items()
             },
             "names": {name: dict(served.targets) for name, served in self.fleet.names.items()},
-            "retryBudget": self._budget.tokens,
+            "retryBudgets": {key: self._budgets.get(key, _FULL).tokens for key in self.fleet.deployments},
         }
 
     def _describe(self, backend: Backend, now: float) -> dict[str, Any]:

@@ -163,7 +163,7 @@ class Exchange:
         if serves:
             metrics.arrivals += 1
         metrics.in_flight += 1
-        self._backends.arrived()
+        self._backends.arrived(self._route.key)
         self._decisions.begin(self._decision)
         status = _BAD_GATEWAY
         try:
@@ -330,7 +330,9 @@ class Exchange:
         return choice
 
     def _take_retry(self, *, overloaded: bool = False) -> bool:
-        if self._retries >= self._limits.retries or not self._backends.take_retry(overloaded=overloaded):
+        if self._retries >= self._limits.retries or not self._backends.take_retry(
+            self._route.key, overloaded=overloaded
+        ):
             return False
         self._retries += 1
         if self._failure is not None:

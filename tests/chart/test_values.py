@@ -159,6 +159,17 @@ def test_rights_follow_the_watched_namespaces(cluster: Cluster) -> None:
         and any("llmdeployments" in rule["resources"] for rule in manifest["rules"])
     ]
     assert where == ["team-a", "team-b"]
+    (own,) = (
+        manifest["rules"]
+        for manifest in narrow.manifests
+        if manifest["kind"] == "Role"
+        and manifest["metadata"]["name"] == "turnout-router"
+        and manifest["metadata"]["namespace"] not in where
+    )
+    # Keys that open every namespace: budgets of the release's own, and nothing else there.
+    assert own == [
+        {"apiGroups": ["turnout.dev"], "resources": ["tokenbudgets"], "verbs": ["get", "list", "watch"]}
+    ]
     wide = render(cluster)
     assert set(wide.kind("ClusterRole")) == {"turnout-operator", "turnout-router"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 
 import httpx
@@ -10,6 +11,7 @@ from aiohttp import web
 
 from turnout_operator.admin import serving
 from turnout_operator.metrics import Metrics
+from turnout_runtime.supervision import Supervisor
 
 
 @pytest.mark.parametrize(
@@ -32,8 +34,11 @@ async def test_decisions_are_shown_to_loopback_alone(
     monkeypatch.setattr(web.Request, "remote", property(lambda _: peer), raising=False)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
+    metrics = Metrics()
+    tasks = Supervisor(metrics.task_failed, logging.getLogger(__name__))
+    pages = {"not_ready": str, "remark": str, "decisions": lambda: {"team/a": "kept"}}
     async with (
-        serving("127.0.0.1", port, Metrics(), not_ready=lambda: "", decisions=lambda: {"team/a": "kept"}),
+        serving("127.0.0.1", port, metrics, tasks, **pages),  # type: ignore[arg-type]  # what each page says
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as client,
     ):
         answer = await client.get("/decisions")
@@ -41,3 +46,4 @@ async def test_decisions_are_shown_to_loopback_alone(
         assert ("team/a" in answer.text) == (status == 200)
         for path in ("/healthz", "/readyz", "/metrics"):
             assert (await client.get(path)).status_code == 200
+    await tasks.stop()

@@ -33,6 +33,7 @@ from turnout_operator.plan.effects import Plan, PodPatch
 from turnout_operator.plan.observed import observed_pod
 from turnout_operator.plan.status import condition
 from turnout_operator.reconciler import Reconciler
+from turnout_operator.settling import Settling
 from turnout_operator.writings import Writings
 
 if TYPE_CHECKING:
@@ -310,9 +311,10 @@ class World:
         self.server = Server(self.store)
         self.executor = Executor(cast("KubeClient", self.server), self.store, "test")
         self.executor.writings = Writings(clock=lambda: self.now)
-        idle = Idle()
+        idle, settling = Idle(), Settling(self.store)
         self.reconciler = Reconciler(
             self.store,
+            settling=settling,
             executor=self.executor,
             scaler=cast("Scaler", idle),
             collector=cast("Collector", idle),
@@ -323,6 +325,8 @@ class World:
         raw["metadata"]["resourceVersion"] = "5"
         self.server.objects[LLM_DEPLOYMENT, "llama"] = raw
         self.store.put(LLM_DEPLOYMENT, raw)
+        settling.look_at_all()
+        settling.settle()
 
     async def passes(
         self, count: int, seconds: float = 5.0, each: Callable[[], None] = lambda: None

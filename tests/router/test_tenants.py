@@ -13,7 +13,7 @@ import pytest
 
 from support.fake_api_server import FakeApiServer, fake_api_server, llm_deployment, meta, worker_pod
 from support.router_mock_backend import mock_worker
-from support.router_running import eventually, eventually_async
+from support.router_running import eventually, eventually_async, running_router
 from turnout.api import names
 from turnout_router.discovery import kubernetes
 from turnout_router.discovery.kubernetes import KubernetesSource
@@ -22,6 +22,7 @@ from turnout_router.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from turnout_router.settings import AuthMode
 
@@ -278,3 +279,33 @@ async def test_a_name_in_two_namespaces_stays_where_it_is() -> None:
         api.put("llmdeployments", llm_deployment("v", "m", "v-m", created=60))
         await seen.until(200, "v-m")
         assert await seen.ask("v-m") == (200, "v")
+
+
+async def test_one_deployments_failures_do_not_use_up_anothers_retries(tmp_path: Path) -> None:
+    """A deployment all of whose workers fail is asked without end; a failure of another one is repaired all the same."""
+    async with AsyncExitStack() as stack:
+        broken = [await stack.enter_async_context(mock_worker(behaviour="reset")) for _ in range(3)]
+        good = await stack.enter_async_context(mock_worker())
+        bad = await stack.enter_async_context(mock_worker(behaviour="reset"))
+        content = {
+            "deployments": [
+                {
+                    "name": f"{namespace}/m",
+                    "servedNames": [f"{namespace}-m"],
+                    "policy": "LeastLoaded",
+                    "backends": [{"role": "aggregated", "url": worker.url} for worker in workers],
+                }
+                for namespace, workers in (("h", broken), ("v", [good, bad]))
+            ]
+        }
+        running = await stack.enter_async_context(running_router(tmp_path, content))
+        body = {"messages": [{"role": "user", "content": "hello"}]}
+        for _ in range(60):
+            answer = await running.client.post("/v1/chat/completions", json=body | {"model": "h-m"})
+            assert answer.status_code in {502, 503}
+        seen = [
+            (await running.client.post("/v1/chat/completions", json=body | {"model": "v-m"})).status_code
+            for _ in range(4)
+        ]
+        assert seen == [200] * 4
+        assert await running.metric("turnout_router_retries_total", deployment="v/m") >= 1

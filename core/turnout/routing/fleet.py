@@ -146,15 +146,20 @@ class Fleet:
     """What a key that is none of `grants` opens where no key is required; None: nothing, such a key is refused."""
 
 
-@dataclass(frozen=True, slots=True)
 class _Claim:
     """Something that wants a name, or a budget that wants a key. `settled`: the operator gave it; None: no word yet."""
 
-    owner: str
-    namespace: str
-    created: float
-    settled: bool | None
-    place: int
+    __slots__ = ("created", "namespace", "owner", "place", "settled")
+
+    def __init__(
+        self, owner: str, namespace: str, created: float, place: int, *, settled: bool | None
+    ) -> None:
+        self.owner: Final = owner
+        self.namespace: Final = namespace
+        self.created: Final = created
+        self.place: Final = place
+        """Where it stands in the list of what is claimed for."""
+        self.settled: Final = settled
 
 
 def build_fleet(
@@ -201,7 +206,9 @@ def _settled_names(
     for d in deployments:
         namespace = namespace_of(d.key)
         names[d.key] = Served(((d.key, 1),), d.created, listed=False, owner=d.key, namespace=namespace)
-        claim = _Claim(d.key, namespace, d.created, None if d.settled_names is None else True, len(leads))
+        claim = _Claim(
+            d.key, namespace, d.created, len(leads), settled=None if d.settled_names is None else True
+        )
         leads.append((((d.key, 1),), d.created))
         for name in d.claimed_names if d.settled_names is None else d.settled_names:
             claims.setdefault(name, []).append(claim)
@@ -211,8 +218,8 @@ def _settled_names(
             f"{_ROUTE}{r.key}",
             namespace_of(r.key),
             r.created,
-            None if r.settled_names is None else True,
             len(leads),
+            settled=None if r.settled_names is None else True,
         )
         leads.append((r.targets, r.created))
         for name in r.names if r.settled_names is None else r.settled_names:
@@ -246,7 +253,7 @@ def _settled_grants(grants: Iterable[Grant], before: Fleet | None) -> tuple[dict
         if kept is None and before is not None:
             kept = before.reserved.get(digest)
         claims = [
-            _Claim(grant.budget, namespace_of(grant.budget), grant.created, grant.settled, place)
+            _Claim(grant.budget, namespace_of(grant.budget), grant.created, place, settled=grant.settled)
             for place, grant in enumerate(rivals)
         ]
         winner = _winner(claims, None if had is None else had.budget, kept)
@@ -262,6 +269,8 @@ def _winner(claims: list[_Claim], holder: str | None, kept: str | None) -> _Clai
 
     *holder* has had the name until now, None where nobody has; *kept* is the namespace that had it last.
     """
+    if len(claims) == 1 and (claims[0].settled or kept is None or kept == claims[0].namespace):
+        return claims[0]  # nearly every name is one's alone
     settled = [claim for claim in claims if claim.settled]
     among = settled or claims
     for claim in among:
@@ -296,6 +305,8 @@ def in_service(backends: Sequence[Backend]) -> tuple[Backend, ...]:
     probes of all of them fail together although they still serve; where they do not, trying costs one more
     refused connection before the client is told the same.
     """
+    if all(b.ready for b in backends):
+        return tuple(backends)
     ready_halves = {b.role == "prefill" for b in backends if b.ready}
     return tuple(b for b in backends if b.ready or (b.role == "prefill") not in ready_halves)
 

@@ -1,4 +1,4 @@
-"""How many retries the fleet can bear: a share of the requests, so that retries never multiply an outage."""
+"""How many retries a deployment can bear: a share of its requests, so that retries never multiply an outage."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from turnout.api import names
 from turnout.api.loading import InvalidResource
 from turnout.routing import build_fleet
+from turnout_router.collector import LARGE_BYTES, collector_off
 from turnout_router.discovery.translate import backend_of, deployment_of, grants_of, route_of
 from turnout_router.kube import Access, follow, new_client
 from turnout_router.tasks import FLEET, WATCH
@@ -223,13 +224,14 @@ class KubernetesSource:
         if self._fleet is None and not self._can_begin():
             return
         began = asyncio.get_running_loop().time()
-        self._fleet = build_fleet(
-            deployments=[d for c in self._deployments for d in c.values.values()],
-            routes=[r for c in self._routes for r in c.values.values()],
-            grants=[g for c in self._grants for group in c.values.values() for g in group],
-            backends=[b for c in self._pods for b in c.values.values() if b is not None],
-            before=self._fleet,
-        )
+        with collector_off(LARGE_BYTES):  # many objects and no cycles
+            self._fleet = build_fleet(
+                deployments=[d for c in self._deployments for d in c.values.values()],
+                routes=[r for c in self._routes for r in c.values.values()],
+                grants=[g for c in self._grants for group in c.values.values() for g in group],
+                backends=[b for c in self._pods for b in c.values.values() if b is not None],
+                before=self._fleet,
+            )
         self.observer.changed(self._fleet)
         spent = asyncio.get_running_loop().time() - began
         self._pause = min(max(_SETTLE_SECONDS, spent * _REST), _LONGEST_PAUSE_SECONDS)
