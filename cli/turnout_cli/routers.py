@@ -7,9 +7,11 @@ machine's own (a dev cluster), it is asked directly, for the API server refuses 
 from __future__ import annotations
 
 import ipaddress
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import quote
 
@@ -17,6 +19,7 @@ import httpx
 import orjson
 
 from turnout.api import names
+from turnout_devcluster.complaints import explained
 from turnout_devcluster.layout import cache_root
 
 if TYPE_CHECKING:
@@ -25,12 +28,17 @@ if TYPE_CHECKING:
 SECONDS: Final = 10.0
 """How long one router, or kubectl, may take to answer."""
 SELECTOR: Final = "app.kubernetes.io/name=turnout,app.kubernetes.io/component=router"
+_CRD: Final = f"llmdeployments.{names.GROUP}"
 _NOT_FOUND: Final = 404
 _OK: Final = 200
 
 
 class RouterError(Exception):
     """No router could be asked; the text says what to do."""
+
+
+class TurnedAwayError(RouterError):
+    """The API server answered that something is not there, or may not be asked for."""
 
 
 class Router(Protocol):
@@ -91,12 +99,12 @@ class RouterPod:
             said = self.kubectl.run(
                 "get", "--raw", f"/api/v1/namespaces/{self.namespace}/pods/{self.pod}:{port}/proxy{path}"
             )
-        except RouterError as error:
+        except TurnedAwayError as error:
             if "(NotFound)" in str(error):
                 return None
             raise RouterError(
-                f"{error}\nForward the port instead: kubectl -n {self.namespace} port-forward {self.pod} {port}, and "
-                f"give --admin http://127.0.0.1:{port}"
+                f"{error} Or forward the port: kubectl -n {self.namespace} port-forward {self.pod} {port}, and give "
+                f"--admin http://127.0.0.1:{port}"
             ) from error
         return _object(self.name, said)
 
@@ -121,15 +129,29 @@ class Kubectl:
             program = str(built[-1])
         return cls(program, tuple(arguments))
 
+    @property
+    def _kubeconfig(self) -> str | None:
+        given = [value for flag, value in pairwise(self.arguments) if flag == "--kubeconfig"]
+        return given[-1] if given else os.environ.get("KUBECONFIG")
+
     def run(self, *arguments: str) -> bytes:
         """Return what it wrote. Raise RouterError with what it complains of."""
         command = [self.program, *self.arguments, f"--request-timeout={SECONDS:g}s", *arguments]
         try:
-            done = subprocess.run(command, capture_output=True, timeout=3 * SECONDS, check=False)
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, timeout=3 * SECONDS, check=False
+            )
         except subprocess.TimeoutExpired as error:
             raise RouterError(f"kubectl did not end within {3 * SECONDS:g} s: {' '.join(command)}") from error
+        except OSError as error:
+            raise RouterError(
+                f"{self.program} cannot be run ({error.strerror}): install kubectl, or give --admin URL of a router's "
+                "admin port"
+            ) from error
         if done.returncode:
-            raise RouterError(f"kubectl: {done.stderr.decode(errors='replace').strip()[-500:]}")
+            said = done.stderr.decode(errors="replace")
+            kind = TurnedAwayError if "(NotFound)" in said or "(Forbidden)" in said else RouterError
+            raise kind(f"{explained(said, self._kubeconfig)}. Or give --admin URL of a router's admin port.")
         return done.stdout
 
 
@@ -155,11 +177,29 @@ def find_routers(
         else:
             routers.append(RouterPod(kubectl, meta["namespace"], meta["name"]))
     if not routers:
-        where = "any namespace" if namespace is None else f"namespace {namespace}"
-        raise RouterError(
-            f"no router runs in {where} (pods with {SELECTOR}): give --admin URL of one that runs elsewhere"
-        )
+        raise RouterError(_none_found(kubectl, namespace, listed.get("items", [])))
     return routers
+
+
+def _none_found(kubectl: Kubectl, namespace: str | None, pods: Sequence[dict[str, Any]]) -> str:
+    """Return why there is no router to ask: what is there runs not yet, or nothing is installed, or elsewhere."""
+    where = "any namespace" if namespace is None else f"namespace {namespace}"
+    if pods:
+        meta, phase = pods[0]["metadata"], pods[0].get("status", {}).get("phase", "unknown")
+        return (
+            f"no router runs in {where}: {meta['namespace']}/{meta['name']} is {phase}; "
+            f"see: kubectl -n {meta['namespace']} describe pod {meta['name']}"
+        )
+    try:
+        installed = kubectl.run("get", "crd", _CRD, "--ignore-not-found", "--output", "name").strip()
+    except RouterError:
+        installed = b"unknown"  # who may not look at CRDs can still be right about the cluster
+    if not installed:
+        return (
+            "Turnout is not installed in this cluster (it has no "
+            f"{_CRD}): install the chart, or choose another cluster with --context or --kubeconfig"
+        )
+    return f"no router runs in {where} (pods with {SELECTOR}): give --admin URL of one that runs elsewhere"
 
 
 def decision_path(request_id: str) -> str:
