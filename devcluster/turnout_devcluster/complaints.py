@@ -42,8 +42,8 @@ def explained(said: str, kubeconfig: str | None = None) -> str:
     *kubeconfig*: the file that kubectl was given by flag or by KUBECONFIG.
     """
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    told = [line for line in lines if not _KLOG.match(line)] or lines or ["it failed and did not say why"]
-    last = told[-1].removeprefix("error: ").removeprefix("Error from server ")[-_MOST:].rstrip(".")
+    kept = [line for line in lines if not _KLOG.match(line)] or lines or ["it failed and did not say why"]
+    last = kept[-1].removeprefix("error: ").removeprefix("Error from server ")[-_MOST:].rstrip(".")
     meaning = next((meaning for found, meaning in _MEANINGS if found in said), None)
     if meaning is None:
         return f"kubectl: {last}"

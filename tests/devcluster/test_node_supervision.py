@@ -144,7 +144,7 @@ async def running_agent(tmp_path: Path, api: FakeApi) -> AsyncIterator[Agent]:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(SECONDS):
-        while not condition():  # noqa: ASYNC110 - what is waited for tells nobody
+        while not condition():  # noqa: ASYNC110 - it is polled, with a deadline
             await asyncio.sleep(0.005)
 
 
@@ -247,9 +247,12 @@ async def ask(listening: asyncio.Server, data: bytes) -> bytes:
     reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname()[:2])
     writer.write(data)
     async with asyncio.timeout(SECONDS):
-        answer = await reader.read()
-    writer.close()
-    return answer
+        try:
+            return await reader.read()
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
 
 @each_error
@@ -288,8 +291,9 @@ async def test_a_connection_through_a_service_ends_whatever_goes_wrong(
         assert await ask(front, b"") == b""
     assert not errors
     assert await ask(front, b"") == b"hello"
-    front.close()
-    back.close()
+    for server in (front, back):
+        server.close()
+        await server.wait_closed()
     await watched.stop()
 
 

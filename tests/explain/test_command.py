@@ -185,7 +185,7 @@ MEMCACHE = (
             "give --namespace of one where you may",
         ),
         ("Unable to connect to the server: x509: certificate signed by unknown authority", "certificate"),
-        ("something that nobody foresaw", "kubectl: something that nobody foresaw"),
+        ("something unforeseen", "kubectl: something unforeseen"),
         ("", "did not say why"),
     ],
 )
