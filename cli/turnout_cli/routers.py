@@ -11,6 +11,7 @@ import base64
 import binascii
 import contextlib
 import ipaddress
+import os
 import re
 import select
 import shutil
@@ -18,6 +19,7 @@ import subprocess
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import quote
 
@@ -25,6 +27,7 @@ import httpx
 import orjson
 
 from turnout.api import names
+from turnout_devcluster.complaints import explained
 from turnout_devcluster.layout import cache_root
 
 if TYPE_CHECKING:
@@ -38,6 +41,7 @@ TOKEN_VOLUME: Final = "admin-token"  # noqa: S105 - the name of a volume
 """The volume of a router's pod that holds what its admin port asks for."""
 _TOKEN_KEY: Final = "token"  # noqa: S105 - the name of a key
 _FORWARDING: Final = re.compile(rb"Forwarding from 127\.0\.0\.1:([0-9]+) ")
+_CRD: Final = f"llmdeployments.{names.GROUP}"
 _NOT_FOUND: Final = 404
 _UNAUTHORIZED: Final = 401
 _FORBIDDEN: Final = 403
@@ -140,15 +144,30 @@ class Kubectl:
             program = str(built[-1])
         return cls(program, tuple(arguments))
 
+    @property
+    def _kubeconfig(self) -> str | None:
+        given = [value for flag, value in pairwise(self.arguments) if flag == "--kubeconfig"]
+        return given[-1] if given else os.environ.get("KUBECONFIG")
+
     def run(self, *arguments: str) -> bytes:
         """Return what it wrote. Raise RouterError with what it complains of."""
         command = [self.program, *self.arguments, f"--request-timeout={SECONDS:g}s", *arguments]
         try:
-            done = subprocess.run(command, capture_output=True, timeout=3 * SECONDS, check=False)
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, timeout=3 * SECONDS, check=False
+            )
         except subprocess.TimeoutExpired as error:
             raise RouterError(f"kubectl did not end within {3 * SECONDS:g} s: {' '.join(command)}") from error
+        except OSError as error:
+            raise RouterError(
+                f"{self.program} cannot be run ({error.strerror}): install kubectl, or give --admin URL of a router's "
+                "admin port"
+            ) from error
         if done.returncode:
-            raise RouterError(f"kubectl: {done.stderr.decode(errors='replace').strip()[-500:]}")
+            said = done.stderr.decode(errors="replace")
+            raise RouterError(
+                f"{explained(said, self._kubeconfig)}. Or give --admin URL of a router's admin port."
+            )
         return done.stdout
 
     @contextlib.contextmanager
@@ -230,11 +249,29 @@ def find_routers(
         else:
             routers.append(RouterPod(kubectl, meta["namespace"], meta["name"], own))
     if not routers:
-        where_asked = "any namespace" if namespace is None else f"namespace {namespace}"
-        raise RouterError(
-            f"no router runs in {where_asked} (pods with {SELECTOR}): give --admin URL of one that runs elsewhere"
-        )
+        raise RouterError(_none_found(kubectl, namespace, listed.get("items", [])))
     return routers
+
+
+def _none_found(kubectl: Kubectl, namespace: str | None, pods: Sequence[dict[str, Any]]) -> str:
+    """Return why there is no router to ask: what is there runs not yet, or nothing is installed, or elsewhere."""
+    where = "any namespace" if namespace is None else f"namespace {namespace}"
+    if pods:
+        meta, phase = pods[0]["metadata"], pods[0].get("status", {}).get("phase", "unknown")
+        return (
+            f"no router runs in {where}: {meta['namespace']}/{meta['name']} is {phase}; "
+            f"see: kubectl -n {meta['namespace']} describe pod {meta['name']}"
+        )
+    try:
+        installed = kubectl.run("get", "crd", _CRD, "--ignore-not-found", "--output", "name").strip()
+    except RouterError:
+        installed = b"unknown"  # who may not look at CRDs can still be right about the cluster
+    if not installed:
+        return (
+            "Turnout is not installed in this cluster (it has no "
+            f"{_CRD}): install the chart, or choose another cluster with --context or --kubeconfig"
+        )
+    return f"no router runs in {where} (pods with {SELECTOR}): give --admin URL of one that runs elsewhere"
 
 
 def _secret_of(pod: Mapping[str, Any]) -> tuple[str, str] | None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final, Self
 
 from turnout_devcluster.build import ensure_built
 from turnout_devcluster.client import ClusterClient
-from turnout_devcluster.errors import DevClusterError
+from turnout_devcluster.complaints import explained
+from turnout_devcluster.errors import CommandError, DevClusterError
 
 if TYPE_CHECKING:
     from turnout_devcluster.progress import Progress
@@ -36,7 +37,10 @@ class ExistingCluster(ClusterClient):
         # An empty folder adds nothing to PATH: the user's own tools are meant.
         folder = Path(os.devnull) if on_path else ensure_built(progress)
         cluster = cls("existing", path, folder)
-        cluster.kubectl("get", "--raw", "/readyz", timeout=30)
+        try:
+            cluster.kubectl("get", "--raw", "/readyz", timeout=30)
+        except CommandError as error:
+            raise DevClusterError(f"{path}: {explained(error.stderr, str(path))}.") from error
         return cluster
 
 

@@ -168,3 +168,18 @@ def test_bad_requests_say_what_to_do(arguments: tuple[str, ...], message: str) -
     assert done.exit_code in (1, 2)
     assert isinstance(done.exception, SystemExit)
     assert message in done.stderr
+
+
+def test_an_existing_cluster_that_does_not_answer_is_one_sentence(tmp_path: Path) -> None:
+    """What kubectl complains of is said in one line, beside the kubeconfig that is meant."""
+    for tool in ("kubectl", "helm"):
+        (tmp_path / tool).write_text(
+            "#!/bin/sh\necho 'E1201 11:00:19.4 1 memcache.go:265] \"Unhandled Error\"' >&2\n"
+            "echo 'The connection to the server 10.0.0.1:6443 was refused - did you specify the right host?' >&2\nexit 1\n"
+        )
+        (tmp_path / tool).chmod(0o755)
+    (tmp_path / "kubeconfig").touch()
+    done = dev("up", TURNOUT_KUBECONFIG=str(tmp_path / "kubeconfig"), PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert done.returncode == 1
+    assert "memcache" not in done.stderr
+    assert "kubeconfig: the cluster's API server cannot be reached" in done.stderr

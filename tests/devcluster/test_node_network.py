@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import pytest
 
 from support.node_pods import Namespace, pod, server, shell
 from turnout_devcluster.errors import CommandError
+from turnout_devcluster.node.failures import TASKS
 
 if TYPE_CHECKING:
     from turnout_devcluster.cluster import Cluster
@@ -123,3 +125,19 @@ def test_many_pods_start(ns: Namespace) -> None:
     ns.kubectl("rollout", "status", "deployment/many", "--timeout=50s")
     ns.kubectl("delete", "deployment", "many")
     ns.wait(lambda: not ns.kubectl("get", "pods", "-o", "name").strip(), "all pods are gone")
+
+
+def test_the_agent_serves_what_its_tasks_have_raised(cluster: Cluster) -> None:
+    """The kubelet's port has /metrics for who holds a client certificate; a healthy agent counts no failure."""
+    node = json.loads(cluster.kubectl("get", "nodes", "--output", "json"))["items"][0]["status"]
+    tls = ssl.create_default_context()
+    tls.check_hostname = False
+    tls.verify_mode = ssl.CERT_NONE
+    tls.load_cert_chain(cluster.files.pki / "admin.crt", cluster.files.pki / "admin.key")
+    address = f"{node['addresses'][0]['address']}:{node['daemonEndpoints']['kubeletEndpoint']['Port']}"
+    with urllib.request.urlopen(f"https://{address}/metrics", timeout=5, context=tls) as answer:
+        page = answer.read().decode()
+    samples = [line for line in page.splitlines() if not line.startswith("#")]
+    assert len(samples) == len(TASKS)
+    assert all(line.startswith("turnout_node_task_failures_total{task=") for line in samples)
+    assert all(line.endswith(" 0") for line in samples), page

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from turnout_devcluster.node.processes import SHIM, Process, run, spawn_shim
 from turnout_devcluster.node.shim import start_time
 from turnout_devcluster.node.splice import Inbound
 from turnout_devcluster.node.volumes import File
+from turnout_runtime.supervision import Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -237,8 +239,8 @@ class _Echo(asyncio.Protocol):
 
 async def _talk(choose: Callable[[], tuple[str, int] | None], payload: bytes) -> bytes:
     loop = asyncio.get_running_loop()
-    tasks: set[asyncio.Task[None]] = set()
-    front = await loop.create_server(lambda: Inbound(choose, tasks), "127.0.0.1", 0)
+    supervisor = Supervisor(lambda _: None, logging.getLogger("test.splice"))
+    front = await loop.create_server(lambda: Inbound(choose, supervisor), "127.0.0.1", 0)
     async with asyncio.timeout(20):
         reader, writer = await asyncio.open_connection(*front.sockets[0].getsockname()[:2])
         try:
@@ -253,6 +255,7 @@ async def _talk(choose: Callable[[], tuple[str, int] | None], payload: bytes) ->
             await writer.wait_closed()
     front.close()
     await front.wait_closed()
+    await supervisor.stop()
     return answer
 
 

@@ -44,6 +44,9 @@ ACCOUNT: dict[str, Any] = {
 }  # fmt: skip
 
 
+PENDING = {"items": [{"metadata": {"namespace": "ns", "name": "r-0"}, "status": {"phase": "Pending"}}]}
+
+
 async def turnout(*arguments: str, **environment: str) -> tuple[int, str, str]:
     """Run the command; return its status, stdout and stderr."""
     process = await asyncio.create_subprocess_exec(
@@ -124,8 +127,20 @@ async def test_a_request_is_explained_by_the_router_that_served_it(tmp_path: Pat
 @pytest.mark.parametrize(
     ("script", "word"),
     [
-        ("echo 'no configuration has been provided' >&2; exit 1", "no configuration"),
-        ("echo '{\"items\": []}'", "no router runs in any namespace"),
+        ("echo 'no configuration has been provided' >&2; exit 1", "set KUBECONFIG"),
+        (
+            'case "$*" in *crd*) echo crd/x ;; *) echo \'{"items": []}\' ;; esac',
+            "no router runs in any namespace",
+        ),
+        (
+            "case \"$*\" in *crd*) echo '(Forbidden)' >&2; exit 1 ;; *) echo '{\"items\": []}' ;; esac",
+            "no router runs in any namespace",
+        ),
+        (
+            'case "$*" in *crd*) ;; *) echo \'{"items": []}\' ;; esac',
+            "Turnout is not installed in this cluster",
+        ),
+        (f"echo '{json.dumps(PENDING)}'", "ns/r-0 is Pending; see: kubectl -n ns describe pod r-0"),
         ("echo hello", "not as a router's admin port does"),
     ],
 )
@@ -134,6 +149,89 @@ async def test_what_stands_in_the_way_is_said(tmp_path: Path, script: str, word:
     status, _, err = await turnout("request", "x", PATH=fake_kubectl(tmp_path, script))
     assert status == 2
     assert word in err
+
+
+MEMCACHE = (
+    'E1201 11:00:19.422886    1243 memcache.go:265] "Unhandled Error" err="couldn\'t get current server API group list: '
+    'Get \\"http://{0}/api?timeout=5s\\": dial tcp {0}: connect: connection refused"\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "word"),
+    [
+        (
+            MEMCACHE.format("localhost:8080") * 5
+            + "The connection to the server localhost:8080 was refused - did you specify the right host or port?",
+            "kubectl knows no cluster: set KUBECONFIG, give --kubeconfig FILE, or start one with 'turnout dev up'",
+        ),
+        (
+            MEMCACHE.format("10.0.0.1:6443") * 5
+            + "The connection to the server 10.0.0.1:6443 was refused - did you specify the right host or port?",
+            "API server cannot be reached",
+        ),
+        (
+            "Unable to connect to the server: dial tcp: lookup nohost.invalid: no such host",
+            "cannot be reached",
+        ),
+        ("error: stat /nonexist: no such file or directory", "there is no such kubeconfig"),
+        (
+            'error: error loading config file "/bad": yaml: line 1: did not find',
+            "the kubeconfig cannot be read",
+        ),
+        ("Error in configuration: context was not found for specified context: far", "no such context"),
+        ("error: You must be logged in to the server (Unauthorized)", "does not know who you are"),
+        (
+            'Error from server (Forbidden): pods is forbidden: User "x" cannot list resource "pods" at the cluster scope',
+            "give --namespace of one where you may",
+        ),
+        ("Unable to connect to the server: x509: certificate signed by unknown authority", "certificate"),
+        ("something unforeseen", "kubectl: something unforeseen"),
+        ("", "did not say why"),
+    ],
+)
+async def test_what_kubectl_complains_of_is_one_sentence(tmp_path: Path, said: str, word: str) -> None:
+    """Whatever stands in the way to a cluster: one line that says what to do, and nothing of kubectl's own log."""
+    (tmp_path / "said").write_text(said)
+    path = fake_kubectl(tmp_path, f"cat {tmp_path}/said >&2; exit 1")
+    status, out, err = await turnout("requests", PATH=path, KUBECONFIG="")
+    assert (status, out) == (2, "")
+    assert word in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert "memcache" not in err
+
+
+@pytest.mark.parametrize("flag", [True, False])
+async def test_a_kubeconfig_that_names_no_cluster_is_named(tmp_path: Path, flag: bool) -> None:  # noqa: FBT001 - a case
+    """Where a file was given, it is that file which is wrong."""
+    path = fake_kubectl(
+        tmp_path, "echo 'The connection to the server localhost:8080 was refused' >&2; exit 1"
+    )
+    arguments = ["--kubeconfig", "/given"] if flag else []
+    status, _, err = await turnout("requests", *arguments, PATH=path, KUBECONFIG="" if flag else "/given")
+    assert status == 2
+    assert "/given names no cluster" in err
+
+
+async def test_a_kubectl_that_cannot_be_run_is_said(tmp_path: Path) -> None:
+    """A kubectl for another machine, and none at all."""
+    path = fake_kubectl(tmp_path, "")
+    (tmp_path / "kubectl").write_bytes(b"\x7fELF of another machine")
+    status, _, err = await turnout("requests", PATH=path)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "cannot be run" in err
+    nothing = await turnout("requests", PATH=str(tmp_path / "none"), TURNOUT_CACHE=str(tmp_path / "cache"))
+    assert nothing[0] == 2
+    assert "kubectl is not installed" in nothing[2]
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="there is no kubectl to ask")
+async def test_without_a_kubeconfig_the_real_kubectl_is_one_sentence(tmp_path: Path) -> None:
+    """The five lines of kubectl about its memory cache are not shown."""
+    status, _, err = await turnout("requests", KUBECONFIG="", HOME=str(tmp_path), KUBERNETES_SERVICE_HOST="")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "set KUBECONFIG" in err
 
 
 async def test_a_url_that_is_no_admin_port_is_said(tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def test_the_small_endpoints(worker: WorkerProcess) -> None:
 
 
 def test_an_adapter_is_listed_with_its_path_and_base() -> None:
-    """An adapter's root is its path, its parent the base model's name, and its length is not told: as vLLM lists it."""
+    """An adapter's root is its path, its parent the base model's name, and max_model_len is null, as in vLLM."""
     with running_worker(lora_modules="sql=hf://some/sql-lora") as worker:
         base, adapter = httpx.get(f"{worker.url}/v1/models").json()["data"]
     assert (base["id"], base["parent"], base["max_model_len"]) == (NAME, None, 32768)

@@ -169,8 +169,8 @@ def _check_refusals(engine: Contract) -> None:
     assert engine.ask("message", engine.body("message")).status_code == 503
     chat = engine.ask("chat", engine.body("chat", stream=True))
     assert chat.status_code == 200
-    told, done = events_of(chat.text)
-    assert (told["error"]["code"], done) == (503, "[DONE]")
+    refusal, done = events_of(chat.text)
+    assert (refusal["error"]["code"], done) == (503, "[DONE]")
     texts = [engine.ask("text", engine.body("text", stream=True)) for _ in range(12)]
     assert {answer.status_code for answer in texts} == {200, 503}
     assert all(events_of(a.text)[0]["error"]["code"] == 503 for a in texts if a.status_code == 200)

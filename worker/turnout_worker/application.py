@@ -246,8 +246,8 @@ class WorkerApplication:
 def _refuse(exchange: Exchange, error: AnswerError) -> None:
     """Answer with *error*, in the words of the API that was asked."""
     anthropic = exchange.request.path.startswith("/v1/messages") and not isinstance(error, BodyError)
-    told = messages.error_body(error) if anthropic else errors.error_body(error)
-    exchange.respond(error.status, told, _echo(exchange))
+    answer = messages.error_body(error) if anthropic else errors.error_body(error)
+    exchange.respond(error.status, answer, _echo(exchange))
 
 
 def _permission(name: str, created: int) -> dict[str, Any]:

@@ -157,9 +157,9 @@ def _check_least(fields: dict[str, Any]) -> None:
 
 
 def _wrong(where: str, what: str, value: object) -> BodyError:
-    told = repr(value)
-    told = told if len(told) <= 50 else f"{told[:25]}...{told[-24:]}"  # noqa: PLR2004 - pydantic's own bounds
-    return BodyError(f"1 validation error:\n  {{'loc': {where!r}, 'msg': {what!r}, 'input': {told}}}", where)
+    shown = repr(value)
+    shown = shown if len(shown) <= 50 else f"{shown[:25]}...{shown[-24:]}"  # noqa: PLR2004 - pydantic's own bounds
+    return BodyError(f"1 validation error:\n  {{'loc': {where!r}, 'msg': {what!r}, 'input': {shown}}}", where)
 
 
 _SAMPLING: Final[dict[str, Callable[[str, object], object]]] = {

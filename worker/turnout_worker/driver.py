@@ -212,7 +212,7 @@ class Driver:
         try:
             tokens = self._engine.generated(request_id)
         except KeyError:
-            return  # ended by what another follower did just now: its end is told in the next look
+            return  # ended by what another follower did just now: the next look reports its end
         try:
             follower.progress(tokens)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - as above

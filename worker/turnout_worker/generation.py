@@ -102,7 +102,7 @@ class Generation:
     def finished(self, choice: Choice) -> None:
         """Write the end of *choice*, and that of the answer with the last one.
 
-        What was aborted, and not for a failure that is to be told, ends like what is whole, as vLLM has it.
+        What was aborted, and not because of a failure, ends like what is whole, as vLLM has it.
         """
         exchange, event = self._exchange, choice.event
         if event is None:

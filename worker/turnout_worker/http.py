@@ -117,7 +117,7 @@ class Exchange:
             self.gone()
 
     def break_off(self) -> None:
-        """Close the connection behind what was written, without an end of the answer. The owner is told as above."""
+        """Close the connection behind what was written, without an end of the answer. `on_gone` is called as above."""
         if self.open:
             self._connection.close()
             self.gone()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 VOCABULARY: Final = 128_256
 """Token ids that sampling parameters may name: Llama 3's. They have no effect here, and the prompt's are not checked."""
 MAX_LOGPROBS: Final = 20
-"""Most alternatives told for a token, as in vLLM."""
+"""Most alternatives in the answer for a token, as in vLLM."""
 _MAX_PATTERNS: Final = 8_192
 """Most characters of all regular expressions of a request: what compiling them costs."""
 _MAX_NODES: Final = 20_000
@@ -47,8 +47,8 @@ def check(fields: dict[str, Any], kind: Kind) -> None:
     constraints = _Constraints()
     for schema in _schemas(fields):
         constraints.check_schema(schema)
-    if isinstance(told := fields.get("structured_outputs"), dict):
-        constraints.check_structured(told)
+    if isinstance(wanted := fields.get("structured_outputs"), dict):
+        constraints.check_structured(wanted)
 
 
 def _check_prompt(fields: dict[str, Any], kind: Kind) -> None:
@@ -119,9 +119,9 @@ class _Constraints:
         self._patterns = _MAX_PATTERNS
         self._references = _MAX_REFERENCES
 
-    def check_structured(self, told: dict[str, Any]) -> None:
+    def check_structured(self, wanted: dict[str, Any]) -> None:
         """Check vLLM's own field for it."""
-        schema, regex, choice, grammar = (told.get(name) for name in ("json", "regex", "choice", "grammar"))
+        schema, regex, choice, grammar = (wanted.get(name) for name in ("json", "regex", "choice", "grammar"))
         if isinstance(schema, str):
             try:
                 schema = orjson.loads(schema)

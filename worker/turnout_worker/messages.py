@@ -18,8 +18,8 @@ _KEPT: Final = ("stream", "seed", "ignore_eos", "min_tokens", "kv_transfer_param
 """Fields that mean the same here as in a chat completion. ignore_eos, seed and min_tokens are of the simulation."""
 _STOP_REASONS: Final = {"stop": "end_turn", "length": "max_tokens"}
 """What was aborted has none."""
-_MOST_TOLD: Final = 50
-"""Characters of a wrong value that pydantic tells."""
+_MOST_SHOWN: Final = 50
+"""Characters of a wrong value in pydantic's messages."""
 
 
 def as_chat(fields: dict[str, Any]) -> dict[str, Any]:
@@ -89,8 +89,8 @@ def error_body(error: AnswerError) -> bytes:
 def _internal_error(error: AnswerError) -> bytes:
     """Return the event that vLLM makes of an error inside a stream.
 
-    It takes the chat completion's error event for a chunk and tells what pydantic says of that: status and cause stand
-    in the text only, which pydantic cuts in its middle.
+    It takes the chat completion's error event for a chunk and sends pydantic's message about that: status and
+    cause stand in its text only, which pydantic cuts in its middle.
     """
     chunk = {
         "error": {
@@ -100,12 +100,12 @@ def _internal_error(error: AnswerError) -> bytes:
             "code": error.status.value,
         }
     }
-    told = repr(chunk)
-    if len(told) > _MOST_TOLD:
-        told = f"{told[: _MOST_TOLD // 2]}...{told[1 - _MOST_TOLD // 2 :]}"
+    shown = repr(chunk)
+    if len(shown) > _MOST_SHOWN:
+        shown = f"{shown[: _MOST_SHOWN // 2]}...{shown[1 - _MOST_SHOWN // 2 :]}"
     lines = ["5 validation errors for ChatCompletionStreamResponse"]
     for name in ("id", "created", "model", "choices", "object"):
-        lines += [name, f"  Field required [type=missing, input_value={told}, input_type=dict]"]
+        lines += [name, f"  Field required [type=missing, input_value={shown}, input_type=dict]"]
     message = "\n".join(lines)
     value = {"type": "error", "error": {"type": "internal_error", "message": message}}
     return b"event: error\ndata: %b\n\n" % orjson.dumps(value)

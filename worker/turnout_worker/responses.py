@@ -44,8 +44,8 @@ def as_chat(fields: dict[str, Any]) -> dict[str, Any]:
     else:
         raise BadRequestError("input must be a text or a list of at least one item", "input")
     chat: dict[str, Any] = {name: fields[name] for name in _KEPT if name in fields}
-    if isinstance(told := fields.get("text"), dict):
-        chat["response_format"] = told.get("format")
+    if isinstance(text := fields.get("text"), dict):
+        chat["response_format"] = text.get("format")
     return chat | {"messages": messages, "max_tokens": fields.get("max_output_tokens")}
 
 
@@ -128,7 +128,7 @@ class ResponseForm:
         )
 
     def refusal(self, error: AnswerError) -> bytes:  # noqa: ARG002 - vLLM does not say it
-        """Return the events that tell nothing yet. What was wrong is not told: the connection breaks behind them."""
+        """Return the events that hold nothing yet. The cause is not sent: the connection breaks behind them."""
         return self._begun()
 
     def failure(self, error: AnswerError) -> bytes:

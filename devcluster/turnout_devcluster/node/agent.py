@@ -10,6 +10,7 @@ import shutil
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,6 +28,7 @@ from turnout_devcluster.node.errors import (
     UnreachableError,
 )
 from turnout_devcluster.node.events import EventRecorder
+from turnout_devcluster.node.failures import TaskFailures
 from turnout_devcluster.node.forward import Forwarder
 from turnout_devcluster.node.logs import keep_bounded
 from turnout_devcluster.node.nodes import LEASE_SECONDS, NodePlan, node_object, node_status
@@ -35,6 +37,7 @@ from turnout_devcluster.node.processes import kill_all
 from turnout_devcluster.node.server import KubeletServer
 from turnout_devcluster.node.supplies import Supplies
 from turnout_devcluster.node.watch import follow
+from turnout_runtime.supervision import Backoff, Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -45,6 +48,8 @@ if TYPE_CHECKING:
 LEASE_PERIOD_SECONDS: Final = 10.0
 STATUS_PERIOD_SECONDS: Final = 300.0
 RETRY_SECONDS: Final = 1.0
+STOP_SECONDS: Final = 10.0
+"""How long the agent's tasks may take to let go of their pods."""
 LEASES: Final = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 
 _log = logging.getLogger(__name__)
@@ -96,6 +101,8 @@ class Agent:
         self._own = options.state_dir / "node"
         self._own.mkdir(parents=True, exist_ok=True, mode=0o700)
         (options.state_dir / "pods").mkdir(exist_ok=True, mode=0o700)
+        self._failures = TaskFailures()
+        self._supervisor = Supervisor(self._failures.count, _log, backoff=Backoff(most_seconds=5.0))
         self._events = EventRecorder(api, f"{self._plans[0].name}-agent")
         self._supplies = Supplies(api)
         self._addresses = AddressPool(self._network, self._own / "address-cursor")
@@ -108,39 +115,47 @@ class Agent:
             asyncio.Semaphore(options.concurrent_starts),
             options.back_off,
             options.state_dir / "supervisor.pid",
+            self._supervisor,
         )
         self._pods: dict[str, Pod] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._server = KubeletServer(self, self._own, api.endpoint.ca_pem)
-        self._forwarder = Forwarder(self._network, (api.endpoint.host, api.endpoint.port), self)
+        self._server = KubeletServer(
+            self, self._own, api.endpoint.ca_pem, self._supervisor, self._failures.exposition
+        )
+        self._forwarder = Forwarder(
+            self._network, (api.endpoint.host, api.endpoint.port), self, self._supervisor
+        )
         self._version = f"v1.36.3-turnout-{version('turnout')}"
 
     async def run(self) -> None:
-        """Register the nodes and run their pods, until cancelled."""
+        """Register the nodes and run their pods, until cancelled. What a task raises ends no other one."""
+        asyncio.get_running_loop().set_exception_handler(self._note_callback)
         with self._lock():
             self._bury_strangers()
             ports = await self._server.start([p.address for p in self._plans])
+            run = self._supervisor.run
             try:
-                async with asyncio.TaskGroup() as group:
-                    for plan in self._plans:
-                        group.create_task(self._keep_node(plan, ports[plan.address]))
-                        group.create_task(
-                            follow(
-                                self._api,
-                                "/api/v1/pods",
-                                _NodePods(self, plan),
-                                {"fieldSelector": f"spec.nodeName={plan.name}"},
-                            )
-                        )
-                    group.create_task(follow(self._api, "/api/v1/services", self._forwarder))
-                    group.create_task(self._forwarder.run())
-                    group.create_task(self._events.run())
-                    group.create_task(keep_bounded(self._options.state_dir))
+                for plan in self._plans:
+                    run("node", partial(self._keep_node, plan, ports[plan.address]), detail=plan.name)
+                    of_node = {"fieldSelector": f"spec.nodeName={plan.name}"}
+                    pods = partial(follow, self._api, "/api/v1/pods", _NodePods(self, plan), of_node)
+                    run("watch", pods, detail=f"pods of {plan.name}")
+                services = partial(follow, self._api, "/api/v1/services", self._forwarder)
+                run("watch", services, detail="services")
+                run("forward", self._forwarder.run)
+                run("events", self._events.run)
+                run("logs", partial(keep_bounded, self._options.state_dir))
+                await self._supervisor.ended()
             finally:
                 await self._server.stop()
-                for task in self._tasks.values():
-                    task.cancel()
-                await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+                await self._supervisor.stop(STOP_SECONDS)
+
+    def _note_callback(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Log and count what a callback of the event loop has raised."""
+        error = context.get("exception")
+        if isinstance(error, BaseException):
+            self._supervisor.note("callback", error, detail=str(context.get("message")))
+        else:
+            loop.default_exception_handler(context)
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
@@ -236,11 +251,23 @@ class Agent:
         """End what a pod left that went while no agent ran."""
         gone = asyncio.get_running_loop().run_in_executor(None, _bury, disk)
         record = disk.load()
-        if record is not None:
-            gone.add_done_callback(lambda _: self._addresses.free(record.ip))
+
+        def buried(done: asyncio.Future[None]) -> None:
+            if not done.cancelled() and (error := done.exception()) is not None:
+                self._supervisor.note("pod", error, detail=disk.path.name)
+            elif record is not None:
+                self._addresses.free(record.ip)
+
+        gone.add_done_callback(buried)
 
     def pod_changed(self, plan: NodePlan, obj: dict[str, Any]) -> None:
-        """Hear of a pod that is bound to the node *plan*."""
+        """Hear of a pod that is bound to the node *plan*. What is wrong with it concerns no other pod."""
+        try:
+            self._take_up(plan, obj)
+        except Exception as error:  # noqa: BLE001 - as the docstring says
+            self._supervisor.note("pod", error, detail=str((obj.get("metadata") or {}).get("name")))
+
+    def _take_up(self, plan: NodePlan, obj: dict[str, Any]) -> None:
         metadata = obj["metadata"]
         uid: str = metadata["uid"]
         pod = self._pods.get(uid)
@@ -251,15 +278,18 @@ class Agent:
             self._api, self._supplies, self._addresses, plan, self._means, self._options.state_dir
         )
         folder = self._options.state_dir / "pods" / f"{metadata['namespace']}_{metadata['name']}_{uid}"
-        pod = self._pods[uid] = Pod(obj, PodDisk(folder), around)
-        task = self._tasks[uid] = asyncio.create_task(pod.run())
-        task.add_done_callback(lambda done: self._ended(uid, done))
+        self._pods[uid] = Pod(obj, PodDisk(folder), around)
+        task = self._supervisor.run(
+            "pod", partial(self._run_pod, uid), detail=f"{metadata['namespace']}/{metadata['name']}"
+        )
+        task.add_done_callback(lambda _: self._pods.pop(uid, None))
 
-    def _ended(self, uid: str, task: asyncio.Task[None]) -> None:
-        self._pods.pop(uid, None)
-        self._tasks.pop(uid, None)
-        if not task.cancelled() and task.exception() is not None:
-            _log.error("pod %s", uid, exc_info=task.exception())
+    async def _run_pod(self, uid: str) -> None:
+        """Run a pod until it is gone. After a failure it is found again, like one that another agent has left."""
+        pod = self._pods[uid]
+        if pod.begun:
+            pod = self._pods[uid] = pod.again()
+        await pod.run()
 
     def pod_gone(self, obj: dict[str, Any]) -> None:
         """Hear that a pod is gone from the API server."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
 import secrets
 import signal
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from turnout_devcluster.node import attempts, checks
 from turnout_devcluster.node.api import pause
@@ -24,7 +23,7 @@ from turnout_devcluster.node.probes import Execute, Probe, ProbeKind, action_of,
 from turnout_devcluster.node.processes import Process, run, spawn_shim
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from turnout_devcluster.node.context import Means, PodView
 
@@ -37,8 +36,6 @@ MIN_GRACE_SECONDS: Final = 2.0
 """What remains between the end of preStop and SIGKILL at least, as in the kubelet."""
 REAP_SECONDS: Final = 15.0
 """How long after SIGKILL the shim may take to record the end."""
-
-_log = logging.getLogger(__name__)
 
 
 def _now() -> float:
@@ -67,6 +64,15 @@ class Container:
         self._queued = False
         self._nudge = asyncio.Event()
         self._settled = asyncio.Event()
+        self._hooked = True
+        """Whether postStart has been run, or there is none."""
+
+    def _keep(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
+        return self._means.supervisor.run(name, work, detail=self._detail)
+
+    @property
+    def _detail(self) -> str:
+        return f"{self._pod.pod['metadata']['name']}/{self.name}"
 
     @property
     def spec(self) -> Json:
@@ -85,10 +91,11 @@ class Container:
     def _start_ended(self, task: asyncio.Task[None]) -> None:
         self._starting = None
         self._set(starting=False)
-        if not task.cancelled() and task.exception() is not None:
-            _log.error("%s/%s: start failed", self._pod.record.name, self.name, exc_info=task.exception())
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._means.supervisor.note("start", error, detail=self._detail)
             self._set(
-                refusal=Refusal("CreateContainerError", str(task.exception())),
+                refusal=Refusal("CreateContainerError", str(error)),
                 retry_at=_now() + REFUSAL_RETRY_SECONDS,
             )
         self._pod.wake()
@@ -182,7 +189,7 @@ class Container:
             return
         if adopted is None:
             self._event("Normal", "Started", f"Started container {self.name}")
-        self._watching = asyncio.create_task(self._watch(file))
+        self._watching = self._keep("container", partial(self._watch, file))
         self._begin_probing(adopted)
         self._pod.wake()
 
@@ -215,15 +222,18 @@ class Container:
         ready = started and (bool(was.get("ready")) or "readiness" not in probes)
         self._set(started=started, ready=ready)
         if probes or hook is not None:
-            self._probing = asyncio.create_task(self._probe(probes, hook, was))
+            self._hooked = hook is None
+            self._probing = self._keep("probe", partial(self._probe, probes, hook))
 
-    async def _probe(self, probes: dict[ProbeKind, Probe], hook: Json | None, was: Json) -> None:
-        """Run postStart, then the probes. A hook that fails stops the container."""
-        if hook is not None and not await self._post_start(hook):
-            return
+    async def _probe(self, probes: dict[ProbeKind, Probe], hook: Json | None) -> None:
+        """Run postStart once, then the probes. A hook that fails stops the container."""
+        if hook is not None and not self._hooked:
+            self._hooked = True
+            if not await self._post_start(hook):
+                return
         began_at = self.state.run.started_at if self.state.run else _now()
-        prober = Prober(probes, self, self._execute, began_at)
-        await prober.run(started=self.state.started, ready=was.get("ready"))
+        prober = Prober(probes, self, self._execute, began_at, partial(self._keep, "probe"))
+        await prober.run(started=self.state.started, ready=self.state.ready or None)
 
     def has_started(self) -> None:
         """Hear that the startup probe, if any, has passed."""
@@ -308,10 +318,15 @@ class Container:
                 await pause(self._nudge, left)
         finally:
             asking.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
+            try:
                 answer = await asking
                 if not answer.success:
                     self._event("Warning", "FailedPreStopHook", answer.message)
+            except asyncio.CancelledError:
+                pass
+            except Exception as error:  # noqa: BLE001 - SIGTERM must follow, whatever it is
+                self._means.supervisor.note("stop", error, detail=self._detail)
+                self._event("Warning", "FailedPreStopHook", str(error))
 
     # Stopping
 
@@ -323,7 +338,7 @@ class Container:
     def stop(self, deadline: Callable[[], float]) -> asyncio.Task[None]:
         """Stop the container: preStop, SIGTERM, and SIGKILL at *deadline* (Unix seconds, may move up)."""
         if self._stopping is None or self._stopping.done():
-            self._stopping = asyncio.create_task(self._stop(deadline))
+            self._stopping = self._keep("stop", partial(self._stop, deadline))
         return self._stopping
 
     def hurry(self) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from turnout_devcluster.node.events import EventRecorder
     from turnout_devcluster.node.model import Json, Refusal
     from turnout_devcluster.node.plan import ContainerPlan
+    from turnout_runtime.supervision import Supervisor
 
 
 class PodView(Protocol):
@@ -51,3 +52,5 @@ class Means:
     """Bounds how many containers start at once."""
     back_off: BackOff
     supervisor_file: Path
+    supervisor: Supervisor
+    """Runs everything that lasts."""

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import ipaddress
     from collections.abc import Iterable, Mapping
 
+    from turnout_runtime.supervision import Supervisor
+
 RETRY_SECONDS: Final = 2.0
 BACKLOG: Final = 512
 KUBERNETES: Final = "default/kubernetes"
@@ -105,7 +107,14 @@ def backends(route: Route, pods: Iterable[Json]) -> list[tuple[str, int]]:
 class Forwarder:
     """Listens for Services. As a `Listener` it hears of them; `run` acts on what it heard."""
 
-    def __init__(self, network: ipaddress.IPv4Network, api_server: tuple[str, int], pods: Pods) -> None:
+    def __init__(
+        self,
+        network: ipaddress.IPv4Network,
+        api_server: tuple[str, int],
+        pods: Pods,
+        supervisor: Supervisor,
+    ) -> None:
+        self._supervisor = supervisor
         self._network = network
         self._api_server = api_server
         self._pods = pods
@@ -113,7 +122,6 @@ class Forwarder:
         self._routes: dict[Listening, Route] = {}
         self._servers: dict[Listening, asyncio.Server] = {}
         self._turns: dict[Listening, int] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._complained: set[Listening] = set()
         self._forbidden: set[Listening] = set()
@@ -142,7 +150,7 @@ class Forwarder:
         return found[turn % len(found)]
 
     async def run(self) -> None:
-        """Listen for what there is, until cancelled."""
+        """Listen for what there is, until cancelled. What is listened on goes on where this raises, and is kept."""
         try:
             while True:
                 self._changed.clear()
@@ -152,15 +160,25 @@ class Forwarder:
                         await self._changed.wait()
                 except TimeoutError:
                     continue
-        finally:
+        except asyncio.CancelledError:
             for server in self._servers.values():
                 server.close()
-            for task in self._tasks:
-                task.cancel()
+            self._servers.clear()
+            raise
+
+    def _routes_now(self) -> dict[Listening, Route]:
+        """Return the routes of all Services but those that make no sense."""
+        found: dict[Listening, Route] = {}
+        for key, service in self._services.items():
+            try:
+                found |= routes_of((service,), self._network, self._api_server)
+            except Exception as error:  # noqa: BLE001 - it concerns no other Service
+                self._supervisor.note("forward", error, detail=key)
+        return found
 
     async def _reconcile(self) -> bool:
         """Open and close what differs. Return False where something has to be tried again."""
-        self._routes = routes_of(self._services.values(), self._network, self._api_server)
+        self._routes = self._routes_now()
         for listening in [k for k in self._servers if k not in self._routes]:
             self._servers.pop(listening).close()
             self._turns.pop(listening, None)
@@ -170,7 +188,7 @@ class Forwarder:
         for listening in self._routes.keys() - self._servers.keys() - self._forbidden:
             try:
                 self._servers[listening] = await loop.create_server(
-                    lambda listening=listening: Inbound(lambda: self._choose(listening), self._tasks),  # type: ignore[misc]
+                    lambda listening=listening: Inbound(lambda: self._choose(listening), self._supervisor),  # type: ignore[misc]
                     listening.address,
                     listening.port,
                     backlog=BACKLOG,

@@ -85,6 +85,15 @@ class Pod:
         self._dirty = asyncio.Event()
         self._attempts = 0
         self._failed_deadline = 0.0
+        self.begun = False
+        """Whether `run` has been called."""
+
+    def again(self) -> Pod:
+        """Return the same pod as one that has not begun: what runs of it is found by its record."""
+        fresh = Pod(self.pod, self.disk, self._around)
+        if self._removed:
+            fresh.removed()
+        return fresh
 
     # What others tell it
 
@@ -139,7 +148,10 @@ class Pod:
 
     async def run(self) -> None:
         """Do what the pod needs until it is gone. Cancelled, it leaves its processes running."""
-        publisher = asyncio.create_task(self._publish_until_gone())
+        self.begun = True
+        publisher = self._around.means.supervisor.run(
+            "pod_status", self._publish_until_gone, detail=str(self.pod["metadata"]["name"])
+        )
         try:
             self._adopt()
             while not self.deleting and self._failed is None:

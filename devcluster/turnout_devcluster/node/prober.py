@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from turnout_devcluster.node import checks
 from turnout_devcluster.node.probes import Probe, ProbeKind, initial, observe
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Coroutine, Mapping
+
+
+_LASTING: Final[tuple[ProbeKind, ...]] = ("readiness", "liveness")
 
 
 class Probed(Protocol):
@@ -33,8 +37,15 @@ class Prober:
     """Asks in each probe's period. *began_at* is when the run began (Unix seconds)."""
 
     def __init__(
-        self, probes: Mapping[ProbeKind, Probe], probed: Probed, execute: checks.Executor, began_at: float
+        self,
+        probes: Mapping[ProbeKind, Probe],
+        probed: Probed,
+        execute: checks.Executor,
+        began_at: float,
+        keep: Callable[[Callable[[], Coroutine[Any, Any, None]]], asyncio.Task[None]],
     ) -> None:
+        """*keep* runs a probe, and runs it again where it raises what is no verdict."""
+        self._keep = keep
         self._probes = probes
         self._probed = probed
         self._execute = execute
@@ -49,11 +60,20 @@ class Prober:
         if startup is not None and not started and not await self._probe(startup, passing=None):
             return
         self._probed.has_started()
-        async with asyncio.TaskGroup() as group:
-            for probe in (self._probes.get("readiness"), self._probes.get("liveness")):
-                if probe is not None:
-                    known = ready if probe.kind == "readiness" else None
-                    group.create_task(self._probe(probe, passing=known))
+        tasks = [
+            self._keep(partial(self._probe_on, probe, ready if kind == "readiness" else None))
+            for kind in _LASTING
+            if (probe := self._probes.get(kind)) is not None
+        ]
+        try:
+            if tasks:
+                await asyncio.wait(tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _probe_on(self, probe: Probe, passing: bool | None) -> None:  # noqa: FBT001 - what was known
+        await self._probe(probe, passing=passing)
 
     async def _probe(self, probe: Probe, *, passing: bool | None) -> bool:
         """Ask again and again. Return True once a startup probe has passed, False once a probe has failed."""

@@ -1,4 +1,4 @@
-"""The part of the kubelet's HTTPS API that ``kubectl logs`` needs.
+"""The part of the kubelet's HTTPS API that ``kubectl logs`` needs, and the agent's own metrics.
 
 It listens on the nodes' loopback addresses and serves those who show a client certificate of the cluster's
 CA, as the API server does (``--kubelet-client-certificate``). Its own certificate is self-signed: the API
@@ -25,8 +25,10 @@ from cryptography.x509.oid import NameOID
 from turnout_devcluster.node import logs
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
+
+    from turnout_runtime.supervision import Supervisor
 
 HEAD_BYTES: Final = 16 * 1024
 HEAD_SECONDS: Final = 10.0
@@ -100,7 +102,17 @@ def make_tls(folder: Path, addresses: list[str], client_ca_pem: str) -> ssl.SSLC
 class KubeletServer:
     """Serves logs on every node's address."""
 
-    def __init__(self, source: LogSource, folder: Path, client_ca_pem: str) -> None:
+    def __init__(
+        self,
+        source: LogSource,
+        folder: Path,
+        client_ca_pem: str,
+        supervisor: Supervisor,
+        metrics: Callable[[], str],
+    ) -> None:
+        """*metrics* makes the page at /metrics."""
+        self._supervisor = supervisor
+        self._metrics = metrics
         self._source = source
         self._client_ca_pem = client_ca_pem
         self._folder = folder
@@ -111,7 +123,7 @@ class KubeletServer:
         tls = make_tls(self._folder, addresses, self._client_ca_pem)
         ports = {}
         for address in addresses:
-            server = await asyncio.start_server(self._serve, address, 0, ssl=tls, limit=HEAD_BYTES)
+            server = await asyncio.start_server(self._accept, address, 0, ssl=tls, limit=HEAD_BYTES)
             self._servers.append(server)
             ports[address] = int(server.sockets[0].getsockname()[1])
         return ports
@@ -120,6 +132,9 @@ class KubeletServer:
         """Listen no more."""
         for server in self._servers:
             server.close()
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._supervisor.once("kubelet", self._serve(reader, writer))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -144,8 +159,12 @@ class KubeletServer:
         parts = [unquote(p) for p in url.path.split("/") if p]
         if parts and parts[0] in UNSUPPORTED:
             return _Answer("501 Not Implemented", UNSUPPORTED[parts[0]])
+        if method == "GET" and parts == ["metrics"]:
+            return _Answer("200 OK", self._metrics())
         if method != "GET" or len(parts) != 4 or parts[0] != "containerLogs":  # noqa: PLR2004 - as below
-            return _Answer("404 Not Found", "only /containerLogs/NAMESPACE/POD/CONTAINER is served here")
+            return _Answer(
+                "404 Not Found", "only /containerLogs/NAMESPACE/POD/CONTAINER and /metrics are served here"
+            )
         query = {k: v[-1] for k, v in parse_qs(url.query).items()}
         for option in ("sinceSeconds", "sinceTime", "timestamps"):
             if query.get(option, "false") != "false":

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from turnout_runtime.supervision import Supervisor
 
 CONNECT_SECONDS: Final = 5.0
 HIGH_WATER: Final = 64 * 1024
@@ -70,22 +73,24 @@ class _End(asyncio.Protocol):
 class Inbound(_End):
     """The client's end: chooses a target and connects to it before it reads anything."""
 
-    def __init__(self, target: Target, tasks: set[asyncio.Task[None]]) -> None:
+    def __init__(self, target: Target, supervisor: Supervisor) -> None:
         super().__init__()
         self._target = target
-        self._tasks = tasks
+        self._supervisor = supervisor
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Connect to the chosen target."""
         super().connection_made(transport)
-        chosen = self._target()
+        try:
+            chosen = self._target()
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the connection must end, whatever it is
+            self._supervisor.note("splice", error)
+            chosen = None
         if chosen is None or self.transport is None:
             transport.close()
             return
         self.transport.pause_reading()
-        task = asyncio.get_running_loop().create_task(self._connect(*chosen))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._supervisor.once("splice", self._connect(*chosen))
 
     async def _connect(self, host: str, port: int) -> None:
         loop = asyncio.get_running_loop()
@@ -93,8 +98,14 @@ class Inbound(_End):
             async with asyncio.timeout(CONNECT_SECONDS):
                 await loop.create_connection(lambda: _End(self), host, port)
         except OSError:
-            if self.transport is not None:
-                self.transport.abort()
+            self._give_up()
             return
+        except BaseException:
+            self._give_up()
+            raise
         if self.transport is not None and self.transport.is_closing() and self.other is not None:
             self.connection_lost(None)
+
+    def _give_up(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
