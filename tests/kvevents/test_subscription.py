@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import itertools
+import socket
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -129,6 +132,63 @@ async def test_others_have_their_turn_while_a_worker_floods() -> None:
             await asyncio.sleep(0)
         assert rounds > 30, "more than one for each batch"
         await eventually(lambda: follower.matched(*blocks) == len(blocks))
+
+
+async def test_a_quiet_worker_is_heard_while_others_flood() -> None:
+    """Workers have their turns one after the other: what one says waits for a slice of each of the others, not for all they say."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    turns = Turns(asyncio.get_running_loop())
+    with publisher() as one, publisher() as two, publisher() as quiet:
+        followers = [Following(turns, context, each, replays=True) for each in (one, two, quiet)]
+        for each in followers:
+            each._subscription.start()
+        try:
+            for each in followers:
+                await eventually(lambda each=each: each.stream.complete)
+            for source in (one, two):
+                for _ in range(40):
+                    source.publish(*[stored(*range(1, 900)) for _ in range(15)])
+            await eventually(lambda: followers[0].stream.next)
+            quiet.publish(stored(7))
+            await eventually(lambda: followers[2].matched(7) == 1)
+            assert (followers[0].stream.next or 0) + (followers[1].stream.next or 0) < 60
+        finally:
+            for each in followers:
+                each._subscription.stop()
+            context.destroy(linger=0)
+
+
+def test_all_who_read_have_half_of_the_time_in_turn() -> None:
+    """Three that never come to an end: each has as many slices, and between two of them passes as long as one took."""
+    loop = asyncio.new_event_loop()
+    readable, other_end = socket.socketpair()
+    with readable, other_end:
+        pace, order = replay.Pace(loop), []
+
+        class Endless:
+            fd = readable.fileno()
+
+        def step(name: str) -> bool:
+            order.append((name, time.perf_counter()))
+            while time.perf_counter() < order[-1][1] + replay.SLICE_SECONDS:
+                pass
+            return True
+
+        slices = []
+        for name in "abc":
+            reader = replay.Slices(loop, pace, Endless(), functools.partial(step, name))  # type: ignore[arg-type]
+            slices.append(reader)
+            loop.call_soon(reader.begin, reader.run)
+        loop.call_later(0.2, loop.stop)
+        loop.run_forever()
+        for reader in slices:
+            reader.close()
+        loop.close()
+    names = "".join(name for name, _ in order)
+    assert names == ("abc" * len(names))[: len(names)]
+    assert len(names) >= 6
+    gaps = [later - earlier for (_, earlier), (_, later) in itertools.pairwise(order)]
+    assert min(gaps) >= 2 * replay.SLICE_SECONDS * 0.9
 
 
 async def test_a_message_of_endless_frames_ends_the_connection() -> None:

@@ -139,7 +139,7 @@ class Subscription:
         self._sockets.append(monitor)
         publisher.connect(endpoint(self._host, self._port))
         self._loop.add_reader(int(monitor.fd), self._on_monitored)
-        self._slices = Slices(self._loop, publisher, self._take_next)
+        self._slices = Slices(self._loop, self._turns.pace, publisher, self._take_next)
         self._slices.begin(self._on_readable)
         self._watch()
 
