@@ -119,6 +119,20 @@ async def test_a_long_replay_is_had_although_little_of_it_is_kept_waiting() -> N
             assert len(follower.stream.cache) == 900
 
 
+async def test_a_replay_whose_end_is_lost_is_continued(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end is what a full socket drops first: the rest is asked for, until there is no more."""
+    monkeypatch.setattr(replay, "GAP_SECONDS", 0.05)
+    with publisher() as source:
+        for block in range(1, 6):
+            source.publish(stored(block))
+        source.without_end = True
+        with following(source) as follower:
+            await eventually(lambda: source.asked[:2] == [0, 5])
+            source.without_end = False
+            await eventually(lambda: follower.stream.complete and follower.stream.next == 5)
+            assert len(follower.stream.cache) == 5
+
+
 async def test_others_have_their_turn_while_a_worker_floods() -> None:
     """Batches without end, as large as they may be: the loop goes round all the time, and what came last is known."""
     with publisher() as source, following(source) as follower:
@@ -127,7 +141,9 @@ async def test_others_have_their_turn_while_a_worker_floods() -> None:
         blocks = list(range(1, 900))
         for _ in range(30):
             source.publish(*[stored(*blocks) for _ in range(15)])
+        deadline = time.monotonic() + 60
         while follower.stream.next != 30:
+            assert time.monotonic() < deadline, f"only {follower.stream.next} of 30 batches were taken"
             rounds += 1
             await asyncio.sleep(0)
         assert rounds > 30, "more than one for each batch"
@@ -145,13 +161,19 @@ async def test_a_quiet_worker_is_heard_while_others_flood() -> None:
         try:
             for each in followers:
                 await eventually(lambda each=each: each.stream.complete)
-            for source in (one, two):
-                for _ in range(40):
-                    source.publish(*[stored(*range(1, 900)) for _ in range(15)])
-            await eventually(lambda: followers[0].stream.next)
-            quiet.publish(stored(7))
-            await eventually(lambda: followers[2].matched(7) == 1)
-            assert (followers[0].stream.next or 0) + (followers[1].stream.next or 0) < 60
+            events = [stored(*range(1, 900)) for _ in range(15)]
+            quiet_publishes = False
+            deadline = time.monotonic() + 60
+            while followers[2].matched(7) != 1:
+                assert time.monotonic() < deadline, "the quiet worker was not heard"
+                for source, follower in zip((one, two), followers, strict=False):
+                    if source.number - (follower.stream.next or 0) < 10:
+                        source.publish(*events)  # so that there is always more
+                if not quiet_publishes and all(each.stream.next for each in followers[:2]):
+                    quiet_publishes = True
+                    quiet.publish(stored(7))
+                await asyncio.sleep(0.001)
+            assert all(each.stream.following for each in followers)
         finally:
             for each in followers:
                 each._subscription.stop()

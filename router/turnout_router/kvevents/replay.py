@@ -29,9 +29,13 @@ MAX_FRAMES: Final = 5
 WORKERS_AT_ONCE: Final = 2
 """Workers that are replayed at a time."""
 REPLAY_SECONDS: Final = 2.0
-"""Between two batches of a replay; vLLM looks for requests every 0.1 s."""
+"""Until a replay begins; vLLM looks for requests every 0.1 s."""
+GAP_SECONDS: Final = 0.5
+"""Between two batches of a replay. After that its end is taken to be lost, and the rest is asked for again."""
+REPLAYED_BATCHES: Final = 1_000
+"""Batches of a replay that wait to be read, of two workers at a time: vLLM's socket drops what its reader cannot take."""
 WAITING_BATCHES: Final = 256
-"""Batches that wait to be read, `MAX_MESSAGE_BYTES` each. Beyond that they wait at the worker, or are lost and replayed."""
+"""Batches that wait to be read, `MAX_MESSAGE_BYTES` each. Beyond that they wait at the worker."""
 
 
 class FramesError(Exception):
@@ -72,6 +76,10 @@ class Pace:
         """Let *slices* have its turn when it comes."""
         self._queue[slices] = None
         self._schedule()
+
+    def has(self, slices: Slices) -> bool:
+        """Say whether *slices* waits for its turn."""
+        return slices in self._queue
 
     def withdraw(self, slices: Slices) -> None:
         """Let *slices* wait no longer."""
@@ -119,6 +127,11 @@ class Slices:
         self._read = read
         self._watch()
         self._pace.wait(self)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for its turn."""
+        return self._pace.has(self)
 
     def again(self) -> None:
         """Have `run` called soon: there is something to do that the socket does not show."""
@@ -184,8 +197,8 @@ class Asker(Protocol):
     def is_behind(self) -> bool:
         """Go on with the batches taken. Return whether more of that is to be done before the next one."""
 
-    def replay_ended(self, *, answered: bool) -> None:
-        """Take the end; not *answered*: nothing came at all."""
+    def replay_ended(self, *, answered: bool, whole: bool) -> None:
+        """Take the end; not *answered*: nothing came at all; not *whole*: it broke off."""
 
     def failed(self, error: Exception) -> None:
         """Begin anew: *error* was raised in a replay, which is closed."""
@@ -250,7 +263,7 @@ class Replay:
         self._patience: asyncio.Handle | None = None
         self._on_turn = self._guarded(self._begin)
         self._on_readable = self._guarded(self._read)
-        self._on_silence = self._guarded(self._end)
+        self._on_silence = self._guarded(self._expire)
         turns.take(self._on_turn)
 
     def close(self) -> None:
@@ -290,7 +303,7 @@ class Replay:
         self._begun = True
         self._socket = socket = self._context.socket(zmq.DEALER)
         socket.set(zmq.LINGER, 0)
-        socket.set(zmq.RCVHWM, WAITING_BATCHES)
+        socket.set(zmq.RCVHWM, REPLAYED_BATCHES)
         socket.set(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
         socket.set(zmq.IPV6, 1)
         socket.connect(self._where)
@@ -302,7 +315,8 @@ class Replay:
     def _wait(self) -> None:
         if self._patience is not None:
             self._patience.cancel()
-        self._patience = self._loop.call_later(REPLAY_SECONDS, self._on_silence)
+        seconds = GAP_SECONDS if self._answered else REPLAY_SECONDS
+        self._patience = self._loop.call_later(seconds, self._on_silence)
 
     def _read(self) -> None:
         if self._slices is not None:
@@ -326,15 +340,21 @@ class Replay:
             return
         self._answered = True
         if frames[-2] == END:
-            self._end()
+            self._end(whole=True)
             return
         batch = batch_of(frames[-1])
         self._asker.replayed(int.from_bytes(frames[-2], "big"), None if batch is None else batch.events)
         self._wait()
 
-    def _end(self) -> None:
+    def _expire(self) -> None:
+        if self._slices is not None and self._slices.waits:
+            self._wait()  # it is not the worker that is silent
+        else:
+            self._end(whole=False)
+
+    def _end(self, *, whole: bool) -> None:
         self.close()
-        self._asker.replay_ended(answered=self._answered)
+        self._asker.replay_ended(answered=self._answered, whole=whole)
 
 
 def endpoint(host: str, port: int) -> str:
