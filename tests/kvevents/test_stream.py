@@ -271,6 +271,18 @@ def test_nothing_grows_without_bound() -> None:
     assert cache.dropped > 0
 
 
+def test_a_replay_that_breaks_off_is_continued() -> None:
+    """As long as it brings something: one that brings nothing more, and no end either, is over."""
+    follower, index = stream()
+    follower.connected()
+    follower.replayed(0, [stored(1)])
+    assert follower.replay_ended(whole=False) == 1
+    follower.replayed(1, [stored(2)])
+    assert follower.replay_ended(whole=False) == 2
+    assert follower.replay_ended(whole=False) is None
+    assert (follower.complete, matched(index, 1), matched(index, 2)) == (True, 1, 1)
+
+
 def test_batches_kept_during_a_replay_are_bounded_in_what_they_hold() -> None:
     """Large ones are dropped sooner, the oldest first, and replayed: an engine cannot fill the router with few of them."""
     follower, _ = stream()

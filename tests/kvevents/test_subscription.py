@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import itertools
+import socket
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -130,6 +133,20 @@ async def test_a_long_replay_is_had_although_little_of_it_is_kept_waiting() -> N
             assert len(follower.stream.cache) == 900
 
 
+async def test_a_replay_whose_end_is_lost_is_continued(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end is what a full socket drops first: the rest is asked for, until there is no more."""
+    monkeypatch.setattr(replay, "GAP_SECONDS", 0.05)
+    with publisher() as source:
+        for block in range(1, 6):
+            source.publish(stored(block))
+        source.without_end = True
+        with following(source) as follower:
+            await eventually(lambda: source.asked[:2] == [0, 5])
+            source.without_end = False
+            await eventually(lambda: follower.stream.complete and follower.stream.next == 5)
+            assert len(follower.stream.cache) == 5
+
+
 async def test_others_have_their_turn_while_a_worker_floods() -> None:
     """Batches without end, as large as they may be: the loop goes round all the time, and what came last is known."""
     with publisher() as source, following(source) as follower:
@@ -138,11 +155,76 @@ async def test_others_have_their_turn_while_a_worker_floods() -> None:
         blocks = list(range(1, 900))
         for _ in range(30):
             source.publish(*[stored(*blocks) for _ in range(15)])
+        deadline = time.monotonic() + 60
         while follower.stream.next != 30:
+            assert time.monotonic() < deadline, f"only {follower.stream.next} of 30 batches were taken"
             rounds += 1
             await asyncio.sleep(0)
         assert rounds > 30, "more than one for each batch"
         await eventually(lambda: follower.matched(*blocks) == len(blocks))
+
+
+async def test_a_quiet_worker_is_heard_while_others_flood() -> None:
+    """Workers have their turns one after the other: what one says waits for a slice of each of the others, not for all they say."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    turns = Turns(asyncio.get_running_loop())
+    with publisher() as one, publisher() as two, publisher() as quiet:
+        followers = [Following(turns, context, each, replays=True) for each in (one, two, quiet)]
+        for each in followers:
+            each._subscription.start()
+        try:
+            for each in followers:
+                await eventually(lambda each=each: each.stream.complete)
+            events = [stored(*range(1, 900)) for _ in range(15)]
+            quiet_publishes = False
+            deadline = time.monotonic() + 60
+            while followers[2].matched(7) != 1:
+                assert time.monotonic() < deadline, "the quiet worker was not heard"
+                for source, follower in zip((one, two), followers, strict=False):
+                    if source.number - (follower.stream.next or 0) < 10:
+                        source.publish(*events)  # so that there is always more
+                if not quiet_publishes and all(each.stream.next for each in followers[:2]):
+                    quiet_publishes = True
+                    quiet.publish(stored(7))
+                await asyncio.sleep(0.001)
+            assert all(each.stream.following for each in followers)
+        finally:
+            for each in followers:
+                each._subscription.stop()
+            context.destroy(linger=0)
+
+
+def test_all_who_read_have_half_of_the_time_in_turn() -> None:
+    """Three that never come to an end: each has as many slices, and between two of them passes as long as one took."""
+    loop = asyncio.new_event_loop()
+    readable, other_end = socket.socketpair()
+    with readable, other_end:
+        pace, order = replay.Pace(loop), []
+
+        class Endless:
+            fd = readable.fileno()
+
+        def step(name: str) -> bool:
+            order.append((name, time.perf_counter()))
+            while time.perf_counter() < order[-1][1] + replay.SLICE_SECONDS:
+                pass
+            return True
+
+        slices = []
+        for name in "abc":
+            reader = replay.Slices(loop, pace, Endless(), functools.partial(step, name))  # type: ignore[arg-type]
+            slices.append(reader)
+            loop.call_soon(reader.begin, reader.run)
+        loop.call_later(0.2, loop.stop)
+        loop.run_forever()
+        for reader in slices:
+            reader.close()
+        loop.close()
+    names = "".join(name for name, _ in order)
+    assert names == ("abc" * len(names))[: len(names)]
+    assert len(names) >= 6
+    gaps = [later - earlier for (_, earlier), (_, later) in itertools.pairwise(order)]
+    assert min(gaps) >= 2 * replay.SLICE_SECONDS * 0.9
 
 
 async def test_a_message_of_endless_frames_ends_the_connection() -> None:

@@ -56,12 +56,13 @@ async def model(r: Running, name: str = MODEL) -> dict[str, Any]:
 
 async def test_clients_see_what_workers_say(tmp_path: Path) -> None:
     """Context length, root and time of creation, of adapters their parent, too; OpenAI's library reads all of it."""
-    async with mock_worker(models=listed(4096, "sql")) as worker:
+    async with mock_worker() as worker:
         content = config([("aggregated", worker.url)], adapters=["sql", "fr"])
         async with running_router(tmp_path, content) as r:
             unknown = {"root": None, "parent": None, "max_model_len": None, "created": 0}
             wanted = {"id": MODEL, "object": "model", "owned_by": "turnout"}
             assert await model(r) == wanted | unknown
+            worker.models = listed(4096, "sql")
             await eventually(lambda: length_known(r) == 4096)
             known = {"max_model_len": 4096, "created": 1_700_000_000}
             assert await model(r) == wanted | known | {"root": "/models/tiny", "parent": None}

@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import TYPE_CHECKING
 
+import pytest
 from openai import AsyncOpenAI
 
 from support.router_mock_backend import mock_worker
@@ -114,19 +115,26 @@ async def test_several_choices_are_computed_where_they_are_decoded(tmp_path: Pat
     assert decode.received[0].body["n"] == 2
 
 
-async def test_concurrent_requests_spread_over_the_workers(tmp_path: Path) -> None:
-    """Requests under way at once go to the worker with the least in flight, so that all get the same share."""
+@pytest.mark.parametrize(("policy", "shares"), [("LeastLoaded", {4}), ("PrefixAware", {3, 4, 5})])
+async def test_concurrent_requests_spread_over_the_workers(
+    tmp_path: Path, policy: str, shares: set[int]
+) -> None:
+    """Requests under way at once: all workers get the same share of them, by their number.
+
+    By work one more or less, for how much of such a prompt's 20 us is done when the next one comes is a matter of time: see
+    `test_prompts_of_little_work_are_shared_out`.
+    """
     async with (
         mock_worker(behaviour="gated") as a,
         mock_worker(behaviour="gated") as b,
-        running_router(tmp_path, config([("aggregated", a.url), ("aggregated", b.url)])) as r,
+        running_router(tmp_path, config([("aggregated", a.url), ("aggregated", b.url)], policy=policy)) as r,
         asyncio.TaskGroup() as group,
     ):
         answers = [group.create_task(r.chat()) for _ in range(8)]
         await eventually(lambda: len(a.received) + len(b.received) == 8)
         a.gate.set()
         b.gate.set()
-    assert [len(a.received), len(b.received)] == [4, 4]
+    assert {len(a.received), len(b.received)} <= shares
     assert {answer.result().status_code for answer in answers} == {200}
 
 

@@ -62,6 +62,27 @@ def test_a_conversation_goes_where_its_prefix_is() -> None:
     assert {each: serve(policy, prompt(each, 14)) for each in first} == first
 
 
+@given(
+    st.lists(st.floats(0, 1e-3) | st.floats(0, 0.1), min_size=1, max_size=30),
+    st.sampled_from([1, 11, 1000]),
+)
+def test_prompts_of_little_work_are_shared_out(gaps: list[float], tokens: int) -> None:
+    """However they come: two idle workers get as many, but for one that is taken to have got further with its own.
+
+    Such answers come in one piece, so that nobody sees when a prompt has been computed; that is taken to be when it was
+    expected. Those that come at the same moment are shared out evenly.
+    """
+    policy = router("a", "b")
+    now, counts = 0.0, {"a": 0, "b": 0}
+    for gap in gaps:
+        now += gap
+        what = Prompt(tokens)
+        pick = policy.choose(what, states(policy), now)
+        policy.sent(pick, what, now).expected_at = now + pick.wait
+        counts[pick.state.id] += 1
+    assert abs(counts["a"] - counts["b"]) <= (2 if any(gaps[1:]) else len(gaps) % 2)
+
+
 def test_a_long_queue_outweighs_a_cached_prefix() -> None:
     """Ten long prompts wait where the prefix is: computing it elsewhere is quicker for everybody."""
     policy = router("a", "b")

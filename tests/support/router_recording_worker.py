@@ -41,29 +41,35 @@ class RecordingWorker:
         return value
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one connection."""
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-                first, *lines = head.strip().split("\r\n")
-                fields = {k.strip().lower(): v.strip() for k, v in (line.split(":", 1) for line in lines)}
-                if first.startswith("GET "):  # the router's own questions: health, metrics
-                    writer.write(b"HTTP/1.1 404 X\r\ncontent-length: 0\r\n\r\n")
-                    continue
-                body = await reader.readexactly(int(fields["content-length"]))
-                self.paths.append(first.split()[1])
-                self.heads.append(fields)
-                self.bodies.append(body)
-                prefills = b'"do_remote_decode":true' in body
-                answer, type_ = (self.prefilled, JSON) if prefills else (self.answer, self.type)
-                start = f"HTTP/1.1 {self.status} X\r\ncontent-type: {type_}\r\n"
-                if self.cut and not prefills:
-                    writer.write(f"{start}transfer-encoding: chunked\r\n\r\n{len(answer):x}\r\n".encode())
-                    writer.write(answer + b"\r\n")
-                    await writer.drain()
-                    break
-                writer.write(f"{start}content-length: {len(answer)}\r\n\r\n".encode() + answer)
+        """Serve one connection, and close it, whatever ends that."""
+        try:
+            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+                await self._serve(reader, writer)
+        finally:
+            writer.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+            first, *lines = head.strip().split("\r\n")
+            fields = {k.strip().lower(): v.strip() for k, v in (line.split(":", 1) for line in lines)}
+            if first.startswith("GET "):  # the router's own questions: health, metrics
+                writer.write(b"HTTP/1.1 404 X\r\ncontent-length: 0\r\n\r\n")
+                continue
+            body = await reader.readexactly(int(fields["content-length"]))
+            self.paths.append(first.split()[1])
+            self.heads.append(fields)
+            self.bodies.append(body)
+            prefills = b'"do_remote_decode":true' in body
+            answer, type_ = (self.prefilled, JSON) if prefills else (self.answer, self.type)
+            start = f"HTTP/1.1 {self.status} X\r\ncontent-type: {type_}\r\n"
+            if self.cut and not prefills:
+                writer.write(f"{start}transfer-encoding: chunked\r\n\r\n{len(answer):x}\r\n".encode())
+                writer.write(answer + b"\r\n")
                 await writer.drain()
+                break
+            writer.write(f"{start}content-length: {len(answer)}\r\n\r\n".encode() + answer)
+            await writer.drain()
 
 
 @asynccontextmanager
@@ -77,11 +83,8 @@ async def recording_worker(**behaviour: Any) -> AsyncIterator[RecordingWorker]:
         assert task is not None
         serving.add(task)
         task.add_done_callback(serving.discard)
-        try:
-            with contextlib.suppress(asyncio.CancelledError):
-                await worker.serve(reader, writer)
-        finally:
-            writer.close()
+        with contextlib.suppress(asyncio.CancelledError):
+            await worker.serve(reader, writer)
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     worker.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"

@@ -339,14 +339,14 @@ class EventStream:
         self._apply(number, batch)
         self._applied += 1
 
-    def replay_ended(self) -> int | None:
-        """Take the end of a replay, and what arrived meanwhile."""
+    def replay_ended(self, *, whole: bool = True) -> int | None:
+        """Take the end of a replay, and what arrived meanwhile. Of one that broke off (not *whole*) the rest is asked for."""
         self._budget = WORK_AT_ONCE
         due = self.next
         if not self._syncing or due is None:
             return None
         self._fruitless = 0 if self._applied else self._fruitless + 1
-        if self._hole:
+        if self._hole or (self._applied and not whole):
             return self._sync(due)
         while self._pending:
             number, batch, _ = self._pending[0]

@@ -1,8 +1,8 @@
 """Replays of KV events: one worker's batches from a number on, and whose turn it is to be replayed.
 
 A router that starts asks every worker for up to 10,000 batches. They are read two workers at a time and for 2 ms at a time,
-so that requests in between wait for milliseconds. Between two such slices passes as much time as the last one took: no
-worker, however much it says, has more than half of the router's time.
+so that requests in between wait for milliseconds. Between two such slices passes as much time as the last one took: all
+workers together, however much they say, have half of the router's time at most.
 """
 
 from __future__ import annotations
@@ -29,9 +29,13 @@ MAX_FRAMES: Final = 5
 WORKERS_AT_ONCE: Final = 2
 """Workers that are replayed at a time."""
 REPLAY_SECONDS: Final = 2.0
-"""Between two batches of a replay; vLLM looks for requests every 0.1 s."""
+"""Until a replay begins; vLLM looks for requests every 0.1 s."""
+GAP_SECONDS: Final = 0.5
+"""Between two batches of a replay. After that its end is taken to be lost, and the rest is asked for again."""
+REPLAYED_BATCHES: Final = 1_000
+"""Batches of a replay that wait to be read, of two workers at a time: vLLM's socket drops what its reader cannot take."""
 WAITING_BATCHES: Final = 256
-"""Batches that wait to be read, `MAX_MESSAGE_BYTES` each. Beyond that they wait at the worker, or are lost and replayed."""
+"""Batches that wait to be read, `MAX_MESSAGE_BYTES` each. Beyond that they wait at the worker."""
 
 
 class FramesError(Exception):
@@ -48,62 +52,130 @@ def receive(socket: zmq.Socket[bytes]) -> list[bytes]:
     return frames
 
 
+class Pace:
+    """Shares out time among those who read: one slice after the other, in turn, and as much time for others in between.
+
+    So all workers together, however much they publish, have half of the router's time at most.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._until = 0.0
+        self._queue: dict[Slices, None] = {}
+        self._timer: asyncio.Handle | None = None
+
+    def may_begin(self) -> bool:
+        """Say whether nobody waits for a turn now."""
+        return not self._queue and perf_counter() >= self._until
+
+    def spent(self, seconds: float) -> None:
+        """Let as much time pass as was *spent* just now."""
+        self._until = perf_counter() + seconds
+
+    def wait(self, slices: Slices) -> None:
+        """Let *slices* have its turn when it comes."""
+        self._queue[slices] = None
+        self._schedule()
+
+    def has(self, slices: Slices) -> bool:
+        """Say whether *slices* waits for its turn."""
+        return slices in self._queue
+
+    def withdraw(self, slices: Slices) -> None:
+        """Let *slices* wait no longer."""
+        self._queue.pop(slices, None)
+
+    def _schedule(self) -> None:
+        if self._timer is None and self._queue:
+            self._timer = self._loop.call_later(max(0.0, self._until - perf_counter()), self._next)
+
+    def _next(self) -> None:
+        self._timer = None
+        if self._queue:
+            slices = next(iter(self._queue))
+            del self._queue[slices]
+            try:
+                slices.take_turn()
+            finally:
+                self._schedule()
+
+
 class Slices:
-    """Reads *socket* whenever there is something to read, for `SLICE_SECONDS` at a time, with a rest in between.
+    """Reads *socket* whenever there is something to read, for `SLICE_SECONDS` at a time, as *pace* lets it.
 
     *step* does one piece of work and returns whether there may be another one.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, socket: zmq.Socket[bytes], step: Callable[[], bool]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        pace: Pace,
+        socket: zmq.Socket[bytes],
+        step: Callable[[], bool],
     ) -> None:
         self._loop = loop
+        self._pace = pace
         self._fd = int(socket.fd)
         self._step = step
         self._read = self.run
         self._closed = False
         self._watching = False
-        self._resuming: asyncio.Handle | None = None
+        self._on_turn = False
 
     def begin(self, read: Callable[[], None]) -> None:
         """Call *read*, which calls `run`, whenever there is something to do, and soon."""
         self._read = read
         self._watch()
-        self._resuming = self._loop.call_soon(self._resume)
+        self._pace.wait(self)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for its turn."""
+        return self._pace.has(self)
 
     def again(self) -> None:
         """Have `run` called soon: there is something to do that the socket does not show."""
-        if not self._closed and self._resuming is None:
-            self._resuming = self._loop.call_soon(self._resume)
+        if not self._closed:
+            self._pace.wait(self)
 
     def run(self) -> None:
         """Do what there is to do, until it is done or the time is over."""
-        began = perf_counter()
-        while not self._closed and self._step():
-            spent = perf_counter() - began
-            if spent >= SLICE_SECONDS:
-                self._rest(spent)
-                return
+        if self._closed:
+            return
+        if self._on_turn or self._pace.may_begin():
+            self._work()
+        else:
+            self._rest()
+
+    def take_turn(self) -> None:
+        """Call what was given to `begin`, which may begin now."""
+        if not self._closed:
+            self._watch()
+            self._on_turn = True
+            try:
+                self._read()
+            finally:
+                self._on_turn = False
 
     def close(self) -> None:
         """Do nothing any more."""
         self._closed = True
-        if self._resuming is not None:
-            self._resuming.cancel()
+        self._pace.withdraw(self)
         self._unwatch()
 
-    def _rest(self, seconds: float) -> None:
+    def _work(self) -> None:
+        began = perf_counter()
+        while not self._closed and self._step():
+            spent = perf_counter() - began
+            if spent >= SLICE_SECONDS:
+                self._pace.spent(spent)
+                self._rest()
+                return
+
+    def _rest(self) -> None:
         # The descriptor stays readable meanwhile, and would wake the loop again and again.
         self._unwatch()
-        if self._resuming is not None:
-            self._resuming.cancel()
-        self._resuming = self._loop.call_later(seconds, self._resume)
-
-    def _resume(self) -> None:
-        self._resuming = None
-        if not self._closed:
-            self._watch()
-            self._read()
+        self._pace.wait(self)
 
     def _watch(self) -> None:
         if not self._watching:
@@ -125,8 +197,8 @@ class Asker(Protocol):
     def is_behind(self) -> bool:
         """Go on with the batches taken. Return whether more of that is to be done before the next one."""
 
-    def replay_ended(self, *, answered: bool) -> None:
-        """Take the end; not *answered*: nothing came at all."""
+    def replay_ended(self, *, answered: bool, whole: bool) -> None:
+        """Take the end; not *answered*: nothing came at all; not *whole*: it broke off."""
 
     def failed(self, error: Exception) -> None:
         """Begin anew: *error* was raised in a replay, which is closed."""
@@ -137,6 +209,7 @@ class Turns:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, at_once: int = WORKERS_AT_ONCE) -> None:
         self.loop = loop
+        self.pace = Pace(loop)
         self._free = at_once
         self._waiting: deque[Callable[[], None]] = deque()
 
@@ -190,7 +263,7 @@ class Replay:
         self._patience: asyncio.Handle | None = None
         self._on_turn = self._guarded(self._begin)
         self._on_readable = self._guarded(self._read)
-        self._on_silence = self._guarded(self._end)
+        self._on_silence = self._guarded(self._expire)
         turns.take(self._on_turn)
 
     def close(self) -> None:
@@ -230,19 +303,20 @@ class Replay:
         self._begun = True
         self._socket = socket = self._context.socket(zmq.DEALER)
         socket.set(zmq.LINGER, 0)
-        socket.set(zmq.RCVHWM, WAITING_BATCHES)
+        socket.set(zmq.RCVHWM, REPLAYED_BATCHES)
         socket.set(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
         socket.set(zmq.IPV6, 1)
         socket.connect(self._where)
         socket.send_multipart((b"", self._first.to_bytes(NUMBER_BYTES, "big")), zmq.NOBLOCK)
         self._wait()
-        self._slices = Slices(self._loop, socket, self._take_next)
+        self._slices = Slices(self._loop, self._turns.pace, socket, self._take_next)
         self._slices.begin(self._on_readable)
 
     def _wait(self) -> None:
         if self._patience is not None:
             self._patience.cancel()
-        self._patience = self._loop.call_later(REPLAY_SECONDS, self._on_silence)
+        seconds = GAP_SECONDS if self._answered else REPLAY_SECONDS
+        self._patience = self._loop.call_later(seconds, self._on_silence)
 
     def _read(self) -> None:
         if self._slices is not None:
@@ -266,15 +340,21 @@ class Replay:
             return
         self._answered = True
         if frames[-2] == END:
-            self._end()
+            self._end(whole=True)
             return
         batch = batch_of(frames[-1])
         self._asker.replayed(int.from_bytes(frames[-2], "big"), None if batch is None else batch.events)
         self._wait()
 
-    def _end(self) -> None:
+    def _expire(self) -> None:
+        if self._slices is not None and self._slices.waits:
+            self._wait()  # it is not the worker that is silent
+        else:
+            self._end(whole=False)
+
+    def _end(self, *, whole: bool) -> None:
         self.close()
-        self._asker.replay_ended(answered=self._answered)
+        self._asker.replay_ended(answered=self._answered, whole=whole)
 
 
 def endpoint(host: str, port: int) -> str:

@@ -139,7 +139,7 @@ class Subscription:
         self._sockets.append(monitor)
         publisher.connect(endpoint(self._host, self._port))
         self._loop.add_reader(int(monitor.fd), self._on_monitored)
-        self._slices = Slices(self._loop, publisher, self._take_next)
+        self._slices = Slices(self._loop, self._turns.pace, publisher, self._take_next)
         self._slices.begin(self._on_readable)
         self._watch()
 
@@ -251,7 +251,7 @@ class Subscription:
             self._stream.connected()
         self._stream.replayed(number, batch)
 
-    def replay_ended(self, *, answered: bool) -> None:
+    def replay_ended(self, *, answered: bool, whole: bool) -> None:
         """Take the end of a replay: a whole one, one that broke off, or, without an answer, none."""
         self._replay = None
         if self._slices is not None:
@@ -259,7 +259,7 @@ class Subscription:
         if answered:
             if self._anew:  # nothing but the end has come
                 self._stream.connected()
-            self._ask(self._stream.replay_ended())
+            self._ask(self._stream.replay_ended(whole=whole))
             return
         self._tell(f"nothing replays KV events at port {self._replay_port}")
         self._stream.replay_failed()
