@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from turnout_router.usage import StreamFailure, Tap
 
 _OK = 200
-_REDIRECTION = 300
 _CLIENT_ERROR = 400
 _TOO_MANY = 429
 _SERVER_ERROR = 500
@@ -250,8 +249,8 @@ def check_status(status: int, what: str) -> None:
     if status >= _SERVER_ERROR or status == _TOO_MANY:
         fault: UpstreamFault = "overloaded" if status in {_OVERLOADED, _TOO_MANY} else "status"
         raise UpstreamError(fault, f"{what} answered {status}", status)
-    if _REDIRECTION <= status < _CLIENT_ERROR:
-        raise UpstreamError("protocol", f"{what} answered {status}, a redirection", status)
+    if status != _OK and status < _CLIENT_ERROR:
+        raise UpstreamError("protocol", f"{what} answered {status}, which is no answer of this API", status)
 
 
 def check_coding(value: bytes) -> None:

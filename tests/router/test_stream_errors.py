@@ -500,7 +500,7 @@ async def test_refusals_have_the_form_of_the_api(
     assert (answer.json().get("type") == "error") is (path == "/v1/messages")
 
 
-@pytest.mark.parametrize(("status", "expected"), [(429, 503), (302, 502)])
+@pytest.mark.parametrize(("status", "expected"), [(429, 503), (302, 502), (201, 502)])
 async def test_statuses_that_are_no_answers_are_tried_elsewhere(
     tmp_path: Path, status: int, expected: int
 ) -> None:

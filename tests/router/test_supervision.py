@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-import uvicorn
 
 from support.faults import Behind, errors, errors_of_awaiting, faulty, slamming_port
 from support.router_mock_backend import mock_worker
@@ -29,8 +28,9 @@ from support.router_running import (
 from support.worker_process import free_port
 from turnout.routing import HealthPolicy
 from turnout_router import checks, listener, main, pools, tls
+from turnout_router.admin import AdminApp
 from turnout_router.checks import HealthChecks
-from turnout_router.discovery import kubernetes
+from turnout_router.discovery import file, kubernetes
 from turnout_router.discovery.file import FileSource
 from turnout_router.discovery.kubernetes import KubernetesSource
 from turnout_router.errors import ConfigError, UpstreamError
@@ -55,6 +55,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from support.router_mock_backend import MockWorker
+    from turnout_router.connection import ClientConnection
+    from turnout_router.http import Request
 
 OFTEN = 0.02
 PAGE = b"vllm:num_requests_running 0\nvllm:num_requests_waiting 0\nvllm:kv_cache_usage_perc 0\n"
@@ -350,8 +352,6 @@ async def test_a_check_or_a_trial_that_fails_is_survived(
         ("fleet", Router, "changed"),
         ("checks", HealthChecks, "run"),
         ("scrapes", Scraper, "run"),
-        ("admin", uvicorn.Server, "main_loop"),
-        ("admin", uvicorn.Server, "startup"),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
@@ -370,23 +370,46 @@ async def test_a_long_lived_task_that_fails_is_run_again(
         await eventually(lambda: one.scrapes > before[0] and other.scrapes > before[1])
 
 
+async def test_a_page_of_the_admin_port_that_fails_is_one_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """500 for each kind of exception, counted; the next one is answered, and the public port notices nothing."""
+    kinds: list[Any] = errors_of_awaiting()
+    count = len(kinds)
+    async with router(tmp_path) as (r, _, _other):
+        app = r.router._admin._listener.handler
+        assert isinstance(app, AdminApp)
+        healthy = app._pages[b"/healthz"]
+
+        def fails(request: Request, client: ClientConnection) -> None:
+            if kinds:
+                raise kinds.pop()
+            healthy(request, client)
+
+        monkeypatch.setitem(app._pages, b"/healthz", fails)
+        statuses = [(await r.admin.get("/healthz")).status_code for _ in range(count)]
+        assert statuses == [500] * count
+        assert (await r.admin.get("/healthz")).status_code == 200
+        await survives(r, "admin", count)
+
+
 async def test_the_fleet_is_followed_after_its_source_has_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A change comes through; and a file that is no good by then does not end the process as it would at the start."""
     kinds: list[Any] = []
-    monkeypatch.setattr(FileSource, "_stamp", faulty(FileSource, "_stamp", kinds))
+    monkeypatch.setattr(file, "stamp_of", faulty(file, "stamp_of", kinds))
     async with router(tmp_path) as (r, _, _other):
-        file = tmp_path / "router.yaml"
-        good = file.read_text()
-        file.write_text("deployments: [")
+        path = tmp_path / "router.yaml"
+        good = path.read_text()
+        path.write_text("deployments: [")
         kinds += errors_of_awaiting()
         r.router.reload()
         await eventually(lambda: not kinds)
         assert await failures(r, "fleet") == len(errors_of_awaiting())
         assert (await r.chat()).status_code == 200
         assert await r.metric("turnout_router_fleet_stale") == 1
-        file.write_text(good.replace(MODEL, "renamed"))
+        path.write_text(good.replace(MODEL, "renamed"))
         r.router.reload()
 
         async def renamed() -> bool:

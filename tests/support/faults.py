@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import ModuleType
 
 
 def errors() -> list[Exception]:
@@ -61,14 +62,21 @@ class Fault:
 
         return call
 
+    def __call__(self, *args: Any, **more: Any) -> Any:
+        """Be a function of a module."""
+        self._raise(*args)
+        return self._function(*args, **more)
+
     def _raise(self, *args: Any) -> None:
         if self.pending and self._only(*args):
             raise self.pending.pop(0)
         self.passed += 1
 
 
-def faulty(owner: type, name: str, pending: list[Any], only: Callable[..., bool] = lambda *_: True) -> Fault:
-    """Return what stands in for the method *name* of *owner*; *only* says for which arguments (self first) it raises."""
+def faulty(
+    owner: type | ModuleType, name: str, pending: list[Any], only: Callable[..., bool] = lambda *_: True
+) -> Fault:
+    """Return what stands in for *name*, a method of the class *owner* or a function of that module; *only* says for which arguments (self first) it raises."""
     return Fault(getattr(owner, name), pending, only)
 
 
