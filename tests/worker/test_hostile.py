@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SECONDS: Final = 30.0
 STALL_SECONDS: Final = 2.0
-"""Bound on how long /health may take meanwhile. On two idle cores the worst of these takes 0.1 s; before, minutes."""
+"""Bound on how long /health may take meanwhile. On two idle cores the worst of these takes 0.3 s (16 MiB to tokenize)."""
 MANY: Final = 240_000
 LARGE: Final = 16 * 1024 * 1024 - 200
 

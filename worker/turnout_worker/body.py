@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from turnout_worker.errors import BodyError
+from turnout_worker.errors import BodyError, ContradictionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,12 +39,12 @@ def object_of(body: bytes) -> dict[str, Any]:
     try:
         fields = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise BodyError(f"the body is not JSON: {error}") from error
+        raise BodyError(f"the body is not JSON: {error}", f"body.{error.pos}") from error
     finally:
         if collects:
             gc.enable()
     if not isinstance(fields, dict):
-        raise BodyError("the body must be a JSON object")
+        raise BodyError("the body must be a JSON object", "body")
     if brackets > MAX_DEPTH:
         try:
             orjson.dumps(fields)
@@ -78,7 +78,7 @@ def _whole(where: str, value: object) -> int:
         except ValueError:
             number = None
     if number is None or not -_MOST_INTEGER <= number < _MOST_INTEGER:
-        raise _wrong(where, "Input should be a valid integer", value)
+        raise _wrong(where, "int_parsing", "Input should be a valid integer", value)
     return number
 
 
@@ -88,7 +88,7 @@ def _number(where: str, value: object) -> float:
             return float(value)
         except (ValueError, OverflowError):
             pass
-    raise _wrong(where, "Input should be a valid number", value)
+    raise _wrong(where, "float_parsing", "Input should be a valid number", value)
 
 
 def _flag(where: str, value: object) -> bool:
@@ -98,30 +98,30 @@ def _flag(where: str, value: object) -> bool:
         return bool(value)
     if isinstance(value, str) and value.lower() in _TRUE | _FALSE:
         return value.lower() in _TRUE
-    raise _wrong(where, "Input should be a valid boolean", value)
+    raise _wrong(where, "bool_parsing", "Input should be a valid boolean, unable to interpret input", value)
 
 
 def _text(where: str, value: object) -> str:
     if not isinstance(value, str):
-        raise _wrong(where, "Input should be a valid string", value)
+        raise _wrong(where, "string_type", "Input should be a valid string", value)
     return value
 
 
 def _wholes(where: str, value: object) -> list[int]:
     if not isinstance(value, list):
-        raise _wrong(where, "Input should be a valid list", value)
+        raise _wrong(where, "list_type", "Input should be a valid list", value)
     return [_whole(f"{where}.{index}", one) for index, one in enumerate(value)]
 
 
 def _biases(where: str, value: object) -> dict[str, float]:
     if not isinstance(value, dict):
-        raise _wrong(where, "Input should be a valid dictionary", value)
+        raise _wrong(where, "dict_type", "Input should be a valid dictionary", value)
     return {token: _number(f"{where}.{token}", bias) for token, bias in value.items()}
 
 
 def _object(where: str, value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise _wrong(where, "Input should be a valid dictionary or object", value)
+        raise _wrong(where, "model_attributes_type", "Input should be a valid dictionary or object", value)
     return value
 
 
@@ -130,7 +130,10 @@ def _read_stream_options(fields: dict[str, Any]) -> None:
     if options is None:
         return
     if options and not fields.get("stream"):
-        raise BodyError("Stream options can only be defined when `stream=True`.", "stream_options")
+        raise ContradictionError(
+            "Stream options can only be defined when `stream=True`. (parameter=stream_options)",
+            "stream_options",
+        )
     read_options = dict(options)
     for name in ("include_usage", "continuous_usage_stats"):
         if options.get(name) is not None:
@@ -141,9 +144,9 @@ def _read_stream_options(fields: dict[str, Any]) -> None:
 def _require_limit(fields: dict[str, Any]) -> None:
     most = fields.get("max_tokens")
     if most is None:
-        raise _wrong("body.max_tokens", "Field required", fields.get("max_tokens"))
+        raise _wrong("body.max_tokens", "missing", "Field required", fields)
     if most < 1:
-        raise _wrong("body.max_tokens", "Value error, max_tokens must be positive", most)
+        raise _wrong("body.max_tokens", "value_error", "Value error, max_tokens must be positive", most)
 
 
 def _check_least(fields: dict[str, Any]) -> None:
@@ -151,15 +154,18 @@ def _check_least(fields: dict[str, Any]) -> None:
     most = fields.get("max_tokens") if most is None else most
     least = fields.get("min_tokens")
     if most is not None and least is not None and most >= 1 and least > most:
-        raise BodyError(
-            f"min_tokens must be less than or equal to max_tokens={most}, got {least}.", "min_tokens"
-        )
+        raise ContradictionError(f"min_tokens must be less than or equal to max_tokens={most}, got {least}.")
 
 
-def _wrong(where: str, what: str, value: object) -> BodyError:
-    shown = repr(value)
+def _wrong(where: str, kind: str, what: str, value: object) -> BodyError:
+    shown = (
+        f"<{type(value).__name__} of {len(value)} items>" if isinstance(value, dict | list) else repr(value)
+    )
     shown = shown if len(shown) <= 50 else f"{shown[:25]}...{shown[-24:]}"  # noqa: PLR2004 - pydantic's own bounds
-    return BodyError(f"1 validation error:\n  {{'loc': {where!r}, 'msg': {what!r}, 'input': {shown}}}", where)
+    return BodyError(
+        f"1 validation error:\n  {{'type': {kind!r}, 'loc': {where!r}, 'msg': {what!r}, 'input': {shown}}}",
+        where,
+    )
 
 
 _SAMPLING: Final[dict[str, Callable[[str, object], object]]] = {

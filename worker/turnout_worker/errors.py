@@ -6,6 +6,7 @@ WorkerError
 └── AnswerError             ends in an HTTP answer
     ├── BadRequestError          400, malformed or longer than the model allows: found while it is served
     │   ├── BodyError            400, found while the body is read, before any work
+    │   │   └── ContradictionError   400, of another type
     │   └── EngineInputError     400, found by the engine, when a stream's answer has begun
     ├── UnknownModelError        404
     ├── UnknownPathError         404
@@ -59,6 +60,12 @@ class BodyError(BadRequestError):
     """What vLLM's models of a body refuse: wrong types, fields that contradict each other. In OpenAI's form on all paths."""
 
     type = "Bad Request"
+
+
+class ContradictionError(BodyError):
+    """Fields that contradict each other: found while the body is read, under the type of what serving code refuses."""
+
+    type = BadRequestError.type
 
 
 class EngineInputError(BadRequestError):

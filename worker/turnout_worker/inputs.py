@@ -54,7 +54,7 @@ def check(fields: dict[str, Any], kind: Kind) -> None:
 def _check_prompt(fields: dict[str, Any], kind: Kind) -> None:
     # [[]] is refused earlier: it is no list of token ids.
     if (kind == "text" and fields.get("prompt") == [""]) or fields.get("truncate_prompt_tokens") == 0:
-        raise EngineInputError("The decoder prompt cannot be empty", "prompt")
+        raise EngineInputError("The decoder prompt cannot be empty")
 
 
 def _check_logprobs(fields: dict[str, Any], kind: Kind) -> None:
@@ -65,7 +65,8 @@ def _check_logprobs(fields: dict[str, Any], kind: Kind) -> None:
     count = VOCABULARY if asked == -1 else asked
     if not 0 <= count <= MAX_LOGPROBS:
         raise EngineInputError(
-            f"Requested sample logprobs of {count}, which is greater than max allowed: {MAX_LOGPROBS}",
+            f"Requested sample logprobs of {count}, which is greater than max allowed: {MAX_LOGPROBS} "
+            f"(parameter=logprobs, value={count})",
             "logprobs",
         )
 
@@ -153,7 +154,7 @@ class _Constraints:
         kinds = node.get("type")
         for kind in kinds if isinstance(kinds, list) else [] if kinds is None else [kinds]:
             if not isinstance(kind, str) or kind not in _KINDS:
-                raise _bad_schema(f"Unsupported type {kind!r:.60}")
+                raise _bad_schema(f"Invalid type: {kind!s:.60}")
         reference = node.get("$ref")
         if reference is not None:
             self._references -= len(reference) if isinstance(reference, str) else 0
@@ -208,4 +209,4 @@ def _resolves(schema: object, reference: object) -> bool:
 
 
 def _bad_schema(what: str) -> EngineInputError:
-    return EngineInputError(f"Invalid JSON schema: {what}", "response_format")
+    return EngineInputError(f"Grammar error: {what}")

@@ -40,6 +40,8 @@ def as_chat(fields: dict[str, Any]) -> dict[str, Any]:
         "max_tokens": fields.get("max_tokens"),
         "stop": fields.get("stop_sequences"),
     }
+    if isinstance(wanted := fields.get("output_config"), dict):
+        chat["response_format"] = wanted.get("format")
     return chat | _tools(fields)
 
 
@@ -103,9 +105,10 @@ def _internal_error(error: AnswerError) -> bytes:
     shown = repr(chunk)
     if len(shown) > _MOST_SHOWN:
         shown = f"{shown[: _MOST_SHOWN // 2]}...{shown[1 - _MOST_SHOWN // 2 :]}"
-    lines = ["5 validation errors for ChatCompletionStreamResponse"]
-    for name in ("id", "created", "model", "choices", "object"):
+    lines = ["2 validation errors for ChatCompletionStreamResponse"]
+    for name in ("model", "choices"):
         lines += [name, f"  Field required [type=missing, input_value={shown}, input_type=dict]"]
+        lines.append("    For further information visit https://errors.pydantic.dev/2.14/v/missing")
     message = "\n".join(lines)
     value = {"type": "error", "error": {"type": "internal_error", "message": message}}
     return b"event: error\ndata: %b\n\n" % orjson.dumps(value)

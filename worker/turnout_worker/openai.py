@@ -122,8 +122,8 @@ def understand(
         for index in range(choices)
     )
     stream = bool(fields.get("stream"))
-    if stream and fields.get("use_beam_search"):
-        raise BadRequestError("Streaming is not yet supported with beam search", "stream")
+    if stream and kind == "text" and fields.get("use_beam_search"):
+        raise BadRequestError("Streaming is not currently supported with beam search")
     options = fields.get("stream_options") or {}
     pin, remote = _transfer(fields) if transfers else (False, None)
     if choices > 1 and (pin or remote is not None):
@@ -226,10 +226,13 @@ def _output_limit(fields: dict[str, Any], kind: Kind, prompt_tokens: int, max_le
     if asked is None:
         return None
     if asked < 1:
-        raise BadRequestError(f"{name} must be at least 1, got {asked}.", name)
+        raise BadRequestError(
+            f"{name} must be at least 1, got {asked}. (parameter={name}, value={asked})", name
+        )
     if asked > max_length:
         raise BadRequestError(
-            f"{name}={asked} cannot be greater than max_model_len={max_length}. Please request fewer output tokens.",
+            f"{name}={asked} cannot be greater than max_model_len={max_length}. Please request fewer output tokens. "
+            f"(parameter={name}, value={asked})",
             name,
         )
     return int(min(asked, max_length - prompt_tokens))
@@ -240,7 +243,7 @@ def _answer(fields: dict[str, Any], prompt: bytes, limit: int | None, room: int,
     most = room if limit is None else limit
     least = _count(fields, "min_tokens", at_least=0) or 0
     if least > most:
-        raise BadRequestError(f"min_tokens {least} is greater than max_tokens {most}", "min_tokens")
+        raise BadRequestError(f"min_tokens must be less than or equal to max_tokens={most}, got {least}.")
     own_seed = _count(fields, "seed", at_least=None)
     seed = seed if own_seed is None else seed ^ (own_seed & 0xFFFFFFFF)
     natural = most + 1 if fields.get("ignore_eos") else max(least, text.natural_length(seed, prompt))
