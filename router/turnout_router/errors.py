@@ -23,6 +23,7 @@ needs to be replaced by one that is already loading."""
 UpstreamFault = Literal[
     "connect",
     "reset",
+    "cut",
     "timeout",
     "status",
     "protocol",

@@ -6,8 +6,9 @@ a prefill worker hands out can be used once. A decode worker that is full, or ca
 next one takes it over. Retries are bounded per request and, over all, by the retry budget. After the first byte nothing is
 repeated: the stream ends with an error event and a closed connection.
 
-A 5xx is not held against its worker before another worker has answered: where that one gives the same 5xx, the request
-is at fault, and neither is blamed.
+A 5xx, or an answer that breaks off before anything of it was sent, is not held against its worker before another worker has
+answered: where that one does the same, the request is at fault, and neither is blamed. (vLLM breaks a stream of the Responses API
+off where it should refuse the request.)
 """
 
 from __future__ import annotations
@@ -64,8 +65,12 @@ def _first_number() -> int:
     return 0
 
 
+_DOUBTFUL: Final = frozenset({"status", "cut"})
+"""Failures that may follow from the request: a worker that is gone or says nothing is weighed at once."""
+
+
 class _Suspicion:
-    """A worker's 5xx that may be the request's own fault."""
+    """A worker's 5xx, or broken answer, that may be the request's own fault."""
 
     __slots__ = ("backend", "error")
 
@@ -143,7 +148,7 @@ class Exchange:
         self._handed: Handed | None = None
         self._suspicions: list[_Suspicion] = []
         self._own_fault = 0
-        """The 5xx that this request got from two workers: a third one's says nothing of that worker either."""
+        """The status with which two workers failed this request: a third one's says nothing of that worker either."""
         self._sequence = _first_number
         self._decisions = decisions
         self._decision = Decision(
@@ -398,7 +403,9 @@ class Exchange:
                 repeatable=handed is None,
                 on_start=self._hold_back,
             )
-        except UpstreamError:
+        except UpstreamError as error:
+            if error.fault == "reset" and relay.status and not self._client.started:
+                raise UpstreamError("cut", "its answer broke off", relay.status) from error
             if not relay.whole:
                 raise
             # The client has all of the answer. What the worker did after its last event changes nothing.
@@ -469,8 +476,8 @@ class Exchange:
         self._backends.succeeded(backend)
 
     def _blame(self, backend: Backend, error: UpstreamError) -> None:
-        """Hold *error* against *backend*: at once, or, of a 5xx, once another worker has not answered the same."""
-        if error.fault != "status" or not self._backends.suspect(backend):
+        """Hold *error* against *backend*: at once, or, of `_DOUBTFUL` ones, once another worker has not done the same."""
+        if error.fault not in _DOUBTFUL or not self._backends.suspect(backend):
             self._backends.failed(backend, error)
             return
         if error.status != self._own_fault and any(

@@ -268,6 +268,26 @@ async def test_the_same_5xx_from_two_workers_is_the_requests_fault(tmp_path: Pat
     assert not any(worker["ejected"] or worker["failuresInARow"] for worker in workers)
 
 
+async def test_a_stream_that_breaks_off_on_two_workers_is_the_requests_fault(tmp_path: Path) -> None:
+    """So vLLM refuses what it should not be asked for in its Responses API: these two events, and the connection's end."""
+    begun = event({"type": "response.created", "response": {}}, "response.created") + event(
+        {"type": "response.in_progress", "response": {}}, "response.in_progress"
+    )
+    async with (
+        recording_worker(answer=begun, type=EVENTS, cut=True) as one,
+        recording_worker(answer=begun, type=EVENTS, cut=True) as other,
+        running_router(tmp_path, config([("aggregated", one.url), ("aggregated", other.url)])) as r,
+    ):
+        for _ in range(5):
+            status, seen, _ = await stream(r, "/v1/responses", input="hi")
+            assert status == 502
+            assert b"response.created" not in seen
+        workers = await health(r)
+    assert one.bodies
+    assert other.bodies
+    assert not any(worker["ejected"] or worker["failuresInARow"] for worker in workers)
+
+
 async def test_a_worker_that_alone_answers_5xx_is_ejected(tmp_path: Path) -> None:
     """Where another worker answers the same request well, the first one is at fault."""
     async with (
