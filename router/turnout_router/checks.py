@@ -25,7 +25,10 @@ _ANSWER_SECONDS: Final = 2.0
 _AT_ONCE: Final = 64
 _MOST_BYTES: Final = 64 * 1024
 _SERVER_ERROR: Final = 500
+_NOT_IMPLEMENTED: Final = 501
 _UNAVAILABLE: Final = 503
+_ANSWERS: Final = frozenset({_NOT_IMPLEMENTED, _UNAVAILABLE})
+"""Of 5xx, those that an engine gives which works: its model completes no texts, or it is full."""
 
 
 class HealthChecks:
@@ -92,7 +95,7 @@ class HealthChecks:
         except UpstreamError as error:
             self._backends.failed(backend, error)
             return
-        if answer.status >= _SERVER_ERROR and answer.status != _UNAVAILABLE:
+        if answer.status >= _SERVER_ERROR and answer.status not in _ANSWERS:
             message = f"it answered a trial with {answer.status}"
             self._backends.failed(backend, UpstreamError("status", message, answer.status))
         else:

@@ -186,9 +186,12 @@ def _runs_tools(body: Mapping[str, Any]) -> bool:
     Every turn would read the handed-out cache anew, which can be read only once.
     """
     tools = body.get("tools")
-    return isinstance(tools, list) and any(
-        not isinstance(tool, dict) or tool.get("type") not in {"function", "custom"} for tool in tools
-    )
+    return isinstance(tools, list) and not all(_is_called_by_client(tool) for tool in tools)
+
+
+def _is_called_by_client(tool: object) -> bool:
+    kind = tool.get("type") if isinstance(tool, dict) else None
+    return isinstance(kind, str) and kind in {"function", "custom"}
 
 
 def _never(_body: Mapping[str, Any]) -> bool:

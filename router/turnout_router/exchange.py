@@ -6,8 +6,8 @@ a prefill worker hands out can be used once. A decode worker that is full, or ca
 next one takes it over. Retries are bounded per request and, over all, by the retry budget. After the first byte nothing is
 repeated: the stream ends with an error event and a closed connection.
 
-A 5xx, or an answer that breaks off before anything of it was sent, is not held against its worker before another worker has
-answered: where that one does the same, the request is at fault, and neither is blamed. (vLLM breaks a stream of the Responses API
+A 5xx, or an answer that breaks off before anything of it was sent, is not held against its worker before it is known how the
+request fares elsewhere: where another worker does the same and none serves it, the request is at fault, and no worker is blamed. (vLLM breaks a stream of the Responses API
 off where it should refuse the request.)
 """
 
@@ -78,6 +78,11 @@ class _Suspicion:
         self.backend: Final = backend
         self.error: Final = error
 
+    def is_confirmed_by(self, other: _Suspicion) -> bool:
+        """Say whether *other* is the same failure of another worker that does the same work."""
+        mine, its = self.backend, other.backend
+        return mine.id != its.id and mine.role == its.role and self.error.status == other.error.status
+
 
 class Exchange:
     """Serves one completion. `run` always ends with an answer, unless the client has left."""
@@ -98,7 +103,6 @@ class Exchange:
         "_limits",
         "_local",
         "_metrics",
-        "_own_fault",
         "_prefill_failed",
         "_prompt",
         "_request",
@@ -147,8 +151,6 @@ class Exchange:
         self._prefill_failed = False
         self._handed: Handed | None = None
         self._suspicions: list[_Suspicion] = []
-        self._own_fault = 0
-        """The status with which two workers failed this request: a third one's says nothing of that worker either."""
         self._sequence = _first_number
         self._decisions = decisions
         self._decision = Decision(
@@ -195,7 +197,7 @@ class Exchange:
                 self._tell(unavailable("The router is shutting down."))
         finally:
             metrics.in_flight -= 1
-            self._blame_suspects()
+            self._blame_suspects(served=status < _SERVER_ERROR and status != _CLIENT_LEFT)
             if self._gate is not None:
                 self._gate.leave(self._tokens)
             metrics.answered(status)
@@ -476,36 +478,24 @@ class Exchange:
         self._backends.succeeded(backend)
 
     def _blame(self, backend: Backend, error: UpstreamError) -> None:
-        """Hold *error* against *backend*: at once, or, of `_DOUBTFUL` ones, once another worker has not done the same."""
-        if error.fault not in _DOUBTFUL or not self._backends.suspect(backend):
-            self._backends.failed(backend, error)
-            return
-        if error.status != self._own_fault and any(
-            one.error.status == error.status
-            and one.backend.id != backend.id
-            and one.backend.role == backend.role
-            for one in self._suspicions
-        ):
-            self._own_fault = error.status
-            for one in [one for one in self._suspicions if one.error.status == error.status]:
-                self._backends.cleared(one.backend)
-                self._suspicions.remove(one)
-        if error.status == self._own_fault:
-            self._backends.cleared(backend)
-        else:
+        """Hold *error* against *backend*: at once, or, of `_DOUBTFUL` ones, once it is known how the request fares elsewhere."""
+        if error.fault in _DOUBTFUL and self._backends.suspect(backend):
             self._suspicions.append(_Suspicion(backend, error))
+        else:
+            self._backends.failed(backend, error)
 
-    def _blame_suspects(self) -> None:
-        """Hold against workers what no other worker has confirmed."""
+    def _blame_suspects(self, *, served: bool) -> None:
+        """Hold failures against workers, but for those that follow the request, where it was served nowhere."""
         suspicions, self._suspicions = self._suspicions, []
         for one in suspicions:
             self._backends.cleared(one.backend)
-            self._backends.failed(one.backend, one.error)
+            if served or not any(one.is_confirmed_by(other) for other in suspicions):
+                self._backends.failed(one.backend, one.error)
 
     def _note_first_token(self, hold: Hold) -> None:
         """Note that the worker of *hold* computes what others have failed on."""
         hold.first_token()
-        self._blame_suspects()
+        self._blame_suspects(served=True)
 
     def _tell(self, error: ApiError) -> None:
         """Tell the client, in whatever form is still possible."""

@@ -26,7 +26,6 @@ from turnout_router.errors import (
     ApiError,
     key_missing,
     key_wrong,
-    malformed,
     method_not_allowed,
     model_not_found,
     not_json,
@@ -37,12 +36,12 @@ from turnout_router.exchange import Exchange
 from turnout_router.framing import is_json
 from turnout_router.http import JSON, Request
 from turnout_router.identity import Names
+from turnout_router.large import LargeRequests
 from turnout_router.metrics import NO_DEPLOYMENT, Metrics
 from turnout_router.models import models_body
-from turnout_router.openai import capped, parse, parse_in_steps
+from turnout_router.openai import capped, parse
 from turnout_router.reader import require_body
-from turnout_router.turns import in_turns
-from turnout_router.untrusted import UNCOUNTED_BYTES, TooManyValues, parsed_bytes, weigh
+from turnout_router.untrusted import UNCOUNTED_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -59,7 +58,6 @@ if TYPE_CHECKING:
 _POST: Final = b"POST, OPTIONS"
 _GET: Final = b"GET, HEAD, OPTIONS"
 _JSON_TYPE: Final = b"application/json"
-_TOO_MANY: Final = "The body of your request holds too many values: about a million numbers are accepted, fewer texts and objects."
 _HEALTH: Final = frozenset({b"/health", b"/ping"})
 """Whether this router can serve, without a body and without a key, as vLLM says it."""
 
@@ -77,7 +75,7 @@ class Gateway:
         self._draws = random.Random()  # noqa: S311 - shares out requests by weight, guards nothing
         self._names = Names()
         self.decisions = Decisions(clock, time.time)
-        self._large = asyncio.Lock()
+        self._large = LargeRequests()
         self.ready = False
         """Whether a fleet has been seen."""
         self.leaving = False
@@ -190,32 +188,26 @@ class Gateway:
         identity: Identity,
         grant: Grant | None,
     ) -> None:
-        """Count the values of a large body, a slice at a time, before it is parsed; one such body after the other.
-
-        So others have their turn in between, and the objects of no more than one large body exist at a time.
-        """
         loop = asyncio.get_running_loop()
+        began = loop.time()
         try:
-            async with self._large:
-                try:
-                    weight = await in_turns(weigh(request.body), loop)
-                except TooManyValues:
-                    raise malformed(_TOO_MANY) from None
-                held = parsed_bytes(request.body, weight)
-                if not client.charge(request, held):
-                    raise unavailable("Too many large requests are under way.")
-                completion = await in_turns(parse_in_steps(endpoint, request.body), loop)
-                client.charge(request, len(request.body) - held)  # it is JSON again, beside what came
-            serving = self._exchange(completion, client, identity, grant)
+            asks = read_asks(identity.asks) if identity.asks else NOTHING
+            completion = await self._large.read(endpoint, request, client, asks.seconds)
+            serving = self._exchange(completion, client, identity, grant, loop.time() - began)
         except ApiError as error:
             self._refuse(error, request, client, identity)
             return
         await serving
 
     def _exchange(
-        self, completion: Completion, client: ClientConnection, identity: Identity, grant: Grant | None
+        self,
+        completion: Completion,
+        client: ClientConnection,
+        identity: Identity,
+        grant: Grant | None,
+        spent_seconds: float = 0.0,
     ) -> Coroutine[Any, Any, None]:
-        """Return the coroutine that serves *completion*. Raise ApiError where that cannot begin."""
+        """Return the coroutine that serves *completion*, of whose time *spent_seconds* are over. Raise ApiError where it cannot begin."""
         if not self.ready:
             raise unavailable("The router does not know its workers yet.")
         fleet = self._backends.fleet
@@ -243,7 +235,9 @@ class Gateway:
             tier=tier_of(NORMAL if grant is None else grant.tier, asks.priority),
             clock=self._clock,
         )
-        return exchange.run() if asks.seconds is None else within(asks.seconds, exchange, client)
+        if asks.seconds is None:
+            return exchange.run()
+        return within(max(0.0, asks.seconds - spent_seconds), exchange, client)
 
     def _may_explain(self, grant: Grant | None) -> bool:
         """Say whether the holder of *grant* may learn of workers and their load."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from turnout_router.accounts import client_at
 from turnout_router.connection import ClientConnection
@@ -37,6 +37,8 @@ class Handshake(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._raw: asyncio.Transport
         self._early = b""
+        self._first = b""
+        self._shaking = False
         self._lost = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -50,8 +52,15 @@ class Handshake(asyncio.Protocol):
             self.evict()  # there is no way yet to say why
 
     def data_received(self, data: bytes) -> None:
-        """Keep what comes in the very read that ends the handshake."""
-        self._early += data
+        """Keep what comes before TLS takes over, and what comes in the very read that ends the handshake.
+
+        uvloop begins to read whatever was said about that when the connection was made, so that a client's first message
+        can come here instead of to TLS.
+        """
+        if self._shaking:
+            self._early += data
+        else:
+            self._first += data
 
     def connection_lost(self, _exc: Exception | None) -> None:
         """Count it no longer."""
@@ -73,14 +82,24 @@ class Handshake(asyncio.Protocol):
     async def _shake(self) -> None:
         handed_over = False
         try:
-            transport = await self._loop.start_tls(
-                self._raw,
-                self,
-                self._context,
-                server_side=True,
-                ssl_handshake_timeout=self._listener.limits.head_seconds,
-                ssl_shutdown_timeout=_SHUTDOWN_SECONDS,
+            starting = self._loop.create_task(
+                self._loop.start_tls(
+                    self._raw,
+                    self,
+                    self._context,
+                    server_side=True,
+                    ssl_handshake_timeout=self._listener.limits.head_seconds,
+                    ssl_shutdown_timeout=_SHUTDOWN_SECONDS,
+                ),
+                name="TLS handshake, TLS itself",
             )
+            await asyncio.sleep(
+                0
+            )  # by now TLS is the transport's protocol, and has yet to be told of the connection
+            self._shaking = True
+            if self._first:
+                self._loop.call_soon(self._feed_first)
+            transport = await starting
             if transport is not None and not self._lost:
                 self._hand_over(transport)
                 handed_over = True
@@ -92,6 +111,19 @@ class Handshake(asyncio.Protocol):
             self._forget()
             if not handed_over:
                 self._raw.abort()
+
+    def _feed_first(self) -> None:
+        """Give TLS what came before it listened."""
+        data, self._first = self._first, b""
+        protocol: Any = self._raw.get_protocol()  # TLS's own, a buffered protocol on either event loop
+        if self._lost or protocol is self:
+            return
+        while data:
+            buffer = memoryview(protocol.get_buffer(len(data)))
+            size = min(len(buffer), len(data))
+            buffer[:size] = data[:size]
+            protocol.buffer_updated(size)
+            data = data[size:]
 
     def _hand_over(self, transport: asyncio.Transport) -> None:
         self._task = None

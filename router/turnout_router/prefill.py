@@ -82,8 +82,11 @@ def check_before_prefill(request: Completion, context_tokens: int | None) -> Non
         if form.needs_cap:
             raise malformed(f"`{form.cap}` is needed: a whole number of at least 1.", form.cap)
         cap = form.default_cap
-    least = _whole(body.get("min_tokens"))
-    if least is not None and cap is not None and least > cap:
+    given = body.get("min_tokens")
+    least = 0 if given is None else _whole(given)
+    if least is None or least < 0:
+        raise malformed("`min_tokens` must be a whole number of at least 0.", "min_tokens")
+    if cap is not None and least > cap:
         raise malformed(f"`min_tokens` is {least}, above the bound of the output, {cap}.", "min_tokens")
     options = body.get("stream_options")
     if request.stream and isinstance(options, dict):

@@ -105,15 +105,16 @@ class Relay:
                 check_coding(value)
         self._fields = (*kept, *self._own_fields)
 
-    def on_body(self, data: bytes) -> None:
-        """Pass on, or hold."""
+    def on_body(self, data: bytes) -> bool:
+        """Pass on, or hold. Say whether something was passed on."""
         if self._tap is not None and self._streaming:
-            self._pass_events(self._tap, data)
-        elif self._held is None:
+            return self._pass_events(self._tap, data)
+        if self._held is None:
             self._last = (self._last + data)[-_LAST_BYTES:]
             self.client.send(data)
-        else:
-            self._hold(data)
+            return True
+        self._hold(data)
+        return False
 
     @property
     def whole(self) -> bool:
@@ -143,7 +144,7 @@ class Relay:
         self.client.respond(self.status, self._fields, body)
         return body
 
-    def _pass_events(self, tap: Tap, data: bytes) -> None:
+    def _pass_events(self, tap: Tap, data: bytes) -> bool:
         data = tap.feed(data, self._clock())
         client = self.client
         if not client.started:
@@ -166,6 +167,7 @@ class Relay:
         if tap.failure is not None:
             status = tap.failure.status
             raise UpstreamError(_fault_of(status), "it reported an error in the middle of the stream", status)
+        return bool(data)
 
     def _hold_back(self, data: bytes) -> bytes:
         """Keep events that carry nothing yet. Return all that was kept where that is too much."""
@@ -231,12 +233,13 @@ class Collected:
             elif name == b"content-encoding":
                 check_coding(value)
 
-    def on_body(self, data: bytes) -> None:
+    def on_body(self, data: bytes) -> bool:
         """Take a piece. Raise UpstreamError where there are too many."""
         self._size += len(data)
         if self._size > self._limit:
             raise UpstreamError("too_large", f"its answer has more than {self._limit} bytes")
         self._pieces.append(data)
+        return False
 
     @property
     def body(self) -> bytes:

@@ -26,6 +26,8 @@ _COLLECTED_BYTES: Final = 16 * 1024
 """Below this size the collector has nothing to look through."""
 _CONTAINER_WEIGHT: Final = 3
 """A list or an object takes about three times as long to make as a number."""
+_NAME_WEIGHT: Final = 3
+"""A name that was not seen before is kept, and the object grows with it."""
 _FRACTION_WEIGHT: Final = 2
 """A number that is not whole takes three times as long to write."""
 _OBJECT_BYTES: Final = 32
@@ -59,7 +61,7 @@ def loads(data: bytes) -> Any:
 def weigh(body: bytes, most: int = MOST_VALUES) -> Generator[int, None, int]:
     """Count the values of the JSON text *body*: yield the weight so far after each slice of it, and return it in the end.
 
-    A separator weighs 1, a string 1, a point or an exponent of a number 2 (so does a truth value, for its `e`), a list or an
+    A separator weighs 1, a name in an object 3, a string 1, a point or an exponent of a number 2 (so does a truth value, for its `e`), a list or an
     object 3. Raise TooManyValues above *most*. What stands within
     strings does not count. Text that is not JSON is weighed, too: the parser judges it.
     """
@@ -78,7 +80,12 @@ def weigh(body: bytes, most: int = MOST_VALUES) -> Generator[int, None, int]:
         quotes += piece.count(b'"')
         containers = outside.count(b"[") + outside.count(b"{")
         fractions = outside.count(b".") + outside.count(b"e") + outside.count(b"E")
-        weight += outside.count(b",") + _FRACTION_WEIGHT * fractions + _CONTAINER_WEIGHT * containers
+        weight += (
+            outside.count(b",")
+            + _NAME_WEIGHT * outside.count(b":")
+            + _FRACTION_WEIGHT * fractions
+            + _CONTAINER_WEIGHT * containers
+        )
         if weight + quotes // 2 > most:
             raise TooManyValues
         yield weight + quotes // 2

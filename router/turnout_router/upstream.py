@@ -35,8 +35,8 @@ class Answer(Protocol):
     def on_head(self, status: int, fields: Fields) -> None:
         """Take status and fields; names are in lower case."""
 
-    def on_body(self, data: bytes) -> None:
-        """Take what one read brought of the body."""
+    def on_body(self, data: bytes) -> bool:
+        """Take what one read brought of the body. Say whether it is progress, which renews the answer's deadline."""
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -102,8 +102,8 @@ class UpstreamConnection(asyncio.Protocol):
     ) -> Signal:
         """Send *request* and return the signal of its end, which comes with UpstreamError where it failed.
 
-        *seconds* is how long the answer may take, all of it; where *idle_seconds* is given, only until its body
-        begins, and each further piece may take that long. *what* names the exchange in messages.
+        *seconds* is how long the answer may take, all of it; where *idle_seconds* is given, only until it makes progress (see
+        `Answer.on_body`), and each further progress may take that long. *what* names the exchange in messages.
         """
         self._answer = answer
         done = self._done = Signal(self._loop)
@@ -259,11 +259,20 @@ class UpstreamConnection(asyncio.Protocol):
                 raise UpstreamError("protocol", "the head of its answer is too large")
             return
         if self._pieces:
-            if self._idle_seconds is not None:
-                self._deadline = self._loop.time() + self._idle_seconds
             pieces, self._pieces = self._pieces, []
-            if self._answer is not None:
-                self._answer.on_body(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+            if (
+                self._answer is not None
+                and self._answer.on_body(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+                and self._idle_seconds is not None
+            ):
+                self._renew(self._idle_seconds)
+
+    def _renew(self, seconds: float) -> None:
+        """Give the next piece *seconds*: what came has reached the client."""
+        if self._paused:
+            self._left_seconds = seconds
+        else:
+            self._deadline = self._loop.time() + seconds
 
     def _finish(self) -> None:
         done = self._release()

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 
 from support.router_mock_backend import mock_worker
 from support.router_recording_worker import recording_worker
-from support.router_running import MODEL, chat, config, pair, running_router
+from support.router_running import MODEL, chat, config, eventually, pair, running_router
 from turnout.routing import Backend
 from turnout_router.endpoints import CHAT, TEXT
 from turnout_router.errors import ApiError, UpstreamError
 from turnout_router.openai import parse
 from turnout_router.prefill import handed_in
+from turnout_router.turns import Queue
 from turnout_router.untrusted import MOST_VALUES, SLICE_BYTES, TooManyValues, weigh
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def weight(body: bytes, most: int = MOST_VALUES) -> int:
 def exact(value: Any) -> int:
     """Return what `weigh` counts, from the value itself."""
     if isinstance(value, dict):
-        inner = sum(1 + exact(one) for one in value.values())  # each name is a text
+        inner = sum(4 + exact(one) for one in value.values())  # each name is a text, too
         return 3 + max(0, len(value) - 1) + inner
     if isinstance(value, list):
         return 3 + max(0, len(value) - 1) + sum(map(exact, value))
@@ -237,3 +238,77 @@ def test_answers_that_hand_out_nothing_are_the_workers_failure(answer: bytes) ->
     """Whatever it is, it ends as an error that another worker repairs."""
     with pytest.raises(UpstreamError):
         handed_in(answer, Backend("p", "d", "h", 1, "prefill", "a", ()), 0.0)
+
+
+@pytest.mark.parametrize("kind", [[], {}, None, 7])
+async def test_a_tool_of_an_odd_type_is_the_workers_to_judge(tmp_path: Path, kind: Any) -> None:
+    """Whatever stands there is no fault of the router: it is passed on."""
+    async with (
+        recording_worker() as worker,
+        running_router(tmp_path, config([("aggregated", worker.url)])) as r,
+    ):
+        body = {"model": MODEL, "input": "x", "tools": [{"type": kind}]}
+        assert (await r.client.post("/v1/responses", json=body)).status_code == 200
+        assert await r.metric("turnout_router_task_failures_total", task="client") == 0
+    assert worker.sent["tools"] == [{"type": kind}]
+
+
+async def test_large_requests_of_one_client_wait_for_themselves() -> None:
+    """Each client has its turn, however many wait of another one; a client that leaves gives its turn on."""
+    loop = asyncio.get_running_loop()
+    queue = Queue(loop)
+    order: list[str] = []
+
+    async def work(client: str) -> None:
+        await queue.enter(client)
+        order.append(client)
+        await asyncio.sleep(0)
+        queue.leave()
+
+    await queue.enter("first")
+    tasks = [loop.create_task(work(client)) for client in ("a", "a", "a", "a", "b", "c", "b")]
+    await asyncio.sleep(0)
+    tasks[1].cancel()
+    await asyncio.sleep(0)
+    queue.leave()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert order == ["a", "b", "c", "a", "b", "a"]
+    await asyncio.wait_for(queue.enter("again"), 5)
+
+
+async def test_a_deadline_holds_while_a_large_request_waits_to_be_read(tmp_path: Path) -> None:
+    """504, sent to no worker, and the next one is read."""
+    async with mock_worker() as worker, running_router(tmp_path, config([("aggregated", worker.url)])) as r:
+        large = r.router._gateway._large
+        queue = large._queue = Queue(asyncio.get_running_loop())
+        await queue.enter("another")
+        body = chat("word " * 60_000)
+        late = await r.client.post("/v1/chat/completions", json=body, headers={"x-turnout-timeout": "0.1"})
+        queue.leave()
+        served = await r.client.post("/v1/chat/completions", json=body, headers={"x-turnout-timeout": "20"})
+        assert r.router._listener.accounts.held_bytes == 0
+    assert late.status_code == 504
+    assert late.json()["error"]["code"] == "deadline_exceeded"
+    assert served.status_code == 200
+    assert len(worker.received) == 1
+
+
+async def test_a_client_that_leaves_while_its_body_is_read_makes_way(tmp_path: Path) -> None:
+    """Nothing of it is kept, and the next large request is read."""
+    async with mock_worker() as worker, running_router(tmp_path, config([("aggregated", worker.url)])) as r:
+        queue = r.router._gateway._large._queue = Queue(asyncio.get_running_loop())
+        await queue.enter("another")
+        body = orjson.dumps(chat("word " * 60_000))
+        _, writer = await asyncio.open_connection("127.0.0.1", r.router.port)
+        writer.write(
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: h\r\ncontent-length: %d\r\n\r\n%b"
+            % (len(body), body)
+        )
+        await eventually(lambda: queue._waiting)
+        writer.transport.abort()
+        await eventually(lambda: not queue._waiting)
+        queue.leave()
+        assert (await r.client.post("/v1/chat/completions", content=body)).status_code == 200
+        await eventually(lambda: r.router._listener.accounts.held_bytes == 0)
+    assert len(worker.received) == 1
+    assert gc.isenabled()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -87,6 +88,7 @@ async def test_bodies_of_every_size_are_read_behind_one_another(size: int) -> No
     """In one piece with what follows them. Only the heads of large ones are looked at apart."""
     connection, _, handler, listener = connected(ClientLimits())
     connection.data_received((post(b"x" * size) + get(b"/next")) * 5)
+    await eventually(lambda: len(handler.asked) == 10)
     assert handler.asked == [b"/v1/chat/completions", b"/next"] * 5
     assert handler.checked == (5 if size > listener.limits.small_body_bytes else 0)
     connection.connection_lost(None)
@@ -112,9 +114,30 @@ async def test_little_is_parsed_for_a_client_that_does_not_read() -> None:
     assert wire.paused
     assert listener.held_bytes > len(requests) - 8 * KIB
     connection.resume_writing()
-    assert len(handler.asked) == 8000
+    assert len(handler.asked) <= 10, "others have their turn"
+    await eventually(lambda: len(handler.asked) == 8000)
     assert not wire.paused
     assert listener.held_bytes == 0
+
+
+async def test_many_requests_at_once_leave_others_their_turn() -> None:
+    """However many come in one read, only a few are answered in one turn of the event loop."""
+    connection, _, handler, listener = connected(ClientLimits())
+    loop = asyncio.get_running_loop()
+    turns = [0]
+
+    def look() -> None:
+        turns.append(len(handler.asked))
+        if turns[-1] < 4000:
+            loop.call_soon(look)
+
+    loop.call_soon(look)
+    connection.data_received(get(b"/") * 4000)
+    await eventually(lambda: len(handler.asked) == 4000)
+    await eventually(lambda: turns[-1] == 4000)
+    assert max(after - before for before, after in pairwise(turns)) <= 16
+    connection.connection_lost(None)
+    assert (listener.held_bytes, len(listener.accounts)) == (0, 0)
 
 
 async def test_those_who_do_not_read_take_no_more_than_bodies_may(tmp_path: Path) -> None:

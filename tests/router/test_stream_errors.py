@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -11,6 +12,7 @@ import pytest
 from support.router_mock_backend import mock_worker
 from support.router_recording_worker import EVENTS, recording_worker
 from support.router_running import DEPLOYMENT, LONG, MODEL, chat, config, running_router
+from turnout_router.settings import UpstreamLimits
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -307,8 +309,6 @@ async def test_an_ejected_prefill_worker_costs_no_time(tmp_path: Path) -> None:
         mock_worker() as one,
         mock_worker() as other,
     ):
-        from turnout_router.settings import UpstreamLimits  # noqa: PLC0415
-
         fleet = config(
             [("prefill", prefill.url), ("decode", one.url), ("decode", other.url)], policy="LeastLoaded"
         )
@@ -437,6 +437,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("/v1/chat/completions", {"max_tokens": 3, "min_tokens": 4}, "min_tokens"),
     ("/v1/chat/completions", {"stream": True, "stream_options": {"include_usage": "?"}}, "stream_options"),
     ("/v1/completions", {"prompt": LONG, "min_tokens": 17}, "min_tokens"),
+    ("/v1/chat/completions", {"min_tokens": -1}, "min_tokens"),
+    ("/v1/chat/completions", {"min_tokens": "a"}, "min_tokens"),
     ("/v1/messages", {}, "max_tokens"),
     ("/v1/messages", {"max_tokens": 0}, "max_tokens"),
     ("/v1/responses", {"input": LONG, "max_output_tokens": 0}, "max_output_tokens"),
@@ -546,3 +548,47 @@ async def test_a_compressed_answer_is_replaced(tmp_path: Path) -> None:
     assert bad.bodies
     assert {a.status_code for a in answers} == {200}
     assert all(a.json()["choices"] for a in answers)
+
+
+async def test_prefill_workers_that_fail_alike_are_blamed_where_the_request_was_served(
+    tmp_path: Path,
+) -> None:
+    """Both answer 500 to everything; a decode worker serves the requests, so these are not at fault."""
+    async with (
+        mock_worker(behaviour="status") as one,
+        mock_worker(behaviour="status") as other,
+        mock_worker() as decode,
+        running_router(
+            tmp_path,
+            config(
+                [("prefill", one.url), ("prefill", other.url), ("decode", decode.url)], policy="LeastLoaded"
+            ),
+        ) as r,
+    ):
+        for number in range(8):
+            assert (await r.chat(LONG, stream=number % 2 == 0)).status_code == 200
+    assert len(one.received) == len(other.received) == 3
+
+
+@pytest.mark.parametrize(
+    "dribbled",
+    [
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n" + b": ping\n\n" * 5000,
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n" + ROLE * 5000,
+        b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n" + b" " * 50_000,
+        b"HTTP/1.1 400 No\r\ncontent-type: application/json\r\n\r\n" + b" " * 50_000,
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\ndata: " + b"x" * 50_000,
+    ],
+    ids=["comments", "roles", "an answer that is no stream", "an error", "an event without end"],
+)
+async def test_what_brings_the_client_nothing_renews_no_deadline(tmp_path: Path, dribbled: bytes) -> None:
+    """A worker that keeps sending has not begun before something has reached the client."""
+    end = dribbled.index(b"\r\n\r\n") + 4
+    limits = UpstreamLimits(first_byte_seconds=0.4, stream_idle_seconds=0.4)
+    async with (
+        recording_worker(dribble=(dribbled[:end], dribbled[end:])) as worker,
+        running_router(tmp_path, config([("aggregated", worker.url)]), upstream=limits) as r,
+        asyncio.timeout(20),
+    ):
+        status, _, _ = await stream(r)
+    assert status == 504

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import socket
 import ssl
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -210,3 +211,33 @@ def test_a_request_that_comes_with_the_handshakes_end_is_read(
     """What arrives before the connection is handed over is not lost."""
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(_first_bytes_are_read(tmp_path))
+
+
+def _ask(port: int, chain: Path, times: int) -> list[bytes]:
+    """Ask with blocking sockets, one connection after the other, as a client in another process does."""
+    trust = ssl.create_default_context(cafile=str(chain))
+    answers = []
+    for _ in range(times):
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=5) as raw,
+            trust.wrap_socket(raw, server_hostname="localhost") as secured,
+        ):
+            secured.sendall(MODELS)
+            answers.append(secured.recv(64)[:12])
+    return answers
+
+
+async def _greetings_that_are_early_are_heard(tmp_path: Path) -> None:
+    chain, key = write(tmp_path)
+    async with running_router(tmp_path, config([]), tls_certificate=chain, tls_key=key) as r:
+        answers = await asyncio.gather(*(asyncio.to_thread(_ask, r.router.port, chain, 40) for _ in range(3)))
+    assert {answer for each in answers for answer in each} == {b"HTTP/1.1 200"}
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_greeting_that_is_there_at_once_is_not_lost(
+    tmp_path: Path, loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """Clients in other processes have sent it before the router has looked at the connection."""
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(_greetings_that_are_early_are_heard(tmp_path))

@@ -21,13 +21,15 @@ EVENTS = "text/event-stream"
 class RecordingWorker:
     """`answer` is sent for every request, unless it asks to keep a cache: then `prefilled` is.
 
-    `cut`: the connection is lost after the answer, which is streamed and has no end.
+    `cut`: the connection is lost after the answer, which is streamed and has no end. `dribble`, where it is given, is sent
+    instead: its first part at once, the second one ten bytes at a time.
     """
 
     answer: bytes = b"{}"
     status: int = 200
     type: str = JSON
     cut: bool = False
+    dribble: tuple[bytes, bytes] | None = None
     prefilled: bytes = b'{"kv_transfer_params":{"remote_host":"h","remote_port":1}}'
     paths: list[str] = field(default_factory=list)
     heads: list[dict[str, str]] = field(default_factory=list)
@@ -60,6 +62,14 @@ class RecordingWorker:
             self.paths.append(first.split()[1])
             self.heads.append(fields)
             self.bodies.append(body)
+            if self.dribble is not None:
+                begin, rest = self.dribble
+                writer.write(begin)
+                for at in range(0, len(rest), 10):
+                    writer.write(rest[at : at + 10])
+                    await writer.drain()
+                    await asyncio.sleep(0.02)
+                break
             prefills = b'"do_remote_decode":true' in body
             answer, type_ = (self.prefilled, JSON) if prefills else (self.answer, self.type)
             start = f"HTTP/1.1 {self.status} X\r\ncontent-type: {type_}\r\n"
