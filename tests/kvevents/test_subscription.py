@@ -430,10 +430,10 @@ async def test_whatever_is_raised_the_worker_is_followed_anew(
     def raising(stream: EventStream) -> Any:
         real = getattr(stream, method)
 
-        def step(*args: Any) -> Any:
+        def step(*args: Any, **more: Any) -> Any:
             if kinds:
                 raise kinds.pop(0)
-            return real(*args)
+            return real(*args, **more)
 
         return Behind(stream, **{method: step})
 

@@ -11,6 +11,7 @@ from support.operator_process import apply, install
 from support.operator_values import raw_deployment
 from support.router_running import eventually
 from turnout_operator.kube.credentials import Credentials
+from turnout_operator.kube.kinds import LLM_DEPLOYMENT
 from turnout_operator.observe.watch import watch
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ async def test_watches_that_failed_can_be_started_again(
         seen.append(f"{type_} {raw['metadata']['name']}")
 
     async def run(stop: asyncio.Event) -> None:
-        await watch(report, connect, namespaces=[namespace], stop=stop, ready=asyncio.Event())
+        await watch(
+            report, connect, namespace=namespace, kinds=[LLM_DEPLOYMENT], stop=stop, spawned=lambda: None
+        )
 
     manifest = raw_deployment()
 
