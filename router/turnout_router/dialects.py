@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from turnout_router.errors import ApiError
-from turnout_router.untrusted import loads
+from turnout_router.untrusted import loads, words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,9 +65,9 @@ class Dialect:
         found = value.get("error", value) if isinstance(value, dict) else value
         kind, code, param = "invalid_request_error", None, None
         if isinstance(found, dict):
-            kind = str(found.get("type") or kind)
-            code = None if found.get("code") is None else str(found["code"])
-            param = None if found.get("param") is None else str(found["param"])
+            kind = words(found.get("type")) or kind
+            code = words(found.get("code")) or None
+            param = words(found.get("param")) or None
         message = (_message_in(found) or f"the model refused the request with {status}")[:_LONGEST_MESSAGE]
         return self.body(ApiError(status, message, type=kind, code=code, param=param))
 
@@ -147,10 +147,11 @@ def _cut_message(said: bytes) -> str:
 
 def _finding(value: object) -> str:
     if not isinstance(value, dict):
-        return str(value)[:200]
+        return words(value)[:200]
     place = value.get("loc")
-    where = ".".join(str(one)[:100] for one in place[:8]) if isinstance(place, list) else ""
-    return f"{where}: {str(value.get('msg'))[:500]}" if where else str(value.get("msg"))[:500]
+    where = ".".join(words(one)[:100] for one in place[:8]) if isinstance(place, list) else ""
+    said = words(value.get("msg"))[:500]
+    return f"{where}: {said}" if where else said
 
 
 OPENAI: Final = Dialect(_openai_body, _openai_event, _is_openai)

@@ -13,9 +13,8 @@ from typing import Any, Final
 import orjson
 
 from turnout_router.untrusted import loads
-from turnout_router.usage import StreamFailure, Tap, failure_in
+from turnout_router.usage import StreamFailure, Tap, failure_in, fields_of, with_lf
 
-_END: Final = b"\n\n"
 _SEQUENCE: Final = re.compile(rb'"sequence_number": ?([0-9]{1,9})[,}]')
 _USAGE: Final = re.compile(rb'"usage": ?(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 _FAULT: Final = 500
@@ -39,7 +38,8 @@ class EventForm:
 
 def _form(tokens: str, usage: dict[str, tuple[str, ...]], ends: set[str], errors: set[str]) -> EventForm:
     told = sorted({*usage, *ends, *errors})
-    marks = tuple(b"event: " + name.encode() for name in told)
+    # `error` is a word of texts, too; the other names stand nowhere else, however the line is written that has them.
+    marks = tuple(b"event: error" if name == "error" else name.encode() for name in told)
     return EventForm(tokens, usage, frozenset(ends), frozenset(errors), marks)
 
 
@@ -67,15 +67,11 @@ class EventTap(Tap):
         self._form = form
         self._latest = b""
 
-    def feed(self, data: bytes, now: float) -> bytes:
-        """Return what of *data*, received at *now*, is to be passed on: whole events."""
-        if self.done:
-            return b""
-        data = self._whole_events(data)
-        if not data:
-            return data
+    def _judge(self, data: bytes, now: float) -> bytes:
         if self.first_token_at is None or self._is_marked(data):
-            return self._look(data, now)
+            data = self._look(data, now)
+            self._latest = data or self._latest
+            return data
         self.last_token_at = now
         self._latest = data
         return data
@@ -87,8 +83,10 @@ class EventTap(Tap):
 
     def _note_oversized(self, end: bytes) -> None:
         """Count what the end of a large event says: vLLM repeats the prompt in the one that ends a response."""
-        first, _, _ = self._oversized_begin.partition(b"\n")
-        form, name = self._form, first.removeprefix(b"event:").strip().decode("utf-8", "replace")
+        # Lines in front of its data, and behind it: the first one of the end may be a part of one.
+        named, _ = fields_of(self._oversized_begin)
+        renamed, _ = fields_of(with_lf(end).partition(b"\n")[2])
+        form, name = self._form, (renamed or named).decode("utf-8", "replace")
         if name in form.errors:
             self.failure = StreamFailure(_FAULT, "", None)
             return
@@ -101,31 +99,12 @@ class EventTap(Tap):
         # By `find`: `in` first tries, in vain, to take the mark for a number.
         return any(data.find(mark) >= 0 for mark in self._form.marks)
 
-    def _look(self, data: bytes, now: float) -> bytes:
-        passed: list[bytes] = []
-        *events, part = data.replace(b"\r\n", b"\n").split(_END)
-        for event in events:
-            if event:
-                self._look_at(event, now)
-                if self.failure is not None or self.aborted:
-                    break  # the router says it in its own words
-                passed += (event, _END)
-                if self.done:
-                    break
-        else:
-            passed.append(part)  # of an event that is too large to be read, or nothing
-        whole = b"".join(passed)
-        self._latest = whole or self._latest
-        return whole
-
-    def _look_at(self, event: bytes, now: float) -> None:
-        """Take note of one event."""
-        name, payload = "", b""
-        for line in event.split(b"\n"):
-            if line.startswith(b"event:"):
-                name = line[6:].strip().decode("utf-8", "replace")
-            elif line.startswith(b"data:"):
-                payload += line[5:]
+    def _look_at(self, event: bytes, now: float) -> bool:
+        """Take note of one event and say whether it is passed on; the router reports failures in its own words."""
+        named, payload = fields_of(event)
+        if payload is None:
+            return True
+        name = named.decode("utf-8", "replace")
         form = self._form
         if name.endswith(form.tokens):
             if self.first_token_at is None:
@@ -137,13 +116,14 @@ class EventTap(Tap):
             self._count(payload, path)
         if name in form.ends and not self.aborted:
             self.done = True
+        return self.failure is None and not self.aborted
 
     def _count(self, payload: bytes, path: tuple[str, ...]) -> None:
         try:
             value: Any = loads(payload)
         except orjson.JSONDecodeError:
             return  # not the router's to judge
-        self.aborted = _is_cut(value)
+        self.aborted = _is_cut(value, path)
         for name in path:
             value = value.get(name) if isinstance(value, dict) else None
         if not isinstance(value, dict):
@@ -165,8 +145,8 @@ def _tokens(usage: dict[str, Any], name: str) -> int:
     return value if isinstance(value, int) and value > 0 else 0
 
 
-def _is_cut(event: Any) -> bool:
-    """Say whether an event that ends an answer says that it was cut.
+def _is_cut(event: Any, path: tuple[str, ...]) -> bool:
+    """Say whether an event that ends an answer, with its usage at *path*, says that it was cut.
 
     vLLM ends a message that it aborts with a `message_delta` whose `stop_reason` is null, and a response with the
     status `cancelled`.
@@ -174,7 +154,9 @@ def _is_cut(event: Any) -> bool:
     if not isinstance(event, dict):
         return False
     delta, response = event.get("delta"), event.get("response")
-    if event.get("type") == "message_delta" and isinstance(delta, dict):
+    if path == ("usage",):
+        if event.get("type") != "message_delta" or not isinstance(delta, dict):
+            return False
         return "stop_reason" in delta and delta["stop_reason"] is None
     return isinstance(response, dict) and response.get("status") == "cancelled"
 

@@ -61,10 +61,6 @@ _CLIENT_ERROR: Final = 400
 _SERVER_ERROR: Final = 500
 
 
-def _first_number() -> int:
-    return 0
-
-
 _DOUBTFUL: Final = frozenset({"status", "cut"})
 """Failures that may follow from the request: a worker that is gone or says nothing is weighed at once."""
 
@@ -151,7 +147,8 @@ class Exchange:
         self._prefill_failed = False
         self._handed: Handed | None = None
         self._suspicions: list[_Suspicion] = []
-        self._sequence = _first_number
+        self._sequence: Callable[[], int] | None = None
+        """Gives the number of the next event, where the answer under way is a stream of events."""
         self._decisions = decisions
         self._decision = Decision(
             id=identity.shown.decode(),
@@ -412,8 +409,7 @@ class Exchange:
                 raise
             # The client has all of the answer. What the worker did after its last event changes nothing.
         finally:
-            if tap is not None:
-                self._sequence = tap.event_sequence
+            self._sequence = tap.event_sequence if tap is not None and relay.streaming else None
         self._client.source = None
         body = relay.finish()
         if request.endpoint.serves:
@@ -503,8 +499,12 @@ class Exchange:
             return
         dialect = self._request.endpoint.dialect
         if self._client.started:
-            streamed_error = self._request.stream and error.status >= _SERVER_ERROR
-            self._client.break_off(dialect.event(error, self._sequence()) if streamed_error else b"")
+            # Nothing is put behind a body that is no stream of events: it may have a length, and is read as it stands.
+            number = self._sequence
+            said = b""
+            if number is not None and error.status >= _SERVER_ERROR:
+                said = dialect.event(error, number())
+            self._client.break_off(said)
         else:
             ids = dialect.id_fields(self._identity.shown)
             fields = (JSON, *error.headers, *ids, *self._explanation())

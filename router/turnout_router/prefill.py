@@ -56,7 +56,7 @@ def handed_in(body: bytes, backend: Backend, now: float) -> Handed:
     """Return what *backend* hands out in its answer *body*. Raise UpstreamError where it hands out nothing."""
     try:
         answer = _decode(body)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise UpstreamError("protocol", "the prefill worker's answer is not what was asked for") from error
     if any(is_aborted({"choices": [{"finish_reason": one.finish_reason}]}) for one in answer.choices[:1]):
         raise UpstreamError("reset", "the prefill worker cut its answer short")

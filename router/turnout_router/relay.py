@@ -93,17 +93,17 @@ class Relay:
         """
         self.status = status
         check_status(status, "it")
-        kept = []
+        kept: dict[bytes, bytes] = {}
         for name, value in fields:
             if name in _PASSED_ON:
-                kept.append((name, value))
-                if name == b"content-type" and value.startswith(b"text/event-stream"):
-                    self._streaming = status == _OK and self._tap is not None
+                kept.setdefault(name, value)  # what a worker sends twice goes out once
             elif name == b"content-length":
                 self._length = int(value)
             elif name == b"content-encoding":
                 check_coding(value)
-        self._fields = (*kept, *self._own_fields)
+        if kept.get(b"content-type", b"").lower().startswith(b"text/event-stream"):
+            self._streaming = status == _OK and self._tap is not None
+        self._fields = (*kept.items(), *self._own_fields)
 
     def on_body(self, data: bytes) -> bool:
         """Pass on, or hold. Say whether something was passed on."""
@@ -120,6 +120,11 @@ class Relay:
     def whole(self) -> bool:
         """Whether the client has been sent all of a stream, its last event included."""
         return self._tap is not None and self._tap.done and self.client.started
+
+    @property
+    def streaming(self) -> bool:
+        """Whether what the client gets is a stream of events, to which one more can be added."""
+        return self._streaming
 
     def finish(self) -> bytes:
         """End the client's answer; return its body, or the last of it where it was passed on in pieces.
@@ -190,7 +195,10 @@ class Relay:
         if fault == "refused":
             value = {"message": failure.message} if failure.error is None else failure.error
             own = {"error": value}
-            body = orjson.dumps(own) if dialect.is_own(own) else dialect.restated(status, value)
+            try:
+                body = orjson.dumps(own) if dialect.is_own(own) else dialect.restated(status, value)
+            except orjson.JSONEncodeError:  # it parses what is nested more deeply than it writes
+                body = dialect.restated(status, value)
             return Refusal("it refused the request", status, body)
         return UpstreamError(fault, "its stream began with an error", status)
 
@@ -199,7 +207,10 @@ class Relay:
         if held is None:
             return
         self._held_bytes += len(data)
-        if self.status >= _CLIENT_ERROR and self._held_bytes > _ERROR_BYTES:
+        if self.status >= _CLIENT_ERROR:
+            if self._held_bytes <= _ERROR_BYTES:
+                held.append(data)
+                return
             said = b"".join((*held, data))[:_ERROR_BYTES]
             raise Refusal("it refused the request", self.status, self._dialect.error_of(self.status, said))
         if self._held_bytes > self._limits.hold_bytes:

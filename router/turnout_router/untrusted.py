@@ -58,6 +58,14 @@ def loads(data: bytes) -> Any:
         gc.enable()
 
 
+def words(value: object) -> str:
+    """Return *value* as text where it is a text, a number or a truth value, else "".
+
+    Lists and objects can be nested so deeply that Python fails to write what orjson has parsed.
+    """
+    return str(value) if isinstance(value, str | int | float) else ""
+
+
 def weigh(body: bytes, most: int = MOST_VALUES) -> Generator[int, None, int]:
     """Count the values of the JSON text *body*: yield the weight so far after each slice of it, and return it in the end.
 

@@ -13,30 +13,34 @@ from typing import Any, Final
 
 import orjson
 
-from turnout_router.untrusted import loads
+from turnout_router.untrusted import loads, words
 
 _END: Final = b"\n\n"
 _CRLF_END: Final = b"\r\n\r\n"
-_EDGE_BYTES: Final = 3
+_MIXED_END: Final = b"\n\r"
+_CR_END: Final = b"\r\r"
+"""A line ends with LF, CR or CRLF, and an event with an empty line. Where LF and CR are the last bytes so far, a LF is
+waited for, which belongs to them: some readers know an event's end only by its whole lines."""
+_EDGE_BYTES: Final = 2
 """So much of what came before may belong to the end of an event whose last byte comes now."""
+_CHUNK_ENDS: Final = (b"}\n\n", b"}\r\n\r\n")
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+_CR: Final = 13
 _OVERSIZED_BYTES: Final = 8192
 """So much of an event that is too large to be read is kept: usage stands near its end."""
 _USAGE: Final = b'"usage":'
 _USAGE_OBJECT: Final = b'"usage":{'
 _USAGE_SPACED: Final = b'"usage": {'
-_ERROR: Final = b'{"error"'
-_ERROR_EVENT: Final = b'data:{"error"'
-_ERROR_SPACED: Final = b'data: {"error"'
 """What marks an event that must be looked into: these forms, of which each holds the first one of its kind."""
+_ERROR: Final = b'"error"'
+"""Never part of a text, where quotes are escaped: the field of an error, a type, or the reason for the end of an answer."""
 _ABORT: Final = b'"abort"'
-"""Never part of a text, where quotes are escaped: the reason that vLLM and SGLang give for an answer that they cut."""
-ABORTED: Final = frozenset({"abort", "error"})
+"""Likewise: the reason that vLLM and SGLang give for an answer that they cut."""
+ABORTED: Final = ("abort", "error")
 """Reasons for the end of an answer that is not whole. OpenAI's API has neither."""
 _DONE: Final = b"[DONE]"
-_DONE_BYTES: Final = 32
-"""The last event and the ends of lines around it have no more."""
-_DONE_EVENT: Final = re.compile(rb"(?:^|\n)data: ?\[DONE\]\r?\n")
-"""The last event as a line of its own: within a text, ends of lines are escaped."""
+_ERROR_BEGIN: Final = re.compile(rb'\{\s*(?:"(?:type|object)"\s*:\s*)?"error"')
+"""How the data of an error begins."""
 _CODE: Final = re.compile(r"""['"]?code['"]?\s*[:=]\s*['"]?([45][0-9]{2})\b""")
 """A status within the text of an error. vLLM's Messages API has it nowhere else."""
 _STATUSES: Final = range(400, 600)
@@ -89,7 +93,9 @@ class Tap(ABC):
     """
 
     __slots__ = (
+        "_begun",
         "_edge",
+        "_keeps",
         "_kept_bytes",
         "_max_event_bytes",
         "_oversized",
@@ -110,6 +116,9 @@ class Tap(ABC):
         self._pieces: list[bytes] = []
         self._kept_bytes = 0
         self._edge = b""
+        self._keeps = False
+        """Whether what comes next goes on with an event that has begun."""
+        self._begun = False
         self._oversized = False
         self._oversized_begin = b""
         self.done = False
@@ -121,9 +130,13 @@ class Tap(ABC):
         self.output_tokens = 0
         self.cached_tokens: int | None = None
 
-    @abstractmethod
     def feed(self, data: bytes, now: float) -> bytes:
         """Return what of *data*, received at *now*, is to be passed on: whole events, and what is too large to be one."""
+        if self.done:
+            return b""
+        if self._keeps or not (data.endswith(_END) or data.endswith(_CRLF_END)):  # noqa: PIE810 - most end in the first way
+            return self._feed_part(data, now)
+        return self._judge(data, now)
 
     @property
     def usage(self) -> Usage:
@@ -135,63 +148,109 @@ class Tap(ABC):
         """Whether the stream has brought something that a client must get."""
         return self.first_token_at is not None or self.done or self._oversized
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing that comes from now on can change what the stream says."""
+        return self.done or self.aborted or self.failure is not None
+
     def event_sequence(self) -> int:
         """Return the number of the next event, where events are numbered."""
         return 0
 
-    def _whole_events(self, data: bytes) -> bytes:
-        """Return the events that are complete by now, and keep the rest."""
-        if not self._pieces and not self._oversized and data.endswith(_END):
-            return data
-        return self._cut(data)
+    @abstractmethod
+    def _judge(self, data: bytes, now: float) -> bytes:
+        """Return what of *data*, whole events and at least one, is to be passed on. Look into those that may matter."""
+
+    @abstractmethod
+    def _look_at(self, event: bytes, now: float) -> bool:
+        """Take note of one event, whose lines end with LF, and say whether it is passed on."""
+
+    def _look(self, data: bytes, now: float) -> bytes:
+        """Return what of *data* is to be passed on: look into every event."""
+        if not self._begun:
+            self._begun = True
+            data = data.removeprefix(_BYTE_ORDER_MARK)
+        passed: list[bytes] = []
+        for block in with_lf(data).split(_END):
+            event = block.strip(b"\n")
+            if event and self._look_at(event, now):
+                passed += (event, _END)
+            if self.over:
+                break
+        return b"".join(passed)
+
+    def _feed_part(self, data: bytes, now: float) -> bytes:
+        """Do as `feed` where *data* does not begin or does not end where an event does."""
+        passed: list[bytes] = []
+        if self._oversized:
+            end = self._pass_oversized(data)
+            passed.append(data[:end])
+            data = data[end:]
+        if data and not self.over:
+            whole = self._cut(data)
+            if whole:
+                passed.append(self._judge(whole, now))
+            if self._kept_bytes > self._max_event_bytes and not self.over:
+                passed.append(self._give_up())
+        return b"".join(passed)
 
     def _cut(self, data: bytes) -> bytes:
+        """Return the events that are complete by now, and keep the rest."""
         edge = self._edge
-        probe = edge + data if edge else data
-        if self._oversized:
-            end = _after_first(probe)
-            if end == 0:
-                self._edge = probe[-_OVERSIZED_BYTES:]
-                return data
-            self._oversized = False
-            self._edge = b""
-            self._note_oversized(probe[:end])
-            end -= len(edge)
-            return data[:end] if self.done else data[:end] + self._whole_events(data[end:])
-        end = max(_after_last(_END, probe), _after_last(_CRLF_END, probe))
+        probe = edge + data
+        end = _end_of_last(probe)
         if end == 0:
             self._keep(data, probe[-_EDGE_BYTES:])
-            return self._give_up() if self._kept_bytes > self._max_event_bytes else b""
+            return b""
         end -= len(edge)
-        whole = b"".join((*self._pieces, data[:end])) if self._pieces else data[:end]
-        self._pieces = []
-        self._kept_bytes = 0
-        self._edge = b""
+        whole = b"".join((*self._pieces, data[:end]))
+        self._forget()
         if end < len(data):
             rest = data[end:]
             self._keep(rest, rest[-_EDGE_BYTES:])
-            if self._kept_bytes > self._max_event_bytes:
-                return whole + self._give_up()
         return whole
 
     def _keep(self, data: bytes, edge: bytes) -> None:
-        if data:
-            self._pieces.append(data)
-            self._kept_bytes += len(data)
-            self._edge = edge
+        self._keeps = True
+        self._pieces.append(data)
+        self._kept_bytes += len(data)
+        self._edge = edge
+
+    def _forget(self) -> None:
+        self._keeps = False
+        self._pieces = []
+        self._kept_bytes = 0
+        self._edge = b""
 
     def _give_up(self) -> bytes:
         """Return what is kept of an event that is too large to be read: it passes on as it comes."""
         event = b"".join(self._pieces)
-        self._pieces = []
-        self._kept_bytes = 0
-        if event.startswith((_ERROR_EVENT, _ERROR_SPACED, b"event: error")):
+        self._forget()
+        if not self._begun:
+            self._begun = True
+            event = event.removeprefix(_BYTE_ORDER_MARK)
+        begin = with_lf(event[:_OVERSIZED_BYTES])
+        name, said = fields_of(begin)
+        if name == b"error" or (said is not None and _ERROR_BEGIN.match(said) is not None):
             self.failure = StreamFailure(_SERVER_ERROR, "an error too large to be read", None)
             return b""
-        self._oversized = True
+        self._oversized = self._keeps = True
         self._edge = event[-_OVERSIZED_BYTES:]
-        self._oversized_begin = event[:_OVERSIZED_BYTES]
+        self._oversized_begin = begin
         return event
+
+    def _pass_oversized(self, data: bytes) -> int:
+        """Return how much of *data* belongs to the event that is too large to be read."""
+        edge = self._edge
+        probe = edge + data
+        end = _end_of_first(probe, max(0, len(edge) - _EDGE_BYTES))
+        if end == 0:
+            self._edge = probe[-_OVERSIZED_BYTES:]
+            return len(data)
+        self._oversized = False
+        self._forget()
+        self._note_oversized(probe[:end])
+        return end - len(edge)
 
     def _note_oversized(self, end: bytes) -> None:  # noqa: B027 - of chunks, none of this size says anything of its stream
         """Take note of how an event ends that is too large to be read; `_oversized_begin` is how it began."""
@@ -206,54 +265,34 @@ class StreamTap(Tap):
         super().__init__(max_event_bytes=max_event_bytes)
         self._drop_usage = drop_usage
 
-    def feed(self, data: bytes, now: float) -> bytes:
-        """Return what of *data*, received at *now*, is to be passed on: whole events."""
-        if self.done:
-            return b""
-        data = self._whole_events(data)
-        if not data:
-            return data
-        # By `find`: `in` costs six times as much, for it first tries, in vain, to take the mark for a number.
+    def _judge(self, data: bytes, now: float) -> bytes:
+        # By `find`: `in` costs six times as much, for it first tries, in vain, to take the mark for a number. What ends in
+        # another way than a chunk may be the last event, which is looked for nowhere else.
         if (
             self.first_token_at is None
+            or not data.endswith(_CHUNK_ENDS)
             or (data.find(_USAGE) >= 0 and (data.find(_USAGE_OBJECT) >= 0 or data.find(_USAGE_SPACED) >= 0))
-            or (data.find(_ERROR) >= 0 and (data.find(_ERROR_SPACED) >= 0 or data.find(_ERROR_EVENT) >= 0))
+            or data.find(_ERROR) >= 0
             or data.find(_ABORT) >= 0
         ):
             return self._look(data, now)
-        if data.find(_DONE, -_DONE_BYTES) >= 0 and (found := _DONE_EVENT.search(data)) is not None:
-            self.done = True
-            if found.start() == 0 and data.startswith(b"data:"):
-                return data
         self.last_token_at = now
         return data
 
-    def _look(self, data: bytes, now: float) -> bytes:
-        passed: list[bytes] = []
-        *events, part = data.replace(b"\r\n", b"\n").split(_END)
-        for event in events:
-            if event and self._look_at(event, now):
-                passed += (event, _END)
-            if self.done or self.failure is not None or self.aborted:
-                return b"".join(passed)
-        passed.append(part)  # of an event that is too large to be read, or nothing
-        return b"".join(passed)
-
     def _look_at(self, event: bytes, now: float) -> bool:
-        """Take note of one event and say whether it is passed on."""
-        payload = payload_of(event)
+        payload = fields_of(event)[1]
         if payload == _DONE:
             self.done = True
             return True
         try:
-            chunk = loads(payload) if payload.startswith(b"{") else None
+            chunk = loads(payload) if payload is not None and payload.startswith(b"{") else None
         except orjson.JSONDecodeError:
             chunk = None
         # A comment or another kind of event is not the router's to judge.
         return True if chunk is None else self._look_into(chunk, now)
 
     def _look_into(self, chunk: dict[str, Any], now: float) -> bool:
-        if chunk.get("error") is not None:
+        if chunk.get("error"):
             self.failure = failure_in(chunk)
             return False  # the router says it in its own words, or as the answer's status
         usage = chunk.get("usage")
@@ -275,11 +314,29 @@ class StreamTap(Tap):
         return True
 
 
-def payload_of(event: bytes) -> bytes:
-    """Return the data of one event, whose lines end with LF: of several lines, all of them."""
+def with_lf(data: bytes) -> bytes:
+    """Return *data* with LF at the end of each line, for CRLF and CR."""
+    return data if data.find(b"\r") < 0 else data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+
+def fields_of(event: bytes) -> tuple[bytes, bytes | None]:
+    """Return the name of one event, whose lines end with LF, and its data: of several lines, all of them.
+
+    Without a line of data it is no event, and its data is None.
+    """
     if event.startswith(b"data:") and event.find(b"\n") < 0:
-        return event[5:].strip()
-    return b"\n".join([line[5:].strip() for line in event.split(b"\n") if line.startswith(b"data:")])
+        return b"", event[5:].strip()
+    name, data = b"", []
+    for line in event.split(b"\n"):
+        if line.startswith(b"data:"):
+            data.append(line[5:].strip())
+        elif line.startswith(b"event:"):
+            name = line[6:].strip()
+        elif line == b"event":
+            name = b""
+        elif line == b"data":
+            data.append(b"")
+    return name, b"\n".join(data).strip() if data else None
 
 
 def failure_in(value: dict[str, Any]) -> StreamFailure:
@@ -287,14 +344,15 @@ def failure_in(value: dict[str, Any]) -> StreamFailure:
     error = value.get("error")
     if not isinstance(error, dict):
         error = None
-    message = str((error or value).get("message") or (error or value).get("error") or "")[:2000]
+    said = error or value
+    message = (words(said.get("message")) or words(said.get("error")))[:2000]
     for holder in (error, value):
         if holder is None:
             continue
         code = holder.get("code")
         if isinstance(code, int) and code in _STATUSES:
             return StreamFailure(code, message, error)
-        status = _STATUS_OF_TYPE.get(str(holder.get("type")))
+        status = _STATUS_OF_TYPE.get(words(holder.get("type")))
         if status is not None:
             return StreamFailure(status, message, error)
     found = _CODE.search(message)
@@ -309,17 +367,22 @@ def is_aborted(answer: dict[str, Any]) -> bool:
     )
 
 
-def _after_last(mark: bytes, data: bytes) -> int:
-    at = data.rfind(mark)
-    return 0 if at < 0 else at + len(mark)
+def _end_of_last(data: bytes) -> int:
+    """Return the end of the last event that ends in *data*, 0 where none does."""
+    at = max(data.rfind(_END), data.rfind(_CR_END), data.rfind(_MIXED_END, 0, len(data) - 1))
+    return 0 if at < 0 else _end_at(data, at)
 
 
-def _after_first(data: bytes) -> int:
-    """Return the end of the first event that ends in *data*, 0 where none does."""
-    plain, spaced = data.find(_END), data.find(_CRLF_END)
-    if spaced >= 0 and (plain < 0 or spaced < plain):
-        return spaced + len(_CRLF_END)
-    return 0 if plain < 0 else plain + len(_END)
+def _end_of_first(data: bytes, start: int) -> int:
+    """Return the end of the first event that ends in *data* at *start* or later, 0 where none does."""
+    found = (data.find(_END, start), data.find(_CR_END, start), data.find(_MIXED_END, start, len(data) - 1))
+    return min([_end_at(data, at) for at in found if at >= 0], default=0)
+
+
+def _end_at(data: bytes, at: int) -> int:
+    """Return the end of the event whose last line ends at *at*, and the empty one behind it with the byte after that."""
+    end = at + 2
+    return end + 1 if data[at + 1] == _CR and data[end : end + 1] == b"\n" else end
 
 
 def _count(usage: dict[str, Any], name: str) -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,7 +14,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from support.router_fuzzing import TOKENS, Checks
-from support.router_fuzzing_known import BROKEN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,20 +52,3 @@ def test_whatever_is_put_in_keeps_the_promises(
     data = mutate(draw.choice(corpus), corpus, draw) if seed % 2 else draw.choice(corpus)
     cut = int(at * len(data))
     check(data[:cut] + put + data[cut:], draw)
-
-
-@pytest.mark.parametrize("promise", sorted(BROKEN))
-def test_what_is_known_to_be_broken_still_is(
-    checks: Checks, monkeypatch: pytest.MonkeyPatch, promise: str
-) -> None:
-    """A promise that is mended has to be taken out of `support.router_fuzzing_known`, so that it is held from then on."""
-    known = BROKEN[promise]
-    monkeypatch.delitem(BROKEN, promise)
-    check = checks.all()[known.kind].check
-
-    def try_seeds() -> None:
-        for seed in range(500):
-            check(known.data, random.Random(seed))  # noqa: S311 - makes test inputs
-
-    with pytest.raises(AssertionError, match=f"^{re.escape(promise)}:"):
-        try_seeds()

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 import orjson
 
 from support.router_fuzzing_admin import ADMIN_CORPUS, Admin, mutate_admin
-from support.router_fuzzing_answers import ANSWERS_CORPUS, check_answer, mutate_answer
-from support.router_fuzzing_events import EVENTS_CORPUS, check_events, mutate_events
+from support.router_fuzzing_answers import ANSWERS_CORPUS, FORMS, check_answer, mutate_answer
+from support.router_fuzzing_events import EVENTS_CORPUS, Read, check_events, is_of_no_engine, mutate_events
 from support.router_fuzzing_pairs import PAIRS_CORPUS, check_pair, mutate_structure
 from support.router_fuzzing_peers import PEERS_CORPUS, check_peer, mutate_frames
 from support.router_fuzzing_world import World
@@ -336,14 +336,13 @@ class Checks:
 
     def stream(self, data: bytes, draw: random.Random) -> None:
         """Hold the reading of streams against *data*: cutting the bytes changes neither what passes nor what is counted."""
-        # A stream's lines all end alike, and one empty line ends an event.
-        data = re.sub(rb"\n{3,}", b"\n\n", data.replace(b"\r", b""))
         if draw.random() < 0.2:
-            data = data.replace(b"\n", b"\r\n")
-        for told in (b'"usage":{', b'data: {"error"'):
-            if told.split(b'"')[1] in data.replace(told, b""):
-                return  # written as no worker writes it: seen or not, as it happens to be cut
-        whole, cut = (self._tapped(parts) for parts in ([data], pieces(data, draw)))
+            data = data.replace(b"\n", draw.choice((b"\r\n", b"\r")))
+        read = Read(data, FORMS[0])
+        if is_of_no_engine(data, read):
+            return  # seen or not, as it happens to be cut
+        ended = data[: read.ends_at]
+        whole, cut = (self._tapped(parts) for parts in ([ended], pieces(ended, draw)))
         assert whole == cut
 
     def _tapped(self, parts: list[bytes]) -> tuple[Any, ...]:
@@ -354,7 +353,7 @@ class Checks:
             if tap.failure is not None or tap.aborted:
                 break
         # Line ends and empty events are passed on or left out, depending on what had to be looked into.
-        events = [event for event in out.replace(b"\r", b"").split(b"\n\n") if event.strip(b"\n")]
+        events = Read(out, FORMS[0]).events
         failed = None if tap.failure is None else tap.failure.status
         return events, failed, tap.aborted, tap.prompt_tokens, tap.output_tokens
 

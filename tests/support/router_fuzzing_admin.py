@@ -194,7 +194,7 @@ class Admin:
             file.write_bytes(TOKEN)
             access = AdminAccess(file)
         app = admin_app(self, world.metrics, world.backends, world.gateway.decisions, access=access)
-        self._server = AdminServer(app)
+        self._server = AdminServer(app, lambda _, error: self.faults.append(repr(error)))
         self._port = loop.run_until_complete(self._server.start("127.0.0.1", 0))
 
     @property

@@ -132,6 +132,8 @@ FORMS: Final = (
     Form(b"/v1/embeddings", {"input": LONG}, whole_json({"data": [], "usage": _USAGE})),
 )
 _ERROR: Final = {"error": {"message": "no", "type": "BadRequestError", "param": None, "code": 400}}
+_DEEP: Final = b'data: {"%b":' + b"[" * 990 + b"]" * 990 + b"}\n\n"
+"""As deep as JSON is parsed; deeper than Python can write it."""
 EVENTS: Final = (
     _event(_ERROR),
     _event({"error": {"message": "full", "code": 503}}),
@@ -156,6 +158,11 @@ EVENTS: Final = (
     b"\xef\xbb\xbf",
     b"data: \xff\xfe\n\n",
     b"data: " + b"[" * 2000 + b"\n\n",
+    *(_DEEP % name for name in (b"error", b"choices", b"usage")),
+    b'data: {"error":' + _DEEP[6:-2] % b"code" + b"}\n\n",
+    b"event: error\n" + _DEEP % b"message",
+    _delta("", finish_reason=["abort"]),
+    _event({"type": "error", "error": {"message": "no", "code": 500}}),
     *(
         event
         for events in (_CHAT_EVENTS, _TEXT_EVENTS, _RESPONSE_EVENTS, _MESSAGE_EVENTS)
@@ -180,6 +187,11 @@ def _choose(form: int, ending: int, answer: bytes) -> bytes:
 _OTHER_ANSWERS: Final = (
     whole_json(_ERROR, 400),
     whole_json({"object": "error", "message": "not found"}, 404),
+    *(
+        b"HTTP/1.1 422 No\r\ncontent-length: %d\r\n\r\n" % (len(_DEEP) - 10 + len(name)) + _DEEP[6:-2] % name
+        for name in (b"error", b"code", b"detail", b"message")
+    ),
+    b"HTTP/1.1 400 No\r\ncontent-length: 9000\r\n\r\n" + b"[" * 9000,
     whole_json({"detail": "busy"}, 503),
     whole_json({"error": {"message": "broken"}}, 500),
     b"HTTP/1.1 429 No\r\nretry-after: 7\r\ncontent-length: 2\r\n\r\n{}",
@@ -447,7 +459,7 @@ def _check_stream(body: bytes, form: Form) -> None:
     promise("the end is the end", ended, f"a whole stream ends with {events[-1][:200]!r}")
     for event in events:
         promise("no failure is whole", not _is_error(event, form), event[:200])
-        promise("no cut answer is whole", not _is_cut(event), event[:200])
+        promise("no cut answer is whole", not is_cut(_name(event), _data(event), form), event[:200])
 
 
 def _data(event: bytes) -> Any:
@@ -458,21 +470,32 @@ def _data(event: bytes) -> Any:
         return None
 
 
+def _name(event: bytes) -> bytes:
+    names = [line[6:].strip() for line in event.split(b"\n") if line.startswith(b"event:")]
+    return names[-1] if names else b""
+
+
 def _is_error(event: bytes, form: Form) -> bool:
     """Say whether *event* is an error, as the API of *form* says it."""
     if form.ends.startswith(b"data"):
         value = _data(event)
         return isinstance(value, dict) and bool(value.get("error"))
-    names = [line[6:].strip() for line in event.split(b"\n") if line.startswith(b"event:")]
-    failed = b"error" if form.path.endswith(b"messages") else b"response.failed"
-    return names[-1:] in ([b"error"], [failed])
+    return _name(event) in {b"error", b"error" if form.path.endswith(b"messages") else b"response.failed"}
 
 
-def _is_cut(event: bytes) -> bool:
-    value = _data(event)
-    choices = value.get("choices") if isinstance(value, dict) else None
+def is_cut(name: bytes, value: Any, form: Form) -> bool:
+    """Say whether an event with *name* and the data *value* says that its answer was cut, in the API of *form*."""
+    if not isinstance(value, dict):
+        return False
+    choices, delta, response = value.get("choices"), value.get("delta"), value.get("response")
+    if form.path.endswith(b"messages"):
+        says = name == b"message_delta" and value.get("type") == "message_delta" and isinstance(delta, dict)
+        return says and "stop_reason" in delta and delta["stop_reason"] is None
+    if form.path.endswith(b"responses"):
+        says = name in {b"response.completed", b"response.incomplete"} and isinstance(response, dict)
+        return says and response.get("status") == "cancelled"
     return isinstance(choices, list) and any(
-        isinstance(choice, dict) and choice.get("finish_reason") == "abort" for choice in choices
+        isinstance(choice, dict) and choice.get("finish_reason") in ("abort", "error") for choice in choices
     )
 
 

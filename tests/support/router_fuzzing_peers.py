@@ -32,7 +32,7 @@ from turnout_router.peers.messages import (
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 _LENGTH_BYTES: Final = 4
 _DEEPEST: Final = 6
@@ -163,13 +163,20 @@ async def _greet(parts: list[bytes]) -> None:
 
 
 class _Written:
-    """Where a side of a greeting writes to."""
+    """Where a side of a greeting writes to: a writer, and its own transport, which never closes."""
 
     def __init__(self) -> None:
         self.data = b""
+        self.transport = self
+
+    def is_closing(self) -> bool:
+        return False
 
     def write(self, data: bytes) -> None:
         self.data += data
+
+    def writelines(self, pieces: Iterable[bytes]) -> None:
+        self.data += b"".join(pieces)
 
 
 async def _begin(identity: Identity, parts: list[bytes]) -> None:

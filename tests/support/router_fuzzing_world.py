@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from support.router_fuzzing_known import BROKEN
 from turnout.routing import Backend, DeploymentRoute, HealthPolicy, build_fleet
 from turnout_router.backends import Backends
 from turnout_router.connection import ClientConnection
@@ -49,8 +48,8 @@ _STEP_SECONDS: Final = 0.25
 
 
 def promise(name: str, kept: object, text: object = "") -> None:
-    """Assert that the promise called *name* is *kept*, unless `BROKEN` says that it is not."""
-    if not kept and name not in BROKEN:
+    """Assert that the promise called *name* is *kept*."""
+    if not kept:
         raise AssertionError(f"{name}: {text}")
 
 
@@ -445,8 +444,10 @@ class World:
 
     def _assert_nothing_is_left(self) -> None:
         assert not self.listener.connections, "the client's connection is still known"
-        held, self.listener.held_bytes = self.listener.held_bytes, 0
+        held = self.listener.held_bytes
         promise("bodies are counted", held == 0, f"{held} bytes of no request are counted")
+        assert not len(self.listener.accounts), "a client that has left is still known"
+        assert not len(self.listener), "a connection that has ended is still counted"
         assert not self._busy(), "a worker's connection is still in use"
         for key, ports in self._ports.items():
             counts = self.metrics.of(key)
