@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import orjson
 
 from turnout.routing import needs_local_prefill
+from turnout_router.cuts import choices_are_cut, message_is_cut, nothing_is_cut, response_is_cut
 from turnout_router.dialects import ANTHROPIC, OPENAI, RESPONSES, Dialect
 from turnout_router.errors import malformed
 from turnout_router.events import MESSAGE_EVENTS, RESPONSE_EVENTS, EventForm, EventTap
@@ -111,6 +112,7 @@ class Endpoint:
     - `stream`: how a stream is read: `chunks` of OpenAI's completions, or typed events; None: never streamed.
     - `usage`: where a whole answer's tokens stand.
     - `serves`: whether the engine computes something; what only counts tokens is no sign of load or goodput.
+    - `is_cut`: says of a whole answer, or its last part, whether the engine cut it short, and takes whether it has several choices.
     - `key_field`: a header field, beside `Authorization`, in which this API's clients send their key.
     """
 
@@ -124,6 +126,7 @@ class Endpoint:
     dialect: Dialect = OPENAI
     refused: tuple[tuple[str, str], ...] = ()
     serves: bool = True
+    is_cut: Callable[[bytes, bool], bool] = nothing_is_cut
     key_field: bytes | None = None
 
     def check(self, body: Mapping[str, Any]) -> None:
@@ -214,6 +217,7 @@ CHAT: Final = Endpoint(
     output_caps=_CHAT_CAPS,
     prefill=_completions(caps_if_given=("max_completion_tokens",)),
     stream="chunks",
+    is_cut=choices_are_cut,
 )
 TEXT: Final = Endpoint(
     path=b"/v1/completions",
@@ -222,6 +226,7 @@ TEXT: Final = Endpoint(
     output_caps=_CHAT_CAPS,
     prefill=_completions(default_cap=16),
     stream="chunks",
+    is_cut=choices_are_cut,
 )
 RESPONSE: Final = Endpoint(
     path=b"/v1/responses",
@@ -230,6 +235,7 @@ RESPONSE: Final = Endpoint(
     output_caps=("max_output_tokens",),
     prefill=Prefill("max_output_tokens", _runs_tools),
     stream=RESPONSE_EVENTS,
+    is_cut=response_is_cut,
     usage=_RESPONDED,
     dialect=RESPONSES,
     refused=(
@@ -246,6 +252,7 @@ MESSAGE: Final = _anthropic(
     output_caps=("max_tokens",),
     prefill=Prefill("max_tokens", _never, needs_cap=True),
     stream=MESSAGE_EVENTS,
+    is_cut=message_is_cut,
     usage=_SAID,
 )
 COUNT_TOKENS: Final = _anthropic(path=b"/v1/messages/count_tokens", serves=False)

@@ -387,7 +387,8 @@ class Exchange:
             tap,
             self._own_fields(backend),
             self._clock,
-            dialect=request.endpoint.dialect,
+            endpoint=request.endpoint,
+            several=request.local == "request_form",
             on_first=partial(self._note_first_token, hold) if self._suspicions else hold.first_token,
         )
         pool = self._backends.pools.of((backend.host, backend.port))

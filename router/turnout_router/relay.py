@@ -14,13 +14,13 @@ import orjson
 from turnout_router.errors import Refusal, UpstreamError, UpstreamFault
 from turnout_router.http import JSON
 from turnout_router.untrusted import loads
-from turnout_router.usage import is_aborted
+from turnout_router.usage import failure_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turnout_router.connection import ClientConnection
-    from turnout_router.dialects import Dialect
+    from turnout_router.endpoints import Endpoint
     from turnout_router.http import Fields
     from turnout_router.settings import UpstreamLimits
     from turnout_router.usage import StreamFailure, Tap
@@ -34,8 +34,8 @@ _LAST_BYTES = 8192
 """Of an answer too large to be held, so much of its end is kept: usage stands there."""
 _ERROR_BYTES: Final = 64 * 1024
 """Of an error that a worker reports, so much is read. The rest of a longer one is cut."""
-_ABORT: Final = b'"abort"'
-_CANCELLED: Final = b'"cancelled"'
+_ERRORS: Final = (b'{"error"', b'{"object":"error"', b'{"type":"error"')
+"""How an error object begins."""
 _PASSED_ON = frozenset({b"content-type", b"retry-after"})
 """Fields of a worker's answer that a client gets. All others are between the worker and the router."""
 
@@ -45,7 +45,7 @@ class Relay:
 
     __slots__ = (
         "_clock",
-        "_dialect",
+        "_endpoint",
         "_fields",
         "_held",
         "_held_bytes",
@@ -54,6 +54,7 @@ class Relay:
         "_limits",
         "_on_first",
         "_own_fields",
+        "_several",
         "_streaming",
         "_tap",
         "client",
@@ -68,7 +69,8 @@ class Relay:
         own_fields: Fields,
         clock: Callable[[], float],
         *,
-        dialect: Dialect,
+        endpoint: Endpoint,
+        several: bool = False,
         on_first: Callable[[], None] | None = None,
     ) -> None:
         self.client = client
@@ -78,7 +80,8 @@ class Relay:
         self._tap = tap
         self._own_fields = own_fields
         self._clock = clock
-        self._dialect = dialect
+        self._endpoint = endpoint
+        self._several = several
         self._fields: Fields = ()
         self._streaming = False
         self._held: list[bytes] | None = []
@@ -103,6 +106,8 @@ class Relay:
                 check_coding(value)
         if kept.get(b"content-type", b"").lower().startswith(b"text/event-stream"):
             self._streaming = status == _OK and self._tap is not None
+        elif status == _OK and self._tap is not None:
+            raise UpstreamError("protocol", "it does not stream its answer")
         self._fields = (*kept.items(), *self._own_fields)
 
     def on_body(self, data: bytes) -> bool:
@@ -137,17 +142,38 @@ class Relay:
             self.client.end()
             return b""
         if self._held is None:
-            if _is_cut(self._last):
+            if self._endpoint.is_cut(self._last, self._several):
                 raise UpstreamError("reset", "it cut its answer short")
             self.client.end()
             return self._last
-        body = b"".join(self._held)
+        held = self._held
+        body = held[0] if len(held) == 1 else b"".join(held)
+        dialect = self._endpoint.dialect
         if self.status >= _CLIENT_ERROR:
-            raise Refusal("it refused the request", self.status, self._dialect.error_of(self.status, body))
-        if _is_cut(body):
-            raise UpstreamError("reset", "it cut its answer short")
+            raise Refusal("it refused the request", self.status, dialect.error_of(self.status, body))
+        self._check(body)
         self.client.respond(self.status, self._fields, body)
         return body
+
+    def _check(self, body: bytes) -> None:
+        """Raise UpstreamError where a whole answer is none: no JSON object, an error, or cut short."""
+        if not (body.startswith(b"{") and body.endswith(b"}")):
+            text = body.strip()
+            if not (text.startswith(b"{") and text.endswith(b"}")):
+                raise UpstreamError("protocol", "its answer is no JSON object")
+        if body.startswith(_ERRORS):
+            self._check_error(body)
+        if self._endpoint.is_cut(body, self._several):
+            raise UpstreamError("reset", "it cut its answer short")
+
+    def _check_error(self, body: bytes) -> None:
+        """Raise UpstreamError where *body*, sent with 200, is an error object."""
+        try:
+            value = loads(body)
+        except orjson.JSONDecodeError:
+            raise UpstreamError("protocol", "its answer is no JSON object") from None
+        if isinstance(value, dict) and value.get("error"):
+            raise self._failure_at_first(failure_in(value))
 
     def _pass_events(self, tap: Tap, data: bytes) -> bool:
         data = tap.feed(data, self._clock())
@@ -190,7 +216,7 @@ class Relay:
 
     def _failure_at_first(self, failure: StreamFailure) -> UpstreamError:
         """Return what a stream that began with an error means: vLLM says so, with 200, what else is a status."""
-        status, dialect = failure.status, self._dialect
+        status, dialect = failure.status, self._endpoint.dialect
         fault = _fault_of(status)
         if fault == "refused":
             value = {"message": failure.message} if failure.error is None else failure.error
@@ -212,7 +238,9 @@ class Relay:
                 held.append(data)
                 return
             said = b"".join((*held, data))[:_ERROR_BYTES]
-            raise Refusal("it refused the request", self.status, self._dialect.error_of(self.status, said))
+            raise Refusal(
+                "it refused the request", self.status, self._endpoint.dialect.error_of(self.status, said)
+            )
         if self._held_bytes > self._limits.hold_bytes:
             self._held = None
             whole = b"".join((*held, data))
@@ -278,14 +306,3 @@ def _fault_of(status: int) -> UpstreamFault:
     if status in {_OVERLOADED, _TOO_MANY}:
         return "overloaded"
     return "status" if status >= _SERVER_ERROR else "refused"
-
-
-def _is_cut(body: bytes) -> bool:
-    """Say whether an answer that is not streamed says that it was cut: vLLM's `abort` is no end of OpenAI's API."""
-    if body.find(_ABORT) < 0 and body.find(_CANCELLED) < 0:
-        return False
-    try:
-        value = loads(body)
-    except orjson.JSONDecodeError:
-        return body.find(b'"finish_reason":"abort"') >= 0  # the last part of a large answer
-    return isinstance(value, dict) and (is_aborted(value) or value.get("status") == "cancelled")

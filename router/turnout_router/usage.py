@@ -39,11 +39,18 @@ _ABORT: Final = b'"abort"'
 ABORTED: Final = ("abort", "error")
 """Reasons for the end of an answer that is not whole. OpenAI's API has neither."""
 _DONE: Final = b"[DONE]"
+_CHOICES: Final = b'"choices":['
+_OPEN: Final = b'"finish_reason":null'
+"""Of a choice that goes on."""
+_LONGEST_END: Final = 128
+_TRIES: Final = 4
+"""Chunks whose ends are looked at; an engine that writes its chunks in another way is read in the longer way."""
 _ERROR_BEGIN: Final = re.compile(rb'\{\s*(?:"(?:type|object)"\s*:\s*)?"error"')
 """How the data of an error begins."""
 _CODE: Final = re.compile(r"""['"]?code['"]?\s*[:=]\s*['"]?([45][0-9]{2})\b""")
 """A status within the text of an error. vLLM's Messages API has it nowhere else."""
 _STATUSES: Final = range(400, 600)
+_STATUS_DIGITS: Final = 3
 _SERVER_ERROR: Final = 500
 _STATUS_OF_TYPE: Final = {
     "invalid_request_error": 400,
@@ -259,11 +266,37 @@ class Tap(ABC):
 class StreamTap(Tap):
     """What a stream of chunks in OpenAI's form says."""
 
-    __slots__ = ("_drop_usage",)
+    __slots__ = ("_begin", "_drop_usage", "_end", "_tries")
 
     def __init__(self, *, drop_usage: bool, max_event_bytes: int) -> None:
         super().__init__(max_event_bytes=max_event_bytes)
         self._drop_usage = drop_usage
+        self._begin = b""
+        self._end = b""
+        """What the plain chunks of this stream have in common: all but the text, up to the names of an open choice."""
+        self._tries = _TRIES
+
+    def feed(self, data: bytes, now: float) -> bytes:
+        """Return what of *data*, received at *now*, is to be passed on. A single plain chunk is known by its two ends."""
+        end = self._end
+        if (
+            end
+            and data.endswith(end)
+            and data.startswith(self._begin)
+            and data.find(b"\n") == len(data) - len(_END)
+            and not self._keeps
+            and not self.done
+        ):
+            self.last_token_at = now
+            return data
+        return super().feed(data, now)
+
+    def _learn(self, data: bytes) -> None:
+        """Take the ends of *data*, in which nothing but a token was found, for those of all plain chunks."""
+        self._tries -= 1
+        begin, end = data.find(_CHOICES), data.rfind(_OPEN)
+        if 0 <= begin < end and data.find(b"\n") == len(data) - len(_END) and len(data) - end <= _LONGEST_END:
+            self._begin, self._end = data[: begin + len(_CHOICES)], data[end:]
 
     def _judge(self, data: bytes, now: float) -> bytes:
         # By `find`: `in` costs six times as much, for it first tries, in vain, to take the mark for a number. What ends in
@@ -277,6 +310,8 @@ class StreamTap(Tap):
         ):
             return self._look(data, now)
         self.last_token_at = now
+        if self._tries:
+            self._learn(data)
         return data
 
     def _look_at(self, event: bytes, now: float) -> bool:
@@ -349,14 +384,23 @@ def failure_in(value: dict[str, Any]) -> StreamFailure:
     for holder in (error, value):
         if holder is None:
             continue
-        code = holder.get("code")
-        if isinstance(code, int) and code in _STATUSES:
+        code = _status_in(holder.get("code"))
+        if code is not None:
             return StreamFailure(code, message, error)
         status = _STATUS_OF_TYPE.get(words(holder.get("type")))
         if status is not None:
             return StreamFailure(status, message, error)
     found = _CODE.search(message)
     return StreamFailure(int(found[1]) if found else _SERVER_ERROR, message, error)
+
+
+def _status_in(code: object) -> int | None:
+    """Return the HTTP status that *code*, a number or a text, is; None where it is none."""
+    if (isinstance(code, str) and len(code) == _STATUS_DIGITS and code.isascii() and code.isdigit()) or (
+        isinstance(code, float) and code.is_integer()
+    ):
+        code = int(code)
+    return code if isinstance(code, int) and code in _STATUSES else None
 
 
 def is_aborted(answer: dict[str, Any]) -> bool:

@@ -13,6 +13,7 @@ from support.router_mock_backend import mock_worker
 from support.router_recording_worker import EVENTS, recording_worker
 from support.router_running import DEPLOYMENT, LONG, MODEL, chat, config, running_router
 from turnout_router.settings import UpstreamLimits
+from turnout_router.usage import StreamTap
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -591,4 +592,87 @@ async def test_what_brings_the_client_nothing_renews_no_deadline(tmp_path: Path,
         asyncio.timeout(20),
     ):
         status, _, _ = await stream(r)
-    assert status == 504
+    assert status == (502 if b"200 OK\r\ncontent-type: application/json" in dribbled else 504)
+
+
+@pytest.mark.parametrize("form", ["whole", "streamed"])
+@pytest.mark.parametrize(
+    "said",
+    [b"", b"<html>", b"null", b"[]", b'{"choices":[', b"\0\0", b'{"error":{"message":"full","code":503}}'],
+)
+async def test_a_200_that_is_no_answer_is_tried_elsewhere(tmp_path: Path, said: bytes, form: str) -> None:
+    """The client gets another worker's answer, not text that its library cannot read."""
+    streamed = form == "streamed"
+    async with (
+        recording_worker(answer=said) as bad,
+        mock_worker() as good,
+        running_router(tmp_path, config([("aggregated", bad.url), ("aggregated", good.url)])) as r,
+    ):
+        answers = [await r.chat(stream=streamed) for _ in range(4)]
+    assert bad.bodies
+    assert {a.status_code for a in answers} == {200}
+    assert all(a.content.endswith(DONE) if streamed else a.json()["choices"] for a in answers)
+
+
+CUT = [
+    ("/v1/chat/completions", {"choices": [{"finish_reason": "error"}]}),
+    ("/v1/chat/completions", {"n": 2, "choices": [{"finish_reason": "abort"}, {"finish_reason": "stop"}]}),
+    ("/v1/messages", {"content": [], "stop_reason": None, "usage": {}}),
+    ("/v1/responses", {"status": "failed", "output": []}),
+    ("/v1/responses", {"status": "in_progress", "output": []}),
+    ("/v1/responses", {"status": "cancelled", "output": []}),
+]
+
+
+@pytest.mark.parametrize(("path", "said"), CUT)
+async def test_whole_answers_that_say_they_are_cut_are_never_passed_on(
+    tmp_path: Path, path: str, said: dict[str, Any]
+) -> None:
+    """In each API's own words; with nobody else to ask it is the worker's failure."""
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "input": "hi", "max_tokens": 9}
+    async with (
+        recording_worker(answer=orjson.dumps(said)) as worker,
+        running_router(tmp_path, config([("aggregated", worker.url)])) as r,
+    ):
+        answer = await r.client.post(path, json=body | ({"n": 2} if "n" in said else {}))
+        good = await r.metric("turnout_router_good_total", deployment=DEPLOYMENT)
+    assert answer.status_code == 502
+    assert good == 0
+
+
+@pytest.mark.parametrize("code", ["400", 400.0, 400])
+async def test_a_code_is_read_however_it_is_written(tmp_path: Path, code: Any) -> None:
+    """As a number or as text."""
+    said = event({"error": {"message": "m", "code": code}}) + DONE
+    async with (
+        recording_worker(answer=said, type=EVENTS) as worker,
+        running_router(tmp_path, config([("aggregated", worker.url)])) as r,
+    ):
+        assert (await stream(r))[0] == 400
+    assert len(worker.bodies) == 1
+
+
+def test_plain_chunks_do_not_hide_what_matters() -> None:
+    """After many chunks that look alike: usage, an error, an abort and the end are seen, alone or between others."""
+    plain = b"".join(chunk(f"token {n}") for n in range(50))
+    usage = event({"id": "c", "choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 50}})
+    for tail, whole in (
+        (chunk(finish="stop") + usage + DONE, True),
+        (chunk(finish="abort") + usage + DONE, False),
+        (chunk("x") + error_event(500), False),
+        (event({"choices": [], "error": {"message": "m"}}) + DONE, False),
+        (event({"choices": [{"index": 0, "finish_reason": None}], "error": {"message": "m"}}), False),
+    ):
+        for size in (7, 200, 100_000):
+            tap = StreamTap(drop_usage=True, max_event_bytes=1 << 20)
+            sent = ROLE + plain + tail
+            cuts = [sent[at : at + size] for at in range(0, len(sent), size)]
+            if size == 200:
+                cuts = [part + b"\n\n" for part in sent.split(b"\n\n") if part]
+            for part in cuts:
+                tap.feed(part, 1.0)
+                if tap.over:
+                    break
+            assert tap.done is whole
+            assert (tap.failure is not None or tap.aborted) is not whole
+            assert tap.output_tokens == (50 if whole else 0)

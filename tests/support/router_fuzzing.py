@@ -25,7 +25,6 @@ from support.router_hostile_inputs import CASES, CHAT, GOOD, MODELS, chunked, ge
 from turnout.routing import Backend, DeploymentRoute, Fleet, HealthPolicy, build_fleet
 from turnout_router.backends import Backends
 from turnout_router.connection import ClientConnection
-from turnout_router.dialects import OPENAI
 from turnout_router.drive import Signal
 from turnout_router.endpoints import ENDPOINTS
 from turnout_router.errors import ApiError, UpstreamError
@@ -303,7 +302,14 @@ class Checks:
         tap = StreamTap(drop_usage=True, max_event_bytes=1024) if stream else None
         clock = cast("asyncio.AbstractEventLoop", self.clock)
         client = Asking(clock, self.LIMITS)
-        relay = Relay(client.connection, self.upstream, tap, (), self.clock.time, dialect=OPENAI)
+        relay = Relay(
+            client.connection,
+            self.upstream,
+            tap,
+            (),
+            self.clock.time,
+            endpoint=ENDPOINTS[b"/v1/chat/completions"],
+        )
         done = connection.begin(b"x", relay, seconds=50.0, idle_seconds=50.0 if stream else None, what="it")
         for part in pieces(data, draw):
             if wire.closed:
