@@ -36,6 +36,8 @@ destroy the answer that says why."""
 _FAULT: Final = 500
 _SLICE_BYTES: Final = 4096
 """So much is parsed at a time: what is parsed takes far more memory than its text, and waits while a client does not read."""
+_WHOLE_BYTES: Final = 40 * 1024
+"""A read of no more is parsed at once: a request of usual size is then copied once."""
 _ANSWERS_A_TURN: Final = 8
 """Requests of one connection that are begun before others have their turn: less than a millisecond of work."""
 _Wait = Literal["request", "answer", "linger"]
@@ -192,6 +194,9 @@ class ClientConnection(asyncio.Protocol):
     def _read(self, data: bytes) -> None:
         """Have *data* read up to the end of the next request, in pieces, and keep the rest."""
         reader = self._reader
+        if len(data) <= _WHOLE_BYTES:
+            reader.feed(data)
+            return
         at = 0
         while True:
             size = max(_SLICE_BYTES, reader.unread)

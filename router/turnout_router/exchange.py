@@ -194,7 +194,7 @@ class Exchange:
                 self._tell(unavailable("The router is shutting down."))
         finally:
             metrics.in_flight -= 1
-            self._blame_suspects(served=status < _SERVER_ERROR and status != _CLIENT_LEFT)
+            self._weigh_suspicions(served=status < _SERVER_ERROR and status != _CLIENT_LEFT)
             if self._gate is not None:
                 self._gate.leave(self._tokens)
             metrics.answered(status)
@@ -469,9 +469,10 @@ class Exchange:
 
     def _succeed(self, backend: Backend) -> None:
         """Note an answer of *backend*, which takes back what this request has held against it."""
-        for one in [one for one in self._suspicions if one.backend.id == backend.id]:
-            self._backends.cleared(backend)
-            self._suspicions.remove(one)
+        if self._suspicions:
+            for one in [one for one in self._suspicions if one.backend.id == backend.id]:
+                self._backends.cleared(backend)
+                self._suspicions.remove(one)
         self._backends.succeeded(backend)
 
     def _blame(self, backend: Backend, error: UpstreamError) -> None:
@@ -481,8 +482,10 @@ class Exchange:
         else:
             self._backends.failed(backend, error)
 
-    def _blame_suspects(self, *, served: bool) -> None:
+    def _weigh_suspicions(self, *, served: bool) -> None:
         """Hold failures against workers, but for those that follow the request, where it was served nowhere."""
+        if not self._suspicions:
+            return
         suspicions, self._suspicions = self._suspicions, []
         for one in suspicions:
             self._backends.cleared(one.backend)
@@ -492,7 +495,7 @@ class Exchange:
     def _note_first_token(self, hold: Hold) -> None:
         """Note that the worker of *hold* computes what others have failed on."""
         hold.first_token()
-        self._blame_suspects(served=True)
+        self._weigh_suspicions(served=True)
 
     def _tell(self, error: ApiError) -> None:
         """Tell the client, in whatever form is still possible."""

@@ -36,8 +36,6 @@ _ERROR_BYTES: Final = 64 * 1024
 """Of an error that a worker reports, so much is read. The rest of a longer one is cut."""
 _ERRORS: Final = (b'{"error"', b'{"object":"error"', b'{"type":"error"')
 """How an error object begins."""
-_PASSED_ON = frozenset({b"content-type", b"retry-after"})
-"""Fields of a worker's answer that a client gets. All others are between the worker and the router."""
 
 
 class Relay:
@@ -90,25 +88,32 @@ class Relay:
         self._last = b""
 
     def on_head(self, status: int, fields: Fields) -> None:
-        """Take the head; decide whether this is a stream of events.
+        """Take the head; decide whether this is a stream of events. Of its fields, a client gets two, each once.
 
         Raise UpstreamError for a status that is the worker's failure, and for a head that promises what cannot be read.
         """
         self.status = status
         check_status(status, "it")
-        kept: dict[bytes, bytes] = {}
-        for name, value in fields:
-            if name in _PASSED_ON:
-                kept.setdefault(name, value)  # what a worker sends twice goes out once
+        kind = again = None
+        for field in fields:
+            name = field[0]
+            if name == b"content-type":
+                kind = kind or field  # what a worker sends twice goes out once
             elif name == b"content-length":
-                self._length = int(value)
+                self._length = int(field[1])
+            elif name == b"retry-after":
+                again = again or field
             elif name == b"content-encoding":
-                check_coding(value)
-        if kept.get(b"content-type", b"").lower().startswith(b"text/event-stream"):
-            self._streaming = status == _OK and self._tap is not None
-        elif status == _OK and self._tap is not None:
-            raise UpstreamError("protocol", "it does not stream its answer")
-        self._fields = (*kept.items(), *self._own_fields)
+                check_coding(field[1])
+        if self._tap is not None and status == _OK:
+            if kind is None or not kind[1].lower().startswith(b"text/event-stream"):
+                raise UpstreamError("protocol", "it does not stream its answer")
+            self._streaming = True
+        self._fields = self._own_fields
+        if again is not None:
+            self._fields = (again, *self._fields)
+        if kind is not None:
+            self._fields = (kind, *self._fields)
 
     def on_body(self, data: bytes) -> bool:
         """Pass on, or hold. Say whether something was passed on."""
