@@ -46,6 +46,11 @@ _WAITS: Final = (
     ("--stream-idle-timeout", _UPSTREAM.stream_idle_seconds, "between two pieces of a stream"),
 )
 
+_MAY_BE_NOTHING: Final = frozenset(
+    {"--queue-timeout", "--scrape-interval", "--shutdown-delay", "--shutdown-grace"}
+)
+"""Times of which 0 means that something is not done."""
+
 _ADMISSION: Final = (
     (
         "--max-requests-per-worker",
@@ -161,7 +166,8 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     for flag, bound, meaning in _ADMISSION:
         add(flag, type=_positive, metavar="N", default=bound, help=meaning)
     for flag, default, meaning in _WAITS:
-        add(flag, type=_seconds, metavar="SECONDS", default=default, help=meaning)
+        kind = _seconds if flag in _MAY_BE_NOTHING else _some_seconds
+        add(flag, type=kind, metavar="SECONDS", default=default, help=meaning)
     options = parser.parse_args(argv)
     if options.check and options.config is None:
         parser.error("--check needs --config FILE")
@@ -248,6 +254,13 @@ def _seconds(text: str) -> float:
     value = float(text)
     if not 0 <= value < 1e6:  # noqa: PLR2004 - eleven days: anything longer is a mistake
         raise argparse.ArgumentTypeError(f"{text} is no sensible number of seconds")
+    return value
+
+
+def _some_seconds(text: str) -> float:
+    value = _seconds(text)
+    if not value:
+        raise argparse.ArgumentTypeError("0 would end everything before it has begun: give a longer time")
     return value
 
 

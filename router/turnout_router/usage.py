@@ -177,6 +177,8 @@ class Tap(ABC):
         if not self._begun:
             self._begun = True
             data = data.removeprefix(_BYTE_ORDER_MARK)
+        if data.find(b"data") < 0 and data.find(b"event") < 0:
+            return data  # comments alone, of which there may be a hundred thousand in one read
         passed: list[bytes] = []
         for block in with_lf(data).split(_END):
             event = block.strip(b"\n")

@@ -27,6 +27,7 @@ from turnout_router.discovery import file as file_module
 from turnout_router.discovery.file import FileSource, read_config
 from turnout_router.discovery.yamlfile import stamp_of
 from turnout_router.errors import ConfigError
+from turnout_router.options import parse_options
 from turnout_runtime.supervision import Supervisor
 
 if TYPE_CHECKING:
@@ -402,3 +403,14 @@ async def test_a_worker_that_leaves_the_fleet_finishes_what_it_has(tmp_path: Pat
 
         await eventually_async(moved)
         assert "[DONE]" in (await answer.aread()).decode()
+
+
+@pytest.mark.parametrize(
+    "flag", ["--answer-timeout", "--first-byte-timeout", "--head-timeout", "--connect-timeout"]
+)
+def test_a_time_out_of_nothing_is_refused(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It would end every request before it has begun; 0 is accepted where it means that something is not done."""
+    with pytest.raises(SystemExit):
+        parse_options(["--config", "router.yaml", flag, "0"])
+    assert "give a longer time" in capsys.readouterr().err
+    assert parse_options(["--config", "router.yaml", "--scrape-interval", "0"]).scrape_interval == 0

@@ -100,6 +100,20 @@ async def test_a_restarted_worker_serves_again_within_seconds(tmp_path: Path) ->
             assert await served_again(r, lambda: again.received) < BACK_WITHIN_SECONDS
 
 
+async def test_a_worker_that_completes_no_texts_is_not_left_alone_for_ever(tmp_path: Path) -> None:
+    """501 to the router's trial is an answer: the worker works, and may serve what its model can."""
+    async with (
+        mock_worker(behaviour="reset") as bad,
+        mock_worker() as good,
+        running_router(tmp_path, config([("aggregated", bad.url), ("aggregated", good.url)])) as r,
+    ):
+        await eject(r, bad.id)
+        bad.behaviour, bad.status = "status", 501
+        before = len(bad.received)
+        assert await served_again(r, lambda: len(bad.received) > before) < BACK_WITHIN_SECONDS
+    assert bad.trials
+
+
 @pytest.mark.parametrize("stream", [True, False])
 async def test_no_client_waits_for_a_worker_that_hangs(tmp_path: Path, *, stream: bool) -> None:
     """The router tries it itself, gives up after a while, and sends nobody there before it has computed something."""
