@@ -77,7 +77,7 @@ def worker() -> Iterator[WorkerProcess]:
 def test_no_body_holds_up_the_others(worker: WorkerProcess, path: str, body: bytes, status: int) -> None:
     """The body has its answer, and /health is answered all the while."""
     slowest = 0.0
-    done = threading.Event()
+    done, watches = threading.Event(), threading.Event()
 
     def watch() -> None:
         nonlocal slowest
@@ -86,11 +86,13 @@ def test_no_body_holds_up_the_others(worker: WorkerProcess, path: str, body: byt
                 began = time.monotonic()
                 client.get(f"{worker.url}/health").raise_for_status()
                 slowest = max(slowest, time.monotonic() - began)
+                watches.set()
                 done.wait(0.005)
 
     watching = threading.Thread(target=watch)
     watching.start()
     try:
+        assert watches.wait(SECONDS)
         answer = httpx.post(f"{worker.url}{path}", content=body, timeout=SECONDS)
     finally:
         done.set()

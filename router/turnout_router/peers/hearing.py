@@ -28,6 +28,8 @@ MAX_CONNECTIONS: Final = 128
 most makes way for a new one."""
 MAX_PER_ADDRESS: Final = 32
 """Likewise of one address: routers that share one are few."""
+_CLOSING_TURNS: Final = 4
+"""Turns of the event loop in which connections that were just accepted or closed come to their end."""
 COMPLAIN_SECONDS: Final = 60.0
 """A fault of the same kind is logged no more often: whoever is refused tries again."""
 
@@ -71,6 +73,10 @@ class Hearing:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for _ in range(_CLOSING_TURNS):
+            await asyncio.sleep(
+                0
+            )  # a transport closes in a later turn, and one that was just accepted is yet to be made
 
     def describe(self) -> list[dict[str, object]]:
         """Return who tells, for people."""
