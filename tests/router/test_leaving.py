@@ -159,8 +159,9 @@ class Pausing:
     def on_head(self, status: int, fields: Fields) -> None:
         pass
 
-    def on_body(self, _data: bytes) -> None:
+    def on_body(self, _data: bytes) -> bool:
         self.connection.pause()
+        return False
 
 
 async def test_a_connection_that_was_held_back_at_the_end_reads_again() -> None:
