@@ -202,9 +202,10 @@ class Raising:
         if self._where == "head":
             raise self._error
 
-    def on_body(self, _data: bytes) -> None:
+    def on_body(self, _data: bytes) -> bool:
         if self._where == "body":
             raise self._error
+        return False
 
 
 @asynccontextmanager
