@@ -109,7 +109,7 @@ async def _compare(port: int, worker_port: int) -> None:
         if tuple(statuses) == case.statuses:
             same += 1
         else:
-            ours, theirs = (", ".join(map(str, told)) or "none" for told in (case.statuses, statuses))
+            ours, theirs = (", ".join(map(str, each)) or "none" for each in (case.statuses, statuses))
             print(f"| {case.name} | {ours} | {theirs} |")
     print(f"\n{same} of {len(asked)} inputs get the same answers.")
     worker.close()

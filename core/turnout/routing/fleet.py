@@ -10,7 +10,7 @@ from turnout.api.deployment import Queueing, Role, RoutingPolicy
 from turnout.routing.admission import NORMAL, AdmissionBounds, Tier
 
 _ROUTE: Final = "route "
-"""Stands before the key of a route where owners of names are told apart."""
+"""Prefix of an LLMRoute's key where LLMRoutes and LLMDeployments share one map of name owners."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ class Fleet:
     """One consistent view of everything; replaced as a whole when something changes.
 
     `names` maps each name that clients may call; `grants` maps the SHA-256 of each known key. `reserved` maps names
-    and digests that nobody has now, but that are claimed: to the namespace that had them last.
+    and digests that have claims but no holder now: to the namespace that held them last.
     """
 
     deployments: Mapping[str, DeploymentRoute] = field(default_factory=dict)
@@ -267,7 +267,7 @@ def _settled_grants(grants: Iterable[Grant], before: Fleet | None) -> tuple[dict
 def _winner(claims: list[_Claim], holder: str | None, kept: str | None) -> _Claim | None:
     """Return the claim that stands, None where that is for the operator to say.
 
-    *holder* has had the name until now, None where nobody has; *kept* is the namespace that had it last.
+    *holder* is the key of the current holder of the name, None without one; *kept* is the namespace of the last holder.
     """
     if len(claims) == 1 and (claims[0].settled or kept is None or kept == claims[0].namespace):
         return claims[0]  # nearly every name is one's alone

@@ -37,7 +37,7 @@ def chain(
 def links(
     tokens: Sequence[int], block_size: int, salt: str | None = None, adapter: str | None = None
 ) -> Iterator[int]:
-    """Yield the numbers of `chain`, for whoever cannot wait for all of them at once. Raise as `chain`.
+    """Yield the numbers of `chain` one by one, so that a caller can pause between blocks. Raise as `chain`.
 
     Engines mix the request's `cache_salt` into the first block and the LoRA adapter's name into every one (vLLM's
     order: the adapter, then the salt).
