@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from support.faults import errors_of_awaiting
 from turnout_devcluster.node import agent as agents
 from turnout_devcluster.node import checks, forward
 from turnout_devcluster.node.agent import Agent, Options
@@ -42,16 +43,7 @@ if TYPE_CHECKING:
 
 SECONDS = 20.0
 LOG = logging.getLogger("test.node")
-ERRORS: list[BaseException] = [
-    RuntimeError("the handler is closed"),
-    OSError(24, "Too many open files"),
-    ValueError("no number"),
-    KeyError("a"),
-    RecursionError("too deep"),
-    AssertionError("impossible"),
-    ExceptionGroup("several", [KeyError("a"), TypeError("b")]),
-    asyncio.CancelledError("of what it waited for"),
-]
+ERRORS = errors_of_awaiting()
 each_error = pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 
 

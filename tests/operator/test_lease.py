@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support.faults import errors_of_awaiting
 from support.router_running import eventually
 from turnout_operator.errors import LeadershipLost, NotFound
 from turnout_operator.kube.client import KubeClient
@@ -92,17 +93,7 @@ async def test_nothing_is_written_without_the_lease() -> None:
         lease.fence()
 
 
-ERRORS = [
-    RuntimeError("handler is closed"),
-    OSError("gone"),
-    ValueError("no number"),
-    KeyError("spec"),
-    RecursionError("too deep"),
-    AssertionError("never"),
-    TimeoutError(),
-    ExceptionGroup("several", [ValueError("one")]),
-    asyncio.CancelledError(),
-]
+ERRORS = errors_of_awaiting()
 FAST = Timing(duration_seconds=2, renew_seconds=0.05, renew_deadline_seconds=1.0, retry_seconds=0.05)
 
 

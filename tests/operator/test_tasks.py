@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from support.faults import errors_of_awaiting
 from support.operator_process import free_port
 from support.operator_values import CONFIG, raw_deployment
 from support.router_running import eventually
@@ -43,17 +44,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 KEY = Key("models", "llama")
-ERRORS = [
-    RuntimeError("handler is closed"),
-    OSError("gone"),
-    ValueError("no number"),
-    KeyError("spec"),
-    RecursionError("too deep"),
-    AssertionError("never"),
-    TimeoutError(),
-    ExceptionGroup("several", [ValueError("one"), OSError("two")]),
-    asyncio.CancelledError(),
-]
+ERRORS = errors_of_awaiting()
 EACH = pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 EACH_WITHOUT_WAITING = pytest.mark.parametrize("error", ERRORS[:-1], ids=lambda error: type(error).__name__)
 """What waits for nothing cannot be cancelled."""

@@ -8,24 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from support.faults import errors_of_awaiting
 from turnout_runtime.supervision import Backoff, Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 LOG = logging.getLogger("test.supervision")
-ERRORS: list[BaseException] = [
-    RuntimeError("the handler is closed"),
-    OSError(24, "Too many open files"),
-    ValueError("no number"),
-    RecursionError("too deep"),
-    MemoryError("no memory"),
-    AssertionError("impossible"),
-    TimeoutError("late"),
-    EOFError("the end"),
-    ExceptionGroup("several", [KeyError("a"), TypeError("b")]),
-    asyncio.CancelledError("of what it waited for"),
-]
+ERRORS = errors_of_awaiting()
 
 
 def new(failed: Callable[[str], None] = lambda _: None) -> Supervisor:

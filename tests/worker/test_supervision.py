@@ -17,6 +17,7 @@ import httpx
 import pytest
 import zmq
 
+from support.faults import errors_of_awaiting
 from support.worker_process import MODEL, NAME, die_with_parent, free_port, running_worker
 from turnout_worker.driver import Driver
 from turnout_worker.errors import EngineLoopError
@@ -30,16 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
 SECONDS = 20.0
-ERRORS: list[BaseException] = [
-    RuntimeError("the handler is closed"),
-    OSError(24, "Too many open files"),
-    ValueError("no number"),
-    KeyError("a"),
-    RecursionError("too deep"),
-    AssertionError("impossible"),
-    ExceptionGroup("several", [KeyError("a"), TypeError("b")]),
-    asyncio.CancelledError("of what it waited for"),
-]
+ERRORS = errors_of_awaiting()
 each_error = pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 
 
