@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from support.clients import until
+from support.clients import in_background, until
 from support.installation import conditions, llmdeployment
 from turnout.api import names
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import AsyncIterator, Iterator
 
     from support.installation import Installation
@@ -56,19 +57,19 @@ async def ask(client: httpx.AsyncClient, model: str, key: str | None, **headers:
 @contextlib.asynccontextmanager
 async def asking(url: str, namespace: str, *calls: tuple[str, str | None]) -> AsyncIterator[Traffic]:
     """Keep calling each name with its key, one request after the other, until the block ends."""
-    traffic, stop = Traffic(namespace), asyncio.Event()
-    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+    traffic = Traffic(namespace)
 
-        async def one(model: str, key: str | None) -> None:
-            while not stop.is_set():
-                await traffic.ask(client, model, key)
+    async def run_clients(stop: threading.Event) -> None:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
 
-        tasks = [asyncio.create_task(one(*call)) for call in calls]
-        try:
-            yield traffic
-        finally:
-            stop.set()
-            await asyncio.wait_for(asyncio.gather(*tasks), 120)
+            async def one(model: str, key: str | None) -> None:
+                while not stop.is_set():
+                    await traffic.ask(client, model, key)
+
+            await asyncio.gather(*(one(*call) for call in calls))
+
+    async with in_background(run_clients):
+        yield traffic
 
 
 @pytest.fixture

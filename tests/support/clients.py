@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import openai
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
 
 @dataclass(slots=True)
@@ -52,30 +53,47 @@ async def asking(
 ) -> AsyncIterator[Tally]:
     """Keep *clients* asking one request after the other, until the block ends; their last ones run to the end."""
     tally = Tally()
-    stop = asyncio.Event()
-    async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as client:
 
-        async def one(number: int) -> None:
-            turn = 0
-            while not stop.is_set():
-                prompt = f"Client {number}, turn {turn}. " + "Tell me more about railways. " * (
-                    prompt_words // 5
-                )
-                await ask(client, model, prompt, tokens, tally)
-                turn += 1
-                if tally.failures:  # a client that is refused shall not spin
-                    await asyncio.sleep(0.05)
+    async def run_clients(stop: threading.Event) -> None:
+        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as client:
 
-        tasks = [asyncio.create_task(one(number)) for number in range(clients)]
-        try:
-            yield tally
-        finally:
-            stop.set()
-            await asyncio.wait_for(asyncio.gather(*tasks), 120)
+            async def one(number: int) -> None:
+                turn = 0
+                while not stop.is_set():
+                    prompt = f"Client {number}, turn {turn}. " + "Tell me more about railways. " * (
+                        prompt_words // 5
+                    )
+                    await ask(client, model, prompt, tokens, tally)
+                    turn += 1
+                    if tally.failures:  # a client that is refused shall not spin
+                        await asyncio.sleep(0.05)
+
+            await asyncio.gather(*(one(number) for number in range(clients)))
+
+    async with in_background(run_clients):
+        yield tally
+
+
+@contextlib.asynccontextmanager
+async def in_background(
+    work: Callable[[threading.Event], Coroutine[Any, Any, None]], seconds: float = 120
+) -> AsyncIterator[None]:
+    """Run *work* on an event loop in another thread until the block ends; it must end *seconds* after its event is set.
+
+    A test that runs kubectl blocks its own loop. Clients on that loop would stop in the middle of a request,
+    and the router would rightly answer 408.
+    """
+    stop = threading.Event()
+    done = asyncio.create_task(asyncio.to_thread(asyncio.run, work(stop)))
+    try:
+        yield
+    finally:
+        stop.set()
+        await asyncio.wait_for(done, seconds)
 
 
 async def until(what: str, condition: Any, seconds: float) -> Any:
-    """Like ``wait_until``, without holding up the clients: *condition* runs in a thread."""
+    """Like ``wait_until`` for a test with tasks of its own: *condition* runs in a thread."""
     deadline = asyncio.get_running_loop().time() + seconds
     while True:
         value = await asyncio.to_thread(condition)
