@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
     from turnout_router.admin_access import AdminAccess
     from turnout_router.backends import Backends
-    from turnout_router.connection import ClientConnection
     from turnout_router.decisions import Decisions
     from turnout_router.http import Fields, Request
     from turnout_router.metrics import Metrics
     from turnout_router.peers.mesh import Mesh
+    from turnout_router.response import Response
     from turnout_router.tasks import Note
 
 
@@ -99,7 +99,7 @@ class AdminApp:
         self._backends = backends
         self._decisions = decisions
         self._mesh = mesh
-        self._pages: dict[bytes, Callable[[Request, ClientConnection], None]] = {
+        self._pages: dict[bytes, Callable[[Request, Response], None]] = {
             b"/healthz": self._healthz,
             b"/readyz": self._readyz,
             b"/metrics": self._metrics_page,
@@ -108,20 +108,20 @@ class AdminApp:
             b"/admin/decisions": self._recent,
         }
 
-    def handle(self, request: Request, client: ClientConnection) -> None:
+    def handle(self, request: Request, response: Response) -> None:
         """Answer *request*. Raise ApiError where it asks for nothing that there is."""
-        error = request.refusal or self.check_head(request, client)
+        error = request.refusal or self.check_head(request, response)
         if error is not None:
             raise error
         page = self._pages.get(request.path)
         if page is None:
-            self._decision(request, client)
+            self._decision(request, response)
         else:
-            page(request, client)
+            page(request, response)
 
-    def check_head(self, request: Request, client: ClientConnection) -> ApiError | None:
+    def check_head(self, request: Request, response: Response) -> ApiError | None:
         """Return why *request* will not be served: by its path, its method, or where it comes from."""
-        denied = self._denial(request, client)
+        denied = self._denial(request, response)
         if denied is not None:
             return denied
         path = request.path
@@ -131,13 +131,13 @@ class AdminApp:
             return ApiError(405, "This page is only there to be read.", headers=(_ALLOW,))
         return None
 
-    def _denial(self, request: Request, client: ClientConnection) -> ApiError | None:
+    def _denial(self, request: Request, response: Response) -> ApiError | None:
         """Return what a client is answered that may not read this page, None where it may."""
         said = [value.decode("latin-1") for name, value in request.fields if name == b"authorization"]
         host = request.field(b"host")
         denied = self._access.denied(
             request.path.decode("latin-1"),
-            client.peer,
+            response.peer,
             said,
             None if host is None else host.decode("latin-1"),
         )
@@ -153,23 +153,23 @@ class AdminApp:
         """Return *error* as JSON."""
         return orjson.dumps({"error": str(error)})
 
-    def _healthz(self, _: Request, client: ClientConnection) -> None:
-        client.respond(200, (_TEXT,), b"ok\n")
+    def _healthz(self, _: Request, response: Response) -> None:
+        response.respond(200, (_TEXT,), b"ok\n")
 
-    def _readyz(self, _: Request, client: ClientConnection) -> None:
+    def _readyz(self, _: Request, response: Response) -> None:
         reason = self._readiness.not_ready_because
-        client.respond(503 if reason else 200, (_TEXT,), f"{reason or 'ok'}\n".encode())
+        response.respond(503 if reason else 200, (_TEXT,), f"{reason or 'ok'}\n".encode())
 
-    def _metrics_page(self, _: Request, client: ClientConnection) -> None:
-        client.respond(200, (_PAGE,), generate_latest(self._metrics.registry))
+    def _metrics_page(self, _: Request, response: Response) -> None:
+        response.respond(200, (_PAGE,), generate_latest(self._metrics.registry))
 
-    def _fleet(self, _: Request, client: ClientConnection) -> None:
-        _answer(client, self._backends.describe())
+    def _fleet(self, _: Request, response: Response) -> None:
+        _answer(response, self._backends.describe())
 
-    def _peers(self, _: Request, client: ClientConnection) -> None:
-        _answer(client, None if self._mesh is None else self._mesh.describe())
+    def _peers(self, _: Request, response: Response) -> None:
+        _answer(response, None if self._mesh is None else self._mesh.describe())
 
-    def _recent(self, request: Request, client: ClientConnection) -> None:
+    def _recent(self, request: Request, response: Response) -> None:
         asked = _parameters(request.target)
         most = asked.get("limit", str(_RECENT))
         # int() is only asked about what is short and ASCII: it knows other scripts' digits, and fails on thousands.
@@ -178,9 +178,9 @@ class AdminApp:
         )
         if not 1 <= number <= MAX_DECISIONS:
             raise ApiError(400, f"limit must be 1 to {MAX_DECISIONS}")
-        _answer(client, {"decisions": self._decisions.recent(number, asked.get("deployment"))})
+        _answer(response, {"decisions": self._decisions.recent(number, asked.get("deployment"))})
 
-    def _decision(self, request: Request, client: ClientConnection) -> None:
+    def _decision(self, request: Request, response: Response) -> None:
         try:
             name = unquote(request.path.removeprefix(_DECISION).decode("ascii"), errors="strict")
         except UnicodeDecodeError as error:
@@ -188,7 +188,7 @@ class AdminApp:
         found = self._decisions.find(name)
         if found is None:
             raise ApiError(404, f"not among the last {len(self._decisions)} requests")
-        _answer(client, found)
+        _answer(response, found)
 
 
 _DECISION: Final = b"/admin/decisions/"
@@ -207,8 +207,8 @@ def admin_app(
     return AdminApp(readiness, metrics, backends, decisions, access=access, mesh=mesh)
 
 
-def _answer(client: ClientConnection, value: Any) -> None:
-    client.respond(200, (JSON,), orjson.dumps(value))
+def _answer(response: Response, value: Any) -> None:
+    response.respond(200, (JSON,), orjson.dumps(value))
 
 
 def _parameters(target: bytes) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The gates of the deployments: requests under way, and those that wait for room. What is decided is decided in core."""
+"""Requests of one deployment that are under way, and those that wait for room. Decided in `turnout.routing.admission`."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from turnout.routing.admission import (
     LOW,
     NORMAL,
     TIERS,
-    AdmissionBounds,
     AdmissionLimits,
     Tier,
     Verdict,
     has_room,
     judge,
 )
+from turnout_router.claims import Claim
 from turnout_router.errors import overloaded
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from turnout_router.claims import Claimant
+    from turnout_router.outcome import Outcome
 
 _TIER_OF: Final[dict[bytes, Tier]] = {b"high": HIGH, b"normal": NORMAL, b"low": LOW}
 
@@ -31,8 +32,10 @@ def tier_of(granted: Tier, wanted: bytes | None) -> Tier:
     return granted if wanted is None else max(granted, _TIER_OF.get(wanted.lower(), granted))
 
 
-class Gate:
+class AdmissionQueue(Claim):
     """One deployment's requests: those under way with their tokens, and those that wait, by tier."""
+
+    __slots__ = ("_limits", "_requests", "_tokens", "_waiting", "_workers")
 
     def __init__(self, limits: AdmissionLimits) -> None:
         self._limits = limits
@@ -41,15 +44,17 @@ class Gate:
         self._tokens = 0
         self._waiting = tuple(_Queue() for _ in TIERS)
 
-    def try_enter(self, tokens: int) -> bool:
-        """Let a request of *tokens* in where nobody waits and there is room. Else say no: see `enter`."""
+    def try_acquire(self, request: Claimant) -> bool:
+        """Admit *request* where none waits and there is room. Else return False: see `acquire`."""
+        tokens = request.tokens
         if self.waiting or not has_room(self._requests, self._tokens, tokens, self._workers, self._limits):
             return False
         self._take(tokens)
         return True
 
-    async def enter(self, tokens: int, tier: Tier) -> None:
-        """Return once there is room for a request of *tokens*. Raise ApiError (503) where it cannot wait, or no longer."""
+    async def acquire(self, request: Claimant) -> None:
+        """Return once there is room for *request*. Raise ApiError (503) where it cannot wait, or no longer."""
+        tokens, tier = request.tokens, request.tier
         while (verdict := self._judge(tokens, tier)).displaced is not None:
             self._waiting[verdict.displaced].youngest().turn.set_result(False)
         if verdict.does == "enter":
@@ -72,7 +77,7 @@ class Gate:
             await asyncio.wait({turn}, timeout=seconds)
         except asyncio.CancelledError:
             if turn.done() and turn.result():
-                self.leave(waiter.tokens)
+                self._leave(waiter.tokens)
             raise
         finally:
             if not turn.done():
@@ -83,22 +88,25 @@ class Gate:
         if not turn.result():
             raise overloaded("requests of a higher priority came first", "displaced")
 
-    def leave(self, tokens: int) -> None:
-        """Make room: a request of *tokens* is over."""
+    def release(self, request: Claimant, outcome: Outcome) -> None:  # noqa: ARG002 - room is room
+        """Make room: *request* has ended."""
+        self._leave(request.tokens)
+
+    def _leave(self, tokens: int) -> None:
         self._requests -= 1
         self._tokens -= tokens
         if self.waiting:
             self._admit()
 
     def resize(self, workers: int, limits: AdmissionLimits) -> None:
-        """Take note of how many workers decode now, and of the bounds. Who waits already goes on waiting."""
+        """Take note of how many workers decode now, and of the bounds. Requests that wait go on waiting."""
         self._workers = workers
         self._limits = limits
         self._admit()
 
     @property
     def wait_seconds(self) -> float:
-        """How long one waits at most, here or for a worker that could begin."""
+        """How long a request waits at most, here or in the dispatch queue."""
         return self._limits.wait_seconds
 
     @property
@@ -170,30 +178,3 @@ class _Queue:
     def _out(self, waiter: _Waiter) -> _Waiter:
         self.tokens -= waiter.tokens
         return waiter
-
-
-class Gates:
-    """One gate per deployment."""
-
-    def __init__(self, limits: AdmissionLimits) -> None:
-        self._limits = limits
-        self._gates: dict[str, Gate] = {}
-
-    def of(self, deployment: str) -> Gate:
-        """Return the gate of *deployment*."""
-        gate = self._gates.get(deployment)
-        if gate is None:
-            gate = self._gates[deployment] = Gate(self._limits)
-        return gate
-
-    def resize(self, decoders: Mapping[str, int], bounds: Mapping[str, AdmissionBounds]) -> None:
-        """Take over how many workers of each deployment decode, and its own bounds; forget deployments that are gone.
-
-        Who waits at the gate of one that is gone goes on, to be told so.
-        """
-        for key, gate in tuple(self._gates.items()):
-            if key not in decoders:
-                gate.resize(0, self._limits)
-                del self._gates[key]
-        for key, count in decoders.items():
-            self.of(key).resize(count, bounds.get(key, AdmissionBounds()).over(self._limits))

@@ -7,14 +7,24 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
+from turnout.routing import WorkerPair
+from turnout.routing.admission import NORMAL
+from turnout_router.endpoints import TEXT
 from turnout_router.errors import UpstreamError
-from turnout_router.http import get, post
+from turnout_router.http import get
+from turnout_router.identity import Identity
+from turnout_router.openai import parse
+from turnout_router.recording import NoRecorder
 from turnout_router.relay import Collected
+from turnout_router.served import ServedRequest
+from turnout_router.sink import CollectingSink
 from turnout_router.tasks import CHECK
 
 if TYPE_CHECKING:
     from turnout.routing import Backend
     from turnout_router.backends import Backends
+    from turnout_router.deployment import DeploymentRuntime
+    from turnout_router.settings import UpstreamLimits
     from turnout_runtime.supervision import Supervisor
 
 TRIAL_ID: Final = b"turnout-trial"
@@ -27,6 +37,8 @@ _MOST_BYTES: Final = 64 * 1024
 _SERVER_ERROR: Final = 500
 _NOT_IMPLEMENTED: Final = 501
 _UNAVAILABLE: Final = 503
+_TRIAL: Final = {"prompt": "Hello", "max_tokens": 1, "stream": True}
+"""Streamed, for the first byte of a stream has to come within the time that a worker on trial is given."""
 _ANSWERS: Final = frozenset({_NOT_IMPLEMENTED, _UNAVAILABLE})
 """Of 5xx, those that an engine gives which works: its model completes no texts, or it is full."""
 
@@ -39,8 +51,10 @@ class HealthChecks:
     model that cannot complete texts answers 400, and that is an answer.
     """
 
-    def __init__(self, backends: Backends, supervisor: Supervisor) -> None:
+    def __init__(self, backends: Backends, limits: UpstreamLimits, supervisor: Supervisor) -> None:
         self._backends = backends
+        self._limits = limits
+        self._recorder = NoRecorder()
         self._supervisor = supervisor
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._asked: set[str] = set()
@@ -60,9 +74,12 @@ class HealthChecks:
 
     async def _look_after(self, backend: Backend) -> None:
         answered = await self._answers(backend)
-        self._backends.checked(backend, answered=answered)
-        if answered and (seconds := self._backends.begin_trial(backend)) is not None:
-            await self._try(backend, seconds)
+        deployment = self._backends.of(backend.deployment)
+        if deployment is None:
+            return
+        deployment.health.checked(backend, answered=answered)
+        if answered and deployment.health.begin_trial(backend):
+            await self._try(deployment, backend)
 
     async def _answers(self, backend: Backend) -> bool:
         answer = Collected(_MOST_BYTES)
@@ -80,23 +97,28 @@ class HealthChecks:
                 return False
         return answer.status < _SERVER_ERROR
 
-    async def _try(self, backend: Backend, seconds: float) -> None:
-        body = {"model": backend.names[0] if backend.names else None, "prompt": "Hello", "max_tokens": 1}
-        pool = self._backends.pools.of((backend.host, backend.port))
-        answer = Collected(_MOST_BYTES)
-        try:
-            await pool.exchange(
-                post(b"/v1/completions", pool.host, orjson.dumps(body), ((b"x-request-id", TRIAL_ID),)),
-                answer,
-                seconds=seconds,
-                idle_seconds=None,
-                what="the answer to a trial",
-            )
-        except UpstreamError as error:
-            self._backends.failed(backend, error)
-            return
-        if answer.status >= _SERVER_ERROR and answer.status not in _ANSWERS:
-            message = f"it answered a trial with {answer.status}"
-            self._backends.failed(backend, UpstreamError("status", message, answer.status))
+    async def _try(self, deployment: DeploymentRuntime, backend: Backend) -> None:
+        """Have *backend* serve a request of one token, pinned to it, and judge its outcome."""
+        sink = CollectingSink(_MOST_BYTES)
+        model = backend.names[0] if backend.names else ""
+        request = ServedRequest(
+            sink=sink,
+            completion=parse(TEXT, orjson.dumps(_TRIAL | {"model": model})),
+            deployment=deployment,
+            identity=Identity(TRIAL_ID, TRIAL_ID, (), ()),
+            recorder=self._recorder,
+            limits=self._limits,
+            tier=NORMAL,
+            clock=asyncio.get_running_loop().time,
+            pinned=WorkerPair(backend, None, None),
+        )
+        outcome = await request.run()
+        if (
+            outcome.ending == "shutdown"
+        ):  # a request ends with an answer where it is cancelled, a task does not
+            raise asyncio.CancelledError
+        failure = request.attempts.failure
+        if failure is None or failure.status in _ANSWERS:
+            deployment.health.passed_trial(backend)
         else:
-            self._backends.passed_trial(backend)
+            deployment.health.failed(backend, failure)

@@ -13,22 +13,21 @@ the connection ends: none is left in a state that nothing ends.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Final, Literal, cast
 
 from turnout_router.accounts import client_at
 from turnout_router.drive import Drive
 from turnout_router.errors import ApiError, faulty, unavailable
-from turnout_router.http import CONTINUE, JSON, LAST_CHUNK, Fields, answer_head, chunk
+from turnout_router.http import CONTINUE, JSON
 from turnout_router.reader import RequestReader
+from turnout_router.response import Response
 from turnout_router.tasks import CLIENT
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping
-
-    from turnout.routing import Grant
     from turnout_router.accounts import Account
+    from turnout_router.host import Host
     from turnout_router.http import Request
-    from turnout_router.listener import Listener
+    from turnout_router.response import Caller
 
 LINGER_SECONDS: Final = 2.0
 """How long the rest of a refused request is read and thrown away: closing at once would reset the connection and
@@ -43,63 +42,19 @@ _ANSWERS_A_TURN: Final = 8
 _Wait = Literal["request", "answer", "linger"]
 
 
-class Source(Protocol):
-    """Where an answer comes from; told to wait while the client reads slowly."""
-
-    def pause(self) -> None:
-        """Send nothing more for now."""
-
-    def resume(self) -> None:
-        """Go on."""
-
-
-class Caller:
-    """Who uses a connection: the *credential* as it was sent, and what it *grants* among all *known* keys."""
-
-    __slots__ = ("credential", "grants", "known")
-
-    def __init__(self, credential: bytes, known: Mapping[str, Grant], grants: Grant) -> None:
-        self.credential: Final = credential
-        self.known: Final = known
-        self.grants: Final = grants
-
-
-class Handler(Protocol):
-    """What serves requests."""
-
-    def handle(self, request: Request, client: ClientConnection) -> Coroutine[Any, Any, None] | None:
-        """Answer at once and return None, or return the coroutine that will. May raise ApiError."""
-
-    def check_head(self, request: Request, client: ClientConnection) -> ApiError | None:
-        """Return why *request*, whose body has not come yet, will not be served, None where nothing is known against it."""
-
-    def refused(self, status: int) -> None:
-        """Count a request that was refused before it was complete."""
-
-    def error_body(self, error: ApiError, target: bytes, fields: Fields) -> bytes:
-        """Return *error* as the clients of the API under *target*, as far as it is known, read it."""
-
-
-class ClientConnection(asyncio.Protocol):
-    """One client's connection: has its requests read, one after the other, and writes the answers.
-
-    For the handler: `respond` for an answer in one piece; `begin`, `send`, `end` for a stream, `break_off` where
-    it cannot be finished. `started` says whether anything of the answer has been sent.
-    """
+class Connection(asyncio.Protocol):
+    """One client's connection: has its requests read and served, one after the other. `response` writes the answers."""
 
     __slots__ = (
         "_account",
         "_address",
         "_ahead_bytes",
-        "_chunked",
         "_deadline",
         "_drive",
         "_early",
-        "_head",
         "_home",
-        "_keep",
+        "_host",
         "_limits",
-        "_listener",
         "_loop",
         "_reader",
         "_reading",
@@ -111,24 +66,19 @@ class ClientConnection(asyncio.Protocol):
         "_starting",
         "_transport",
         "_wait",
-        "caller",
-        "gone",
-        "peer",
-        "source",
-        "started",
+        "response",
     )
 
-    def __init__(self, listener: Listener, loop: asyncio.AbstractEventLoop) -> None:
-        self.peer: str = ""
-        """The address at the other end."""
+    def __init__(self, host: Host, loop: asyncio.AbstractEventLoop) -> None:
+        self.response: Final = Response(self)
         self._address = ""
         self._home: Account
         self._account: Account | None = None
         self._ahead_bytes = 0
         self._stalled_bytes = 0
         self._stalled_large = False
-        self._listener = listener
-        self._limits = listener.limits
+        self._host = host
+        self._limits = host.limits
         self._loop = loop
         self._transport: asyncio.Transport
         self._reader: RequestReader
@@ -140,15 +90,7 @@ class ClientConnection(asyncio.Protocol):
         self._request: Request | None = None
         self._drive: Drive | None = None
         self._starting = False
-        self._head: bytes | None = None
-        self._chunked = False
         self._stalled_since: float | None = None
-        self._keep = True
-        self.caller: Caller | None = None
-        """What the handler remembers of who uses this connection."""
-        self.source: Source | None = None
-        self.started = False
-        self.gone = False
 
     # What the transport says
 
@@ -156,15 +98,15 @@ class ClientConnection(asyncio.Protocol):
         """Take the connection, or refuse it where there are too many."""
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=self._limits.write_buffer_bytes)
-        listener = self._listener
+        host = self._host
         peername = transport.get_extra_info("peername")
-        self.peer = str(peername[0]) if peername else ""
+        self.response.connect(self._transport, str(peername[0]) if peername else "")
         self._address = client_at(peername)
-        self._home = account = listener.accounts.join(self._address)
-        self._account = listener.accounts.join(self._address)
-        self._reader = RequestReader(self._limits, listener.accounts, account, self._loop.time, self)
-        listener.connections.add(self)
-        if not listener.admit(self._address, self):
+        self._home = account = host.accounts.join(self._address)
+        self._account = host.accounts.join(self._address)
+        self._reader = RequestReader(self._limits, host.accounts, account, self._loop.time, self)
+        host.connections.add(self)
+        if not host.admit(self._address, self):
             self._refuse(unavailable("Too many connections."))
 
     def data_received(self, data: bytes) -> None:
@@ -218,7 +160,7 @@ class ClientConnection(asyncio.Protocol):
             size = max(_SLICE_BYTES, reader.unread)
             piece = bytes(early[:size])
             del early[:size]
-            self._listener.accounts.release(self._home, len(piece), large=True)
+            self._host.accounts.release(self._home, len(piece), large=True)
             self._ahead_bytes -= len(piece)
             reader.feed(piece, more=bool(early))
             if reader.refusal is not None or reader.ended or reader.ready:
@@ -233,7 +175,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _keep_early(self, data: bytes) -> None:
         """Keep *data* for its turn. Where there is no room for it, the connection is dropped."""
-        if not self._listener.accounts.take(self._home, len(data), large=True):
+        if not self._host.accounts.take(self._home, len(data), large=True):
             self._transport.abort()
             return
         self._early += data
@@ -248,10 +190,10 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_lost(self, _exc: Exception | None) -> None:
         """End what is under way for this client."""
-        self.gone = True
+        self.response.gone = True
         self._reader.drop()
-        self._listener.forget(self._address, self)
-        accounts = self._listener.accounts
+        self._host.forget(self._address, self)
+        accounts = self._host.accounts
         if self._account is not None:
             accounts.leave(self._account)
             self._account = None
@@ -269,23 +211,23 @@ class ClientConnection(asyncio.Protocol):
         if not self._stalled_bytes and not self._hold_stalled(self._limits.write_buffer_bytes):
             self._transport.abort()
             return
-        if self.source is not None:
-            self.source.pause()
+        if self.response.source is not None:
+            self.response.source.pause()
 
     def resume_writing(self) -> None:
         """Let the source go on."""
         self._stalled_since = None
         self._release_stalled()
         try:
-            if self.source is not None:
-                self.source.resume()
+            if self.response.source is not None:
+                self.response.source.resume()
             self._advance()
         except Exception as error:  # noqa: BLE001 - see the module's first lines
             self._fail(error)
 
     def _hold_stalled(self, size: int) -> bool:
         """Count what is written and not read, among small bodies if there is room. Say whether there is any."""
-        accounts = self._listener.accounts
+        accounts = self._host.accounts
         self._stalled_large = not accounts.take(self._home, size, large=False)
         if self._stalled_large and not accounts.take(self._home, size, large=True):
             return False
@@ -293,80 +235,29 @@ class ClientConnection(asyncio.Protocol):
         return True
 
     def _release_stalled(self) -> None:
-        self._listener.accounts.release(self._home, self._stalled_bytes, large=self._stalled_large)
+        self._host.accounts.release(self._home, self._stalled_bytes, large=self._stalled_large)
         self._stalled_bytes = 0
 
-    # What the handler says
+    # What the response and its handler say
 
-    def respond(self, status: int, fields: Fields, body: bytes) -> None:
-        """Send a whole answer."""
-        request = self._request
-        close = self._closes_after()
-        confirm = request is not None and not request.may_chunk
-        head = answer_head(status, fields, length=len(body), close=close, confirm_keep=confirm)
-        self.started = True
-        bodiless = request.method == "HEAD" if request is not None else self._reader.begun[0] == b"HEAD"
-        self._transport.write(head if bodiless else head + body)
-
-    def respond_error(self, error: ApiError) -> None:
-        """Send *error* in the form of the API that was asked, as far as that is known."""
-        request = self._request
-        if request is None:
-            _, target, fields = self._reader.begun
-        else:
-            target, fields = request.target, request.fields
-        body = self._listener.handler.error_body(error, target, fields)
-        self.respond(error.status, (JSON, *error.headers), body)
-
-    def begin(self, status: int, fields: Fields, length: int | None) -> None:
-        """Begin a streamed answer; its head goes out with the first piece. *length* where it is known."""
-        request = self._request
-        self._chunked = length is None and request is not None and request.may_chunk
-        if length is None and not self._chunked:
-            self._keep = False
-        self._head = answer_head(
-            status,
-            fields,
-            length=length,
-            close=self._closes_after(),
-            chunked=self._chunked,
-            confirm_keep=request is not None and not request.may_chunk,
-        )
-        self.started = True
-
-    def send(self, data: bytes) -> None:
-        """Send a piece of a streamed answer."""
-        if self._chunked:
-            data = chunk(data)
-        if self._head is not None:
-            data = self._head + data
-            self._head = None
-        self._transport.write(data)
-
-    def end(self) -> None:
-        """End a streamed answer well."""
-        if self._chunked:
-            self._transport.write(LAST_CHUNK)
-
-    def break_off(self, event: bytes) -> None:
-        """End a streamed answer that cannot be finished: *event* says so, and the body is left without its end."""
-        if event:
-            self.send(event)
-        self._keep = False
+    def is_closing_after(self) -> bool:
+        """Say whether the connection ends after the present answer."""
+        if self._host.draining:
+            self.response.keep = False
+        return not self.response.keep
 
     def charge(self, request: Request, size: int) -> bool:
         """Count *size* more bytes for *request* until it has been answered, if there is room; see `RequestReader.charge`."""
         return self._reader.charge(request, size)
 
     def identify(self, caller: Caller) -> None:
-        """Remember who uses this connection; bodies are counted for its key from now on."""
-        self.caller = caller
+        """Count the bodies of this connection for the key of *caller* from now on."""
         before = self._account
         if before is None:
             return  # it has ended
         name = caller.grants.sha256
         if before.name != name:
-            accounts = self._listener.accounts
+            accounts = self._host.accounts
             self._account = self._reader.account = accounts.join(name)
             accounts.leave(before)
 
@@ -396,7 +287,7 @@ class ClientConnection(asyncio.Protocol):
 
     def drain(self) -> None:
         """Close once the present request is answered; at once where there is none."""
-        self._keep = False
+        self.response.keep = False
         if self._request is None and not self._reader.in_message:
             self._close()
 
@@ -444,9 +335,9 @@ class ClientConnection(asyncio.Protocol):
     def check_head(self, request: Request) -> ApiError | None:
         """Return why *request*, whose body has not come yet, will not be served, None where nothing is known against it."""
         try:
-            return self._listener.handler.check_head(request, self)
+            return self._host.handler.check_head(request, self.response)
         except Exception as error:  # noqa: BLE001 - see the module's first lines
-            self._listener.note(CLIENT, error)
+            self._host.note(CLIENT, error)
             return faulty()
 
     def refused_meanwhile(self) -> None:
@@ -492,16 +383,15 @@ class ClientConnection(asyncio.Protocol):
     def _start(self, request: Request) -> None:
         self._request = request
         self._wait = "answer"
-        self._keep = request.keep_alive
-        self.started = False
-        self._head = None
-        self._chunked = False
+        response = self.response
+        response.keep = request.keep_alive
+        response.start(bodiless=request.method == "HEAD", may_chunk=request.may_chunk)
         try:
-            coroutine = self._listener.handler.handle(request, self)
+            coroutine = self._host.handler.handle(request, response)
         except ApiError as error:
             if error.close:
-                self._keep = False
-            self.respond_error(error)
+                self.response.keep = False
+            self._respond_error(error)
             coroutine = None
         except (Exception, asyncio.CancelledError) as failure:  # noqa: BLE001 - see the module's first lines
             self._report(failure)
@@ -516,35 +406,37 @@ class ClientConnection(asyncio.Protocol):
 
     def _on_end(self, failure: BaseException | None) -> None:
         self._drive = None
-        self.source = None
+        self.response.source = None
         try:
             if failure is not None:
-                self._keep = False
+                self.response.keep = False
                 if not isinstance(failure, asyncio.CancelledError):
                     self._report(failure)
             self._finish()
-            if not self.gone and not self._starting:  # where it has just been started, whoever did so goes on
+            if (
+                not self.response.gone and not self._starting
+            ):  # where it has just been started, whoever did so goes on
                 self._advance()
         except Exception as error:  # noqa: BLE001 - see the module's first lines
             self._fail(error)
 
     def _report(self, failure: BaseException) -> None:
         """Count what went wrong with the request under way, and answer it where nothing has been sent of an answer."""
-        self._keep = False
-        self._listener.note(CLIENT, failure)
-        if not self.started and not self.gone:
-            self._listener.handler.refused(_FAULT)
-            self.respond_error(faulty())
+        self.response.keep = False
+        self._host.note(CLIENT, failure)
+        if not self.response.started and not self.response.gone:
+            self._host.handler.refused(_FAULT)
+            self._respond_error(faulty())
 
     def _fail(self, error: Exception) -> None:
         """End the connection after *error*, with an answer if one is owed and can still be sent."""
-        self._listener.note(CLIENT, error)
-        owed = self._wait == "request" and not self.gone and not self._transport.is_closing()
+        self._host.note(CLIENT, error)
+        owed = self._wait == "request" and not self.response.gone and not self._transport.is_closing()
         try:
             if owed:
                 self._refuse(faulty())
         except Exception as further:  # noqa: BLE001 - counted, and the connection ends
-            self._listener.note(CLIENT, further)
+            self._host.note(CLIENT, further)
             owed = False
         if not owed:
             self.cancel()
@@ -556,7 +448,7 @@ class ClientConnection(asyncio.Protocol):
         if self._request is not None:
             self._reader.let_go(self._request)
         self._request = None
-        if not self._keep or self._listener.draining:
+        if not self.response.keep or self._host.draining:
             if self._reader.discarding:
                 self._linger()  # its body is still on the way, and would meet the end of the connection with a reset
             else:
@@ -567,22 +459,28 @@ class ClientConnection(asyncio.Protocol):
         if self._reader.in_message:
             self._reader.restart()
 
-    def _closes_after(self) -> bool:
-        if self._listener.draining:
-            self._keep = False
-        return not self._keep
+    def _respond_error(self, error: ApiError) -> None:
+        """Send *error* in the form of the API that was asked, as far as that is known."""
+        request = self._request
+        if request is None:
+            method, target, fields = self._reader.begun
+            self.response.start(bodiless=method == b"HEAD", may_chunk=True)
+        else:
+            target, fields = request.target, request.fields
+        body = self._host.handler.error_body(error, target, fields)
+        self.response.respond(error.status, (JSON, *error.headers), body)
 
     def _refuse(self, error: ApiError) -> None:
         """Answer with *error*, end the sending side, and throw away what still comes for a moment."""
-        self._keep = False
+        self.response.keep = False
         self._reader.refusal = None
-        self._listener.handler.refused(error.status)
-        self.respond_error(error)
+        self._host.handler.refused(error.status)
+        self._respond_error(error)
         self._linger()
 
     def _linger(self) -> None:
         """End the sending side, and throw away what still comes for a moment."""
-        self._keep = False
+        self.response.keep = False
         self._reader.drop()
         if self._transport.can_write_eof():
             self._transport.write_eof()

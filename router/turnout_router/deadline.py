@@ -1,4 +1,4 @@
-"""A client's own deadline: an answer that has not begun by then is of no use to it, so nobody works on it any longer."""
+"""A client's own deadline: an answer that has not begun by then is of no use to it, so that work on it ends."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import asyncio
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from turnout_router.connection import ClientConnection
-    from turnout_router.exchange import Exchange
+    from turnout_router.response import Response
+    from turnout_router.served import ServedRequest
 
 
-async def within(seconds: float, exchange: Exchange, client: ClientConnection) -> None:
-    """Run *exchange*, and have it end with 504 where *client* has been sent nothing after *seconds*.
+async def within(seconds: float, request: ServedRequest, response: Response) -> None:
+    """Run *request*, and have it end with 504 where the client has been sent nothing after *seconds*.
 
-    Cancelling it takes the request out of the queue, or closes the connections to its workers, who stop computing;
+    Cancelling it takes the request out of its queues, or closes the connections to its workers, which stop computing;
     no worker is blamed.
     """
 
     def expire() -> None:
-        if not client.started:
-            exchange.expired = True
-            client.cancel()
+        if not response.started:
+            request.expired = True
+            response.cancel()
 
     alarm = asyncio.get_running_loop().call_later(seconds, expire)
     try:
-        await exchange.run()
+        await request.run()
     finally:
         alarm.cancel()

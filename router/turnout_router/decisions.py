@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from turnout.routing import Backend, Choice
+    from turnout.routing import Backend, WorkerPair
     from turnout.routing.reason import Half
     from turnout_router.errors import UpstreamError
+    from turnout_router.outcome import Outcome, TokenUsage
 
 MAX_DECISIONS: Final = 1000
 MAX_FIGURES: Final = 40_000
@@ -29,12 +30,12 @@ class Chosen:
 
     __slots__ = ("at", "decode", "local", "prefill", "reason")
 
-    def __init__(self, at: float, choice: Choice) -> None:
+    def __init__(self, at: float, pair: WorkerPair) -> None:
         self.at: Final = at
-        self.decode: Final = choice.decode
-        self.prefill: Final = choice.prefill
-        self.local: Final = choice.local_reason
-        self.reason: Final = choice.reason
+        self.decode: Final = pair.decode
+        self.prefill: Final = pair.prefill
+        self.local: Final = pair.local_reason
+        self.reason: Final = pair.reason
 
 
 class Failed:
@@ -51,7 +52,7 @@ class Failed:
 
 
 class Decision:
-    """One request's way. Times are on the router's clock; tokens are estimates until `usage` has come.
+    """One request's way. Times are on the router's clock; tokens are estimates; what was used stands in `outcome`.
 
     `weight` is about how many figures it holds.
     """
@@ -59,19 +60,16 @@ class Decision:
     __slots__ = (
         "began",
         "deployment",
-        "ended_at",
         "expected_output_tokens",
-        "first_token_at",
         "held_seconds",
         "id",
         "model",
+        "outcome",
         "path",
         "prefilled_at",
         "prompt_tokens",
-        "status",
         "steps",
         "stream",
-        "usage",
         "weight",
     )
 
@@ -99,11 +97,13 @@ class Decision:
         self.held_seconds = 0.0
         """How long it stood in line until a worker could begin with it."""
         self.prefilled_at: float | None = None
-        self.first_token_at: float | None = None
-        self.ended_at: float | None = None
-        self.status: int | None = None
-        self.usage: tuple[int, int] | None = None
+        self.outcome: Outcome | None = None
+        """How it ended, None while it is under way."""
         self.weight = 0
+
+    def ended(self, outcome: Outcome) -> None:
+        """Note how it ended."""
+        self.outcome = outcome
 
     def failed(self, at: float, half: Half, backend: Backend, error: UpstreamError) -> None:
         """Note a failure; of the error only its words are kept, for it would keep its frames."""
@@ -155,10 +155,10 @@ class Decisions:
         self._figures += decision.weight
         self._shrink()
 
-    def chosen(self, decision: Decision, choice: Choice) -> None:
+    def chosen(self, decision: Decision, pair: WorkerPair) -> None:
         """Note a choice."""
-        reason = choice.reason
-        decision.steps.append(Chosen(self._clock(), choice))
+        reason = pair.reason
+        decision.steps.append(Chosen(self._clock(), pair))
         weight = 1 if reason is None else reason.weight
         decision.weight += weight
         if self._kept.get(decision.id) is decision:
@@ -186,15 +186,16 @@ class Decisions:
 
     def _summary(self, decision: Decision) -> dict[str, Any]:
         began = self._wall() - (self._clock() - decision.began)
-        seconds = None if decision.ended_at is None else round(decision.ended_at - decision.began, 4)
+        outcome = decision.outcome
         return {
             "id": decision.id,
             "at": datetime.fromtimestamp(began, UTC).isoformat(timespec="milliseconds"),
             "path": decision.path,
             "model": decision.model,
             "deployment": decision.deployment,
-            "status": decision.status,
-            "seconds": seconds,
+            "status": None if outcome is None else outcome.status,
+            "ending": None if outcome is None else outcome.ending,
+            "seconds": None if outcome is None else round(outcome.ended_at - decision.began, 4),
             "sentence": decision.sentence,
         }
 
@@ -202,6 +203,7 @@ class Decisions:
         def after(at: float | None) -> float | None:
             return None if at is None else round(at - decision.began, 4)
 
+        outcome = decision.outcome
         return {
             **self._summary(decision),
             "stream": decision.stream,
@@ -209,14 +211,21 @@ class Decisions:
                 "promptTokens": decision.prompt_tokens,
                 "outputTokens": decision.expected_output_tokens,
             },
-            "usage": None
-            if decision.usage is None
-            else {"promptTokens": decision.usage[0], "outputTokens": decision.usage[1]},
+            "usage": None if outcome is None else _usage(outcome.usage),
             "heldSeconds": round(decision.held_seconds, 4),
             "prefilledAfterSeconds": after(decision.prefilled_at),
-            "firstTokenAfterSeconds": after(decision.first_token_at),
+            "firstTokenAfterSeconds": after(None if outcome is None else outcome.first_token_at),
             "steps": [_step(step, after(step.at)) for step in decision.steps],
         }
+
+
+def _usage(usage: TokenUsage) -> dict[str, Any]:
+    return {
+        "promptTokens": usage.prompt,
+        "cachedTokens": usage.cached,
+        "outputTokens": usage.output,
+        "countedBy": usage.counted_by,
+    }
 
 
 def _step(step: Chosen | Failed, seconds: float | None) -> dict[str, Any]:

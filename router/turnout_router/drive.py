@@ -115,7 +115,7 @@ class Drive:
     __slots__ = ("_cancelled", "_coroutine", "_ended", "_future", "_running", "_signal")
 
     def __init__(
-        self, coroutine: Coroutine[Any, Any, None], ended: Callable[[BaseException | None], None]
+        self, coroutine: Coroutine[Any, Any, object], ended: Callable[[BaseException | None], None]
     ) -> None:
         self._coroutine = coroutine
         self._ended = ended

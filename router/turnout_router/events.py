@@ -13,7 +13,7 @@ from typing import Any, Final
 import orjson
 
 from turnout_router.untrusted import loads
-from turnout_router.usage import StreamFailure, Tap, failure_in, fields_of, with_lf
+from turnout_router.usage import StreamFailure, Tap, events_in, failure_in, fields_of, with_lf
 
 _SEQUENCE: Final = re.compile(rb'"sequence_number": ?([0-9]{1,9})[,}]')
 _USAGE: Final = re.compile(rb'"usage": ?(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
@@ -73,6 +73,7 @@ class EventTap(Tap):
             self._latest = data or self._latest
             return data
         self.last_token_at = now
+        self.token_events += events_in(data)
         self._latest = data
         return data
 
@@ -110,6 +111,7 @@ class EventTap(Tap):
             if self.first_token_at is None:
                 self.first_token_at = now
             self.last_token_at = now
+            self.token_events += 1
         if name in form.errors:
             self.failure = _failure(payload)
         elif (path := form.usage.get(name)) is not None:

@@ -17,7 +17,6 @@ from turnout.routing import resolve
 from turnout.routing.admission import NORMAL
 from turnout_router.admission import tier_of
 from turnout_router.asks import NOTHING, read_asks
-from turnout_router.connection import Caller
 from turnout_router.deadline import within
 from turnout_router.decisions import Decisions
 from turnout_router.dialects import ANTHROPIC
@@ -32,7 +31,6 @@ from turnout_router.errors import (
     unavailable,
     url_not_found,
 )
-from turnout_router.exchange import Exchange
 from turnout_router.framing import is_json
 from turnout_router.http import JSON, Request
 from turnout_router.identity import Names
@@ -41,6 +39,9 @@ from turnout_router.metrics import NO_DEPLOYMENT, Metrics
 from turnout_router.models import models_body
 from turnout_router.openai import capped, parse
 from turnout_router.reader import require_body
+from turnout_router.recording import ClientRecorder
+from turnout_router.response import Caller
+from turnout_router.served import ServedRequest
 from turnout_router.untrusted import UNCOUNTED_BYTES
 
 if TYPE_CHECKING:
@@ -48,11 +49,11 @@ if TYPE_CHECKING:
 
     from turnout.routing import Grant
     from turnout_router.backends import Backends
-    from turnout_router.connection import ClientConnection
     from turnout_router.endpoints import Endpoint
     from turnout_router.http import Fields
     from turnout_router.identity import Identity
     from turnout_router.openai import Completion
+    from turnout_router.response import Response
     from turnout_router.settings import Settings
 
 _POST: Final = b"POST, OPTIONS"
@@ -75,45 +76,44 @@ class Gateway:
         self._draws = random.Random()  # noqa: S311 - shares out requests by weight, guards nothing
         self._names = Names()
         self.decisions = Decisions(clock, time.time)
+        self._recorder = ClientRecorder(self.decisions)
         self._large = LargeRequests()
         self.ready = False
         """Whether a fleet has been seen."""
         self.leaving = False
         """Whether it is shutting down: what is under way is finished, and clients should go elsewhere."""
 
-    def handle(self, request: Request, client: ClientConnection) -> Coroutine[Any, Any, None] | None:
+    def handle(self, request: Request, response: Response) -> Coroutine[Any, Any, object] | None:
         """Answer at once, or return the coroutine that will."""
         identity = self._names.of(request)
         try:
             if request.refusal is not None:
                 raise request.refusal
-            return self._route(request, client, identity)
+            return self._route(request, response, identity)
         except ApiError as error:
-            self._refuse(error, request, client, identity)
+            self._refuse(error, request, response, identity)
             return None
 
-    def _refuse(
-        self, error: ApiError, request: Request, client: ClientConnection, identity: Identity
-    ) -> None:
+    def _refuse(self, error: ApiError, request: Request, response: Response, identity: Identity) -> None:
         """Answer with *error*. Raise it where the connection has to be closed after it."""
         self._metrics.of(NO_DEPLOYMENT).answered(error.status)
         if error.close:
             raise error
         dialect = dialect_of(request.path, request.fields)
         fields = (JSON, *error.headers, *dialect.id_fields(identity.shown))
-        client.respond(error.status, fields, dialect.body(error))
+        response.respond(error.status, fields, dialect.body(error))
 
-    def check_head(self, request: Request, client: ClientConnection) -> ApiError | None:
+    def check_head(self, request: Request, response: Response) -> ApiError | None:
         """Return why *request*, whose body has not come yet, will not be served: by its path, method, key or type."""
         path, method = request.path, request.method
         endpoint = ENDPOINTS.get(path)
         try:
             if endpoint is not None and method == "POST":
-                self._enter(endpoint, request, client)
+                self._enter(endpoint, request, response)
             else:
                 self._allowed(path, method)
                 if method != "OPTIONS" and path not in _HEALTH:
-                    self._authenticate(request, client, self._key_field(request))
+                    self._authenticate(request, response, self._key_field(request))
         except ApiError as error:
             return error
         return None
@@ -127,24 +127,24 @@ class Gateway:
         return dialect_of(target.partition(b"?")[0], fields).body(error)
 
     def _route(
-        self, request: Request, client: ClientConnection, identity: Identity
-    ) -> Coroutine[Any, Any, None] | None:
+        self, request: Request, response: Response, identity: Identity
+    ) -> Coroutine[Any, Any, object] | None:
         path, method = request.path, request.method
         endpoint = ENDPOINTS.get(path)
         if endpoint is not None and method == "POST":
-            return self._complete(endpoint, request, client, identity)
+            return self._complete(endpoint, request, response, identity)
         allowed = self._allowed(path, method)
         if method == "OPTIONS":
-            client.respond(204, ((b"allow", allowed),), b"")
+            response.respond(204, ((b"allow", allowed),), b"")
             return None
         if path in _HEALTH:
-            client.respond(200 if self.ready and not self.leaving else 503, (), b"")
+            response.respond(200 if self.ready and not self.leaving else 503, (), b"")
             return None
         dialect = dialect_of(path, request.fields)
-        grant = self._authenticate(request, client, self._key_field(request))
+        grant = self._authenticate(request, response, self._key_field(request))
         fleet, facts = self._backends.fleet, self._backends.facts
         body = models_body(fleet, facts, grant, request.target, anthropic=dialect is ANTHROPIC)
-        client.respond(200, (JSON, *dialect.id_fields(identity.shown)), body)
+        response.respond(200, (JSON, *dialect.id_fields(identity.shown)), body)
         return None
 
     def _allowed(self, path: bytes, method: str) -> bytes:
@@ -163,28 +163,28 @@ class Gateway:
         """Return where beside `Authorization` a client that asks for models may send its key."""
         return MESSAGE.key_field if dialect_of(request.path, request.fields) is ANTHROPIC else None
 
-    def _enter(self, endpoint: Endpoint, request: Request, client: ClientConnection) -> Grant | None:
+    def _enter(self, endpoint: Endpoint, request: Request, response: Response) -> Grant | None:
         """Return what the client's key grants. Raise ApiError where the head alone says that it is not served."""
-        grant = self._authenticate(request, client, endpoint.key_field)
+        grant = self._authenticate(request, response, endpoint.key_field)
         kind = request.content_type
         if kind is not None and kind != _JSON_TYPE and not is_json(kind):
             raise not_json()
         return grant
 
     def _complete(
-        self, endpoint: Endpoint, request: Request, client: ClientConnection, identity: Identity
-    ) -> Coroutine[Any, Any, None]:
-        grant = self._enter(endpoint, request, client)
+        self, endpoint: Endpoint, request: Request, response: Response, identity: Identity
+    ) -> Coroutine[Any, Any, object]:
+        grant = self._enter(endpoint, request, response)
         require_body(request)
         if len(request.body) > UNCOUNTED_BYTES:
-            return self._complete_large(endpoint, request, client, identity, grant)
-        return self._exchange(parse(endpoint, request.body), client, identity, grant)
+            return self._complete_large(endpoint, request, response, identity, grant)
+        return self._serve(parse(endpoint, request.body), response, identity, grant)
 
     async def _complete_large(
         self,
         endpoint: Endpoint,
         request: Request,
-        client: ClientConnection,
+        response: Response,
         identity: Identity,
         grant: Grant | None,
     ) -> None:
@@ -192,21 +192,21 @@ class Gateway:
         began = loop.time()
         try:
             asks = read_asks(identity.asks) if identity.asks else NOTHING
-            completion = await self._large.read(endpoint, request, client, asks.seconds)
-            serving = self._exchange(completion, client, identity, grant, loop.time() - began)
+            completion = await self._large.read(endpoint, request, response, asks.seconds)
+            serving = self._serve(completion, response, identity, grant, loop.time() - began)
         except ApiError as error:
-            self._refuse(error, request, client, identity)
+            self._refuse(error, request, response, identity)
             return
         await serving
 
-    def _exchange(
+    def _serve(
         self,
         completion: Completion,
-        client: ClientConnection,
+        response: Response,
         identity: Identity,
         grant: Grant | None,
         spent_seconds: float = 0.0,
-    ) -> Coroutine[Any, Any, None]:
+    ) -> Coroutine[Any, Any, object]:
         """Return the coroutine that serves *completion*, of whose time *spent_seconds* are over. Raise ApiError where it cannot begin."""
         if not self.ready:
             raise unavailable("The router does not know its workers yet.")
@@ -217,27 +217,25 @@ class Gateway:
         if grant is not None and not grant.allows(completion.model, served.namespace):
             raise key_wrong() if grant is fleet.unknown else model_not_found(completion.model)
         key = resolve(fleet, completion.model, self._draws.random())
-        if key is None:
+        deployment = None if key is None else self._backends.of(key)
+        if deployment is None:
             raise unavailable(f"No deployment that `{completion.model}` leads to exists now.")
-        route = fleet.deployments[key]
         asks = read_asks(identity.asks) if identity.asks else NOTHING
         if asks.explain and self._may_explain(grant):
             identity.explain = True
-        exchange = Exchange(
-            client=client,
-            request=capped(completion, route.max_output_tokens),
-            route=route,
+        request = ServedRequest(
+            sink=response,
+            completion=capped(completion, deployment.route.max_output_tokens),
+            deployment=deployment,
             identity=identity,
-            backends=self._backends,
-            decisions=self.decisions,
-            metrics=self._metrics.of(key),
+            recorder=self._recorder,
             limits=self._settings.upstream,
             tier=tier_of(NORMAL if grant is None else grant.tier, asks.priority),
             clock=self._clock,
         )
         if asks.seconds is None:
-            return exchange.run()
-        return within(max(0.0, asks.seconds - spent_seconds), exchange, client)
+            return request.run()
+        return within(max(0.0, asks.seconds - spent_seconds), request, response)
 
     def _may_explain(self, grant: Grant | None) -> bool:
         """Say whether the holder of *grant* may learn of workers and their load."""
@@ -246,7 +244,7 @@ class Gateway:
         return self._settings.explain == "all"
 
     def _authenticate(
-        self, request: Request, client: ClientConnection, key_field: bytes | None = None
+        self, request: Request, response: Response, key_field: bytes | None = None
     ) -> Grant | None:
         """Return what the client's key grants, None for a client that needs none. Raise ApiError (401) otherwise.
 
@@ -268,7 +266,7 @@ class Gateway:
             if required:
                 raise key_missing()
             return None
-        before = client.caller
+        before = response.caller
         if before is not None and before.known is grants and compare_digest(before.credential, value):
             return before.grants
         scheme, _, key = value.partition(b" ")
@@ -277,5 +275,5 @@ class Gateway:
             grant = fleet.unknown
         if grant is None:
             raise key_wrong()
-        client.identify(Caller(value, grants, grant))
+        response.identify(Caller(value, grants, grant))
         return grant

@@ -7,12 +7,12 @@ import logging
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from turnout_router.accounts import client_at
-from turnout_router.connection import ClientConnection
+from turnout_router.connection import Connection
 
 if TYPE_CHECKING:
     import ssl
 
-    from turnout_router.listener import Listener
+    from turnout_router.host import Host
 
 _LOG = logging.getLogger(__name__)
 _SHUTDOWN_SECONDS: Final = 5.0
@@ -20,7 +20,7 @@ _SHUTDOWN_SECONDS: Final = 5.0
 
 
 class Handshake(asyncio.Protocol):
-    """Agrees on TLS, and then hands the connection over to a `ClientConnection`.
+    """Agrees on TLS, and then hands the connection over to a `Connection`.
 
     The event loop's own servers say nothing of a connection before its handshake is over, so that those which never end
     one would be neither counted nor be closed for others.
@@ -29,8 +29,8 @@ class Handshake(asyncio.Protocol):
     is_busy: Final = False
     is_idle: Final = True
 
-    def __init__(self, listener: Listener, loop: asyncio.AbstractEventLoop, context: ssl.SSLContext) -> None:
-        self._listener = listener
+    def __init__(self, host: Host, loop: asyncio.AbstractEventLoop, context: ssl.SSLContext) -> None:
+        self._host = host
         self._loop = loop
         self._context = context
         self._address = ""
@@ -46,7 +46,7 @@ class Handshake(asyncio.Protocol):
         self._raw = cast("asyncio.Transport", transport)
         self._raw.pause_reading()
         self._address = client_at(transport.get_extra_info("peername"))
-        if self._listener.admit_handshake(self._address, self):
+        if self._host.admit_handshake(self._address, self):
             self._task = self._loop.create_task(self._shake(), name="TLS handshake")
         else:
             self.evict()  # there is no way yet to say why
@@ -77,7 +77,7 @@ class Handshake(asyncio.Protocol):
         self._raw.abort()
 
     def _forget(self) -> None:
-        self._listener.end_handshake(self._address, self)
+        self._host.end_handshake(self._address, self)
 
     async def _shake(self) -> None:
         handed_over = False
@@ -88,7 +88,7 @@ class Handshake(asyncio.Protocol):
                     self,
                     self._context,
                     server_side=True,
-                    ssl_handshake_timeout=self._listener.limits.head_seconds,
+                    ssl_handshake_timeout=self._host.limits.head_seconds,
                     ssl_shutdown_timeout=_SHUTDOWN_SECONDS,
                 ),
                 name="TLS handshake, TLS itself",
@@ -128,7 +128,7 @@ class Handshake(asyncio.Protocol):
     def _hand_over(self, transport: asyncio.Transport) -> None:
         self._task = None
         self._forget()
-        connection = ClientConnection(self._listener, self._loop)
+        connection = Connection(self._host, self._loop)
         transport.set_protocol(connection)
         connection.connection_made(transport)
         if self._early:

@@ -15,10 +15,10 @@ from turnout_router.turns import Queue, in_turns
 from turnout_router.untrusted import TooManyValues, parsed_bytes, weigh
 
 if TYPE_CHECKING:
-    from turnout_router.connection import ClientConnection
     from turnout_router.endpoints import Endpoint
     from turnout_router.http import Request
     from turnout_router.openai import Completion
+    from turnout_router.response import Response
 
 _TOO_MANY: Final = (
     "The body of your request holds too many values: about a million whole numbers are accepted, fewer texts, fractions and "
@@ -35,7 +35,7 @@ class LargeRequests:
         self._queue: Queue | None = None
 
     async def read(
-        self, endpoint: Endpoint, request: Request, client: ClientConnection, seconds: float | None
+        self, endpoint: Endpoint, request: Request, response: Response, seconds: float | None
     ) -> Completion:
         """Return what *request* asks of *endpoint*. Raise ApiError: 400, 503 without room, 504 where *seconds* are over."""
         loop = asyncio.get_running_loop()
@@ -46,17 +46,17 @@ class LargeRequests:
         def expire() -> None:
             nonlocal late
             late = True
-            client.cancel()
+            response.cancel()
 
         alarm = None if seconds is None else loop.call_later(seconds, expire)
         try:
-            await self._queue.enter(client.peer if request.payer is None else request.payer.name)
+            await self._queue.enter(response.peer if request.payer is None else request.payer.name)
             try:
-                return await self._read(endpoint, request, client, loop)
+                return await self._read(endpoint, request, response, loop)
             finally:
                 self._queue.leave()
         except asyncio.CancelledError:
-            if late and not client.gone:
+            if late and not response.gone:
                 raise deadline_passed() from None
             raise
         finally:
@@ -67,7 +67,7 @@ class LargeRequests:
         self,
         endpoint: Endpoint,
         request: Request,
-        client: ClientConnection,
+        response: Response,
         loop: asyncio.AbstractEventLoop,
     ) -> Completion:
         body = request.body
@@ -76,8 +76,8 @@ class LargeRequests:
         except TooManyValues:
             raise malformed(_TOO_MANY) from None
         held = parsed_bytes(body, weight)
-        if not client.charge(request, held):
+        if not response.charge(request, held):
             raise unavailable("Too many large requests are under way.")
         completion = await in_turns(parse_in_steps(endpoint, body), loop)
-        client.charge(request, len(body) - held)  # it is JSON again, beside what came
+        response.charge(request, len(body) - held)  # it is JSON again, beside what came
         return completion

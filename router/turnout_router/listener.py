@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
-from turnout_router.accounts import Accounts, Crowd
-from turnout_router.connection import LINGER_SECONDS, ClientConnection
+from turnout_router.accounts import Crowd
+from turnout_router.connection import LINGER_SECONDS, Connection
 from turnout_router.handshake import Handshake
+from turnout_router.host import Host
 from turnout_router.tasks import CLIENT, only_logged
 
 if TYPE_CHECKING:
     import ssl
 
-    from turnout_router.connection import Handler
+    from turnout_router.host import Member, ServedMember
+    from turnout_router.response import Handler
     from turnout_router.settings import ClientLimits
     from turnout_router.tasks import Note
 
@@ -27,32 +29,12 @@ _LOOKED_AT: Final = 128
 """Connections of one client that are looked at for one that can make way: those that have been left alone longest."""
 
 
-class Member(Protocol):
-    """One that counts as a connection."""
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether a request is being served on it."""
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether it can be closed without loss."""
-
-    def evict(self) -> None:
-        """Close it at once."""
-
-
-class Listener:
+class Listener(Host):
     """All connections of one port. *note* is called with what was raised where nothing should have been."""
 
     def __init__(self, handler: Handler, limits: ClientLimits, note: Note = only_logged) -> None:
-        self.handler = handler
-        self.note = note
-        self.limits = limits
-        self.connections: set[ClientConnection] = set()
-        self._handshakes: Crowd[Handshake] = Crowd()
-        self.draining = False
-        self.accounts = Accounts(limits.bodies_bytes, limits.small_body_bytes)
+        super().__init__(handler, limits, note)
+        self._handshakes: Crowd[Member] = Crowd()
         self._crowd: Crowd[Member] = Crowd()
         self._server: asyncio.Server | None = None
         self._sweeping: asyncio.TimerHandle | None = None
@@ -63,11 +45,12 @@ class Listener:
         loop = asyncio.get_running_loop()
 
         def accept() -> asyncio.Protocol:
-            return ClientConnection(self, loop) if tls is None else Handshake(self, loop, tls)
+            return Connection(self, loop) if tls is None else Handshake(self, loop, tls)
 
         self._server = await loop.create_server(accept, host, port, backlog=1024)
+        listening: Any = self._server  # uvloop's has a list of sockets, asyncio's a tuple
         self._sweeping = loop.call_later(_SWEEP_SECONDS, self._sweep, loop)
-        return int(self._server.sockets[0].getsockname()[1])
+        return int(listening.sockets[0].getsockname()[1])
 
     async def stop(self, grace_seconds: float) -> int:
         """Accept nothing more, let running answers finish for *grace_seconds*, cut the rest. Return how many were cut."""
@@ -131,7 +114,7 @@ class Listener:
             crowd.add(largest, other)
         return False
 
-    def admit_handshake(self, address: str, handshake: Handshake) -> bool:
+    def admit_handshake(self, address: str, handshake: Member) -> bool:
         """Count *handshake* until it is over. Say whether there is room for it."""
         handshakes = self._handshakes
         handshakes.add(address, handshake)
@@ -140,12 +123,12 @@ class Listener:
                 oldest.evict()
         return self.admit(address, handshake)
 
-    def end_handshake(self, address: str, handshake: Handshake) -> None:
+    def end_handshake(self, address: str, handshake: Member) -> None:
         """Count *handshake* no longer."""
         self._handshakes.remove(address, handshake)
         self._crowd.remove(address, handshake)
 
-    def forget(self, address: str, connection: ClientConnection) -> None:
+    def forget(self, address: str, connection: ServedMember) -> None:
         """Let go of a connection that has ended."""
         self._crowd.remove(address, connection)
         self.connections.discard(connection)

@@ -69,7 +69,7 @@ class Router:
             None if settings.peers is None else _mesh_of(settings.peers, self._backends, self._supervisor)
         )
         if self._mesh is not None:
-            self._backends.outbox = self._mesh.outbox
+            self._backends.report_to(self._mesh.outbox)
             self._metrics.registry.register(self._mesh.counts)
         self._admin = AdminServer(
             admin_app(
@@ -124,11 +124,11 @@ class Router:
             certificate = Certificate(settings.tls_certificate, settings.tls_key)
         self.admin_port = await self._admin.start(settings.host, settings.admin_port)
         supervisor.run(FLEET, lambda: self._source.run(self, supervisor), fatal=(ConfigError,))
-        supervisor.run(CHECKS, HealthChecks(self._backends, supervisor).run)
+        supervisor.run(CHECKS, HealthChecks(self._backends, settings.upstream, supervisor).run)
         supervisor.run(MODELS, Learner(self._backends, supervisor).run)
         if settings.scrape_seconds:
             others = (lambda: 0) if self._mesh is None else self._mesh.others
-            scraper = Scraper(self._backends, self._metrics, settings.scrape_seconds, supervisor, others)
+            scraper = Scraper(self._backends, settings.scrape_seconds, supervisor, others)
             supervisor.run(SCRAPES, scraper.run)
         if certificate is not None:
             supervisor.run(CERTIFICATE, certificate.follow)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from turnout.routing import Backend
-    from turnout.routing.pick import LocalReason
+    from turnout.routing.candidates import LocalReason
     from turnout_router.endpoints import Endpoint
 
 ENGINE_FIELDS: Final = (

@@ -1,4 +1,4 @@
-"""Takers of workers' answers: one that passes an answer on to the client, one that collects a prefill worker's.
+"""Takers of workers' answers: one that passes an answer on to a sink, one that collects a prefill worker's.
 
 What has been sent to a client cannot be taken back, so nothing is sent before there is something: the head of a
 stream goes out with the first event that carries a token, and an answer that is not streamed is held until it is
@@ -19,10 +19,10 @@ from turnout_router.usage import failure_in
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from turnout_router.connection import ClientConnection
     from turnout_router.endpoints import Endpoint
     from turnout_router.http import Fields
     from turnout_router.settings import UpstreamLimits
+    from turnout_router.sink import Sink
     from turnout_router.usage import StreamFailure, Tap
 
 _OK = 200
@@ -55,13 +55,13 @@ class Relay:
         "_several",
         "_streaming",
         "_tap",
-        "client",
+        "sink",
         "status",
     )
 
     def __init__(
         self,
-        client: ClientConnection,
+        sink: Sink,
         limits: UpstreamLimits,
         tap: Tap | None,
         own_fields: Fields,
@@ -71,7 +71,7 @@ class Relay:
         several: bool = False,
         on_first: Callable[[], None] | None = None,
     ) -> None:
-        self.client = client
+        self.sink = sink
         self._on_first = on_first
         self.status = 0
         self._limits = limits
@@ -121,7 +121,7 @@ class Relay:
             return self._pass_events(self._tap, data)
         if self._held is None:
             self._last = (self._last + data)[-_LAST_BYTES:]
-            self.client.send(data)
+            self.sink.send(data)
             return True
         self._hold(data)
         return False
@@ -129,7 +129,7 @@ class Relay:
     @property
     def whole(self) -> bool:
         """Whether the client has been sent all of a stream, its last event included."""
-        return self._tap is not None and self._tap.done and self.client.started
+        return self._tap is not None and self._tap.done and self.sink.started
 
     @property
     def streaming(self) -> bool:
@@ -144,12 +144,12 @@ class Relay:
         if self._streaming:
             if self._tap is None or not self._tap.done:
                 raise UpstreamError("reset", "its stream ended before its last event")
-            self.client.end()
+            self.sink.end()
             return b""
         if self._held is None:
             if self._endpoint.is_cut(self._last, self._several):
                 raise UpstreamError("reset", "it cut its answer short")
-            self.client.end()
+            self.sink.end()
             return self._last
         held = self._held
         body = held[0] if len(held) == 1 else b"".join(held)
@@ -157,7 +157,7 @@ class Relay:
         if self.status >= _CLIENT_ERROR:
             raise Refusal("it refused the request", self.status, dialect.error_of(self.status, body))
         self._check(body)
-        self.client.respond(self.status, self._fields, body)
+        self.sink.respond(self.status, self._fields, body)
         return body
 
     def _check(self, body: bytes) -> None:
@@ -182,8 +182,8 @@ class Relay:
 
     def _pass_events(self, tap: Tap, data: bytes) -> bool:
         data = tap.feed(data, self._clock())
-        client = self.client
-        if not client.started:
+        sink = self.sink
+        if not sink.started:
             if tap.failure is not None:
                 raise self._failure_at_first(tap.failure)
             if not tap.opened:
@@ -193,11 +193,11 @@ class Relay:
                 self._held = []
                 self._held_bytes = 0
             if data:
-                client.begin(_OK, self._fields, None)
+                sink.begin(_OK, self._fields, None)
                 if self._on_first is not None:
                     self._on_first()
         if data:
-            client.send(data)
+            sink.send(data)
         if tap.aborted:
             raise UpstreamError("reset", "it cut its answer short")
         if tap.failure is not None:
@@ -250,8 +250,8 @@ class Relay:
             self._held = None
             whole = b"".join((*held, data))
             self._last = whole[-_LAST_BYTES:]
-            self.client.begin(self.status, self._fields, self._length)
-            self.client.send(whole)
+            self.sink.begin(self.status, self._fields, self._length)
+            self.sink.send(whole)
             return
         held.append(data)
 

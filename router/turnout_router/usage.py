@@ -116,6 +116,7 @@ class Tap(ABC):
         "last_token_at",
         "output_tokens",
         "prompt_tokens",
+        "token_events",
     )
 
     def __init__(self, *, max_event_bytes: int) -> None:
@@ -136,6 +137,8 @@ class Tap(ABC):
         self.prompt_tokens = 0
         self.output_tokens = 0
         self.cached_tokens: int | None = None
+        self.token_events = 0
+        """Events with text: about the tokens that have come, where no usage says it."""
 
     def feed(self, data: bytes, now: float) -> bytes:
         """Return what of *data*, received at *now*, is to be passed on: whole events, and what is too large to be one."""
@@ -290,6 +293,7 @@ class StreamTap(Tap):
             and not self.done
         ):
             self.last_token_at = now
+            self.token_events += 1
             return data
         return super().feed(data, now)
 
@@ -312,6 +316,7 @@ class StreamTap(Tap):
         ):
             return self._look(data, now)
         self.last_token_at = now
+        self.token_events += events_in(data)
         if self._tries:
             self._learn(data)
         return data
@@ -348,7 +353,13 @@ class StreamTap(Tap):
             if self.first_token_at is None:
                 self.first_token_at = now
             self.last_token_at = now
+            self.token_events += 1
         return True
+
+
+def events_in(data: bytes) -> int:
+    """Return how many events *data* holds, which ends with one."""
+    return data.count(_END) or data.count(_CRLF_END)
 
 
 def with_lf(data: bytes) -> bytes:

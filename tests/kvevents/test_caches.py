@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from turnout.routing.by_prefix import PrefixReason
 from turnout.routing.events import CLEARED_AT_ONCE, Cleared, Stored
 from turnout.routing.exact import ExactCaches
 from turnout.routing.ledger import Ledger, Prompt
-from turnout.routing.policy import Picks, PrefixAware
-from turnout.routing.select import PrefixReason
+from turnout.routing.policy import PairEstimate, PrefixAware
 from turnout.routing.tokens import Tokenized, chain
 from turnout.routing.work import WorkModel
 
@@ -65,7 +65,9 @@ def test_a_prompt_below_a_block_of_text_goes_where_its_tokens_are() -> None:
         pick = policy.choose(asked, list(books.states.values()), 0.0)
         assert (pick.state.id, pick.matched, pick.cached) == (holder, 0, 96)
         assert {each.backend: each.cached_tokens for each in pick.compared}[holder] == 96
-        assert "about 96 tokens cached" in PrefixReason(Picks(policy, asked, pick, None), None).sentence
+        assert (
+            "about 96 tokens cached" in PrefixReason(PairEstimate(policy, asked, pick, None), None).sentence
+        )
         assert policy.sent(pick, asked, 0.0).uncached_tokens == 4
 
 

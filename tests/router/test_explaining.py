@@ -8,9 +8,11 @@ import pytest
 
 from support.router_mock_backend import mock_worker
 from support.router_running import LONG, MODEL, chat, config, pair, running_router
-from turnout.routing import Backend, Choice, pick_pair
+from turnout.routing import UNCONSTRAINED, Backend, LoadChooser, WorkerPair
+from turnout.routing.ledger import Prompt
 from turnout_router.decisions import Decision, Decisions
 from turnout_router.errors import UpstreamError
+from turnout_router.outcome import Outcome, TokenUsage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,7 +55,13 @@ async def test_a_decision_can_be_looked_up_afterwards(tmp_path: Path) -> None:
         missing = await r.admin.get("/admin/decisions/none")
         wrong = await r.admin.get("/admin/decisions", params={"limit": "many"})
     assert (account["status"], account["model"], account["path"]) == (200, MODEL, "/v1/chat/completions")
-    assert account["usage"] == {"promptTokens": 7, "outputTokens": 6}
+    assert account["usage"] == {
+        "promptTokens": 7,
+        "cachedTokens": None,
+        "outputTokens": 6,
+        "countedBy": "engine",
+    }
+    assert account["ending"] == "finished"
     assert account["estimated"] == {"promptTokens": 500, "outputTokens": 9}
     (step,) = account["steps"]
     assert (step["decode"], step["prefill"]) == (decode.id, prefill.id)
@@ -106,11 +114,15 @@ async def test_a_refusal_is_explained_too(tmp_path: Path) -> None:
     assert "failed before (status)" in answer.headers["x-turnout-reason"]
 
 
-def choice_among(count: int) -> Choice:
+def choice_among(count: int) -> WorkerPair:
     backends = [Backend(f"b{n}", "d", "h", n, "aggregated", "r", ()) for n in range(count)]
-    choice = pick_pair(backends, {}, 1000, 256)
+    choice = LoadChooser({}, 256).choose(backends, Prompt(1000), UNCONSTRAINED, 0.0)
     assert choice is not None
     return choice
+
+
+def outcome(status: int) -> Outcome:
+    return Outcome("finished", status, TokenUsage(1, 1, None, "engine"), 0.0, 1.0, None, 0.0, 0, None)
 
 
 def decision(name: str) -> Decision:
@@ -145,7 +157,7 @@ def test_of_one_id_the_last_request_is_found() -> None:
     ring = Decisions(lambda: 0.0, lambda: 0.0, most_figures=12)
     for number in range(50):
         one = decision("same")
-        one.status = number
+        one.ended(outcome(number))
         ring.begin(one)
         ring.chosen(one, choice_among(5))
     other = decision("other")

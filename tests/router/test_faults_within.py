@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
     from pathlib import Path
 
-    from turnout_router.connection import ClientConnection
+    from turnout_router.connection import Connection
     from turnout_router.errors import ApiError
     from turnout_router.http import Fields, Request
+    from turnout_router.response import Response
 
 EXCEPTIONS = (RuntimeError, ValueError, RecursionError, MemoryError, OSError, asyncio.CancelledError)
 GOOD = get(b"/good")
@@ -36,21 +37,21 @@ class Failing:
         self.error = error
         self.statuses: list[int] = []
 
-    def handle(self, request: Request, client: ClientConnection) -> Coroutine[Any, Any, None] | None:
+    def handle(self, request: Request, response: Response) -> Coroutine[Any, Any, None] | None:
         if request.refusal is not None:
             raise request.refusal
         match request.path:
             case b"/handle":
                 raise self.error
             case b"/answered":
-                client.respond(200, (), b"ok")
+                response.respond(200, (), b"ok")
                 raise self.error
             case b"/good":
-                client.respond(200, (), b"ok")
+                response.respond(200, (), b"ok")
                 return None
-        return self._work(request, client)
+        return self._work(request, response)
 
-    async def _work(self, request: Request, client: ClientConnection) -> None:
+    async def _work(self, request: Request, response: Response) -> None:
         if request.path == b"/hangs":
             await Signal(asyncio.get_running_loop())
         if request.path != b"/at-once":
@@ -58,13 +59,13 @@ class Failing:
             asyncio.get_running_loop().call_soon(later.set)
             await later
         if request.path == b"/begun":
-            client.begin(200, (), None)
-            client.send(b"half of it")
+            response.begin(200, (), None)
+            response.send(b"half of it")
         if request.path != b"/waits":
             raise self.error
-        client.respond(200, (), b"ok")
+        response.respond(200, (), b"ok")
 
-    def check_head(self, request: Request, _client: ClientConnection) -> ApiError | None:
+    def check_head(self, request: Request, _response: Response) -> ApiError | None:
         if request.path == b"/check":
             raise self.error
         return None
@@ -150,19 +151,19 @@ async def test_one_connection_that_fails_in_the_sweep_does_not_end_it(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is dropped; the deadlines of the others hold."""
-    check = connection_module.ClientConnection.check_deadlines
+    check = connection_module.Connection.check_deadlines
 
     async with serving(Failing(RuntimeError), ClientLimits(head_seconds=0.2)) as (listener, port):
         opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
         await eventually(lambda: len(listener) == 3)
         bad = next(iter(listener.connections))
 
-        def fail(self: ClientConnection, now: float) -> None:
+        def fail(self: Connection, now: float) -> None:
             if self is bad:
                 raise RuntimeError("of the test")
             check(self, now)
 
-        monkeypatch.setattr(connection_module.ClientConnection, "check_deadlines", fail)
+        monkeypatch.setattr(connection_module.Connection, "check_deadlines", fail)
         caplog.set_level(logging.CRITICAL, "turnout_router")
         await eventually(lambda: not len(listener))
         for _, writer in opened:
@@ -191,10 +192,10 @@ class Breaking:
         self.refused = gateway.refused
         self.error_body = gateway.error_body
 
-    def handle(self, request: Request, client: ClientConnection) -> object:
+    def handle(self, request: Request, response: Response) -> object:
         if request.method == "POST":
             raise RuntimeError("of the test")
-        return self._gateway.handle(request, client)
+        return self._gateway.handle(request, response)
 
 
 async def test_what_fails_in_the_gateway_is_500_and_counted(tmp_path: Path) -> None:

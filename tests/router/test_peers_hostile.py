@@ -66,7 +66,7 @@ class Books:
         self.ledger = Ledger(256)
         self.ledger.set_backends([("w", 10_000_000)])
 
-    def book_of(self, deployment: str) -> tuple[Ledger, float] | None:
+    def ledger_of(self, deployment: str) -> tuple[Ledger, float] | None:
         return (self.ledger, 1.0) if deployment == KEY else None
 
     @property

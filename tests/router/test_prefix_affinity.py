@@ -143,6 +143,6 @@ def test_the_longest_prompt_is_bounded() -> None:
 
 
 def _policy(r: Running) -> PrefixAware:
-    policy = r.router._backends._policies[DEPLOYMENT]
+    policy = r.router._backends.of(DEPLOYMENT).policy
     assert isinstance(policy, PrefixAware)
     return policy

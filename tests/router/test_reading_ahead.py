@@ -11,7 +11,7 @@ import pytest
 from support.router_fuzzing import Wire
 from support.router_hostile_inputs import get, post
 from support.router_running import config, eventually, running_router
-from turnout_router.connection import ClientConnection
+from turnout_router.connection import Connection
 from turnout_router.listener import Listener
 from turnout_router.settings import ClientLimits
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from turnout_router.errors import ApiError
     from turnout_router.http import Fields, Request
+    from turnout_router.response import Response
 
 KIB = 1024
 
@@ -31,11 +32,11 @@ class Noting:
         self.asked: list[bytes] = []
         self.checked = 0
 
-    def handle(self, request: Request, client: ClientConnection) -> None:
+    def handle(self, request: Request, response: Response) -> None:
         self.asked.append(request.path)
-        client.respond(200, (), request.path)
+        response.respond(200, (), request.path)
 
-    def check_head(self, _request: Request, _client: ClientConnection) -> ApiError | None:
+    def check_head(self, _request: Request, _response: Response) -> ApiError | None:
         self.checked += 1
         return None
 
@@ -46,10 +47,10 @@ class Noting:
         return b""
 
 
-def connected(limits: ClientLimits) -> tuple[ClientConnection, Wire, Noting, Listener]:
+def connected(limits: ClientLimits) -> tuple[Connection, Wire, Noting, Listener]:
     handler = Noting()
     listener = Listener(handler, limits)
-    connection = ClientConnection(listener, asyncio.get_running_loop())
+    connection = Connection(listener, asyncio.get_running_loop())
     wire = Wire()
     connection.connection_made(wire)
     return connection, wire, handler, listener

@@ -55,8 +55,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from support.router_mock_backend import MockWorker
-    from turnout_router.connection import ClientConnection
     from turnout_router.http import Request
+    from turnout_router.outcome import Outcome
+    from turnout_router.response import Response
 
 OFTEN = 0.02
 PAGE = b"vllm:num_requests_running 0\nvllm:num_requests_waiting 0\nvllm:kv_cache_usage_perc 0\n"
@@ -313,19 +314,45 @@ def raising_pools(real: Pools, kinds: list[BaseException], marked: bytes = b"") 
     return Behind(real, of=of)
 
 
-@pytest.mark.parametrize("marked", [b"GET /health", b"turnout-trial"], ids=["check", "trial"])
+def raising_checks(monkeypatch: pytest.MonkeyPatch, kinds: list[BaseException]) -> None:
+    """Let the exchanges of health checks raise *kinds*."""
+    real = main.HealthChecks
+
+    def raising(backends: Any, *rest: Any) -> HealthChecks:
+        pools = raising_pools(backends.pools, kinds, b"GET /health")
+        return real(Behind(backends, pools=pools), *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(main, "HealthChecks", raising)
+
+
+def raising_trials(monkeypatch: pytest.MonkeyPatch, kinds: list[BaseException]) -> None:
+    """Let the router's own requests raise *kinds*."""
+    real = checks.ServedRequest
+
+    def raising(**arguments: Any) -> Any:
+        request = real(**arguments)
+
+        async def run() -> Outcome:
+            await asyncio.sleep(0)
+            if kinds:
+                raise kinds.pop(0)
+            return await request.run()
+
+        return Behind(request, run=run)
+
+    monkeypatch.setattr(checks, "ServedRequest", raising)
+
+
+@pytest.mark.parametrize("raising", [raising_checks, raising_trials], ids=["check", "trial"])
 async def test_a_check_or_a_trial_that_fails_is_survived(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marked: bytes
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    raising: Callable[[pytest.MonkeyPatch, list[BaseException]], None],
 ) -> None:
     """Each kind of exception; the worker is asked again, tried again, and serves again once it is repaired."""
     kinds = errors_of_awaiting()
     count = len(kinds)
-    real = main.HealthChecks
-
-    def raising(backends: Any, *rest: Any) -> HealthChecks:
-        return real(Behind(backends, pools=raising_pools(backends.pools, kinds, marked)), *rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(main, "HealthChecks", raising)
+    raising(monkeypatch, kinds)
     async with router(tmp_path, upstream=SOON) as (r, one, _):
         one.behaviour = "reset"
 
@@ -382,10 +409,10 @@ async def test_a_page_of_the_admin_port_that_fails_is_one_answer(
         assert isinstance(app, AdminApp)
         healthy = app._pages[b"/healthz"]
 
-        def fails(request: Request, client: ClientConnection) -> None:
+        def fails(request: Request, response: Response) -> None:
             if kinds:
                 raise kinds.pop()
-            healthy(request, client)
+            healthy(request, response)
 
         monkeypatch.setitem(app._pages, b"/healthz", fails)
         statuses = [(await r.admin.get("/healthz")).status_code for _ in range(count)]
@@ -721,6 +748,9 @@ async def test_a_fault_in_a_request_fails_that_request(tmp_path: Path) -> None:
     """Its client is told 500, and the next one is served."""
 
     class Exact:
+        def compares(self, _: str) -> bool:
+            return True
+
         async def read(self, *_: object) -> None:
             raise kinds.pop(0)
 
@@ -729,10 +759,10 @@ async def test_a_fault_in_a_request_fails_that_request(tmp_path: Path) -> None:
 
     kinds: list[Any] = list(errors())
     async with router(tmp_path) as (r, _, _other):
-        r.router._backends.exact = Exact()  # type: ignore[assignment]
+        r.router._backends._parts.exact = Exact()  # type: ignore[assignment]
         for _ in errors():
             assert (await r.chat()).status_code == 500
-        r.router._backends.exact = None
+        r.router._backends._parts.exact = None
         await survives(r, "client", len(errors()))
 
 

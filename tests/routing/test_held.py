@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from turnout.routing.held import PATIENCE, TRIES, Held, Place, must_wait
 from turnout.routing.ledger import Ledger, Prompt, Ticket
-from turnout.routing.policy import Picks, PrefixAware
+from turnout.routing.policy import PairEstimate, PrefixAware
 from turnout.routing.work import WorkModel
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ def prompt(number: int, blocks: int) -> Prompt:
     return Prompt(blocks * BLOCK, tuple(number * 1000 + depth for depth in range(blocks)))
 
 
-def chooser(policy: PrefixAware, now: float = 0.0) -> Callable[[Prompt], Picks]:
+def chooser(policy: PrefixAware, now: float = 0.0) -> Callable[[Prompt], PairEstimate]:
     states = list(policy.ledger.states.values())
-    return lambda what: Picks(policy, what, policy.choose(what, states, now), None)
+    return lambda what: PairEstimate(policy, what, policy.choose(what, states, now), None)
 
 
 def send(policy: PrefixAware, what: Prompt, now: float = 0.0) -> Ticket:

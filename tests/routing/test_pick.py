@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnout.routing import Backend, pick_pair
+from turnout.routing import UNCONSTRAINED, Backend, Constraints, LoadChooser, WorkerPair
+from turnout.routing.ledger import Prompt
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,12 @@ P, D = backend("p", "prefill"), backend("d", "decode")
 P2, D2 = backend("p2", "prefill"), backend("d2", "decode")
 NEW_P, NEW_D = backend("np", "prefill", "b"), backend("nd", "decode", "b")
 WHOLE = backend("w", "aggregated")
+
+
+def choose(
+    backends: list[Backend], loads: dict[str, Loaded], tokens: int, constraints: Constraints = UNCONSTRAINED
+) -> WorkerPair | None:
+    return LoadChooser(loads, 256).choose(backends, Prompt(tokens), constraints, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -54,20 +61,20 @@ def test_situations(
     expected: tuple[str, str | None, str | None] | None,
 ) -> None:
     """Each situation of the table leads to its choice."""
-    choice = pick_pair(backends, loads, tokens, 256)
+    choice = choose(backends, loads, tokens)
     found = choice and (choice.decode.id, choice.prefill and choice.prefill.id, choice.local_reason)
     assert found == expected, situation
 
 
 def test_avoided_backends_are_the_last_resort_and_excluded_ones_none() -> None:
     """A retry goes elsewhere where it can."""
-    avoided = pick_pair([D, D2], {}, 1, 256, avoided=frozenset({"d"}))
+    avoided = choose([D, D2], {}, 1, UNCONSTRAINED.avoiding("d"))
     assert avoided is not None
     assert avoided.decode == D2
-    alone = pick_pair([D], {}, 1, 256, avoided=frozenset({"d"}))
+    alone = choose([D], {}, 1, UNCONSTRAINED.avoiding("d"))
     assert alone is not None
     assert alone.decode == D
-    assert pick_pair([D], {}, 1, 256, excluded=frozenset({"d"})) is None
+    assert choose([D], {}, 1, UNCONSTRAINED.excluding("d")) is None
 
 
 fleets = st.lists(
@@ -84,7 +91,7 @@ def test_whatever_the_fleet_the_choice_keeps_its_promises(
     ids = [b.id for b in fleet]
     excluded = frozenset(data.draw(st.sets(st.sampled_from(ids)) if ids else st.just(set())))
     loads = {i: Loaded(data.draw(st.integers(0, 100))) for i in ids}
-    choice = pick_pair(fleet, loads, tokens, 256, excluded=excluded)
+    choice = choose(fleet, loads, tokens, Constraints(excluded))
     can_decode = [b for b in fleet if b.role != "prefill" and b.id not in excluded]
     if choice is None:
         assert not can_decode
@@ -110,7 +117,7 @@ def test_equal_requests_spread_evenly(workers: int, requests: int) -> None:
     fleet = [backend(f"d{i}", "decode") for i in range(workers)]
     tokens = dict.fromkeys((b.id for b in fleet), 0)
     for _ in range(requests):
-        choice = pick_pair(fleet, {i: Loaded(t) for i, t in tokens.items()}, 10, 256)
+        choice = choose(fleet, {i: Loaded(t) for i, t in tokens.items()}, 10)
         assert choice is not None
         tokens[choice.decode.id] += 10
     assert max(tokens.values()) - min(tokens.values()) <= 10

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turnout.routing import Backend
+from turnout.routing.by_prefix import PrefixChooser
+from turnout.routing.candidates import Constraints
 from turnout.routing.ledger import Ledger, Prompt, Scrape
 from turnout.routing.policy import PrefixAware
-from turnout.routing.select import select
 from turnout.routing.work import WorkModel
 
 if TYPE_CHECKING:
@@ -303,14 +304,14 @@ def test_who_may_serve(
         if each.role == "decode":
             for other in range(30):
                 policy.ledger.first_token(send(policy, each.id, prompt(100 + other, 4)), 0.0)
-    found = select(policy, backends, Prompt(tokens), 0.0, local_prefill_below_tokens=256, **more)  # type: ignore[arg-type]
+    found = PrefixChooser(policy, 256).choose(backends, Prompt(tokens), Constraints(**more), 0.0)  # type: ignore[arg-type]
     if found is None:
         assert expected is None, situation
     else:
         prefill = found.prefill.id if found.prefill else None
         assert (found.decode.id, prefill, found.local_reason) == expected, situation
-        assert found.picks is not None
-        assert found.picks.decode.state.id == found.decode.id
+        assert found.estimate is not None
+        assert found.estimate.decode.state.id == found.decode.id
         assert found.reason is not None
         assert f"decode on {found.decode.id}: " in found.reason.sentence
         assert [c.backend for c in found.reason.candidates() if c.chosen] == [

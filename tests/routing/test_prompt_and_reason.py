@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from turnout.routing import Backend, Choice, estimate_prompt_tokens, pick_pair
+from turnout.routing import Backend, Constraints, LoadChooser, WorkerPair, estimate_prompt_tokens
+from turnout.routing.ledger import Prompt
 
 if TYPE_CHECKING:
-    from turnout.routing.pick import LocalReason
+    from turnout.routing.candidates import LocalReason
 
 
 @pytest.mark.parametrize(
@@ -59,10 +60,11 @@ def backend(name: str, role: Any = "decode") -> Backend:
     return Backend(name, "ns/d", "h", 1, role, "r", ())
 
 
-def chosen(prompt_tokens: int = 1000, local: LocalReason | None = None, **more: Any) -> Choice:
+def chosen(prompt_tokens: int = 1000, local: LocalReason | None = None, **more: Any) -> WorkerPair:
     fleet = [backend("d1"), backend("d2"), backend("p1", "prefill")]
     loads = {"d1": Load(500, 2), "d2": Load(90, 1)}
-    choice = pick_pair(fleet, loads, prompt_tokens, 256, local=local, **more)
+    constraints = Constraints(local=local, **more)
+    choice = LoadChooser(loads, 256).choose(fleet, Prompt(prompt_tokens), constraints, 0.0)
     assert choice is not None
     return choice
 

@@ -24,7 +24,7 @@ from support.router_fuzzing_world import World
 from support.router_hostile_inputs import CASES, CHAT, GOOD, MODELS, chunked, get, piece, post
 from turnout.routing import Backend, DeploymentRoute, Fleet, HealthPolicy, build_fleet
 from turnout_router.backends import Backends
-from turnout_router.connection import ClientConnection
+from turnout_router.connection import Connection
 from turnout_router.drive import Signal
 from turnout_router.endpoints import ENDPOINTS
 from turnout_router.errors import ApiError, UpstreamError
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable
 
     from turnout_router.http import Request
+    from turnout_router.response import Response
 
 STATUSES: Final = {200, 204, 400, 401, 404, 405, 408, 411, 413, 414, 415, 417, 431, 501, 503}
 """All that a client can be told where there is no worker."""
@@ -254,7 +255,7 @@ class Checks:
 
     def _serve(self, parts: Iterable[bytes]) -> list[int]:
         listener = Listener(self.gateway, self.LIMITS)
-        connection = ClientConnection(listener, cast("asyncio.AbstractEventLoop", self.clock))
+        connection = Connection(listener, cast("asyncio.AbstractEventLoop", self.clock))
         wire = Wire()
         connection.connection_made(wire)
         for part in parts:
@@ -274,7 +275,7 @@ class Checks:
         assert listener.held_bytes == 0
         return answers(bytes(wire.written))
 
-    def _turn(self, connection: ClientConnection) -> None:
+    def _turn(self, connection: Connection) -> None:
         """Let what was asked for be answered; without workers that takes a turn of the loop per request."""
         while connection._drive is not None:
             self.loop.run_until_complete(asyncio.sleep(0))
@@ -303,7 +304,7 @@ class Checks:
         clock = cast("asyncio.AbstractEventLoop", self.clock)
         client = Asking(clock, self.LIMITS)
         relay = Relay(
-            client.connection,
+            client.connection.response,
             self.upstream,
             tap,
             (),
@@ -465,14 +466,14 @@ class Asking:
     def __init__(self, loop: asyncio.AbstractEventLoop, limits: ClientLimits) -> None:
         self._answered = Signal(loop)
         self.wire = Wire()
-        self.connection = ClientConnection(Listener(self, limits), loop)
+        self.connection = Connection(Listener(self, limits), loop)
         self.connection.connection_made(self.wire)
         self.connection.data_received(get())
 
-    def handle(self, _request: Request, _client: ClientConnection) -> Coroutine[Any, Any, None]:
+    def handle(self, _request: Request, _response: Response) -> Coroutine[Any, Any, None]:
         return self._wait()
 
-    def check_head(self, _request: Request, _client: ClientConnection) -> None:
+    def check_head(self, _request: Request, _response: Response) -> None:
         """Have nothing against it."""
 
     def refused(self, status: int) -> None:

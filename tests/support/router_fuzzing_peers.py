@@ -119,7 +119,7 @@ class _Books:
         self.ledger = Ledger(256)
         self.ledger.set_backends([("w", 4096)])
 
-    def book_of(self, deployment: str) -> tuple[Ledger, float] | None:
+    def ledger_of(self, deployment: str) -> tuple[Ledger, float] | None:
         return (self.ledger, 2.0) if deployment == _KEY else None
 
 

@@ -17,7 +17,7 @@ import orjson
 
 from turnout.routing import Backend, DeploymentRoute, HealthPolicy, build_fleet
 from turnout_router.backends import Backends
-from turnout_router.connection import ClientConnection
+from turnout_router.connection import Connection
 from turnout_router.gateway import Gateway
 from turnout_router.listener import Listener
 from turnout_router.metrics import Metrics
@@ -397,7 +397,7 @@ class World:
 
     async def _ask(self, requests: list[bytes], leaves_after: int | None, *, stalls: bool) -> ClientWire:
         wire = ClientWire(self.loop)
-        connection = ClientConnection(self.listener, self.loop)
+        connection = Connection(self.listener, self.loop)
         wire.protocol = connection
         connection.connection_made(wire)
         until = self.loop.time() + _MOST_SECONDS
@@ -452,7 +452,7 @@ class World:
         for key, ports in self._ports.items():
             counts = self.metrics.of(key)
             assert (counts.in_flight, counts.waiting) == (0, 0)
-            book = self.backends.book_of(key)
+            book = self.backends.ledger_of(key)
             assert book is not None
             for id_ in (f"w{port}" for port in ports):
                 state = book[0].states[id_]

@@ -67,8 +67,9 @@ async def hears(r: Running, requests: int, seconds: float = 10.0) -> None:
 def states_of(r: Running) -> list[Any]:
     """Return what the prefix-aware policy of the one deployment counts."""
     backends = r.router._backends
-    (policy,) = backends._policies.values()
-    return list(policy.ledger.states.values())
+    (deployment,) = backends._runtimes.values()
+    assert deployment.policy is not None
+    return list(deployment.policy.ledger.states.values())
 
 
 @contextmanager

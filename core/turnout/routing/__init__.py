@@ -1,5 +1,7 @@
 """Where a request goes, and why: names, pairs of backends, health, retries, objectives. All pure."""
 
+from turnout.routing.by_load import Load, LoadChooser
+from turnout.routing.candidates import UNCONSTRAINED, Constraints, LocalReason
 from turnout.routing.fleet import (
     Backend,
     DeploymentRoute,
@@ -28,14 +30,16 @@ from turnout.routing.health import (
     usable,
 )
 from turnout.routing.objectives import Timing, is_good, mean_inter_token_seconds
-from turnout.routing.pick import Choice, Load, pick_pair
+from turnout.routing.pair import Chooser, WorkerPair
 from turnout.routing.prompt import estimate_prompt_tokens, needs_local_prefill
 from turnout.routing.retries import RetryBudget, after_request, after_retry, may_retry
 
 __all__ = [
     "HEALTHY",
+    "UNCONSTRAINED",
     "Backend",
-    "Choice",
+    "Chooser",
+    "Constraints",
     "DeploymentRoute",
     "Fleet",
     "Grant",
@@ -43,10 +47,13 @@ __all__ = [
     "HealthPolicy",
     "KvEventPorts",
     "Load",
+    "LoadChooser",
+    "LocalReason",
     "NamedRoute",
     "RetryBudget",
     "Served",
     "Timing",
+    "WorkerPair",
     "after_check",
     "after_failure",
     "after_request",
@@ -65,7 +72,6 @@ __all__ = [
     "needs_trial",
     "on_pick",
     "on_trial",
-    "pick_pair",
     "resolve",
     "usable",
 ]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turnout.routing.ledger import Prompt
-    from turnout.routing.policy import Picks, PrefixAware
+    from turnout.routing.policy import PairEstimate, PrefixAware
     from turnout.routing.reason import Half
 
 PATIENCE: Final = 60.0
@@ -28,7 +28,7 @@ TRIES: Final = 8
 """Requests that are looked at, shortest first, before all others are taken to find no place either."""
 
 
-def short_half(picks: Picks) -> Half | None:
+def short_half(picks: PairEstimate) -> Half | None:
     """Return the half that would keep a request with *picks* waiting beyond the next iteration; None where neither would.
 
     Never one whose backend has no request in flight: no end of one would ever ask again.
@@ -42,7 +42,7 @@ def short_half(picks: Picks) -> Half | None:
     return None
 
 
-def must_wait(picks: Picks) -> bool:
+def must_wait(picks: PairEstimate) -> bool:
     """Say whether a request with *picks* had better be held: no backend would begin with it in the next iteration."""
     return short_half(picks) is not None
 
@@ -101,13 +101,13 @@ class Held:
             self._policy.held_back -= 1
             self._drop_gone()
 
-    def next(self, choose: Callable[[Prompt], Picks | None]) -> tuple[Place, Picks] | None:
+    def next(self, choose: Callable[[Prompt], PairEstimate | None]) -> tuple[Place, PairEstimate] | None:
         """Return the next request that need not wait any longer, and who serves it; None where there is none.
 
         *choose* says who would serve a prompt now, None for nobody. Note what is returned as sent before asking again.
         """
         refused: list[Place] = []
-        found: tuple[Place, Picks] | None = None
+        found: tuple[Place, PairEstimate] | None = None
         while self._places and len(refused) < TRIES:
             place = heappop(self._places)
             if not place.waits:

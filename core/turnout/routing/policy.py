@@ -44,7 +44,7 @@ LOCAL_MARGIN_SECONDS: Final = 0.1
 """What local prefill must save where a prefill worker has nothing to do: the prompt is that pool's business."""
 
 
-class Pick:
+class Estimate:
     """A backend and what speaks for it: `matched` leading blocks are thought to be there, the rest takes `seconds`.
 
     `cached` is the same in tokens, where an engine's own word is known more exactly than in blocks of text.
@@ -83,12 +83,14 @@ class Pick:
         return sorted(self.compared, key=lambda each: each.total)
 
 
-class Picks:
+class PairEstimate:
     """What was picked for a request, and by whom: a worker that decodes and, unless it computes the prompt, one that does."""
 
     __slots__ = ("decode", "policy", "prefill", "prompt")
 
-    def __init__(self, policy: PrefixAware, prompt: Prompt, decode: Pick, prefill: Pick | None) -> None:
+    def __init__(
+        self, policy: PrefixAware, prompt: Prompt, decode: Estimate, prefill: Estimate | None
+    ) -> None:
         self.policy = policy
         self.prompt = prompt
         self.decode = decode
@@ -104,7 +106,7 @@ class PrefixAware:
         self.held_back = 0
         """Requests that wait in the router, see `turnout.routing.held`: they make for an overload like those sent."""
 
-    def choose(self, prompt: Prompt, states: Sequence[BackendState], now: float) -> Pick:
+    def choose(self, prompt: Prompt, states: Sequence[BackendState], now: float) -> Estimate:
         """Return the cheapest of *states*, which are aggregated workers or prefill workers. Raise ValueError for none."""
         if not states:
             raise ValueError("there is no backend to choose from")
@@ -120,7 +122,7 @@ class PrefixAware:
         now: float,
         *,
         local_below_tokens: int = 0,
-    ) -> Picks:
+    ) -> PairEstimate:
         """Return who decodes *prompt* and who computes it. Raise ValueError where nobody can decode.
 
         The decode worker's cost with a remote prompt is the cheapest prefill worker's, the transfer of what it
@@ -141,7 +143,7 @@ class PrefixAware:
         idle = prefill is not None and not prefill.state.waiting
         margin = LOCAL_MARGIN_SECONDS if idle else 0.0
         compared: list[Cost] = []
-        best: Pick | None = None
+        best: Estimate | None = None
         best_is_local = False
         for state in decodes:
             matched = matches[state.slot]
@@ -171,11 +173,11 @@ class PrefixAware:
                 wait = cost.wait if is_local else total
                 backlog = self._wait_for_room(cost) + (cost.queue if is_local else 0.0)
                 taken = seconds if is_local else 0.0
-                best = Pick(state, matched, cached, taken, total, wait, compared, backlog)
+                best = Estimate(state, matched, cached, taken, total, wait, compared, backlog)
                 best_is_local = is_local
         if best is None:
             raise ValueError("there is no backend to decode with")
-        return Picks(self, prompt, best, None if best_is_local else prefill)
+        return PairEstimate(self, prompt, best, None if best_is_local else prefill)
 
     def scraped(self, backend_id: str, scrape: Scrape, now: float) -> None:
         """Take note of a scrape of one backend; of one that is not known nothing is noted."""
@@ -185,7 +187,7 @@ class PrefixAware:
             prompts = max(1.0, tokens / max(1.0, self.ledger.uncached_tokens))
             state.others_queue = prompts * self.work.prefill(round(tokens / prompts), 0)
 
-    def sent(self, pick: Pick, prompt: Prompt, now: float) -> Ticket:
+    def sent(self, pick: Estimate, prompt: Prompt, now: float) -> Ticket:
         """Note that *prompt* has been sent as *pick* says. Report on the ticket through the ledger."""
         ticket = self.ledger.sent(pick.state, prompt, pick.matched, pick.seconds, now, pick.cached)
         ticket.home = pick.at_home
@@ -198,7 +200,7 @@ class PrefixAware:
         matches: list[int],
         exact: list[int] | None,
         now: float,
-    ) -> Pick:
+    ) -> Estimate:
         size = self.ledger.block_tokens
         weight = self._affinity(states, now)
         needed = self.ledger.blocks_of(prompt)
@@ -223,7 +225,7 @@ class PrefixAware:
         if best is None:
             raise ValueError("there is no backend to choose from")
         backlog = best.queue + self._wait_for_room(best)
-        return Pick(
+        return Estimate(
             chosen,
             matches[chosen.slot],
             best.cached_tokens,

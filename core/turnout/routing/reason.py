@@ -80,7 +80,7 @@ class Ranking(NamedTuple):
 
 
 class LeastLoaded(NamedTuple):
-    """The least loaded worker was chosen, see `turnout.routing.pick`. `local` is the `LocalReason`, if there is one."""
+    """The least loaded worker was chosen, see `turnout.routing.by_load`. `local` is the `LocalReason`, if there is one."""
 
     decode: Ranking
     prefill: Ranking | None

@@ -25,7 +25,7 @@ MOST_BLOCKS: Final = 1 << 20
 class Ledgers(Protocol):
     """Knows this router's books."""
 
-    def book_of(self, deployment: str) -> tuple[Ledger, float] | None:
+    def ledger_of(self, deployment: str) -> tuple[Ledger, float] | None:
         """Return the ledger of *deployment* and its time scale; None where no prefix-aware policy serves it."""
 
 
@@ -65,7 +65,7 @@ class Inbox:
         return dropped
 
     def _take_sent(self, message: Sent, now: float) -> None:
-        found = self._ledgers.book_of(message.deployment)
+        found = self._ledgers.ledger_of(message.deployment)
         if found is None:
             self._counts.ignored[UNKNOWN_DEPLOYMENT] += 1
             return

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from turnout.routing import Backend
     from turnout_router.backends import Backends
-    from turnout_router.metrics import Metrics
+    from turnout_router.deployment import DeploymentRuntime
     from turnout_runtime.supervision import Supervisor
 
 ANSWER_SECONDS: Final = 2.0
@@ -43,13 +43,11 @@ class Scraper:
     def __init__(
         self,
         backends: Backends,
-        metrics: Metrics,
         seconds: float,
         supervisor: Supervisor,
         others: Callable[[], int] = lambda: 0,
     ) -> None:
         self._backends = backends
-        self._metrics = metrics
         self._supervisor = supervisor
         self._seconds = seconds
         self._others = others
@@ -87,9 +85,10 @@ class Scraper:
                     )
                     # What was missed is not made up for.
                     due = self._due[id_] = (due if due + seconds > now else now) + seconds
-                    if id_ not in self._asked and self._backends.may_ask(worker):
+                    deployment = self._backends.of(worker.deployment)
+                    if deployment is not None and id_ not in self._asked and deployment.may_scrape(worker):
                         begun += 1
-                        self._begin(worker)
+                        self._begin(deployment, worker)
                 following = min(following, due)
             await asyncio.sleep(max(LEAST_SECONDS, following - loop.time()))
 
@@ -98,12 +97,12 @@ class Scraper:
         self._looks = {id_: one for id_, one in self._looks.items() if id_ in known}
         self._due = {id_: due for id_, due in self._due.items() if id_ in known}
 
-    def _begin(self, worker: Backend) -> None:
+    def _begin(self, deployment: DeploymentRuntime, worker: Backend) -> None:
         self._asked.add(worker.id)
-        task = self._supervisor.once(SCRAPE, self._scrape(worker), detail=worker.id)
+        task = self._supervisor.once(SCRAPE, self._scrape(deployment, worker), detail=worker.id)
         task.add_done_callback(lambda _: self._asked.discard(worker.id))
 
-    async def _scrape(self, worker: Backend) -> None:
+    async def _scrape(self, deployment: DeploymentRuntime, worker: Backend) -> None:
         answer = Collected(MAX_PAGE_BYTES)
         pool = self._backends.pools.of((worker.host, worker.port))
         outcome = "failed"
@@ -120,15 +119,15 @@ class Scraper:
             looks = self._looks.get(worker.id)
             if looks is not None:
                 looks.answered(len(answer.body), loop.time() - began, loop.time())
-            outcome = self._take(worker, answer)
+            outcome = self._take(deployment, worker, answer)
         except UpstreamError as error:
             outcome = error.fault
         except PageError:
             outcome = "unreadable"
         finally:
-            self._metrics.of(worker.deployment).scraped(outcome)
+            deployment.metrics.scraped(outcome)
 
-    def _take(self, worker: Backend, answer: Collected) -> str:
+    def _take(self, deployment: DeploymentRuntime, worker: Backend, answer: Collected) -> str:
         """Hand on what *answer* says, and return how it went. Raise PageError."""
         if answer.status != _OK:
             return "status"
@@ -136,6 +135,6 @@ class Scraper:
         now = asyncio.get_running_loop().time()
         pending = self._pending.setdefault(worker.id, PendingTokens()).of(page, now)
         scrape = Scrape(page.running, page.waiting, page.kv_usage, pending)
-        self._backends.scraped(worker, scrape)
-        self._backends.adapters_seen(worker, page.adapters, page.most_adapters)
+        deployment.scraped(worker, scrape)
+        deployment.adapters_seen(worker, page.adapters, page.most_adapters)
         return "read"

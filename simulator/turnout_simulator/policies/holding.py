@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from turnout.routing.held import Held, Place, must_wait
 from turnout.routing.ledger import Prompt
-from turnout.routing.policy import Picks
+from turnout.routing.policy import PairEstimate
 from turnout_simulator.policies.own import Turnout
 from turnout_simulator.policies.pairs import TurnoutPairs
 
@@ -42,10 +42,10 @@ class HoldingTurnout(Turnout):
             arrival = self._arrivals.pop(found[0])
             yield arrival.number, self._sent(arrival, found[1], now)
 
-    def _picks(self, prompt: Prompt, now: float) -> Picks:
-        return Picks(self._policy, prompt, self._policy.choose(prompt, self._states, now), None)
+    def _picks(self, prompt: Prompt, now: float) -> PairEstimate:
+        return PairEstimate(self._policy, prompt, self._policy.choose(prompt, self._states, now), None)
 
-    def _sent(self, arrival: Arrival, picks: Picks, now: float) -> int:
+    def _sent(self, arrival: Arrival, picks: PairEstimate, now: float) -> int:
         self._tickets[arrival.number] = self._policy.sent(picks.decode, picks.prompt, now)
         return picks.decode.state.slot
 

@@ -11,7 +11,7 @@ from turnout_simulator.policies.port import Placement
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from turnout.routing.policy import Pick, Picks
+    from turnout.routing.policy import Estimate, PairEstimate
     from turnout.routing.work import WorkModel
     from turnout_simulator.policies.port import Arrival, Policy, Sample
     from turnout_simulator.policies.told import Exchange
@@ -91,12 +91,12 @@ class TurnoutPairs:
             self._others.until(arrival.at)
         return self._placed(arrival, self._pair(prompt, arrival.at))
 
-    def _pair(self, prompt: Prompt, now: float) -> Picks:
+    def _pair(self, prompt: Prompt, now: float) -> PairEstimate:
         return self._policy.choose_pair(
             prompt, self._prefills, self._decodes, now, local_below_tokens=LOCAL_BELOW_TOKENS
         )
 
-    def _placed(self, arrival: Arrival, pair: Picks) -> Placement:
+    def _placed(self, arrival: Arrival, pair: PairEstimate) -> Placement:
         """Note that *arrival* is sent, at its time, as *pair* says."""
         prompt = pair.prompt
         self._decoding[arrival.number] = self._sent(_DECODE, pair.decode, prompt, arrival)
@@ -128,7 +128,7 @@ class TurnoutPairs:
     def scraped(self, now: float, samples: Sequence[Sample]) -> None:
         """Learn nothing: a router that is alone knows all from its own accounting, one of several is told."""
 
-    def _sent(self, half: int, pick: Pick, prompt: Prompt, arrival: Arrival) -> Ticket:
+    def _sent(self, half: int, pick: Estimate, prompt: Prompt, arrival: Arrival) -> Ticket:
         ticket = self._policy.sent(pick, prompt, arrival.at)
         if self._others is not None:
             self._others.sent(2 * arrival.number + half, ticket, prompt, arrival.at)
