@@ -107,11 +107,15 @@ def budget(*keys: str, **spec: Any) -> dict[str, Any]:
 
 
 def odd_pod(name: str, labels: dict[str, str]) -> dict[str, Any]:
-    """Return a Pod that no node takes, with arguments that are no numbers."""
+    """Return a Pod that no node takes, with arguments that are no numbers and no JSON in its annotation."""
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": name, "labels": labels},
+        "metadata": {
+            "name": name,
+            "labels": labels,
+            "annotations": {names.ANNOTATION_WORKER: "[" * 15_000},
+        },
         "spec": {
             "nodeSelector": {"turnout.dev/nowhere": "true"},
             "containers": [

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from support.api_manifests import deployment
-from turnout.api import names
 from turnout.api.loading import load_deployment
 from turnout.routing import KvEventPorts
+from turnout_operator.plan.facts import worker_facts
 from turnout_operator.plan.manifests import arguments, pool
 from turnout_operator.plan.revision import model_revision
 from turnout_router.discovery.translate import backend_of
@@ -38,12 +38,13 @@ def test_workers_are_told_to_publish(role: Any) -> None:
 def test_the_router_finds_the_ports_in_the_pod() -> None:
     """A worker's pod names where it publishes, and one without events names nothing."""
     for changes, expected in ((EXACT, KvEventPorts(5557, 5558)), ({}, None)):
-        template = pool(loaded(changes), "decode", "r", 1, "image")["spec"]["template"]
+        wanted, facts = loaded(changes), worker_facts(loaded(changes), "decode").to_annotation()
+        template = pool(wanted, "decode", "r", 1, "image", facts=facts)["spec"]["template"]
         pod = {
             "metadata": {
                 "name": "p",
                 "namespace": "default",
-                "labels": {**template["metadata"]["labels"], names.LABEL_ROLE: "decode"},
+                **template["metadata"],
             },
             "spec": template["spec"],
             "status": {"podIP": "127.0.0.9", "conditions": [{"type": "Ready", "status": "True"}]},

@@ -20,6 +20,7 @@ from support.installation import REPOSITORY
 from support.router_mock_backend import mock_worker
 from support.router_running import eventually, eventually_async
 from turnout.api import names
+from turnout.api.worker_facts import WorkerFacts, WorkerPorts
 from turnout_router.discovery.kubernetes import KubernetesSource
 from turnout_router.kube import load_access
 from turnout_router.main import Router
@@ -57,24 +58,19 @@ def deployment(name: str, *served: str) -> dict[str, Any]:
 
 
 def pod(name: str, of: str, role: str, worker: MockWorker, served: str) -> dict[str, Any]:
+    facts = WorkerFacts(engine="simulated", names=(served,), ports=WorkerPorts(http=worker.port))
     return {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
             "name": name,
             "labels": {names.LABEL_DEPLOYMENT: of, names.LABEL_ROLE: role, names.LABEL_REVISION: "abc"},
+            "annotations": {names.ANNOTATION_WORKER: facts.to_annotation()},
         },
         "spec": {
             # No node has this label: nobody runs it, so the test says what its status is.
             "nodeSelector": {"turnout.dev/nowhere": "true"},
-            "containers": [
-                {
-                    "name": "worker",
-                    "image": "none",
-                    "args": ["simulate", "--served-name", served],
-                    "ports": [{"name": "http", "containerPort": worker.port}],
-                }
-            ],
+            "containers": [{"name": "worker", "image": "none"}],
         },
     }
 

@@ -26,6 +26,8 @@ from support.router_running import (
     running_router,
 )
 from support.worker_process import free_port
+from turnout.api.names import ANNOTATION_WORKER
+from turnout.api.worker_facts import WorkerFacts, WorkerPorts
 from turnout.routing import HealthPolicy
 from turnout_router import checks, listener, main, pools, tls
 from turnout_router.admin import AdminApp
@@ -565,6 +567,7 @@ async def test_routers_find_and_tell_each_other_after_a_failure(
 
 
 def pod(name: str, worker: MockWorker) -> dict[str, Any]:
+    facts = WorkerFacts(engine="simulated", names=(MODEL,), ports=WorkerPorts(http=worker.port))
     return {
         "kind": "Pod",
         "metadata": {
@@ -575,16 +578,9 @@ def pod(name: str, worker: MockWorker) -> dict[str, Any]:
                 "turnout.dev/role": "decode",
                 "turnout.dev/revision": "a",
             },
+            "annotations": {ANNOTATION_WORKER: facts.to_annotation()},
         },
-        "spec": {
-            "containers": [
-                {
-                    "name": "worker",
-                    "args": ["--served-name", MODEL],
-                    "ports": [{"name": "http", "containerPort": worker.port}],
-                }
-            ]
-        },
+        "spec": {"containers": [{"name": "worker"}]},
         "status": {"podIP": "127.0.0.1", "conditions": [{"type": "Ready", "status": "True"}]},
     }
 

@@ -6,12 +6,14 @@ import asyncio
 import hashlib
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
 from support.fake_api_server import FakeApiServer, fake_api_server, llm_deployment, meta, worker_pod
+from support.previous_release import recorded_pod
 from support.router_mock_backend import mock_worker
 from support.router_running import eventually, eventually_async, running_router
 from turnout.api import names
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 SYSTEM = "sys"
 FORGET = 0.5
 UNREADABLE = "turnout_router_namespace_unreadable"
+REJECTED = "turnout_router_fleet_rejected_total"
 STALE = "turnout_router_fleet_stale"
 
 
@@ -82,6 +85,13 @@ def budget(
         "spec": {"keys": entries, **spec},
         "status": status,
     }
+
+
+def annotated(name: str, annotation: str) -> dict[str, Any]:
+    """Return a ready Pod of h's model that has *annotation* where the operator writes what a worker is."""
+    made = worker_pod("h", name, "m", 1, "h-m")
+    made["metadata"]["annotations"] = {names.ANNOTATION_WORKER: annotation}
+    return made
 
 
 @asynccontextmanager
@@ -192,21 +202,55 @@ async def test_budgets_that_cannot_be_read_open_nothing(
 async def test_no_object_of_one_tenant_keeps_those_of_others_from_being_read() -> None:
     """Pods and resources of odd forms are counted and left out, on the list and on the watch."""
     async with fake_api_server() as api:
-        odd = worker_pod("h", "odd", "m", 1, "h-m")
-        odd["spec"]["containers"][0]["args"] += ["--tensor-parallel", "²"]
-        broken = worker_pod("h", "broken", "m", 1, "h-m")
-        broken["spec"]["containers"][0]["ports"] = [{"name": "http", "containerPort": "many"}]
-        api.put("pods", odd)
+        broken = annotated("broken", '{"engine": "simulated", "names": ["h-m"], "ports": {"http": "many"}}')
+        unmarked = recorded_pod("decode", "unmarked")
+        unmarked["metadata"]["namespace"] = "h"
+        unmarked["spec"]["containers"][0]["ports"] = [{"name": "http", "containerPort": "many"}]
         api.put("pods", broken)
+        api.put("pods", unmarked)
         api.put("llmdeployments", {"metadata": meta("h", "x"), "spec": "text"})
         async with serving(api) as seen:
             assert await seen.ask("v-m") == (200, "v")
-            before = seen.value("turnout_router_fleet_rejected_total") or 0
-            assert before >= 2
+            assert seen.value(REJECTED) == 3
             api.put("pods", broken)
-            await eventually(lambda: (seen.value("turnout_router_fleet_rejected_total") or 0) > before)
+            await eventually(lambda: seen.value(REJECTED) == 4)
             api.put("llmdeployments", llm_deployment("v", "n", "v-n", settled=["v-n"]))
             await seen.until(503, "v-n")
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        "",
+        "{",
+        "null",
+        "[" * 15_000,
+        '{"x": ' * 2_500,
+        '{"kvTokens": ' + "9" * 15_000 + "}",
+        "x" * 200_000,
+        '{"engine": "simulated", "names": ["\\ud800"]}',
+        '{"engine": "simulated", "names": ["h-m\\r\\nx-evil: 1"]}',
+        '{"engine": "simulated", "names": ["h-m"], "kvTokens": 1000000000000}',
+        '{"engine": "simulated", "names": ["h-m"], "version": 99}',
+    ],
+    ids=count(),
+)
+async def test_an_odd_annotation_costs_its_own_pod_and_nothing_else(
+    annotation: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One rejection, one line, no failure of a task; the pod gets no request, both namespaces are served on."""
+    async with fake_api_server() as api, serving(api) as seen:
+        api.put("pods", annotated("odd", annotation))
+        await eventually(lambda: seen.value(REJECTED) == 1)
+        api.put("llmdeployments", llm_deployment("h", "n", "h-n", settled=["h-n"]))
+        await seen.until(503, "h-n")
+        assert [await seen.ask(name) for name in ("v-m", "h-m")] == [(200, "v"), (200, "h")]
+        assert seen.value(REJECTED) == 1
+        assert seen.value("turnout_router_task_failures_total", task="watch") in {0, None}
+        (line,) = [record.getMessage() for record in caplog.records if "h/odd" in record.getMessage()]
+        assert "annotation turnout.dev/worker" in line
+        assert line.isprintable()
+        assert len(line) < 1000
 
 
 @pytest.mark.parametrize("auth", ["open", "required"])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from turnout.api import names
+from turnout.api.worker_facts import WorkerFacts, WorkerPorts
 from turnout_router.kube import Access
 
 if TYPE_CHECKING:
@@ -158,6 +159,7 @@ def llm_deployment(
 
 def worker_pod(namespace: str, name: str, deployment: str, port: int, served: str) -> dict[str, Any]:
     """Return the Pod of a worker that is ready on the loopback address."""
+    facts = WorkerFacts(engine="simulated", names=(served,), ports=WorkerPorts(http=port))
     return {
         "metadata": {
             "namespace": namespace,
@@ -167,15 +169,8 @@ def worker_pod(namespace: str, name: str, deployment: str, port: int, served: st
                 names.LABEL_ROLE: "aggregated",
                 names.LABEL_REVISION: "a",
             },
+            "annotations": {names.ANNOTATION_WORKER: facts.to_annotation()},
         },
-        "spec": {
-            "containers": [
-                {
-                    "name": names.COMPONENT_WORKER,
-                    "args": ["simulate", "--served-name", served],
-                    "ports": [{"name": names.WORKER_PORT_NAME, "containerPort": port}],
-                }
-            ]
-        },
+        "spec": {"containers": [{"name": names.COMPONENT_WORKER}]},
         "status": {"podIP": "127.0.0.1", "conditions": [{"type": "Ready", "status": "True"}]},
     }

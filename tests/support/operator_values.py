@@ -166,6 +166,7 @@ class Fleet:
         return sum(pod.serving for pod in self.observed_pods() if part in pod.name)
 
     def _create(self, name: str, pool: str, child: dict[str, Any]) -> None:
+        template = child["spec"]["template"]
         self.pods[name] = {
             "metadata": {
                 "name": name,
@@ -173,9 +174,10 @@ class Fleet:
                 "uid": f"uid-{name}",
                 "namespace": "models",
                 "creationTimestamp": rfc3339(self.now),
-                "labels": dict(child["spec"]["template"]["metadata"]["labels"]),
+                "labels": dict(template["metadata"]["labels"]),
+                "annotations": dict(template["metadata"].get("annotations") or {}),
             },
-            "spec": {"nodeName": "node-1"},
+            "spec": {**template["spec"], "nodeName": "node-1"},
             "status": {"phase": "Pending"},
         }
 

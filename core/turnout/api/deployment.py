@@ -18,6 +18,7 @@ Role = Literal["prefill", "decode", "aggregated"]
 RoutingPolicy = Literal["PrefixAware", "LeastLoaded"]
 CacheKnowledge = Literal["Estimated", "Exact"]
 Queueing = Literal["Engine", "Router"]
+EngineType = Literal["simulated"]
 AcceleratorType = Literal["H100-SXM", "H200-SXM", "A100-SXM-80GB", "L40S"]
 """Keep in step with turnout.sizing.accelerators, whose test compares the two."""
 
@@ -124,7 +125,7 @@ class SimulatedEngine(Model):
 class Engine(Model):
     """What runs the model."""
 
-    type: Literal["simulated"] = Field(
+    type: EngineType = Field(
         description="`simulated`: vLLM's likeness over HTTP with the latencies of the accelerator, for clusters without one."
     )
     simulated: SimulatedEngine = Field(

@@ -45,7 +45,7 @@ def load_budget(raw: Mapping[str, Any]) -> TokenBudget:
 
 def faults(error: ValidationError) -> str:
     """Return what pydantic found as one line: ``path: message`` of each fault, paths as in the manifest."""
-    found = error.errors(include_url=False, include_context=False)
+    found = error.errors(include_url=False, include_context=False, include_input=False)
     named = [_fault(details) for details in found[:_MAX_FAULTS]]
     if len(found) > _MAX_FAULTS:
         named.append(f"and {len(found) - _MAX_FAULTS} more")

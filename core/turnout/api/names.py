@@ -22,6 +22,8 @@ paired only within one revision, for a KV cache means nothing to another model."
 LABEL_DRAINING: Final = f"{GROUP}/draining"
 """``"true"`` on a worker pod that is about to leave: it finishes what it has and gets nothing new."""
 
+ANNOTATION_WORKER: Final = f"{GROUP}/worker"
+"""On worker pods: what routers need to know of this worker, see `turnout.api.worker_facts`."""
 ANNOTATION_DELETION_COST: Final = "controller.kubernetes.io/pod-deletion-cost"
 """Kubernetes' own annotation: of a ReplicaSet's ready pods the one with the lowest cost goes first."""
 ANNOTATION_DRAINING_SINCE: Final = f"{GROUP}/draining-since"

@@ -21,7 +21,7 @@ class Removal:
 
 @dataclass(frozen=True, slots=True)
 class PodPatch:
-    """A merge patch of a worker pod's metadata: draining or back in service."""
+    """A merge patch of a worker pod's metadata: draining, back in service, or what it is."""
 
     namespace: str
     name: str

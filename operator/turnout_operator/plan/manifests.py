@@ -44,8 +44,10 @@ def worker_labels(deployment: str, role: Role, revision: str | None = None) -> d
     return labels if revision is None else {**labels, names.LABEL_REVISION: revision}
 
 
-def pool(deployment: LLMDeployment, role: Role, revision: str, replicas: int, image: str) -> Manifest:
-    """Return the Deployment of one role at one revision, made from the spec as it is now."""
+def pool(
+    deployment: LLMDeployment, role: Role, revision: str, replicas: int, image: str, *, facts: str
+) -> Manifest:
+    """Return the Deployment of one role at one revision, made from the spec as it is now. *facts*: see `with_annotation`."""
     labels = worker_labels(deployment.metadata.name, role, revision)
     spec = {
         "replicas": replicas,
@@ -54,7 +56,7 @@ def pool(deployment: LLMDeployment, role: Role, revision: str, replicas: int, im
         # never a worker less, and old ones drain through their preStop hook.
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": "25%"}},
         "selector": {"matchLabels": labels},
-        "template": _template(deployment, role, labels, image),
+        "template": _template(deployment, role, labels, image, facts),
     }
     name = names.pool_name(deployment.metadata.name, role, revision)
     return _child(deployment, "apps/v1", "Deployment", name, labels, spec=spec)
@@ -97,6 +99,16 @@ def with_replicas(live: Manifest, replicas: int) -> Manifest:
     return _sealed(manifest)
 
 
+def with_annotation(workload: Manifest, facts: str | None) -> Manifest:
+    """Return a pool whose pods have *facts* as the annotation that routers read; None: they do not have it."""
+    template = workload["spec"]["template"]
+    metadata = {key: value for key, value in template["metadata"].items() if key != "annotations"}
+    if facts is not None:
+        metadata["annotations"] = {names.ANNOTATION_WORKER: facts}
+    spec = {**workload["spec"], "template": {**template, "metadata": metadata}}
+    return _sealed({**workload, "spec": spec})
+
+
 def service_account_name(deployment: str) -> str:
     """Name of the account that the workers run under. It has no rights and no token."""
     return f"{deployment}-worker"
@@ -129,7 +141,9 @@ def arguments(deployment: LLMDeployment, role: Role) -> list[str]:
     return ["simulate", "--model", spec.model.source, *named, *flat]
 
 
-def _template(deployment: LLMDeployment, role: Role, labels: dict[str, str], image: str) -> Manifest:
+def _template(
+    deployment: LLMDeployment, role: Role, labels: dict[str, str], image: str, facts: str
+) -> Manifest:
     accelerator = deployment.spec.pool(role).accelerator
     known = ACCELERATORS[accelerator.type]
     ports = [{"name": names.WORKER_PORT_NAME, "containerPort": names.WORKER_PORT, "protocol": "TCP"}]
@@ -180,7 +194,10 @@ def _template(deployment: LLMDeployment, role: Role, labels: dict[str, str], ima
         "labelSelector": {"matchLabels": labels},
     }
     return {
-        "metadata": {"labels": {**labels, **_common_labels()}},
+        "metadata": {
+            "labels": {**labels, **_common_labels()},
+            "annotations": {names.ANNOTATION_WORKER: facts},
+        },
         "spec": {
             "serviceAccountName": service_account_name(deployment.metadata.name),
             "automountServiceAccountToken": False,
@@ -290,8 +307,8 @@ def _child(
 
 
 def _sealed(manifest: Manifest) -> Manifest:
-    """Return *manifest* with its digest as annotation."""
-    canonical = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
+    """Return *manifest* with its digest as annotation, in place of any that it has."""
+    meta = {key: value for key, value in manifest["metadata"].items() if key != "annotations"}
+    canonical = json.dumps({**manifest, "metadata": meta}, sort_keys=True, separators=(",", ":"))
     digest = hashlib.sha256(canonical.encode()).hexdigest()[:16]
-    meta = {**manifest["metadata"], "annotations": {ANNOTATION_APPLIED: digest}}
-    return {**manifest, "metadata": meta}
+    return {**manifest, "metadata": {**meta, "annotations": {ANNOTATION_APPLIED: digest}}}

@@ -11,7 +11,7 @@ from turnout.api.deployment import Role
 from turnout_operator.plan.conditions import seconds_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
 _ROLES = frozenset(get_args(Role))
 MAX_WORDS: Final = 512
@@ -60,6 +60,10 @@ class ObservedPod:
     trouble: str = ""
     """Why its container does not run, in the node's words; empty where nothing is wrong."""
     load: WorkerLoad | None = None
+    facts: str | None = None
+    """What routers read of it in its annotation. None: it has none."""
+    arguments: Sequence[str] = ()
+    """Those of its worker's container."""
 
     @property
     def draining(self) -> bool:
@@ -157,6 +161,8 @@ def observed_pod(raw: Mapping[str, Any], load: WorkerLoad | None = None) -> Obse
         unschedulable_reason=words(scheduling.get("message")) if unschedulable else "",
         trouble=_trouble(status, scheduling),
         load=load,
+        facts=annotations.get(names.ANNOTATION_WORKER),
+        arguments=_worker_arguments(raw.get("spec") or {}),
     )
 
 
@@ -186,6 +192,13 @@ def observed_pools(
             )
         )
     return tuple(sorted(found, key=lambda pool: (pool.created_at, pool.revision, pool.role)))
+
+
+def _worker_arguments(spec: Mapping[str, Any]) -> Sequence[str]:
+    for container in spec.get("containers") or ():
+        if container.get("name") == names.COMPONENT_WORKER:
+            return cast("Sequence[str]", container.get("args") or ())
+    return ()
 
 
 def _trouble(status: Mapping[str, Any], scheduling: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from turnout_operator.plan import manifests
 from turnout_operator.plan.draining import shrink
 from turnout_operator.plan.drift import differs
 from turnout_operator.plan.effects import Notice, Plan, PodPatch, Removal
+from turnout_operator.plan.facts import missing, without_rollout, worker_facts
 from turnout_operator.plan.notices import notices
 from turnout_operator.plan.observed import FailedPod, ObservedPod, ObservedPool, observed_pools
 from turnout_operator.plan.ownership import owns
@@ -240,6 +241,8 @@ def _pools(
     workloads: list[manifests.Manifest] = []
     sentences: list[str] = []
     replicas: dict[Role, int] = dict(division.replicas.get(target, {}))
+    said = {role: worker_facts(deployment, role) for role in deployment.spec.roles}
+    live: dict[Role, manifests.Manifest] = {}
     for pool in pools:
         step = shrink(
             pool,
@@ -251,12 +254,19 @@ def _pools(
         sentences.append(f"{pool.role}: {step.sentence}" if step.sentence else "")
         if pool.revision == target and pool.role in deployment.spec.roles:
             replicas[pool.role] = step.replicas
+            live[pool.role] = pool.live
+            patches += missing(pool, deployment, said[pool.role])
         elif step.replicas != pool.replicas:
             workloads.append(manifests.with_replicas(pool.live, step.replicas))
     workloads += [
-        manifests.pool(deployment, role, target, count, config.worker_image)
+        without_rollout(
+            manifests.pool(
+                deployment, role, target, count, config.worker_image, facts=said[role].to_annotation()
+            ),
+            live.get(role),
+        )
         for role, count in replicas.items()
-        if role in deployment.spec.roles
+        if role in said
     ]
     return tuple(patches), tuple(workloads), sentences
 

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from datetime import datetime
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from turnout.api import Role, names
 from turnout.api.loading import load_budget, load_deployment, load_route
 from turnout.api.quantities import seconds
+from turnout.api.worker_facts import WorkerFacts
 from turnout.routing import Backend, DeploymentRoute, Grant, KvEventPorts, NamedRoute
 from turnout.routing.admission import TIER_OF, AdmissionBounds
-from turnout.sizing.capacity import Fit, fits
+from turnout_router.discovery import previous_release
 
 if TYPE_CHECKING:
     from turnout.api import TokenBudget
     from turnout.api.deployment import Admission
 
 _ROLES: Final = ("prefill", "decode", "aggregated")
-_SERVED_NAME: Final = "--served-name"
-_LORA_MODULE: Final = "--lora-modules"
 
 
 def deployment_of(raw: dict[str, Any]) -> DeploymentRoute:
@@ -107,7 +104,8 @@ def backend_of(raw: dict[str, Any]) -> Backend | None:
     """Return the worker in a Pod, None where it may not be sent anything.
 
     It may while it has an address, is not being deleted and is not draining. It need not be Ready, as long as it has
-    come up: what was ready before is the last resort where nothing is.
+    come up: what was ready before is the last resort where nothing is. Raise InvalidResource where what is said of the
+    worker cannot be read.
     """
     metadata, status = raw["metadata"], raw.get("status") or {}
     labels = metadata.get("labels") or {}
@@ -123,19 +121,26 @@ def backend_of(raw: dict[str, Any]) -> Backend | None:
     ):
         return None
     namespace, name = metadata.get("namespace", "default"), metadata["name"]
-    container = _worker_container(raw)
+    facts = _facts_of(raw)
+    ports = facts.ports
     return Backend(
         id=f"{namespace}/{name}",
         deployment=f"{namespace}/{labels.get(names.LABEL_DEPLOYMENT, '')}",
         host=address,
-        port=_port(container),
+        port=ports.http,
         role=cast("Role", role),
         revision=labels.get(names.LABEL_REVISION, ""),
-        names=_served_names(container),
-        kv_tokens=_kv_tokens(container),
-        kv_events=_kv_events(container),
+        names=facts.names,
+        kv_tokens=facts.kv_tokens,
+        kv_events=KvEventPorts(ports.kv_events, ports.kv_replay) if ports.kv_events else None,
         ready=ready,
     )
+
+
+def _facts_of(raw: dict[str, Any]) -> WorkerFacts:
+    """Return what the operator says of this worker. Where it says something, nothing else is read."""
+    said = (raw["metadata"].get("annotations") or {}).get(names.ANNOTATION_WORKER)
+    return previous_release.facts_of(raw) if said is None else WorkerFacts.from_annotation(said)
 
 
 def _is_ready(status: dict[str, Any]) -> bool:
@@ -150,46 +155,6 @@ def _has_started(status: dict[str, Any]) -> bool:
         and "running" in (c.get("state") or {})
         for c in status.get("containerStatuses") or ()
     )
-
-
-def _worker_container(raw: dict[str, Any]) -> dict[str, Any]:
-    containers: list[dict[str, Any]] = (raw.get("spec") or {}).get("containers") or [{}]
-    return next((c for c in containers if c.get("name") == names.COMPONENT_WORKER), containers[0])
-
-
-def _port(container: dict[str, Any]) -> int:
-    for port in container.get("ports") or ():
-        if port.get("name") == names.WORKER_PORT_NAME:
-            return int(port["containerPort"])
-    return names.WORKER_PORT
-
-
-def _kv_events(container: dict[str, Any]) -> KvEventPorts | None:
-    """Return where this worker publishes KV events, None where it does not."""
-    ports = {port.get("name"): int(port["containerPort"]) for port in container.get("ports") or ()}
-    events = ports.get(names.KV_EVENTS_PORT_NAME)
-    return None if events is None else KvEventPorts(events, ports.get(names.KV_REPLAY_PORT_NAME, 0))
-
-
-def _served_names(container: dict[str, Any]) -> tuple[str, ...]:
-    """Return the names that this very worker answers to, those of LoRA adapters last.
-
-    In a rollout that changes served names, workers of both revisions serve, each under its own; the pod's arguments
-    are the only place that says which.
-    """
-    told = tuple(pairwise(container.get("args") or []))
-    served = [value for flag, value in told if flag == _SERVED_NAME]
-    return (*served, *(value.partition("=")[0] for flag, value in told if flag == _LORA_MODULE))
-
-
-def _kv_tokens(container: dict[str, Any]) -> int:
-    """Return the tokens that this worker's KV cache holds, 0 where its arguments do not tell."""
-    told = dict(pairwise(container.get("args") or []))
-    accelerators = told.get("--tensor-parallel", "1")
-    if not re.fullmatch("[0-9]{1,4}", accelerators):
-        return 0  # whoever may create a pod writes its arguments
-    fit = fits(told.get("--model", ""), told.get("--accelerator", ""), int(accelerators))
-    return fit.kv_cache_tokens if isinstance(fit, Fit) else 0
 
 
 def _unix(timestamp: str) -> float:
