@@ -211,6 +211,7 @@ class Decisions:
                 "promptTokens": decision.prompt_tokens,
                 "outputTokens": decision.expected_output_tokens,
             },
+            "retries": None if outcome is None else outcome.retries,
             "usage": None if outcome is None else _usage(outcome.usage),
             "heldSeconds": round(decision.held_seconds, 4),
             "prefilledAfterSeconds": after(decision.prefilled_at),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from turnout.engines import PROFILES, EngineProfile
 from turnout.routing import (
     RetryBudget,
     WorkerPair,
@@ -95,6 +96,7 @@ class DeploymentRuntime:
         "key",
         "metrics",
         "policy",
+        "profile",
         "route",
     )
 
@@ -109,6 +111,7 @@ class DeploymentRuntime:
         self.dispatch: DispatchQueue | None = None
         self.health: Final = WorkerHealth(parts.health_policy, parts.clock)
         self.policy: PrefixAware | None = None
+        self.profile: EngineProfile = PROFILES[route.engine]
         self._parts = parts
         self._loads: dict[str, WorkerLoad] = {}
         self._picks = 0
@@ -128,12 +131,14 @@ class DeploymentRuntime:
         self._adapters = {id_: loaded for id_, loaded in self._adapters.items() if id_ in present}
         decoders = sum(b.role != "prefill" for b in backends)
         self.admission.resize(decoders, route.admission.over(self._parts.admission))
-        below = route.local_prefill_below_tokens
+        self.profile = PROFILES[route.engine]
+        locally = self.profile.decode_computes_prompts
+        below = route.local_prefill_below_tokens if locally else 0
         if route.policy == "PrefixAware":
             if self.policy is None:
                 self.policy = PrefixAware(Ledger(BLOCK_TOKENS), WorkModel())
             self.policy.ledger.set_backends((b.id, b.kv_tokens or ASSUMED_KV_TOKENS) for b in backends)
-            self._chooser = PrefixChooser(self.policy, below)
+            self._chooser = PrefixChooser(self.policy, below, may_compute_locally=locally)
         else:
             self.policy = None
             self._chooser = LoadChooser(self._loads, below)

@@ -286,15 +286,28 @@ def prefill_body(request: Completion, backend: Backend) -> bytes:
 
 def decode_body(request: Completion, backend: Backend, kv_transfer_params: bytes | None) -> bytes:
     """Return the body for the worker that answers, with what the prefill worker handed out, byte by byte."""
+    body = _as_client_sent(request, backend)
+    if kv_transfer_params is not None:
+        body["kv_transfer_params"] = orjson.Fragment(kv_transfer_params)
+    return _written(body)
+
+
+def dispatched_body(request: Completion, backend: Backend, room: dict[str, object]) -> bytes:
+    """Return the body for either worker of a pair that is sent the request at once; *room* is where the two meet."""
+    body = _as_client_sent(request, backend)
+    body |= room
+    return _written(body)
+
+
+def _as_client_sent(request: Completion, backend: Backend) -> dict[str, Any]:
+    """Return a new body for *backend*, with usage asked for where the router has to see it."""
     body = request.body.copy()
     body["model"] = _name_for(request.model, backend)
     if request.stream and request.endpoint.stream == "chunks" and not request.wants_usage:
         # Usage in every chunk would be left in those of a client that has not asked for any.
         kept = {n: v for n, v in (body.get("stream_options") or {}).items() if n != "continuous_usage_stats"}
         body["stream_options"] = kept | {"include_usage": True}
-    if kv_transfer_params is not None:
-        body["kv_transfer_params"] = orjson.Fragment(kv_transfer_params)
-    return _written(body)
+    return body
 
 
 def _written(body: dict[str, Any]) -> bytes:

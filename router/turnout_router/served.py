@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from turnout_router.attempts import Attempts
 from turnout_router.claims import Claimant
 from turnout_router.decisions import Decision
+from turnout_router.dispatch_both import DispatchBoth
 from turnout_router.errors import (
     ApiError,
     UpstreamError,
@@ -82,6 +83,7 @@ class ServedRequest(Claimant):
         "decision",
         "deployment",
         "expired",
+        "is_trial",
         "limits",
         "reached_worker",
         "sink",
@@ -107,8 +109,13 @@ class ServedRequest(Claimant):
         self.deployment: Final = deployment
         self.limits: Final = limits
         self.clock: Final = clock
+        self.is_trial: Final = pinned is not None
+        pulls = deployment.profile.hand_off == "Pull"
         self.attempts: Final = Attempts(
-            deployment, 0 if pinned else limits.retries, completion.local, is_trial=pinned is not None
+            deployment,
+            0 if pinned else limits.retries,
+            completion.local if pulls or completion.local == "no_generation" else None,
+            is_trial=self.is_trial,
         )
         self.expired = False
         self.reached_worker = False
@@ -118,7 +125,7 @@ class ServedRequest(Claimant):
         self._claims: tuple[Claim, ...] = () if pinned else deployment.claims
         self._acquired = 0
         self._shed = False
-        self._handoff: HandOff = Pull(self)
+        self._handoff: HandOff = Pull(self) if pulls else DispatchBoth(self)
         self._tap: Tap | None = None
         self._engine_usage: Usage | None = None
         self._sequence: Callable[[], int] | None = None

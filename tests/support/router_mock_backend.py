@@ -39,6 +39,8 @@ class MockWorker:
     tokens: int = 6
     pause_seconds: float = 0.0
     piece: str = "tok "
+    usage: bool = True
+    """Whether its answers say how many tokens they have."""
     single_use: bool = False
     """Whether a second request on a connection is met with a reset."""
     healthy: bool = True
@@ -176,7 +178,7 @@ class MockWorker:
             return True
         if body.get("stream"):
             return await self._stream(body, writer)
-        usage = {"prompt_tokens": 7, "completion_tokens": self.tokens, "total_tokens": 7 + self.tokens}
+        usage = self._usage()
         text = self.piece * self.tokens
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "length"}
         if self.behaviour == "cut":
@@ -184,19 +186,19 @@ class MockWorker:
             await writer.drain()
             writer.transport.abort()
             return False
-        self._json(
-            writer,
-            {
-                "id": "c",
-                "object": "chat.completion",
-                "created": 1,
-                "model": body["model"],
-                "choices": [choice],
-                "usage": usage,
-            },
-        )
+        answer = {
+            "id": "c",
+            "object": "chat.completion",
+            "created": 1,
+            "model": body["model"],
+            "choices": [choice],
+        }
+        self._json(writer, answer | ({"usage": usage} if self.usage else {}))
         await writer.drain()
         return True
+
+    def _usage(self) -> dict[str, int]:
+        return {"prompt_tokens": 7, "completion_tokens": self.tokens, "total_tokens": 7 + self.tokens}
 
     def _params(self, body: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -246,9 +248,8 @@ class MockWorker:
                 await asyncio.sleep(self.pause_seconds)
         else:
             await self._event(writer, self._chunk(body, {}, finish="length"))
-        if (body.get("stream_options") or {}).get("include_usage"):
-            usage = {"prompt_tokens": 7, "completion_tokens": self.tokens, "total_tokens": 7 + self.tokens}
-            await self._event(writer, self._chunk(body, None) | {"choices": [], "usage": usage})
+        if self.usage and (body.get("stream_options") or {}).get("include_usage"):
+            await self._event(writer, self._chunk(body, None) | {"choices": [], "usage": self._usage()})
         await self._raw(writer, b"data: [DONE]\n\n")
         writer.write(b"0\r\n\r\n")
         await writer.drain()

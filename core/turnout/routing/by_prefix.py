@@ -79,13 +79,17 @@ class PrefixReason:
 class PrefixChooser(Chooser):
     """Chooses by the costs of *policy*, to whose ledger every worker must be known.
 
-    A prompt with fewer uncached tokens than *local_below_tokens* is computed where it is decoded.
+    A prompt with fewer uncached tokens than *local_below_tokens* is computed where it is decoded; without
+    *may_compute_locally* none is.
     """
 
-    __slots__ = ("_local_below_tokens", "_policy")
+    __slots__ = ("_local_below_tokens", "_may_compute_locally", "_policy")
 
-    def __init__(self, policy: PrefixAware, local_below_tokens: int) -> None:
+    def __init__(
+        self, policy: PrefixAware, local_below_tokens: int, *, may_compute_locally: bool = True
+    ) -> None:
         self._policy = policy
+        self._may_compute_locally = may_compute_locally
         self._local_below_tokens = local_below_tokens
 
     def choose(
@@ -110,6 +114,7 @@ class PrefixChooser(Chooser):
             _states(policy, decoders),
             now,
             local_below_tokens=self._local_below_tokens,
+            may_compute_locally=self._may_compute_locally,
         )
         if estimates.prefill is not None:
             return _pair(backends, estimates, None)

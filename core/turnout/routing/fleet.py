@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from turnout.api.deployment import Queueing, Role, RoutingPolicy
+from turnout.engines import RoutedEngine
 from turnout.routing.admission import NORMAL, AdmissionBounds, Tier
 
 _ROUTE: Final = "route "
@@ -42,6 +43,8 @@ class Backend:
     """Tokens that its KV cache holds; 0 where nobody has said."""
     kv_events: KvEventPorts | None = None
     """None: what it holds is a matter of belief."""
+    bootstrap_port: int = 0
+    """Where a prefill worker of SGLang listens for decode workers; 0 where it does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,8 @@ class DeploymentRoute:
     """Its own bounds on what is let in and what waits."""
     queueing: Queueing = "Engine"
     """Where requests wait that no backend can begin with."""
+    engine: RoutedEngine = "vllm"
+    """What its workers are, or behave like."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,13 +122,15 @@ class PrefixAware:
         now: float,
         *,
         local_below_tokens: int = 0,
+        may_compute_locally: bool = True,
     ) -> PairEstimate:
         """Return who decodes *prompt* and who computes it. Raise ValueError where nobody can decode.
 
         The decode worker's cost with a remote prompt is the cheapest prefill worker's, the transfer of what it
         lacks, its decode step and its wait for KV room; with a local one it is that of an aggregated worker and the
         stall of its streams. A decode worker that is out of KV room computes no prompts: its time is what is short,
-        and what is cached there now will not be when the request is admitted. Fewer than *local_below_tokens* uncached tokens are always computed where they are
+        and what is cached there now will not be when the request is admitted. Without *may_compute_locally* decode workers
+        compute no prompts as long as there is a prefill worker. Else fewer than *local_below_tokens* uncached tokens are always computed where they are
         decoded.
         """
         if not decodes:
@@ -151,7 +153,9 @@ class PrefixAware:
             uncached = max(1, prompt.tokens - cached)
             cost = self._cost(state, prompt, matched, cached, needed, weight, now)
             seconds = cost.prefill
-            local = margin + cost.total + STALL_WEIGHT * state.running * seconds
+            local = (
+                margin + cost.total + STALL_WEIGHT * state.running * seconds if may_compute_locally else inf
+            )
             remote = float("inf")
             if prefill is not None:
                 # The decode term of no prefill at all: one step of waiting.

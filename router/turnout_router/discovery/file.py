@@ -10,12 +10,14 @@ Example::
         timeScale: 1
         localPrefillBelowTokens: 256
         policy: PrefixAware                     # or LeastLoaded
+        engine: vllm                            # or sglang: how prefill and decode workers share a request
         queueing: Engine                        # or Router: what no worker can begin with waits here, shortest first
         admission: {requestsPerWorker: 256, waitingRequests: 100, maxWait: 10s}  # see LLMDeployment
         adapters: [sql]                         # LoRA adapters that its workers serve, by name
         backends:
           - {url: "http://127.0.0.1:8001", role: prefill, revision: a, kvEvents: {port: 5557, replayPort: 5558}}
           - {url: "http://127.0.0.1:8002", role: decode, revision: a}
+          # bootstrapPort of SGLang's prefill workers: 8998
     routes:
       - names: [chat]
         targets: [{deployment: default/llama-8b, weight: 1}]
@@ -41,6 +43,7 @@ from turnout.api.meta import Model
 from turnout.api.names import KV_EVENTS_PORT
 from turnout.api.quantities import seconds
 from turnout.api.rules import Rule
+from turnout.engines import RoutedEngine
 from turnout.routing import Backend, DeploymentRoute, Fleet, Grant, KvEventPorts, NamedRoute, build_fleet
 from turnout.routing.admission import TIER_OF
 from turnout_router.discovery.translate import bounds_of
@@ -58,6 +61,8 @@ _POLL_SECONDS: Final = 1.0
 _SETTLE_SECONDS: Final = 0.1
 _SETTLE_TRIES: Final = 20
 
+BOOTSTRAP_PORT: Final = 8998
+"""SGLang's own default."""
 _Name = Annotated[str, Field(min_length=1, max_length=96)]
 _Key = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
 
@@ -86,6 +91,8 @@ class FileBackend(Model):
     revision: _Name = "a"
     kv_tokens: int = Field(default=0, ge=0)
     kv_events: FileKvEvents | None = None
+    bootstrap_port: int = Field(default=BOOTSTRAP_PORT, ge=1, le=65535)
+    """Of a prefill worker of SGLang, as its --disaggregation-bootstrap-port says."""
 
 
 class FileDeployment(Model):
@@ -99,6 +106,7 @@ class FileDeployment(Model):
     local_prefill_below_tokens: int = Field(default=256, ge=0, le=1_048_576)
     policy: RoutingPolicy = "PrefixAware"
     queueing: Queueing = "Engine"
+    engine: RoutedEngine = "vllm"
     admission: Admission = Field(default_factory=Admission)
     adapters: list[_Name] = Field(default_factory=list, max_length=256)
     backends: list[FileBackend] = Field(default_factory=list, max_length=10_000)
@@ -207,6 +215,7 @@ def _fleet_of(config: FileConfig) -> Fleet:
                 adapters=frozenset(d.adapters),
                 admission=bounds_of(d.admission),
                 queueing=d.queueing,
+                engine=d.engine,
             )
             for d in config.deployments
         ],
@@ -248,6 +257,7 @@ def _backend(deployment: FileDeployment, backend: FileBackend) -> Backend:
         names=(*deployment.served_names, *deployment.adapters),
         kv_tokens=backend.kv_tokens,
         kv_events=None if told is None else KvEventPorts(told.port, told.replay_port),
+        bootstrap_port=backend.bootstrap_port,
     )
 
 

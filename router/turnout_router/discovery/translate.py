@@ -38,6 +38,7 @@ def deployment_of(raw: dict[str, Any]) -> DeploymentRoute:
         adapters=frozenset(resource.adapter_names),
         admission=bounds_of(spec.routing.admission),
         queueing=spec.routing.queueing,
+        engine=spec.engine.type,
     )
 
 
