@@ -75,11 +75,13 @@ check: $(READY) ## Formatting, lint, types, import contracts, generated files.
 	@mkdir -p build && { $(BIN)/lint-imports > build/lint-imports.log || { cat build/lint-imports.log; exit 1; }; }
 	@$(BIN)/turnout crds --check
 
-.PHONY: bench-cluster bench-router bench-stalls bench-routing bench-scaling bench-engine fuzz
+.PHONY: bench-cluster bench-router bench-instructions bench-stalls bench-routing bench-scaling bench-engine fuzz
 bench-cluster: $(READY) ## Starting, installing, taking over, idling (ARGS=--cold: building, too).
 	@$(BIN)/python benchmarks/cluster/figures.py $(ARGS)
 bench-router: $(READY) $(COMPILED) ## The router beside nginx, sglang-router and vllm-router.
 	@$(BIN)/python benchmarks/router/run.py $(ARGS)
+bench-instructions: $(READY) $(COMPILED) ## What a request costs the router in instructions (callgrind; ARGS=--compiled FOLDER).
+	@$(BIN)/python benchmarks/router/instructions.py $(ARGS)
 bench-stalls: $(READY) $(COMPILED) ## How long single inputs keep the router's event loop busy.
 	@$(BIN)/python benchmarks/router/stalls.py
 bench-routing: $(READY) ## Routing rules over a trace in virtual time (TRACE=FILE, ARGS=--quick).

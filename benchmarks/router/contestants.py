@@ -41,14 +41,19 @@ class Contestant:
     command: Callable[[int, int, Sequence[int], Path], list[str]]
 
 
+def turnout(compiled: Path, port: int, spare: int, workers: Sequence[int], folder: Path) -> list[str]:
+    """Return the command line of the router that was compiled into *compiled*. Its libraries stand in `env`'s arguments."""
+    libraries = f"{compiled.resolve()}:{sysconfig.get_path('platlib')}"
+    start = "from turnout_router.main import main; main()"
+    arguments = _interpreted(port, spare, workers, folder)[1:]
+    return ["env", f"PYTHONPATH={libraries}", interpreter(), "-c", start, *arguments]
+
+
 def _turnout(port: int, spare: int, workers: Sequence[int], folder: Path) -> list[str]:
     """As in the router's image: with the path of a request compiled."""
     if not (COMPILED / "turnout_router").exists():
         raise LeftOutError("it is not compiled: make compiled")
-    libraries = f"{COMPILED.resolve()}:{sysconfig.get_path('platlib')}"
-    start = "from turnout_router.main import main; main()"
-    arguments = _interpreted(port, spare, workers, folder)[1:]
-    return ["env", f"PYTHONPATH={libraries}", interpreter(), "-c", start, *arguments]
+    return turnout(COMPILED, port, spare, workers, folder)
 
 
 def interpreter() -> str:

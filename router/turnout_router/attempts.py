@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from mypy_extensions import mypyc_attr
+
 from turnout.routing.candidates import UNCONSTRAINED, Constraints
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ class _Suspicion:
         return mine.id != its.id and mine.role == its.role and self.error.status == other.error.status
 
 
+@mypyc_attr(free_list_len=1)
 class Attempts:
     """The attempts of one request on a deployment. `failure` is the last failure, `retries` counts repeated attempts.
 

@@ -10,6 +10,8 @@ from collections import OrderedDict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from mypy_extensions import mypyc_attr
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -25,6 +27,7 @@ MAX_SENTENCE: Final = 2000
 """Characters of the reason in a header field."""
 
 
+@mypyc_attr(acyclic=True)
 class Chosen:
     """A choice without what it was made from: only what can be told of it is kept."""
 
@@ -38,6 +41,7 @@ class Chosen:
         self.reason: Final = pair.reason
 
 
+@mypyc_attr(acyclic=True)
 class Failed:
     """A worker failed its half of a request."""
 
@@ -51,6 +55,7 @@ class Failed:
         self.message: Final = message
 
 
+@mypyc_attr(acyclic=True)
 class Decision:
     """One request's way. Times are on the router's clock; tokens are estimates; what was used stands in `outcome`.
 

@@ -15,11 +15,14 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, cast
 
+from mypy_extensions import mypyc_attr
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
     from contextvars import Context
 
 
+@mypyc_attr(free_list_len=1)
 class Signal:
     """Something that happens once: `set` resumes the one who waits for it, with an exception if one is given.
 
@@ -109,6 +112,7 @@ class Signal:
         self._drive = None
 
 
+@mypyc_attr(free_list_len=1)
 class Drive:
     """Runs *coroutine*; `ended` is called with None, or with what it raised (CancelledError included)."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
+from mypy_extensions import mypyc_attr
+
 if TYPE_CHECKING:
     from turnout_router.accounts import Account
     from turnout_router.errors import ApiError
@@ -21,6 +23,7 @@ _NO_CONTENT: Final = 204
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
+@mypyc_attr(free_list_len=1)
 class Request:
     """One request of a client, complete. Field names are in lower case; `target` is path and query, never decoded.
 

@@ -6,6 +6,8 @@ import re
 import uuid
 from typing import TYPE_CHECKING, Final
 
+from mypy_extensions import mypyc_attr
+
 from turnout_router.asks import PREFIX
 from turnout_router.traces import PARENT, STATE, passed_on
 
@@ -16,6 +18,7 @@ _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _TRACE_FIELDS: Final = (PARENT, STATE)
 
 
+@mypyc_attr(acyclic=True, free_list_len=1)
 class Identity:
     """How a request is called: `shown` to the client, `sent` to workers (unique, so that no client can clash).
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mypy_extensions import mypyc_attr
+
 if TYPE_CHECKING:
     from turnout.routing.ledger import Ledger, Ticket
     from turnout.routing.policy import PairEstimate
@@ -23,6 +25,7 @@ class WorkerLoad:
         self.last_pick = 0
 
 
+@mypyc_attr(free_list_len=1)
 class InFlightClaim:
     """Counts *tokens* and one request in *load*, and in the policy's ledger where a prefix-aware policy chose the worker.
 

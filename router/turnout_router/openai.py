@@ -11,6 +11,7 @@ import gc
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
+from mypy_extensions import mypyc_attr
 
 from turnout.routing import estimate_prompt_tokens
 from turnout_router.errors import malformed
@@ -60,6 +61,7 @@ EXPECTED_OUTPUT_TOKENS: Final = 256
 """Output tokens that a request is counted with while it runs, where it does not cap them lower."""
 
 
+@mypyc_attr(acyclic=True, free_list_len=1)
 class Completion:
     """One request for a model, understood.
 
@@ -165,6 +167,7 @@ def parse_in_steps(endpoint: Endpoint, raw: bytes) -> Generator[None, None, Comp
             gc.enable()
 
 
+@mypyc_attr(acyclic=True, free_list_len=1)
 class _Reading:
     """A request while it is read, in this order: itself, `write_tools`, `estimate`, `write_prompt`, `completion`."""
 

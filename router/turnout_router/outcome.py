@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal
 
+from mypy_extensions import mypyc_attr
+
 if TYPE_CHECKING:
     from turnout_router.errors import UpstreamFault
 
@@ -18,6 +20,7 @@ answer was sent. `broken`: the answer broke off after its beginning. `client_lef
 CountedBy = Literal["engine", "router"]
 
 
+@mypyc_attr(acyclic=True)
 class TokenUsage:
     """Tokens that a request has used.
 
@@ -35,6 +38,7 @@ class TokenUsage:
         self.counted_by: Final = counted_by
 
 
+@mypyc_attr(acyclic=True)
 class Outcome:
     """How a request ended. Times are on the router's clock.
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mypy_extensions import mypyc_attr
+
 from turnout_router.errors import Refusal, UpstreamError, from_upstream, stream_broken
 from turnout_router.handoff import HandOff
 from turnout_router.openai import decode_body, prefill_body
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 _CLIENT_ERROR = 400
 
 
+@mypyc_attr(free_list_len=1)
 class Pull(HandOff):
     """Prefill first, then decode with what the prefill worker has handed out; or decode alone, with a local prefill."""
 

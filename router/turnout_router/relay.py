@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 import orjson
+from mypy_extensions import mypyc_attr
 
 from turnout_router.errors import Refusal, UpstreamError, UpstreamFault
 from turnout_router.http import JSON
@@ -38,6 +39,7 @@ _ERRORS: Final = (b'{"error"', b'{"object":"error"', b'{"type":"error"')
 """How an error object begins."""
 
 
+@mypyc_attr(free_list_len=1)
 class Relay:
     """Passes one answer on to the client. After its end, `finish` says what else is to be done."""
 

@@ -10,6 +10,8 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from mypy_extensions import mypyc_attr
+
 from turnout_router.attempts import Attempts
 from turnout_router.claims import Claimant
 from turnout_router.decisions import Decision
@@ -58,6 +60,7 @@ _UNUSED: Final = TokenUsage(0, 0, None, "router")
 _WITHOUT_USAGE: Final = frozenset({"refused", "failed", "shed"})
 
 
+@mypyc_attr(free_list_len=1)
 class ServedRequest(Claimant):
     """Serves one completion. `run` always ends with an answer in the sink, unless the sink is gone, and with an `Outcome`.
 

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from typing import Any, Final
 
 import orjson
+from mypy_extensions import mypyc_attr
 
 from turnout_router.untrusted import loads, words
 
@@ -68,6 +69,7 @@ _STATUS_OF_TYPE: Final = {
 """Statuses of error types, for errors that carry no code."""
 
 
+@mypyc_attr(acyclic=True, free_list_len=1)
 class Usage:
     """Tokens of one answer, 0 where it does not say; `cached` is None where it does not."""
 

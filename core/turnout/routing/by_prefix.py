@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from mypy_extensions import mypyc_attr
+
 from turnout.routing.candidates import eligible
 from turnout.routing.pair import Chooser, WorkerPair
 from turnout.routing.policy import PairEstimate
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from turnout.routing.reason import Half
 
 
+@mypyc_attr(acyclic=True)
 class PrefixReason:
     """Why a prefix-aware choice was made, see `turnout.routing.cost`. `local` is the `LocalReason`, if there is one."""
 

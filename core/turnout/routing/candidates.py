@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal
 
+from mypy_extensions import mypyc_attr
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -26,6 +28,7 @@ computing what is not cached there costs less than a prefill worker and the tran
 computed, and the cache has not been used yet."""
 
 
+@mypyc_attr(acyclic=True, free_list_len=1)
 class Constraints:
     """What rules workers out for one request.
 
@@ -61,6 +64,7 @@ class Constraints:
 UNCONSTRAINED: Final = Constraints()
 
 
+@mypyc_attr(acyclic=True, free_list_len=1)
 class Candidates:
     """The workers that may decode a request (at least one), and those that may compute its prompt."""
 

@@ -25,6 +25,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from mypy_extensions import mypyc_attr
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -43,6 +45,7 @@ ADAPTER_LOAD_SECONDS: Final = 0.5
 """Reading a LoRA adapter of some 100 MB from disk into an accelerator."""
 
 
+@mypyc_attr(acyclic=True)
 class Cost:
     """One backend's cost in seconds, term by term (`affinity` being affinity * prefill).
 

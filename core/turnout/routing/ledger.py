@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Final
 
+from mypy_extensions import mypyc_attr
+
 from turnout.routing.affinity import seed_of
 from turnout.routing.prefix import PrefixIndex
 from turnout.routing.shadow import ShadowCache
@@ -30,6 +32,7 @@ FIRST_WORK_SECONDS: Final = 0.2
 FIRST_UNCACHED_TOKENS: Final = 8192.0
 
 
+@mypyc_attr(acyclic=True, free_list_len=1)
 class Prompt:
     """What a choice needs to know of a request.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final
 
+from mypy_extensions import mypyc_attr
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from turnout.routing.reason import Reason
 
 
+@mypyc_attr(acyclic=True, free_list_len=1)
 class WorkerPair:
     """The workers that serve a request. Either there is a `prefill` worker, or `local_reason` says why not.
 

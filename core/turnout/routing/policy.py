@@ -9,6 +9,8 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING, Final
 
+from mypy_extensions import mypyc_attr
+
 from turnout.routing.affinity import home_hash
 from turnout.routing.cost import (
     ADAPTER_LOAD_SECONDS,
@@ -44,6 +46,7 @@ LOCAL_MARGIN_SECONDS: Final = 0.1
 """What local prefill must save where a prefill worker has nothing to do: the prompt is that pool's business."""
 
 
+@mypyc_attr(acyclic=True)
 class Estimate:
     """A backend and what speaks for it: `matched` leading blocks are thought to be there, the rest takes `seconds`.
 
@@ -83,6 +86,7 @@ class Estimate:
         return sorted(self.compared, key=lambda each: each.total)
 
 
+@mypyc_attr(acyclic=True)
 class PairEstimate:
     """What was picked for a request, and by whom: a worker that decodes and, unless it computes the prompt, one that does."""
 
