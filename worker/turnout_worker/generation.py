@@ -88,16 +88,12 @@ class Generation:
         """Write the tokens of *choice* that are new, if the client keeps up; what it missed goes out with the next."""
         cut = self._answer.cut_after
         if cut is not None and output_tokens >= cut:
-            self._exchange.abandon()
+            self._cut(choice, cut)
         elif self._abort_after is not None and output_tokens >= self._abort_after and self.abort is not None:
             self._abort_after = None
             self.abort()
         elif self._request.stream and output_tokens > choice.sent and self._exchange.writable:
-            head, lead = self._begin()
-            piece = choice.take(output_tokens)
-            self._exchange.write(
-                lead + self._answer.form.tokens(piece, self._usage(choice, output_tokens)), head=head
-            )
+            self._write_tokens(choice, output_tokens)
 
     def finished(self, choice: Choice) -> None:
         """Write the end of *choice*, and that of the answer with the last one.
@@ -109,7 +105,7 @@ class Generation:
             raise AssertionError("a choice is finished by an event")
         aborted = event.reason == "abort" and self._failure is None
         if self._answer.cut_after is not None and event.reason in {"stop", "length"}:
-            exchange.abandon()
+            self._cut(choice, min(self._answer.cut_after, event.output_tokens))
         elif event.reason not in {"stop", "length"} and not aborted:
             self._write_failure()
         elif self._request.stream:
@@ -126,6 +122,21 @@ class Generation:
             self._failure = EngineFailedError("EngineCore encountered an issue.")
         self.on_failed = None
         self._write_failure()
+
+    def _cut(self, choice: Choice, tokens: int) -> None:
+        """Cut the connection behind the first *tokens* tokens, however many the engine has made by now."""
+        if self._request.stream and tokens > choice.sent and self._exchange.open:
+            self._write_tokens(choice, tokens)
+            self._exchange.break_off()
+        else:
+            self._exchange.abandon()
+
+    def _write_tokens(self, choice: Choice, output_tokens: int) -> None:
+        head, lead = self._begin()
+        piece = choice.take(output_tokens)
+        self._exchange.write(
+            lead + self._answer.form.tokens(piece, self._usage(choice, output_tokens)), head=head
+        )
 
     def _catch_up(self) -> None:
         self._write_ends()
