@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from support.faults import errors_of_awaiting
-from support.operator_process import free_port
 from support.operator_values import CONFIG, raw_deployment
 from support.router_running import eventually
+from support.worker_process import free_port
 from turnout_operator import admin, controller
 from turnout_operator.admin import serving
 from turnout_operator.controller import Controller

@@ -7,7 +7,6 @@ import ctypes
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import yaml
 
+from support.worker_process import free_port
+
 if TYPE_CHECKING:
     from turnout_devcluster.cluster import Cluster
 
@@ -29,14 +30,6 @@ _LIBC = ctypes.CDLL(None)
 
 def _die_with_parent() -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def free_port(address: str = "127.0.0.1") -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as sock:
-        sock.bind((address, 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def install(cluster: Cluster, namespace: str, *values: str) -> None:

@@ -31,9 +31,15 @@ _LIBC = ctypes.CDLL(None)
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a port that nobody listens on, below those that the kernel gives to outgoing connections meanwhile."""
+    """Return a port that nobody listens on.
+
+    It is below those that the kernel gives to outgoing connections meanwhile, and in this test process' own share.
+    """
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % count
+    share = (_FIRST_OUTGOING - _FIRST_PORT) // count
     while True:
-        port = secrets.randbelow(_FIRST_OUTGOING - _FIRST_PORT) + _FIRST_PORT
+        port = _FIRST_PORT + number * share + secrets.randbelow(share)
         with socket.socket() as probe:
             try:
                 probe.bind((host, port))
