@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from support.installation import Installation
+from support.installation import Installation, wait_until
 from turnout_devcluster.cluster import Cluster
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+EVERYTHING: Final = "llmdeployments,llmroutes,tokenbudgets,pods"
 
 
 @pytest.fixture(scope="session")
@@ -35,4 +37,7 @@ def space(turnout: Installation, request: pytest.FixtureRequest) -> Iterator[str
     name = "e2e-" + re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_"))[:50].strip("-")
     turnout.cluster.kubectl("create", "namespace", name)
     yield name
-    turnout.cluster.kubectl("delete", "namespace", name, "--timeout=120s", timeout=130)
+    # A namespace whose pods have a grace period is looked at again only when half of that is over.
+    turnout.cluster.kubectl("delete", "llmdeployments", "--all", "--namespace", name)
+    turnout.cluster.kubectl("delete", "namespace", name, "--wait=false")
+    wait_until("what was in it is gone", lambda: not turnout.get(EVERYTHING, namespace=name)["items"], 120)
