@@ -84,7 +84,7 @@ async def test_a_client_that_leaves_before_the_first_token_frees_the_worker(
             asking = asyncio.create_task(r.chat(LONG, stream=True))
             await eventually(lambda: hanging.received)
             asking.cancel()
-            await eventually(lambda: hanging.left == 1, 2)
+            await eventually(lambda: hanging.left == 1)
             assert await r.metric("turnout_router_requests_total", deployment=DEPLOYMENT, code="499") == 1
             assert await r.metric("turnout_router_in_flight", deployment=DEPLOYMENT) == 0
             assert await r.metric("turnout_router_finished_total", deployment=DEPLOYMENT) == 0
@@ -99,7 +99,7 @@ async def test_a_client_that_leaves_in_the_middle_of_a_stream_frees_the_worker(t
         async with r.client.stream("POST", "/v1/chat/completions", json=chat(stream=True)) as answer:
             async for _ in answer.aiter_bytes():
                 break
-        await eventually(lambda: worker.running == 0, 2)
+        await eventually(lambda: worker.running == 0)
 
 
 async def test_a_client_that_does_not_read_holds_the_worker_back(tmp_path: Path) -> None:

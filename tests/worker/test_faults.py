@@ -63,20 +63,24 @@ def test_crash_kills_the_process_in_mid_stream() -> None:
         assert worker.wait() == 1
 
 
+def streamed(worker: WorkerProcess, tokens: int, pieces: list[str]) -> None:
+    """Ask for a stream and put what comes of it into *pieces*."""
+    fields = {"model": NAME, "prompt": "work", "max_tokens": tokens, "ignore_eos": True, "stream": True}
+    url = f"{worker.url}/v1/completions"
+    with httpx.stream("POST", url, json=fields, timeout=SECONDS) as answer:
+        pieces.extend(answer.iter_text())
+
+
 @pytest.mark.parametrize("tokens", [6, 100])
 def test_reset_cuts_the_connection_in_mid_stream(tokens: int) -> None:
     """`reset` cuts one stream after just so many tokens, even if many are made at once; the next one is whole."""
     with running_worker(time_scale=1000) as worker:
         worker.fault("reset", afterTokens=5)
-        fields = {"model": NAME, "prompt": "work", "max_tokens": tokens, "ignore_eos": True, "stream": True}
-        said = ""
-        with (
-            pytest.raises(httpx.TransportError),
-            httpx.stream("POST", f"{worker.url}/v1/completions", json=fields, timeout=SECONDS) as answer,
-        ):
-            for piece in answer.iter_text():
-                said += piece
-        assert sum(len(event["choices"][0]["text"]) for event in events_of(said)) == 5 * 4
+        pieces: list[str] = []
+        with pytest.raises(httpx.TransportError):
+            streamed(worker, tokens, pieces)
+        events = events_of("".join(pieces))
+        assert sum(len(event["choices"][0]["text"]) for event in events) == 5 * 4
         assert ask(worker, 10, stream=True).text.endswith("data: [DONE]\n\n")
         assert worker.metric("vllm:num_requests_running") == 0
 
