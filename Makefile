@@ -8,6 +8,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 KEEP   ?=
 ARGS   ?=
+JOBS   ?= 3
 TRACE  ?=
 
 .DEFAULT_GOAL := help
@@ -54,9 +55,9 @@ demo-down: $(READY) ## End a demo that was left running.
 	@$(BIN)/turnout demo down
 
 .PHONY: test
-test: $(READY) check ## Check and test everything (ARGS="-k name" for a part of it).
+test: $(READY) check ## Check and test everything in JOBS=3 processes (ARGS="-k name": a part of it, in one).
 	@echo "[test] unit, property, contract and cluster tests"
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest -n $(if $(strip $(ARGS)),0,$(JOBS)) $(ARGS)
 ifeq ($(strip $(ARGS)),)
 	@$(MAKE) --no-print-directory test-compiled
 endif
@@ -65,7 +66,7 @@ endif
 test-compiled: $(READY) ## Test what is compiled in the router's image once more, compiled (part of make test).
 	@command -v cc > /dev/null || { echo "[test] left out, for there is no C compiler: the compiled router"; exit 0; } && \
 	  $(MAKE) --no-print-directory compiled && echo "[test] the path of a request, compiled" && \
-	  PYTHONPATH=build/compiled $(BIN)/pytest -m "not cluster" tests/routing tests/router
+	  PYTHONPATH=build/compiled $(BIN)/pytest -n $(JOBS) -m "not cluster" tests/routing tests/router
 
 .PHONY: check
 check: $(READY) ## Formatting, lint, types, import contracts, generated files.

@@ -1,4 +1,4 @@
-"""Fixtures that every suite shares: the dev cluster, and a namespace of its own in it."""
+"""What every suite shares: the dev cluster, a namespace of its own in it, and how processes share the tests out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from turnout_devcluster.binaries import find_binaries
 from turnout_devcluster.cluster import Cluster
@@ -17,13 +18,37 @@ from turnout_devcluster.progress import Progress
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from xdist.remote import Producer
+
 EXISTING: Final = "TURNOUT_TEST_KUBECONFIG"
 """Kubeconfig of a cluster to test on instead of starting one. Tests that kill its parts cannot pass there."""
 
 
+class ScopeScheduling(LoadScopeScheduling):
+    """Gives a process (`pytest -n 3`) a whole file of tests at a time, or all that share an installation."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::", maxsplit=1)[0]
+        return "end_to_end" if "/end_to_end/" in file else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ScopeScheduling:
+    """Hand the scopes out in the order in which they are collected, which `pytest_collection_modifyitems` chose."""
+    config.option.loadscopereorder = False
+    return ScopeScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Config) -> None:
+    """Begin with what takes longest where several processes share the tests: none is left alone with it at the end."""
+    if not hasattr(config, "workerinput"):
+        return
+    slow = {item.path for item in items if item.get_closest_marker("cluster")}
+    items.sort(key=lambda item: 0 if "end_to_end" in item.path.parts else 1 if item.path in slow else 2)
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Build the control plane before the first test, where the minutes that it takes count as no test's time."""
-    needed = any("cluster" in getattr(item, "fixturenames", ()) for item in session.items)
+    needed = any(item.get_closest_marker("cluster") for item in session.items)
     if needed and not session.config.option.collectonly and EXISTING not in os.environ:
         find_binaries(Progress())
 
