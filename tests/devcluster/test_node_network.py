@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 
 from support.node_pods import Namespace, pod, server, shell
@@ -127,16 +128,28 @@ def test_many_pods_start(ns: Namespace) -> None:
     ns.wait(lambda: not ns.kubectl("get", "pods", "-o", "name").strip(), "all pods are gone")
 
 
-def test_the_agent_serves_what_its_tasks_have_raised(cluster: Cluster) -> None:
-    """The kubelet's port has /metrics for who holds a client certificate; a healthy agent counts no failure."""
+def _agent(cluster: Cluster) -> tuple[str, ssl.SSLContext]:
+    """Return the URL of an agent's metrics, and TLS that shows it nothing and believes everything."""
     node = json.loads(cluster.kubectl("get", "nodes", "--output", "json"))["items"][0]["status"]
     tls = ssl.create_default_context()
     tls.check_hostname = False
     tls.verify_mode = ssl.CERT_NONE
-    tls.load_cert_chain(cluster.files.pki / "admin.crt", cluster.files.pki / "admin.key")
     address = f"{node['addresses'][0]['address']}:{node['daemonEndpoints']['kubeletEndpoint']['Port']}"
-    with urllib.request.urlopen(f"https://{address}/metrics", timeout=5, context=tls) as answer:
-        page = answer.read().decode()
+    return f"https://{address}/metrics", tls
+
+
+def test_the_agents_port_wants_a_certificate(cluster: Cluster) -> None:
+    """Without a client certificate of the cluster's authority the kubelet's port answers nothing."""
+    url, tls = _agent(cluster)
+    with pytest.raises(httpx.TransportError):  # the refusal, or the end of the connection behind it
+        httpx.get(url, verify=tls)
+
+
+def test_the_agent_serves_what_its_tasks_have_raised(cluster: Cluster) -> None:
+    """The kubelet's port has /metrics for who holds a client certificate; a healthy agent counts no failure."""
+    url, tls = _agent(cluster)
+    tls.load_cert_chain(cluster.files.pki / "admin.crt", cluster.files.pki / "admin.key")
+    page = httpx.get(url, verify=tls).raise_for_status().text
     samples = [line for line in page.splitlines() if not line.startswith("#")]
     assert len(samples) == len(TASKS)
     assert all(line.startswith("turnout_node_task_failures_total{task=") for line in samples)
