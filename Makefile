@@ -70,9 +70,10 @@ test-compiled: $(READY) ## Test what is compiled in the router's image once more
 
 .PHONY: check
 check: $(READY) ## Formatting, lint, types, import contracts, generated files.
-	@echo "[check] ruff, mypy, import-linter, crds"
+	@echo "[check] ruff, mypy, ty, import-linter, crds"
 	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
+	@$(BIN)/ty check --quiet
 	@mkdir -p build && { $(BIN)/lint-imports > build/lint-imports.log || { cat build/lint-imports.log; exit 1; }; }
 	@$(BIN)/turnout crds --check
 

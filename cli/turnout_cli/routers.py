@@ -31,7 +31,7 @@ from turnout_devcluster.complaints import explained
 from turnout_devcluster.layout import cache_root
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Generator, Mapping, Sequence
     from pathlib import Path
 
 SECONDS: Final = 10.0
@@ -171,7 +171,7 @@ class Kubectl:
         return done.stdout
 
     @contextlib.contextmanager
-    def forwarding(self, namespace: str, pod: str, port: int) -> Iterator[int]:
+    def forwarding(self, namespace: str, pod: str, port: int) -> Generator[int]:
         """Forward a port of this machine to *port* of *pod* while the context lasts; yield it. Raise RouterError."""
         command = [self.program, *self.arguments, "--namespace", namespace, "port-forward"]
         command += ["--address", "127.0.0.1", f"pod/{pod}", f":{port}"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from turnout_devcluster.errors import DevClusterError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
     from pathlib import Path
 
 _POLL_SECONDS = 0.1
@@ -27,7 +27,7 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o600) -> None:
 
 
 @contextlib.contextmanager
-def exclusive(path: Path, *, deadline_seconds: float, waiting: Callable[[], None]) -> Iterator[None]:
+def exclusive(path: Path, *, deadline_seconds: float, waiting: Callable[[], None]) -> Generator[None]:
     """Hold the lock file *path* alone; the kernel frees it when the holder dies, however it dies.
 
     *waiting* is called once when somebody else holds it. The file is removed on the way out.

@@ -18,7 +18,7 @@ from turnout_operator.errors import ConfigurationError
 from turnout_runtime.supervision import is_cancelled
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
     from turnout_operator.metrics import Metrics
     from turnout_runtime.supervision import Supervisor
@@ -41,7 +41,7 @@ async def serving(
     not_ready: Callable[[], str],
     remark: Callable[[], str],
     decisions: Callable[[], Mapping[str, str]],
-) -> AsyncIterator[None]:
+) -> AsyncGenerator[None]:
     """Serve the admin port while the context lasts.
 
     *not_ready* returns why this operator is not ready, or ``""``; *remark* what is to be said though it is, or ``""``;

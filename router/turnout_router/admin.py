@@ -149,7 +149,7 @@ class AdminApp:
     def refused(self, status: int) -> None:
         """Do not count what the public port's figures are not about."""
 
-    def error_body(self, error: ApiError, _target: bytes, _fields: Fields) -> bytes:
+    def error_body(self, error: ApiError, target: bytes, fields: Fields) -> bytes:  # noqa: ARG002 - a Handler is given them
         """Return *error* as JSON."""
         return orjson.dumps({"error": str(error)})
 

@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 LARGE_BYTES: Final = 16 * 1024
 """Below this a decoder makes too few objects to start a collection that matters."""
 
 
 @contextmanager
-def collector_off(size: int) -> Iterator[None]:
+def collector_off(size: int) -> Generator[None]:
     """Keep the collector off within the context where *size* bytes are to be decoded that are many."""
     if size < LARGE_BYTES or not gc.isenabled():
         yield

@@ -188,7 +188,7 @@ class Connection(asyncio.Protocol):
         """Count the client as gone; None closes the transport."""
         return None
 
-    def connection_lost(self, _exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio gives it
         """End what is under way for this client."""
         self.response.gone = True
         self._reader.drop()

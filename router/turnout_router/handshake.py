@@ -62,7 +62,7 @@ class Handshake(asyncio.Protocol):
         else:
             self._first += data
 
-    def connection_lost(self, _exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio gives it
         """Count it no longer."""
         self._lost = True
         self._forget()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, NoDefault
@@ -14,7 +14,7 @@ from turnout.api.route import LLMRoute
 from turnout.api.rules import VALIDATIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from pydantic.json_schema import JsonSchemaValue
     from pydantic_core import core_schema
@@ -144,7 +144,7 @@ class _WithFactories(GenerateJsonSchema):
         factory = schema.get("default_factory")
         if factory is None or schema.get("default_factory_takes_data"):
             return super().get_default_value(schema)
-        value = factory()  # type: ignore[call-arg]  # one without arguments, as was just asked
+        value = cast("Callable[[], Any]", factory)()  # as was just asked
         return value if value is not None else NoDefault
 
     def encode_default(self, dft: Any) -> Any:

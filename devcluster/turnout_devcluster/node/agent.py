@@ -40,7 +40,7 @@ from turnout_devcluster.node.watch import follow
 from turnout_runtime.supervision import Backoff, Supervisor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Generator, Iterable
     from pathlib import Path
 
     from turnout_devcluster.node.model import Json
@@ -158,7 +158,7 @@ class Agent:
             loop.default_exception_handler(context)
 
     @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
+    def _lock(self) -> Generator[None]:
         """Hold the state folder: two agents on one would start everything twice."""
         with (self._own / "lock").open("w") as file:
             try:

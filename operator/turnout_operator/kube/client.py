@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 Raw = dict[str, Any]
 """An object of the API as JSON has it."""
 
+Objects = list[Raw]
+"""What a list of them is called where `list` is the client's own method."""
+
 PAGE: Final = 500
 """Objects per page of a list."""
 MAX_PAGES: Final = 200
@@ -175,7 +178,7 @@ class KubeClient:
         """Read one object."""
         return await self._request("get", "GET", kind, kind.path(namespace, name))
 
-    async def list(self, kind: Kind, namespace: str | None = None, selector: str = "") -> list[Raw]:
+    async def list(self, kind: Kind, namespace: str | None = None, selector: str = "") -> Objects:
         """Read all objects of *kind*, page by page; ``apiVersion`` and ``kind`` are filled in."""
         found: list[Raw] = []
         params = {"limit": str(PAGE)}

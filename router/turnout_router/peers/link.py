@@ -110,7 +110,7 @@ class Link:
             failures += 1
             await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - spreads load, guards nothing
 
-    def deliver(self, written: Sequence[bytes]) -> None:
+    def deliver(self, frames: Sequence[bytes]) -> None:
         """Pass on what is new, after what was open at the beginning."""
         writer = self._writer
         if writer is None or self._slow:
@@ -119,10 +119,10 @@ class Link:
             self._slow = True
             writer.transport.abort()
         elif self._held is not None:
-            self._held += written
-            self._held_bytes += sum(map(len, written))
+            self._held += frames
+            self._held_bytes += sum(map(len, frames))
         elif not writer.transport.is_closing():
-            writer.writelines(written)
+            writer.writelines(frames)
 
     def cut(self) -> None:
         """End the conversation, of which something could not be passed on: connected again, it is told what is open then."""
