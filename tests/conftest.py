@@ -6,17 +6,21 @@ import os
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
+import psutil
 import pytest
+import yaml
 from xdist.scheduler import LoadScopeScheduling
 
+from support.router_running import eventually
 from turnout_devcluster.binaries import find_binaries
 from turnout_devcluster.cluster import Cluster
 from turnout_devcluster.existing import ExistingCluster
 from turnout_devcluster.progress import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
     from xdist.remote import Producer
 
@@ -83,3 +87,22 @@ def namespace(cluster: Cluster) -> Iterator[str]:
     cluster.kubectl("-n", name, "wait", "--for=create", "serviceaccount/default", "--timeout=30s")
     yield name
     cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+async def closed_connections(cluster: Cluster) -> AsyncIterator[None]:
+    """Keep the test's event loop until this process' connections to the API server are closed.
+
+    With TLS that takes an answer of the other side, for which aiohttp does not wait where a watch is broken off.
+    """
+    yield
+    kubeconfig = yaml.safe_load(cluster.kubeconfig.read_text())
+    server = urlsplit(kubeconfig["clusters"][0]["cluster"]["server"])
+    here = psutil.Process()
+    await eventually(
+        lambda: all(
+            not one.raddr or one.raddr.port != server.port or one.raddr.ip != server.hostname
+            for one in here.net_connections("tcp")
+        ),
+        60,
+    )

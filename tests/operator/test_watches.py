@@ -17,7 +17,7 @@ from turnout_operator.observe.watch import watch
 if TYPE_CHECKING:
     from turnout_devcluster.cluster import Cluster
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("closed_connections")]
 
 
 async def test_watches_that_failed_can_be_started_again(

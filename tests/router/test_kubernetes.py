@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from support.router_mock_backend import MockWorker
     from turnout_devcluster.cluster import Cluster
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("closed_connections")]
 
 
 @pytest.fixture
