@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 import yaml
+from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
 from support.router_running import eventually
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 EXISTING: Final = "TURNOUT_TEST_KUBECONFIG"
 """Kubeconfig of a cluster to test on instead of starting one. Tests that kill its parts cannot pass there."""
+
+# How long an example takes is the neighbours' doing as well.
+settings.register_profile("neighbours", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("neighbours")
 
 
 class ScopeScheduling(LoadScopeScheduling):

@@ -59,7 +59,7 @@ def serve(one: Engine, events: list[Event], kinds: dict[str, str], now: float) -
 
 
 @given(shape=shapes, life=arrivals)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_life_keeps_the_books(
     shape: EngineSettings, life: list[tuple[float, int, int, int, str]]
 ) -> None:
@@ -123,7 +123,7 @@ def _blocked(one: Engine) -> bool:
     life=[(0.0, 1, 8, 0, "plain"), (0.0234375, 1, 1, 0, "plain"), (0.046875, 9, 1, 0, "plain")],
     looks=[0.015625, 0.015625],
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_looking_changes_nothing(life: list[tuple[float, int, int, int, str]], looks: list[float]) -> None:
     """The same requests end at the same times however often the engine is looked at in between."""
     shape = EngineSettings(40, block_size=BLOCK, max_num_seqs=4, max_num_batched_tokens=32)

@@ -44,7 +44,7 @@ def follow(cached: dict[int, int | None], journal: Iterable[Entry]) -> None:
                 parent = block
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(
         st.tuples(

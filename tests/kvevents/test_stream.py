@@ -103,7 +103,7 @@ def paths(engine: Engine) -> dict[int, list[int]]:
     return found
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(
         st.tuples(
@@ -147,7 +147,7 @@ def test_whatever_happens_on_the_way_it_converges_to_the_engines_cache(
         assert matched(index, *path) == len(path)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.tuples(st.integers(0, 40), st.sampled_from(["ok", "lost", "late"])), max_size=40),
     st.integers(1, 5),

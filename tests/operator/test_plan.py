@@ -204,7 +204,7 @@ def test_demand_that_returns_takes_a_draining_pod_back() -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_loaded_pod_ever_leaves_before_its_deadline(data: st.DataObject) -> None:
     """However wishes change and operators restart between passes, only idle pods are taken."""
     fleet = settled(Fleet(raw_deployment(prefill=None, decode=(1, 6))))

@@ -41,7 +41,7 @@ def test_every_input_of_the_corpus_keeps_the_promises(checks: Checks, name: str)
 
 
 @pytest.mark.parametrize("name", CHECKS)
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), put=BYTES, at=st.floats(0, 1))
 def test_whatever_is_put_in_keeps_the_promises(
     checks: Checks, name: str, seed: int, put: bytes, at: float

@@ -162,7 +162,7 @@ def test_nobody_to_serve_leaves_all_waiting() -> None:
     assert len(held) == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.integers(1, 90), min_size=1, max_size=40),
     leave=st.sets(st.integers(0, 39)),

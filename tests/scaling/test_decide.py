@@ -351,7 +351,7 @@ pools = st.tuples(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(
         st.tuples(pools, pools, st.none() | st.floats(0, 100), st.floats(0.5, 30)), min_size=1, max_size=12

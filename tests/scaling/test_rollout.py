@@ -197,7 +197,7 @@ def step(
 pairs = st.tuples(st.integers(1, 5), st.integers(1, 8))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32 - 1),
     desired=pairs,
@@ -251,7 +251,7 @@ def test_any_rollout_arrives_and_never_serves_less(
     assert plan.done
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1), desired=pairs)
 def test_the_ratio_is_kept_on_the_way(seed: int, desired: Pair) -> None:
     """While nothing else happens, the target always has a whole step: each role within one replica of its share."""

@@ -59,7 +59,7 @@ def parse(fields: object, kind: openai.Kind = "chat", seed: int = 0) -> Completi
 
 
 @given(fields=st.dictionaries(st.sampled_from(FIELDS), values), kind=st.sampled_from(["chat", "text"]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_whatever_comes_is_understood_or_refused(fields: dict[str, Any], kind: openai.Kind) -> None:
     """Any JSON object ends in a request or in an answer with a reason, never in another error."""
     with contextlib.suppress(AnswerError, FatalTransferError):
