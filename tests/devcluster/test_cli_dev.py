@@ -85,7 +85,7 @@ def test_up_with_parent_ends_with_it(empty_state: Path) -> None:
         assert shell.stdout.readline().endswith("/dev/tied/kubeconfig\n")
         assert shell.poll() is None
         shell.communicate("done\n", timeout=20)
-    eventually(lambda: gone(empty_state / "dev" / "tied"), seconds=15, what="the cluster is gone")
+    eventually(lambda: gone(empty_state / "dev" / "tied"), seconds=60, what="the cluster is gone")
 
 
 @pytest.mark.cluster

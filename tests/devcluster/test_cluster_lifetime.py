@@ -110,8 +110,8 @@ def test_killed_owner_leaves_nothing(state_root: Path) -> None:
         cluster = Cluster.attach("owned")
         with pod_like(cluster) as pod:
             owner.kill()
-            eventually(lambda: pod.poll() is not None, seconds=15, what="the pod ended")
-            eventually(lambda: gone(cluster.state_dir), seconds=15, what="the cluster is gone")
+            eventually(lambda: pod.poll() is not None, seconds=60, what="the pod ended")
+            eventually(lambda: gone(cluster.state_dir), seconds=60, what="the cluster is gone")
     assert not list((state_root / "dev").glob("*owned*"))
 
 
@@ -131,8 +131,8 @@ def test_killed_supervisor_leaves_nothing() -> None:
         supervisor = cluster.supervisor()
         assert supervisor is not None
         os.kill(supervisor.pid, signal.SIGKILL)
-        eventually(lambda: stray.poll() is not None, seconds=10, what="the stray ended")
-        eventually(lambda: not marked_processes(cluster.state_dir), seconds=10, what="no process is left")
+        eventually(lambda: stray.poll() is not None, seconds=60, what="the stray ended")
+        eventually(lambda: not marked_processes(cluster.state_dir), seconds=60, what="no process is left")
         assert not mine & set(processes_called("sleep\0987\0"))
 
 
@@ -158,11 +158,11 @@ def test_killed_node_agent_comes_back_to_its_pods() -> None:
         sleepers = mine & set(processes_called("sleep\0986\0"))
         assert len(sleepers) == 1
         cluster.kill("node")
-        eventually(lambda: cluster.pid("node") not in (None, before), seconds=20, what="a new agent runs")
+        eventually(lambda: cluster.pid("node") not in (None, before), seconds=60, what="a new agent runs")
         cluster.kubectl("delete", "pod", "sleeper", "--grace-period=1", "--timeout=60s", timeout=70)
         eventually(
             lambda: not sleepers & set(processes_called("sleep\0986\0")),
-            seconds=20,
+            seconds=60,
             what="the agent ended it",
         )
 
@@ -171,7 +171,7 @@ def test_killed_guard_is_replaced(own: Cluster) -> None:
     """The guard, which ends pods when the supervisor is killed, is itself started again."""
     before = own.pid("guard")
     own.kill("guard")
-    eventually(lambda: own.pid("guard") not in (None, before), seconds=10, what="a new guard runs")
+    eventually(lambda: own.pid("guard") not in (None, before), seconds=60, what="a new guard runs")
 
 
 @pytest.mark.parametrize("component", ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"])
@@ -181,14 +181,14 @@ def test_killed_component_comes_back(own: Cluster, component: str) -> None:
     own.kubectl("create", "configmap", name, "--from-literal=key=value")
     before = own.pid(component)
     own.kill(component)
-    eventually(lambda: own.pid(component) not in (None, before), seconds=20, what=f"{component} is back")
-    eventually(lambda: stored(own, name) == "value", seconds=30, what="the API server answers as before")
+    eventually(lambda: own.pid(component) not in (None, before), seconds=60, what=f"{component} is back")
+    eventually(lambda: stored(own, name) == "value", seconds=60, what="the API server answers as before")
     record = next(record for record in own.components() if record.name == component)
     assert record.restarts >= 1
     assert record.last_exit == "was killed by SIGKILL"
     own.kubectl("create", "deployment", name, "--image=none", "--replicas=1", "--", "true")
     pods = ("get", "pods", "-l", f"app={name}", "-o", "name")
-    eventually(lambda: own.kubectl(*pods), seconds=30, what="the controllers work")
+    eventually(lambda: own.kubectl(*pods), seconds=60, what="the controllers work")
 
 
 def stored(cluster: Cluster, config_map: str) -> str | None:

@@ -76,7 +76,7 @@ def test_marked_processes_are_found_with_their_descendants(tmp_path: Path) -> No
     """The marker finds a process, and a child of it that was started with an empty environment."""
     marked = {**os.environ, MARKER: str(tmp_path)}
     with subprocess.Popen(["sh", "-c", "env -i sleep 60 & wait"], env=marked) as shell:
-        eventually(lambda: len(marked_processes(tmp_path)) == 2, seconds=10, what="shell and sleep are found")
+        eventually(lambda: len(marked_processes(tmp_path)) == 2, seconds=60, what="shell and sleep are found")
         assert marked_processes(tmp_path / "other") == []
         assert end_marked(tmp_path, exempt=frozenset(), term_seconds=0, kill_seconds=10) == []
         assert shell.wait(10) == -signal.SIGKILL
@@ -282,12 +282,12 @@ def test_a_followed_log_goes_on_over_a_restart_until_the_pod_is_gone(tmp_path: P
 
     thread = threading.Thread(target=follow)
     thread.start()
-    eventually(lambda: b"".join(seen) == b"one ", seconds=10, what="the beginning is read")
+    eventually(lambda: b"".join(seen) == b"one ", seconds=60, what="the beginning is read")
     with first.open("a") as file:
         file.write("two ")
-    eventually(lambda: b"".join(seen) == b"one two ", seconds=10, what="the addition is read")
+    eventually(lambda: b"".join(seen) == b"one two ", seconds=60, what="the addition is read")
     second = a_log(files, "ns_web_1", "main", 1, "three")
-    eventually(lambda: b"".join(seen) == b"one two three", seconds=10, what="the next run is read")
+    eventually(lambda: b"".join(seen) == b"one two three", seconds=60, what="the next run is read")
     first.unlink()
     second.unlink()
     thread.join(10)

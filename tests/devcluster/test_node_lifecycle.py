@@ -220,7 +220,7 @@ def test_force_deletion_kills_at_once(ns: Namespace) -> None:
     )
     ns.wait_ready("forced")
     ns.kubectl("delete", "pod", "forced", "--force", "--grace-period=0")
-    ns.wait(lambda: not _processes_of(ns, "forced"), "its processes are gone", seconds=10)
+    ns.wait(lambda: not _processes_of(ns, "forced"), "its processes are gone")
 
 
 def test_eviction_is_a_deletion(ns: Namespace) -> None:

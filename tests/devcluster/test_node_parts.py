@@ -91,7 +91,7 @@ async def test_shim_ends_what_the_container_leaves(tmp_path: Path) -> None:
     shim = await _start(disk, "sh", "-c", "setsid sleep 600 & echo $! ; sleep 0.3")
     await _end(shim)
     left = int(disk.log_path("c", 0).read_text())
-    eventually(lambda: start_time(left) is None, seconds=5, what="the orphan is gone")
+    eventually(lambda: start_time(left) is None, seconds=60, what="the orphan is gone")
 
 
 async def test_shim_whose_run_was_given_up_starts_nothing(tmp_path: Path) -> None:

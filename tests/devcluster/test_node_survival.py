@@ -37,7 +37,7 @@ def test_killed_agent_finds_its_processes_again(ns: Namespace) -> None:
     ns.wait_ready("lasting")
     pid, agent = _pid(ns, "lasting"), ns.cluster.pid("node")
     ns.cluster.kill("node")
-    eventually(lambda: _back(ns.cluster, agent), seconds=30, what="the agent is back")
+    eventually(lambda: _back(ns.cluster, agent), seconds=60, what="the agent is back")
     ns.apply(pod("after", shell("exec sleep 600")))
     ns.wait_ready("after")
     assert ns.ready("lasting")
@@ -63,7 +63,7 @@ def test_end_while_the_agent_was_away_is_seen(ns: Namespace) -> None:
     ns.cluster.kill("node")
     os.kill(once, signal.SIGUSR1)
     os.kill(again, signal.SIGUSR1)
-    eventually(lambda: _back(ns.cluster, agent), seconds=30, what="the agent is back")
+    eventually(lambda: _back(ns.cluster, agent), seconds=60, what="the agent is back")
     ns.wait_phase("once", "Failed")
     assert ns.state("once")["state"]["terminated"]["exitCode"] == 9
     ns.wait(lambda: ns.state("again")["restartCount"] == 1 and ns.ready("again"), "restarted")
@@ -77,7 +77,7 @@ def test_pod_deleted_by_force_while_the_agent_was_away(ns: Namespace) -> None:
     pid, agent = _pid(ns, "orphan"), ns.cluster.pid("node")
     ns.cluster.kill("node")
     ns.kubectl("delete", "pod", "orphan", "--force", "--grace-period=0")
-    eventually(lambda: _back(ns.cluster, agent), seconds=30, what="the agent is back")
+    eventually(lambda: _back(ns.cluster, agent), seconds=60, what="the agent is back")
 
     def gone() -> bool:
         try:
@@ -86,7 +86,7 @@ def test_pod_deleted_by_force_while_the_agent_was_away(ns: Namespace) -> None:
             return True
         return False
 
-    eventually(gone, seconds=30, what="the process is gone")
+    eventually(gone, seconds=60, what="the process is gone")
 
 
 def test_killed_shim_takes_its_container_along(ns: Namespace) -> None:

@@ -102,7 +102,7 @@ class Namespace:
         )
         return "\n".join(f"{e['type']} {e['reason']} {e['message']}" for e in listed["items"])
 
-    def wait(self, condition: Callable[[], object], what: str, seconds: float = 40) -> None:
+    def wait(self, condition: Callable[[], object], what: str, seconds: float = 90) -> None:
         eventually(condition, seconds=seconds, what=f"{what}\n{self.kubectl('get', 'pods', '-o', 'wide')}")
 
     def wait_ready(self, name: str) -> None:

@@ -174,7 +174,7 @@ class OperatorProcess:
 
 
 def wait_until(
-    what: str, condition: Any, seconds: float = 30, processes: tuple[OperatorProcess, ...] = ()
+    what: str, condition: Any, seconds: float = 60, processes: tuple[OperatorProcess, ...] = ()
 ) -> Any:
     """Return the first truthy value of *condition*; fail after *seconds*, with the end of the operators' logs."""
     deadline = time.monotonic() + seconds

@@ -124,7 +124,7 @@ async def running_router(
     await asyncio.wait_for(task, 20)
 
 
-async def eventually(condition: Callable[[], Any], seconds: float = 10.0) -> None:
+async def eventually(condition: Callable[[], Any], seconds: float = 30.0) -> None:
     """Wait until *condition* holds. Fail the test where it does not within *seconds*."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -132,7 +132,7 @@ async def eventually(condition: Callable[[], Any], seconds: float = 10.0) -> Non
         await asyncio.sleep(0.01)
 
 
-async def eventually_async(condition: Callable[[], Awaitable[Any]], seconds: float = 10.0) -> None:
+async def eventually_async(condition: Callable[[], Awaitable[Any]], seconds: float = 30.0) -> None:
     """Wait until *condition*, which itself waits for something, holds."""
     deadline = time.monotonic() + seconds
     while not await condition():
