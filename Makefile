@@ -68,6 +68,10 @@ test-compiled: $(READY) ## Test what is compiled in the router's image once more
 	  $(MAKE) --no-print-directory compiled && echo "[test] the path of a request, compiled" && \
 	  PYTHONPATH=build/compiled $(BIN)/pytest -n $(JOBS) -m "not cluster" tests/routing tests/router
 
+.PHONY: coverage
+coverage: $(READY) ## Measure what the tests without a cluster cover, and that it is not less than it was.
+	@$(BIN)/pytest -n $(JOBS) -m "not cluster" --cov --cov-report=html $(ARGS)
+
 .PHONY: check
 check: $(READY) ## Formatting, lint, types, import contracts, generated files.
 	@echo "[check] ruff, mypy, ty, import-linter, crds"
