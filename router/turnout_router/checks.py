@@ -9,13 +9,13 @@ import orjson
 
 from turnout.routing import WorkerPair
 from turnout.routing.admission import NORMAL
+from turnout_router.answers import Collected
 from turnout_router.endpoints import TEXT
 from turnout_router.errors import UpstreamError
 from turnout_router.http import get
 from turnout_router.identity import Identity
 from turnout_router.openai import parse
 from turnout_router.recording import NoRecorder
-from turnout_router.relay import Collected
 from turnout_router.served import ServedRequest
 from turnout_router.sink import CollectingSink
 from turnout_router.tasks import CHECK

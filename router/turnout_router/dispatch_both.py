@@ -15,10 +15,10 @@ import asyncio
 import random
 from typing import TYPE_CHECKING, Final
 
+from turnout_router.answers import Collected, check_status
 from turnout_router.errors import ApiError, Refusal, UpstreamError, from_upstream, malformed, stream_broken
 from turnout_router.handoff import HandOff
 from turnout_router.openai import dispatched_body
-from turnout_router.relay import Collected, check_status
 
 if TYPE_CHECKING:
     from turnout.routing import Backend, WorkerPair

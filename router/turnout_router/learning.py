@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Final
 import msgspec
 
 from turnout.routing.facts import ModelCard, ModelFacts, model_facts
+from turnout_router.answers import Collected
 from turnout_router.collector import collector_off
 from turnout_router.errors import UpstreamError
 from turnout_router.http import get
-from turnout_router.relay import Collected
 from turnout_router.tasks import MODEL
 
 if TYPE_CHECKING:

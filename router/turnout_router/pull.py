@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from mypy_extensions import mypyc_attr
 
+from turnout_router.answers import Collected, check_status
 from turnout_router.errors import Refusal, UpstreamError, from_upstream, stream_broken
 from turnout_router.handoff import HandOff
 from turnout_router.openai import decode_body, prefill_body
 from turnout_router.prefill import Handed, check_before_prefill, handed_in
-from turnout_router.relay import Collected, check_status
 
 if TYPE_CHECKING:
     from turnout.routing import Backend, WorkerPair

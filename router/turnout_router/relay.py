@@ -1,4 +1,4 @@
-"""Takers of workers' answers: one that passes an answer on to a sink, one that collects a prefill worker's.
+"""What takes a worker's answer and passes it on to a sink.
 
 What has been sent to a client cannot be taken back, so nothing is sent before there is something: the head of a
 stream goes out with the first event that carries a token, and an answer that is not streamed is held until it is
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 import orjson
 from mypy_extensions import mypyc_attr
 
-from turnout_router.errors import Refusal, UpstreamError, UpstreamFault
-from turnout_router.http import JSON
+from turnout_router.answers import check_coding, check_status, fault_of
+from turnout_router.errors import Refusal, UpstreamError
 from turnout_router.untrusted import loads
 from turnout_router.usage import failure_in
 
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
 _OK = 200
 _CLIENT_ERROR = 400
-_TOO_MANY = 429
-_SERVER_ERROR = 500
-_OVERLOADED = 503
 _LAST_BYTES = 8192
 """Of an answer too large to be held, so much of its end is kept: usage stands there."""
 _ERROR_BYTES: Final = 64 * 1024
@@ -204,7 +201,7 @@ class Relay:
             raise UpstreamError("reset", "it cut its answer short")
         if tap.failure is not None:
             status = tap.failure.status
-            raise UpstreamError(_fault_of(status), "it reported an error in the middle of the stream", status)
+            raise UpstreamError(fault_of(status), "it reported an error in the middle of the stream", status)
         return bool(data)
 
     def _hold_back(self, data: bytes) -> bytes:
@@ -224,7 +221,7 @@ class Relay:
     def _failure_at_first(self, failure: StreamFailure) -> UpstreamError:
         """Return what a stream that began with an error means: vLLM says so, with 200, what else is a status."""
         status, dialect = failure.status, self._endpoint.dialect
-        fault = _fault_of(status)
+        fault = fault_of(status)
         if fault == "refused":
             value = {"message": failure.message} if failure.error is None else failure.error
             own = {"error": value}
@@ -256,60 +253,3 @@ class Relay:
             self.sink.send(whole)
             return
         held.append(data)
-
-
-class Collected:
-    """Collects a small answer whole."""
-
-    __slots__ = ("_limit", "_pieces", "_size", "content_type", "status")
-
-    def __init__(self, limit_bytes: int) -> None:
-        self.status = 0
-        self.content_type = JSON[1]
-        self._limit = limit_bytes
-        self._pieces: list[bytes] = []
-        self._size = 0
-
-    def on_head(self, status: int, fields: Fields) -> None:
-        """Take the head. Raise UpstreamError for a body that cannot be read."""
-        self.status = status
-        for name, value in fields:
-            if name == b"content-type":
-                self.content_type = value
-            elif name == b"content-encoding":
-                check_coding(value)
-
-    def on_body(self, data: bytes) -> bool:
-        """Take a piece. Raise UpstreamError where there are too many."""
-        self._size += len(data)
-        if self._size > self._limit:
-            raise UpstreamError("too_large", f"its answer has more than {self._limit} bytes")
-        self._pieces.append(data)
-        return False
-
-    @property
-    def body(self) -> bytes:
-        """All of it."""
-        return b"".join(self._pieces)
-
-
-def check_status(status: int, what: str) -> None:
-    """Raise UpstreamError where *status* says that the worker has failed: what it says besides stays inside."""
-    if status >= _SERVER_ERROR or status == _TOO_MANY:
-        fault: UpstreamFault = "overloaded" if status in {_OVERLOADED, _TOO_MANY} else "status"
-        raise UpstreamError(fault, f"{what} answered {status}", status)
-    if status != _OK and status < _CLIENT_ERROR:
-        raise UpstreamError("protocol", f"{what} answered {status}, which is no answer of this API", status)
-
-
-def check_coding(value: bytes) -> None:
-    """Raise UpstreamError where a body is compressed, which the router has not asked for."""
-    if value.strip().lower() != b"identity":
-        raise UpstreamError("protocol", "its answer is compressed, though nothing asked for that")
-
-
-def _fault_of(status: int) -> UpstreamFault:
-    """Return what an error with *status* within a stream says of its worker."""
-    if status in {_OVERLOADED, _TOO_MANY}:
-        return "overloaded"
-    return "status" if status >= _SERVER_ERROR else "refused"

@@ -14,9 +14,9 @@ import httpx
 import pytest
 
 from support.router_running import Running, chat, config, eventually, running_router
+from turnout_router.answers import Collected
 from turnout_router.http import get
 from turnout_router.pools import Pools
-from turnout_router.relay import Collected
 from turnout_router.settings import UpstreamLimits
 
 if TYPE_CHECKING:

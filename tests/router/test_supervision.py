@@ -31,6 +31,7 @@ from turnout.api.worker_facts import WorkerFacts, WorkerPorts
 from turnout.routing import HealthPolicy
 from turnout_router import checks, listener, main, pools, tls
 from turnout_router.admin import AdminApp
+from turnout_router.answers import Collected
 from turnout_router.checks import HealthChecks
 from turnout_router.discovery import file, kubernetes
 from turnout_router.discovery.file import FileSource
@@ -45,7 +46,6 @@ from turnout_router.peers.link import Link
 from turnout_router.peers.mesh import Mesh
 from turnout_router.peers.outbox import Outbox
 from turnout_router.pools import Pools
-from turnout_router.relay import Collected
 from turnout_router.scrapes.scraper import Scraper
 from turnout_router.settings import PeerSettings, Settings, UpstreamLimits
 from turnout_router.tasks import TASKS

@@ -16,12 +16,12 @@ import orjson
 from xxhash import xxh3_64_intdigest
 
 from turnout.routing.tokens import Tokenized, links
+from turnout_router.answers import Collected
 from turnout_router.collector import collector_off
 from turnout_router.endpoints import CHAT, TEXT
 from turnout_router.errors import UpstreamError
 from turnout_router.http import post
 from turnout_router.prefixes import BLOCK_BYTES
-from turnout_router.relay import Collected
 from turnout_router.tasks import TOKENIZE
 
 if TYPE_CHECKING:
