@@ -18,7 +18,9 @@ TRACE  ?=
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(READY): requirements.lock pyproject.toml
+PROJECTS := . simulator devcluster cli
+
+$(READY): requirements.lock $(PROJECTS:%=%/pyproject.toml)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Turnout needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Say which to use: make PYTHON=python3.12 ..."; exit 1; }
 	@echo "[setup] creating $(VENV) with $$($(PYTHON) --version)"
@@ -26,7 +28,7 @@ $(READY): requirements.lock pyproject.toml
 	  echo "[setup] python cannot make virtual environments: install its venv module (on Debian: apt install python3-venv)"; exit 1; }
 	@echo "[setup] installing $$(grep -c '==' requirements.lock) locked packages (about half a minute the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation $(PROJECTS:%=--editable %)
 	@touch $@
 	@echo "[setup] done"
 
@@ -111,7 +113,8 @@ format: $(READY) ## Put the code into shape.
 lock: ## Resolve the dependencies anew into requirements.lock (hashes, no addresses).
 	@$(PYTHON) -m venv build/lock && build/lock/bin/pip install --quiet uv
 	@build/lock/bin/uv pip compile --upgrade --generate-hashes --universal --no-header --no-emit-index-url \
-	  --extra dev --quiet --output-file requirements.lock pyproject.toml
+	  --extra dev --quiet $(foreach own,turnout turnout-simulator turnout-devcluster,--no-emit-package $(own)) \
+	  --output-file requirements.lock $(PROJECTS:%=%/pyproject.toml)
 	@rm -rf build/lock
 
 .PHONY: clean
