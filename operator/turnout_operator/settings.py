@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 
-from turnout.api.names import (
+from turnout.terms import (
     ENV_BIND_ADDRESS,
     ENV_POD_NAME,
     ENV_POD_NAMESPACE,

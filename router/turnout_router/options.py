@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from turnout.api import names
+from turnout import terms
 from turnout.routing.admission import AdmissionLimits
 from turnout_router.settings import ClientLimits, PeerSettings, Settings, UpstreamLimits
 
@@ -96,15 +96,15 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add(
         "--namespace",
-        default=os.environ.get(names.ENV_POD_NAMESPACE, ""),
+        default=os.environ.get(terms.ENV_POD_NAMESPACE, ""),
         help="own namespace: only TokenBudgets in it may open names of every namespace with the scope Cluster "
-        f"(environment: {names.ENV_POD_NAMESPACE})",
+        f"(environment: {terms.ENV_POD_NAMESPACE})",
     )
-    host = os.environ.get(names.ENV_BIND_ADDRESS) or _SETTINGS.host
-    add("--host", default=host, help=f"address to listen on (environment: {names.ENV_BIND_ADDRESS})")
-    add("--port", type=_port, default=names.ROUTER_PORT, help="public port: the OpenAI API")
+    host = os.environ.get(terms.ENV_BIND_ADDRESS) or _SETTINGS.host
+    add("--host", default=host, help=f"address to listen on (environment: {terms.ENV_BIND_ADDRESS})")
+    add("--port", type=_port, default=terms.ROUTER_PORT, help="public port: the OpenAI API")
     add(
-        "--admin-port", type=_port, default=names.ROUTER_ADMIN_PORT, help="health, metrics, the fleet's state"
+        "--admin-port", type=_port, default=terms.ROUTER_ADMIN_PORT, help="health, metrics, the fleet's state"
     )
     add(
         "--admin-token-file",
@@ -138,7 +138,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         type=_port,
         metavar="PORT",
         help="listen for other routers in front of the same workers here; for nobody else to reach "
-        f"({names.ROUTER_PEERS_PORT} where one of the next two is given)",
+        f"({terms.ROUTER_PEERS_PORT} where one of the next two is given)",
     )
     add(
         "--peer",
@@ -225,7 +225,7 @@ def _peers_of(options: argparse.Namespace) -> PeerSettings | None:
     if port is None:
         if not options.peer and options.peers_pods is None:
             return None
-        port = names.ROUTER_PEERS_PORT
+        port = terms.ROUTER_PEERS_PORT
     return PeerSettings(port, tuple(options.peer), options.peers_pods, options.peers_secret_file)
 
 

@@ -16,13 +16,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from support.operator_values import raw_deployment
 from turnout.api import load_deployment
 from turnout.scaling.need import need_of
-from turnout.scaling.policy import Policy
 from turnout_operator.load import pages
 from turnout_operator.load.exposition import Excerpt, samples
 from turnout_operator.load.facts import Traffic, load_facts, missed_share
 from turnout_operator.load.pages import RouterPage, bucket, router_page, worker_page
 from turnout_operator.load.window import Window
 from turnout_operator.plan.observed import ObservedPod, WorkerLoad
+from turnout_operator.plan.policy import policy_of
 
 
 @given(
@@ -130,7 +130,7 @@ def test_waiting_for_kv_is_not_waiting_for_room() -> None:
 def test_requests_that_wait_for_their_kv_ask_for_no_replica() -> None:
     """A decode pool at 12 % of its cache does not grow because transfers are under way."""
     load = WorkerLoad(99.0, running=16, waiting=14, kv_utilization=0.12, deferred=14)
-    policy = Policy.of(load_deployment(raw_deployment()).spec)
+    policy = policy_of(load_deployment(raw_deployment()).spec)
     facts = load_facts(
         policy,
         {"prefill": 1, "decode": 2},
@@ -248,7 +248,7 @@ def test_pods_become_facts_about_their_pool() -> None:
         pod(draining_since=5.0, load=loaded),
         pod(ready=False, terminating=True),
     ]
-    policy = Policy.of(load_deployment(raw_deployment()).spec)
+    policy = policy_of(load_deployment(raw_deployment()).spec)
     traffic = Traffic({pages.FINISHED: 10.0, pages.GOOD: 9.0, pages.ARRIVALS: 30.0}, 6.0, answered=True)
     facts = load_facts(policy, {"prefill": 1, "decode": 4}, pods, traffic, {}, now=100.0, scale=5)
     decode = facts.pool("decode")
@@ -276,7 +276,7 @@ def test_what_routers_hold_is_held_for_a_pool(
     prefill: tuple[int, int] | None, expected: dict[str, int]
 ) -> None:
     """By the half that is short; an aggregated pool is the one that decodes."""
-    policy = Policy.of(load_deployment(raw_deployment(prefill=prefill)).spec)
+    policy = policy_of(load_deployment(raw_deployment(prefill=prefill)).spec)
     traffic = Traffic({}, 60.0, answered=True, held={"prefill": 4, "decode": 7})
     facts = load_facts(policy, dict.fromkeys(policy.roles, 1), [], traffic, {}, now=0.0, scale=1)
     assert {pool.role: pool.held for pool in facts.pools} == expected
@@ -284,7 +284,7 @@ def test_what_routers_hold_is_held_for_a_pool(
 
 def test_without_a_router_nothing_is_known_of_the_traffic() -> None:
     """Silence is not taken for idleness."""
-    policy = Policy.of(load_deployment(raw_deployment()).spec)
+    policy = policy_of(load_deployment(raw_deployment()).spec)
     facts = load_facts(
         policy, {"prefill": 1, "decode": 4}, [], Traffic({}, 60.0, answered=False), {}, now=0.0, scale=1
     )

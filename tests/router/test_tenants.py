@@ -16,7 +16,7 @@ from support.fake_api_server import FakeApiServer, fake_api_server, llm_deployme
 from support.previous_release import recorded_pod
 from support.router_mock_backend import mock_worker
 from support.router_running import eventually, eventually_async, running_router
-from turnout.api import names
+from turnout import terms
 from turnout_router.discovery import kubernetes
 from turnout_router.discovery.kubernetes import KubernetesSource
 from turnout_router.main import Router
@@ -79,7 +79,7 @@ def budget(
     entries = [{"name": key, "sha256": hashlib.sha256(key.encode()).hexdigest()} for key in keys]
     status = {} if accepted is None else {"observedGeneration": 1, "acceptedKeys": accepted}
     return {
-        "apiVersion": names.API_VERSION,
+        "apiVersion": terms.API_VERSION,
         "kind": "TokenBudget",
         "metadata": meta(namespace, name, created),
         "spec": {"keys": entries, **spec},
@@ -90,7 +90,7 @@ def budget(
 def annotated(name: str, annotation: str) -> dict[str, Any]:
     """Return a ready Pod of h's model that has *annotation* where the operator writes what a worker is."""
     made = worker_pod("h", name, "m", 1, "h-m")
-    made["metadata"]["annotations"] = {names.ANNOTATION_WORKER: annotation}
+    made["metadata"]["annotations"] = {terms.ANNOTATION_WORKER: annotation}
     return made
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from random import Random
 
-    from turnout.api.deployment import Role
+    from turnout.terms import Role
 
 PROMPT_TOKENS, OUTPUT_TOKENS = 8000, 300
 CONTEXT_TOKENS = PROMPT_TOKENS + OUTPUT_TOKENS / 2

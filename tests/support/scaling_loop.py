@@ -16,9 +16,9 @@ from turnout.scaling.decision import Memory
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from turnout.api.deployment import Role
     from turnout.scaling.facts import LoadFacts
     from turnout.scaling.policy import Policy
+    from turnout.terms import Role
 
 TRAFFIC: Mapping[str, Callable[[float], float]] = MappingProxyType(
     {

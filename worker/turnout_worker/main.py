@@ -8,12 +8,9 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from turnout.terms import ENV_BIND_ADDRESS, ENV_POD_IP, KV_SIDE_CHANNEL_PORT, WORKER_PORT
 from turnout_worker.errors import ConfigurationError
 from turnout_worker.settings import (
-    DEFAULT_PORT,
-    DEFAULT_SIDE_CHANNEL_PORT,
-    ENV_BIND_ADDRESS,
-    ENV_POD_IP,
     WorkerSettings,
     engine_settings,
     kv_events_settings,
@@ -113,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     drain = commands.add_parser("drain", help="return when the worker is idle: for a preStop hook")
     drain.set_defaults(run=_drain)
     drain.add_argument("--host", help=f"where the worker listens (default: ${ENV_BIND_ADDRESS} or 127.0.0.1)")
-    drain.add_argument("--port", type=_port, default=DEFAULT_PORT)
+    drain.add_argument("--port", type=_port, default=WORKER_PORT)
     drain.add_argument(
         "--idle-seconds", type=_seconds, default=2.0, help="how long it must be idle (default 2)"
     )
@@ -142,11 +139,11 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
     add("--time-scale", type=_factor, default=1.0, help="engine seconds in one real second")
     add("--startup-seconds", type=_seconds, default=0.0, help="engine seconds until the port opens")
     add("--host", help=f"address to listen on (default: ${ENV_BIND_ADDRESS} or all)")
-    add("--port", type=_port, default=DEFAULT_PORT)
+    add("--port", type=_port, default=WORKER_PORT)
     add(
         "--side-channel-port",
         type=_port,
-        default=DEFAULT_SIDE_CHANNEL_PORT,
+        default=KV_SIDE_CHANNEL_PORT,
         help="where prefill hands out KV",
     )
     add("--kv-cache-tokens", type=_positive, help="default: what the accelerator's memory leaves")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import httpx
 
 from turnout.api import LastScaling, LLMDeployment, PoolStatus, load_deployment
-from turnout.api.names import API_VERSION, LABEL_DEPLOYMENT, LABEL_ROLE, WORKER_PORT
+from turnout.terms import API_VERSION, LABEL_DEPLOYMENT, LABEL_ROLE, WORKER_PORT
 from turnout_cli.demo.errors import ReadError
 
 if TYPE_CHECKING:
