@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-EXTRAS = ["operator", "router", "worker"]
-"""Of turnout's one wheel: an image installs just one of them."""
+EXTRAS = ["kube", "operator", "router", "worker"]
+"""Of turnout's one wheel: an image installs just one of the services', a tool the shared packages' that it uses."""
 TOOLS = ["simulator", "devcluster", "cli"]
 """Folders of distributions of their own."""
 
@@ -72,10 +72,19 @@ def test_a_tool_names_what_it_imports(tool: str) -> None:
     tools = {f"turnout_{name}" for name in TOOLS}
     distributions = {module.replace("_", "-") if module in tools else "turnout" for module in used}
     ours = {one for one in own["dependencies"] if one.startswith("turnout")}
-    assert ours == {f"{name}=={PROJECT['version']}" for name in distributions - {own["name"]}}
+    assert {re.sub(r"\[.*]", "", one) for one in ours} == {
+        f"{name}=={PROJECT['version']}" for name in distributions - {own["name"]}
+    }
+    assert any("[kube]" in one for one in ours) == ("turnout_kube" in used)
     assert own["version"] == PROJECT["version"]
 
 
 def test_the_core_needs_pydantic_alone() -> None:
     """Decisions run wherever Python runs."""
     assert imported(REPOSITORY / "core") == declared(PROJECT["dependencies"])
+
+
+@pytest.mark.parametrize("shared", ["prom", "runtime"])
+def test_what_all_share_needs_nothing(shared: str) -> None:
+    """Each service has these in its image."""
+    assert imported(REPOSITORY / shared) == set()

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 SERVICES: Final = ["operator", "router", "worker"]
 PACKAGES: Final = {
-    ".": {"turnout", "turnout_prom", "turnout_runtime", *(f"turnout_{service}" for service in SERVICES)},
+    ".": {
+        "turnout",
+        "turnout_kube",
+        "turnout_prom",
+        "turnout_runtime",
+        *(f"turnout_{service}" for service in SERVICES),
+    },
     "simulator": {"turnout_simulator"},
     "devcluster": {"turnout_devcluster"},
     "cli": {"turnout_cli"},

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from support.previous_release import recorded_pod
 from support.router_mock_backend import mock_worker
 from support.router_running import eventually, eventually_async, running_router
 from turnout import terms
+from turnout_kube.follow import follow
 from turnout_router.discovery import kubernetes
 from turnout_router.discovery.kubernetes import KubernetesSource
 from turnout_router.main import Router
@@ -40,7 +42,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let times pass quickly."""
     monkeypatch.setattr(kubernetes, "FORGET_SECONDS", FORGET)
     monkeypatch.setattr(kubernetes, "_PATIENCE_SECONDS", FORGET)
-    monkeypatch.setattr("turnout_router.kube._BACK_OFF_SECONDS", (0.05,))
+    monkeypatch.setattr(kubernetes, "follow", partial(follow, back_off_seconds=(0.05,)))
 
 
 @dataclass

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from turnout import terms
 from turnout.api.loading import InvalidResource
 from turnout.routing import build_fleet
+from turnout_kube.follow import follow
 from turnout_router.collector import LARGE_BYTES, collector_off
 from turnout_router.discovery.translate import backend_of, deployment_of, grants_of, route_of
-from turnout_router.kube import Access, follow, new_client
+from turnout_router.kube import Access, new_client
 from turnout_router.tasks import FLEET, WATCH
 
 if TYPE_CHECKING:
