@@ -95,7 +95,7 @@ bench-stalls: $(READY) $(COMPILED) ## How long single inputs keep the router's e
 bench-routing: $(READY) ## Routing rules over a trace in virtual time (TRACE=FILE, ARGS=--quick).
 	@$(BIN)/python benchmarks/routing/compare.py $(if $(TRACE),--trace $(TRACE)) $(ARGS)
 bench-scaling: $(READY) ## Scaling beside an HPA on queue length, in closed loop.
-	@PYTHONPATH=tests $(BIN)/python benchmarks/scaling/compare.py $(ARGS)
+	@$(BIN)/python benchmarks/scaling/compare.py $(ARGS)
 bench-engine: $(READY) ## The engine model's speed, and what a simulated worker costs.
 	@$(BIN)/python benchmarks/engine/speed.py $(ARGS)
 fuzz: $(READY) ## A million inputs for everything in the router that reads bytes of others.
