@@ -76,12 +76,13 @@ coverage: $(READY) ## Measure what the tests without a cluster cover, and that i
 
 .PHONY: check
 check: $(READY) ## Formatting, lint, types, import contracts, generated files.
-	@echo "[check] ruff, mypy, ty, import-linter, crds"
+	@echo "[check] ruff, mypy, ty, import-linter, crds, settings"
 	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
 	@$(BIN)/ty check --quiet
 	@mkdir -p build && { $(BIN)/lint-imports > build/lint-imports.log || { cat build/lint-imports.log; exit 1; }; }
 	@$(BIN)/turnout crds --check
+	@$(BIN)/python docs/settings.py --check
 
 .PHONY: bench-cluster bench-router bench-instructions bench-stalls bench-routing bench-scaling bench-engine fuzz
 bench-cluster: $(READY) ## Starting, installing, taking over, idling (ARGS=--cold: building, too).
@@ -104,6 +105,10 @@ fuzz: $(READY) ## A million inputs for everything in the router that reads bytes
 .PHONY: crds
 crds: $(READY) ## Write the CRDs anew from the models.
 	@$(BIN)/turnout crds --output crds --output charts/turnout/files/crds
+
+.PHONY: settings
+settings: $(READY) ## Write the reference of the services' options anew.
+	@$(BIN)/python docs/settings.py
 
 .PHONY: format
 format: $(READY) ## Put the code into shape.
