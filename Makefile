@@ -18,7 +18,9 @@ TRACE  ?=
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(READY): requirements.lock pyproject.toml
+PROJECTS := . simulator devcluster cli
+
+$(READY): requirements.lock $(PROJECTS:%=%/pyproject.toml)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Turnout needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Say which to use: make PYTHON=python3.12 ..."; exit 1; }
 	@echo "[setup] creating $(VENV) with $$($(PYTHON) --version)"
@@ -26,7 +28,7 @@ $(READY): requirements.lock pyproject.toml
 	  echo "[setup] python cannot make virtual environments: install its venv module (on Debian: apt install python3-venv)"; exit 1; }
 	@echo "[setup] installing $$(grep -c '==' requirements.lock) locked packages (about half a minute the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation $(PROJECTS:%=--editable %)
 	@touch $@
 	@echo "[setup] done"
 
@@ -74,12 +76,13 @@ coverage: $(READY) ## Measure what the tests without a cluster cover, and that i
 
 .PHONY: check
 check: $(READY) ## Formatting, lint, types, import contracts, generated files.
-	@echo "[check] ruff, mypy, ty, import-linter, crds"
+	@echo "[check] ruff, mypy, ty, import-linter, crds, settings"
 	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
 	@$(BIN)/ty check --quiet
 	@mkdir -p build && { $(BIN)/lint-imports > build/lint-imports.log || { cat build/lint-imports.log; exit 1; }; }
 	@$(BIN)/turnout crds --check
+	@$(BIN)/python docs/settings.py --check
 
 .PHONY: bench-cluster bench-router bench-instructions bench-stalls bench-routing bench-scaling bench-engine fuzz
 bench-cluster: $(READY) ## Starting, installing, taking over, idling (ARGS=--cold: building, too).
@@ -93,7 +96,7 @@ bench-stalls: $(READY) $(COMPILED) ## How long single inputs keep the router's e
 bench-routing: $(READY) ## Routing rules over a trace in virtual time (TRACE=FILE, ARGS=--quick).
 	@$(BIN)/python benchmarks/routing/compare.py $(if $(TRACE),--trace $(TRACE)) $(ARGS)
 bench-scaling: $(READY) ## Scaling beside an HPA on queue length, in closed loop.
-	@PYTHONPATH=tests $(BIN)/python benchmarks/scaling/compare.py $(ARGS)
+	@$(BIN)/python benchmarks/scaling/compare.py $(ARGS)
 bench-engine: $(READY) ## The engine model's speed, and what a simulated worker costs.
 	@$(BIN)/python benchmarks/engine/speed.py $(ARGS)
 fuzz: $(READY) ## A million inputs for everything in the router that reads bytes of others.
@@ -103,6 +106,10 @@ fuzz: $(READY) ## A million inputs for everything in the router that reads bytes
 crds: $(READY) ## Write the CRDs anew from the models.
 	@$(BIN)/turnout crds --output crds --output charts/turnout/files/crds
 
+.PHONY: settings
+settings: $(READY) ## Write the reference of the services' options anew.
+	@$(BIN)/python docs/settings.py
+
 .PHONY: format
 format: $(READY) ## Put the code into shape.
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
@@ -111,7 +118,8 @@ format: $(READY) ## Put the code into shape.
 lock: ## Resolve the dependencies anew into requirements.lock (hashes, no addresses).
 	@$(PYTHON) -m venv build/lock && build/lock/bin/pip install --quiet uv
 	@build/lock/bin/uv pip compile --upgrade --generate-hashes --universal --no-header --no-emit-index-url \
-	  --extra dev --quiet --output-file requirements.lock pyproject.toml
+	  --extra dev --quiet $(foreach own,turnout turnout-simulator turnout-devcluster,--no-emit-package $(own)) \
+	  --output-file requirements.lock $(PROJECTS:%=%/pyproject.toml)
 	@rm -rf build/lock
 
 .PHONY: clean

@@ -26,7 +26,7 @@ from urllib.parse import quote
 import httpx
 import orjson
 
-from turnout.api import names
+from turnout import terms
 from turnout_devcluster.complaints import explained
 from turnout_devcluster.layout import cache_root
 
@@ -41,7 +41,7 @@ TOKEN_VOLUME: Final = "admin-token"  # noqa: S105 - the name of a volume
 """The volume of a router's pod that holds what its admin port asks for."""
 _TOKEN_KEY: Final = "token"  # noqa: S105 - the name of a key
 _FORWARDING: Final = re.compile(rb"Forwarding from 127\.0\.0\.1:([0-9]+) ")
-_CRD: Final = f"llmdeployments.{names.GROUP}"
+_CRD: Final = f"llmdeployments.{terms.GROUP}"
 _NOT_FOUND: Final = 404
 _UNAUTHORIZED: Final = 401
 _FORBIDDEN: Final = 403
@@ -84,7 +84,7 @@ class RouterByUrl:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise RouterError(
                 f"{self.name} cannot be asked ({error}): give a router's admin port, such as "
-                f"http://127.0.0.1:{names.ROUTER_ADMIN_PORT}"
+                f"http://127.0.0.1:{terms.ROUTER_ADMIN_PORT}"
             ) from error
         if answer.status_code == _NOT_FOUND:
             return None
@@ -97,7 +97,7 @@ class RouterByUrl:
         if answer.status_code == _FORBIDDEN:
             raise RouterError(
                 f"{self.name} answers this to loopback alone: leave --admin out to ask through kubectl, or "
-                f"forward the port: kubectl port-forward POD {names.ROUTER_ADMIN_PORT}"
+                f"forward the port: kubectl port-forward POD {terms.ROUTER_ADMIN_PORT}"
             )
         if answer.status_code != _OK:
             raise RouterError(f"{self.name} answered {answer.status_code}: {answer.text.strip()[:200]}")
@@ -120,7 +120,7 @@ class RouterPod:
 
     def get(self, path: str) -> dict[str, Any] | None:
         """Ask it."""
-        with self.kubectl.forwarding(self.namespace, self.pod, names.ROUTER_ADMIN_PORT) as port:
+        with self.kubectl.forwarding(self.namespace, self.pod, terms.ROUTER_ADMIN_PORT) as port:
             return RouterByUrl(f"http://127.0.0.1:{port}", self.token, self.name).get(path)
 
 
@@ -245,7 +245,7 @@ def find_routers(
                 tokens[where] = _token_of_secret(kubectl, *where)
             own = tokens[where]
         if ipaddress.ip_address(address).is_loopback:
-            routers.append(RouterByUrl(f"http://{address}:{names.ROUTER_ADMIN_PORT}", own))
+            routers.append(RouterByUrl(f"http://{address}:{terms.ROUTER_ADMIN_PORT}", own))
         else:
             routers.append(RouterPod(kubectl, meta["namespace"], meta["name"], own))
     if not routers:

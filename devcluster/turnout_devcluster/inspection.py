@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from turnout.sizing.accelerators import PRODUCT_LABEL
 from turnout_devcluster import apiclient
 from turnout_devcluster.processes import is_alive
 
@@ -125,7 +126,7 @@ def _node(item: dict[str, Any]) -> NodeState:
         (entry["address"] for entry in status.get("addresses", []) if entry["type"] == "InternalIP"), ""
     )
     count = status.get("capacity", {}).get("nvidia.com/gpu", "0")
-    product = item["metadata"].get("labels", {}).get("nvidia.com/gpu.product", "accelerators")
+    product = item["metadata"].get("labels", {}).get(PRODUCT_LABEL, "accelerators")
     return NodeState(
         name=item["metadata"]["name"],
         ready=apiclient.is_ready_node(item),

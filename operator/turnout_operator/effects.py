@@ -8,7 +8,7 @@ import uuid
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from turnout.api.names import API_VERSION, FIELD_MANAGER
+from turnout.terms import API_VERSION, FIELD_MANAGER
 from turnout_operator.errors import ApiError, ChildNameTaken, Conflict, NotFound, OperatorError, Unreachable
 from turnout_operator.kube.kinds import EVENT, POD, kind_of
 from turnout_operator.observe.store import Key

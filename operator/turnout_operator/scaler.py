@@ -12,7 +12,6 @@ from turnout.api import load_deployment
 from turnout.api.loading import InvalidResource
 from turnout.scaling.decide import decide
 from turnout.scaling.decision import Decision, Memory
-from turnout.scaling.policy import Policy
 from turnout_operator.kube.kinds import LLM_DEPLOYMENT
 from turnout_operator.load import collector as scrapes
 from turnout_operator.load.collector import Target
@@ -20,6 +19,7 @@ from turnout_operator.load.facts import load_facts
 from turnout_operator.plan.claims import Settlement
 from turnout_operator.plan.observed import observed_pod
 from turnout_operator.plan.plan import Observed, current_desired
+from turnout_operator.plan.policy import policy_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -154,7 +154,7 @@ class Scaler:
         if raw is None:
             return
         try:
-            policy = Policy.of(deployment.spec, interval * scale)
+            policy = policy_of(deployment.spec, interval * scale)
         except ValueError:
             state.decision = None  # its condition says why
             return

@@ -1,6 +1,6 @@
-"""Access to Kubernetes' API server: where it is and who we are, and following a collection by list and watch.
+"""Access to Kubernetes' API server: where it is and who we are.
 
-Small on purpose: the router only reads a few collections, and a full client costs more memory than the router itself.
+Small on purpose: the router only follows a few collections, and a full client costs more memory than the router itself.
 In a pod its service account is all there is to know. Kubeconfigs are read by the `kubernetes` library, programs that
 hand out credentials included; it is imported only then, for it costs 8 MB.
 """
@@ -10,21 +10,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import random
 import ssl
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import httpx
-import orjson
 import yaml
 
+from turnout_kube.follow import Unavailable
 from turnout_router.errors import ConfigError, DiscoveryError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import Callable, Mapping
 
     from kubernetes.client.configuration import Configuration
 
@@ -32,15 +31,7 @@ _ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _DEFAULT: Final = "~/.kube/config"
 _LOGIN_SECONDS: Final = 15.0
 """For the credentials: a kubeconfig's program may ask somebody over the network."""
-_LIST_LIMIT: Final = 500
-_LIST_SECONDS: Final = 30.0
-_WATCH_SECONDS: Final = 50
-"""How long one watch lasts before it is renewed. A connection that died without a word is noticed by then."""
-_WATCH_SLACK_SECONDS: Final = 15.0
-_BACK_OFF_SECONDS: Final = (0.2, 0.5, 1.0, 2.0, 5.0)
-_GONE: Final = 410
-_REFUSED: Final = frozenset({403, 404})
-_OK: Final = 200
+_REQUEST_SECONDS: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +48,14 @@ class Access:
     authorization: Callable[[], str | None]
 
     async def headers(self) -> dict[str, str]:
-        """Return the header that says who we are. Raise DiscoveryError where nothing can be found out in time."""
+        """Return the header with the credentials. Raise Unavailable where there are none in time."""
         try:
             async with asyncio.timeout(_LOGIN_SECONDS):
                 value = await _aside(self.authorization)
         except TimeoutError as error:
-            raise DiscoveryError(f"no credentials within {_LOGIN_SECONDS:g} s") from error
+            raise Unavailable(f"no credentials within {_LOGIN_SECONDS:g} s") from error
+        except DiscoveryError as error:
+            raise Unavailable(str(error)) from error
         return {} if value is None else {"authorization": value}
 
 
@@ -186,154 +179,11 @@ class _Kubeconfig:
         return context
 
 
-class CollectionObserver(Protocol):
-    """Is told what one collection holds."""
-
-    def listed(self, objects: list[dict[str, Any]]) -> None:
-        """Take all that there is."""
-
-    def put(self, raw: dict[str, Any]) -> None:
-        """Take an object that is new or has changed."""
-
-    def removed(self, raw: dict[str, Any]) -> None:
-        """Drop an object."""
-
-    def reachable(self, reason: str, *, refused: bool = False) -> None:
-        """Learn whether the collection can be followed now: why not, or an empty text.
-
-        *refused*: the API server answers, but has no such collection or does not let us read it (403, 404).
-        """
-
-
-class _Expired(Exception):  # noqa: N818 - a turn of the loop, never seen outside
-    """The version to watch from is too old: list again."""
-
-
-class _Refused(DiscoveryError):  # noqa: N818 - a state of a collection
-    """The API server answers, but not for this collection: 403 or 404."""
-
-
 def new_client(access: Access) -> httpx.AsyncClient:
     """Return an HTTP client for *access*, which the caller closes."""
     return httpx.AsyncClient(
         base_url=access.server,
         verify=access.tls if access.tls is not None else False,
-        timeout=httpx.Timeout(_LIST_SECONDS, connect=5.0),
+        timeout=httpx.Timeout(_REQUEST_SECONDS, connect=5.0),
         trust_env=False,
     )
-
-
-async def follow(
-    client: httpx.AsyncClient, access: Access, path: str, selector: str | None, observer: CollectionObserver
-) -> None:
-    """Tell *observer* of the collection at *path* until cancelled: list, then watch, and again where that breaks off.
-
-    An API server that is away, refuses or hangs is tried again, soon at first and every few seconds later on. Anything else
-    that goes wrong, in the observer or in what the API server says, is raised: a supervisor runs this again.
-    """
-    version: str | None = None
-    failures = 0
-    while True:
-        try:
-            if version is None:
-                version = await _list(client, access, path, selector, observer)
-                observer.reachable("")
-                failures = 0
-            async for latest in _watch(
-                client, access, path, params=_watching(selector, version), observer=observer
-            ):
-                version = latest
-                failures = 0
-        except _Expired:
-            version = None
-        except (
-            httpx.HTTPError,
-            httpx.StreamError,
-            DiscoveryError,
-            orjson.JSONDecodeError,
-            ssl.SSLError,
-        ) as error:
-            refused = isinstance(error, _Refused)
-            if refused:
-                version = None  # what was known may be dropped meanwhile: begin with a list
-            observer.reachable(f"{path}: {str(error) or type(error).__name__}", refused=refused)
-            pause = _BACK_OFF_SECONDS[min(failures, len(_BACK_OFF_SECONDS) - 1)]
-            failures += 1
-            await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - spreads load, guards nothing
-        except Exception as error:
-            observer.reachable(f"{path}: {type(error).__name__}: {error}")
-            raise
-
-
-async def _list(
-    client: httpx.AsyncClient, access: Access, path: str, selector: str | None, observer: CollectionObserver
-) -> str:
-    objects: list[dict[str, Any]] = []
-    params: dict[str, str] = {"limit": str(_LIST_LIMIT)}
-    if selector is not None:
-        params["labelSelector"] = selector
-    while True:
-        response = await client.get(path, params=params, headers=await access.headers())
-        if response.status_code == _GONE:
-            raise _Expired
-        _check(response.status_code, response.content)
-        page = orjson.loads(response.content)
-        objects += page.get("items") or ()
-        following = page["metadata"].get("continue")
-        if not following:
-            observer.listed(objects)
-            return str(page["metadata"]["resourceVersion"])
-        params["continue"] = following
-
-
-def _watching(selector: str | None, version: str) -> dict[str, str]:
-    return {
-        "watch": "1",
-        "resourceVersion": version,
-        "allowWatchBookmarks": "true",
-        "timeoutSeconds": str(_WATCH_SECONDS),
-        **({} if selector is None else {"labelSelector": selector}),
-    }
-
-
-async def _watch(
-    client: httpx.AsyncClient,
-    access: Access,
-    path: str,
-    *,
-    params: dict[str, str],
-    observer: CollectionObserver,
-) -> AsyncIterator[str]:
-    """Tell *observer* of changes and yield the version reached, until the API server ends the watch."""
-    timeout = httpx.Timeout(_LIST_SECONDS, connect=5.0, read=_WATCH_SECONDS + _WATCH_SLACK_SECONDS)
-    async with client.stream(
-        "GET", path, params=params, headers=await access.headers(), timeout=timeout
-    ) as response:
-        if response.status_code == _GONE:
-            raise _Expired
-        if response.status_code != _OK:
-            _check(response.status_code, await response.aread())
-        observer.reachable("")
-        async for line in response.aiter_lines():
-            event = orjson.loads(line)
-            kind, raw = event["type"], event["object"]
-            if kind == "ERROR":
-                if raw.get("code") == _GONE:
-                    raise _Expired
-                raise DiscoveryError(str(raw.get("message") or raw))
-            if kind == "DELETED":
-                observer.removed(raw)
-            elif kind != "BOOKMARK":
-                observer.put(raw)
-            yield str(raw["metadata"]["resourceVersion"])
-
-
-def _check(status: int, body: bytes) -> None:
-    if status == _OK:
-        return
-    try:
-        message = orjson.loads(body).get("message")
-    except (orjson.JSONDecodeError, AttributeError):
-        message = None
-    kind = _Refused if status in _REFUSED else DiscoveryError
-    raise kind(f"the API server answered {status}: {message or body[:200].decode(errors='replace')}")

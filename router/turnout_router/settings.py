@@ -1,15 +1,23 @@
-"""Settings of the router. Under each one: its unit, its default's reason."""
+"""Settings of the router. Under each one: its unit, its default's reason. Those made by `option` are flags, too."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Literal, get_args
 
 from turnout.routing import HealthPolicy
 from turnout.routing.admission import AdmissionLimits
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from turnout.terms import ENV_BIND_ADDRESS, ROUTER_ADMIN_PORT, ROUTER_PORT
+from turnout_runtime.options import (
+    Option,
+    group,
+    option,
+    read_port,
+    read_positive,
+    read_seconds,
+    read_some_seconds,
+)
 
 AuthMode = Literal["open", "required"]
 ExplainMode = Literal["keys", "all", "off"]
@@ -25,11 +33,17 @@ class ClientLimits:
     """The request target. More: 414."""
     header_fields: int = 100
     """Header fields. More: 431."""
-    body_bytes: int = 16 * 1024 * 1024
+    body_bytes: int = option(
+        16 * 1024 * 1024, "--max-body-bytes", "largest request body", form=read_positive, metavar="N"
+    )
     """The body: a prompt of a million tokens has about 4 MiB, images come on top. More: 413."""
-    head_seconds: float = 10.0
+    head_seconds: float = option(
+        10.0, "--head-timeout", "for a request's head to arrive", form=read_some_seconds, metavar="SECONDS"
+    )
     """From the first byte of a request, or the connection, to the end of its head. Longer: 408."""
-    body_seconds: float = 60.0
+    body_seconds: float = option(
+        60.0, "--body-timeout", "for a request's body to arrive", form=read_some_seconds, metavar="SECONDS"
+    )
     """From the end of the head to the end of the body. Longer: 408."""
     body_rate: float = 1024.0
     """Bytes a second at which a body must come at least, once `body_grace_seconds` have passed. Slower: 408."""
@@ -42,16 +56,30 @@ class ClientLimits:
     before a larger one is read."""
     chunk_extension_bytes: int = 4 * 1024
     """What chunk extensions of one body may take up, all together. More: 400."""
-    idle_seconds: float = 75.0
+    idle_seconds: float = option(
+        75.0,
+        "--idle-timeout",
+        "keep a client's connection without requests",
+        form=read_some_seconds,
+        metavar="SECONDS",
+    )
     """How long a connection is kept without a request; longer than the usual load balancer's 60 s, so that it is
     the balancer which closes."""
-    stall_seconds: float = 60.0
+    stall_seconds: float = option(
+        60.0,
+        "--stall-timeout",
+        "for a client that does not read its answer",
+        form=read_some_seconds,
+        metavar="SECONDS",
+    )
     """How long a client may leave the answer unread before it counts as gone."""
     pipelined_bytes: int = 64 * 1024
     """Bytes kept from a client that sends its next request early; then its socket is read no further."""
     write_buffer_bytes: int = 64 * 1024
     """Unsent bytes of an answer above which the worker's socket is read no further."""
-    connections: int = 10_000
+    connections: int = option(
+        10_000, "--max-connections", "most client connections", form=read_positive, metavar="N"
+    )
     """Client connections at a time, those in a TLS handshake included. One more closes the longest idle one of the client
     that has most; where all are busy, it gets 503."""
     handshakes: int = 2_048
@@ -62,15 +90,37 @@ class ClientLimits:
 class UpstreamLimits:
     """What is expected of workers. Sizes in bytes, times in real seconds."""
 
-    connect_seconds: float = 2.0
+    connect_seconds: float = option(
+        2.0, "--connect-timeout", "to connect to a worker", form=read_some_seconds, metavar="SECONDS"
+    )
     """A worker in the same cluster connects in milliseconds; one that does not is gone."""
-    prefill_seconds: float = 60.0
+    prefill_seconds: float = option(
+        60.0, "--prefill-timeout", "for the prefill exchange", form=read_some_seconds, metavar="SECONDS"
+    )
     """For the whole prefill exchange: a prompt of 128k tokens takes about 15 s on one H100, queueing comes on top."""
-    first_byte_seconds: float = 300.0
+    first_byte_seconds: float = option(
+        300.0,
+        "--first-byte-timeout",
+        "for the first byte of a streamed answer",
+        form=read_some_seconds,
+        metavar="SECONDS",
+    )
     """From the request to the first byte of a streamed answer's body, queueing included."""
-    answer_seconds: float = 900.0
+    answer_seconds: float = option(
+        900.0,
+        "--answer-timeout",
+        "for an answer that is not streamed",
+        form=read_some_seconds,
+        metavar="SECONDS",
+    )
     """From the request to the end of an answer that is not streamed."""
-    stream_idle_seconds: float = 120.0
+    stream_idle_seconds: float = option(
+        120.0,
+        "--stream-idle-timeout",
+        "between two pieces of a stream",
+        form=read_some_seconds,
+        metavar="SECONDS",
+    )
     """Between two pieces of a streamed answer."""
     head_bytes: int = 64 * 1024
     """Head of a worker's answer."""
@@ -113,29 +163,107 @@ class PeerSettings:
 class Settings:
     """Everything that `turnout-router` can be told."""
 
-    host: str = "0.0.0.0"  # noqa: S104 - a pod must be reachable; TURNOUT_BIND_ADDRESS narrows it
-    port: int = 8080
-    admin_port: int = 9090
-    admin_token_file: Path | None = None
+    host: str = option(
+        "0.0.0.0",  # noqa: S104 - a pod must be reachable; TURNOUT_BIND_ADDRESS narrows it
+        "--host",
+        "address to listen on",
+        environment=ENV_BIND_ADDRESS,
+    )
+    port: int = option(ROUTER_PORT, "--port", "public port: the OpenAI API", form=read_port, metavar="PORT")
+    admin_port: int = option(
+        ROUTER_ADMIN_PORT,
+        "--admin-port",
+        "health, metrics, the fleet's state",
+        form=read_port,
+        metavar="PORT",
+    )
+    admin_token_file: Path | None = option(
+        None,
+        "--admin-token-file",
+        "token that /admin/... on the admin port asks for (Authorization: Bearer), read again on changes; without it, those "
+        "paths answer to loopback peers only",
+        form=Path,
+        metavar="FILE",
+    )
     """The token that opens requests and workers on the admin port. None: they are shown to loopback peers only."""
-    auth: AuthMode = "open"
+    auth: AuthMode = option(
+        "open",
+        "--auth",
+        "required: 401 without a key of a TokenBudget; open: a key is optional, a wrong one is refused",
+        choices=get_args(AuthMode),
+    )
     """open: a key is optional, but a wrong one is refused where keys are known at all. required: 401 without one."""
-    explain: ExplainMode = "keys"
+    explain: ExplainMode = option(
+        "keys",
+        "--explain",
+        "who may ask with x-turnout-explain why a worker was chosen: keys whose TokenBudget allows it (and everybody with "
+        "--auth open), all, or nobody",
+        choices=get_args(ExplainMode),
+    )
     """Who is told why its request went where it did (`x-turnout-explain: 1`), which names workers and their load.
     keys: holders of keys whose budget allows it, and everybody where no key is required. all, off: as it says."""
-    shutdown_delay_seconds: float = 3.0
+    shutdown_delay_seconds: float = option(
+        3.0,
+        "--shutdown-delay",
+        "after SIGTERM: still accept requests while /readyz says 503",
+        form=read_seconds,
+        metavar="SECONDS",
+    )
     """After SIGTERM: how long new requests are still accepted while /readyz says 503, until load balancers know."""
-    shutdown_grace_seconds: float = 60.0
+    shutdown_grace_seconds: float = option(
+        60.0,
+        "--shutdown-grace",
+        "after that: let running requests finish",
+        form=read_seconds,
+        metavar="SECONDS",
+    )
     """After that: how long running requests may take to finish."""
-    tls_certificate: Path | None = None
+    tls_certificate: Path | None = option(
+        None,
+        "--tls-cert",
+        "serve HTTPS with this certificate chain (PEM), read again on changes",
+        form=Path,
+        metavar="FILE",
+    )
     """PEM file of the public port's certificate chain, read again when it changes. None: plain HTTP."""
-    tls_key: Path | None = None
+    tls_key: Path | None = option(
+        None, "--tls-key", "the certificate's key (PEM, not encrypted)", form=Path, metavar="FILE"
+    )
     """PEM file of its key, not encrypted."""
     peers: PeerSettings | None = None
     """None: this router is alone, or knows of others by scraping workers only."""
-    admission: AdmissionLimits = field(default_factory=AdmissionLimits)
+    admission: AdmissionLimits = group(
+        AdmissionLimits,
+        requests_per_worker=Option(
+            "--max-requests-per-worker",
+            "of one deployment under way at a time, for each worker that decodes; more wait",
+            read_positive,
+            "N",
+        ),
+        tokens_per_worker=Option(
+            "--max-tokens-per-worker", "likewise, prompt and expected output tokens", read_positive, "N"
+        ),
+        waiting=Option(
+            "--max-waiting", "requests of one deployment that wait; more get 503", read_positive, "N"
+        ),
+        waiting_tokens=Option(
+            "--max-waiting-tokens",
+            "tokens of the requests of one deployment that wait; beyond that 503",
+            read_positive,
+            "N",
+        ),
+        wait_seconds=Option(
+            "--queue-timeout", "for a request to wait for room, before it gets 503", read_seconds, "SECONDS"
+        ),
+    )
     """How much of a deployment's requests is let in at a time, and how many wait how long, where it does not say so itself."""
-    scrape_seconds: float = 0.25
+    scrape_seconds: float = option(
+        0.25,
+        "--scrape-interval",
+        "between two looks at a worker's metrics, by which several routers learn of each other's load; 0: never",
+        form=read_seconds,
+        metavar="SECONDS",
+    )
     """How often each worker is asked for its metrics, where a prefix-aware policy chooses among several; more seldom where
     there are many, see `Scraper`. 0: never. docs/routing.md has what an interval brings and costs."""
     client: ClientLimits = field(default_factory=ClientLimits)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from support.api_manifests import aggregated, deployment, edited
 from turnout.api import InvalidResource, LLMDeployment, load_budget, load_deployment
-from turnout.api.quantities import seconds
+from turnout.quantities import seconds
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from support.chart_rendering import CHART, NAMESPACE, leaves, render
-from turnout.api import names
+from turnout import terms
 from turnout.api.crds import custom_resource_definitions
 from turnout_cli.routers import TOKEN_VOLUME
 from turnout_devcluster.errors import CommandError
@@ -266,7 +266,7 @@ def test_routers_find_each_other(cluster: Cluster) -> None:
     # The name of a label has a slash, too: only the first one parts.
     assert dict(part.split("=") for part in selector.split(",")) == pod["selector"]["matchLabels"]
     ports = rendering.container("prod-turnout-router")["ports"]
-    assert {"name": PORT_NAME, "containerPort": names.ROUTER_PEERS_PORT} in ports
+    assert {"name": PORT_NAME, "containerPort": terms.ROUTER_PEERS_PORT} in ports
     role = rendering.one("Role", "prod-turnout-router-peers")
     (rule,) = role["rules"]
     assert role["metadata"]["namespace"] == namespace == NAMESPACE
@@ -290,8 +290,8 @@ def test_only_routers_reach_the_peers_port_where_that_is_asked_for(cluster: Clus
         for part in everybody["ports"]
         for port in range(part["port"], part.get("endPort", part["port"]) + 1)
     }
-    assert set(range(1, 65536)) - open_ports == {names.ROUTER_PEERS_PORT}
-    assert routers["ports"] == [{"port": names.ROUTER_PEERS_PORT}]
+    assert set(range(1, 65536)) - open_ports == {terms.ROUTER_PEERS_PORT}
+    assert routers["ports"] == [{"port": terms.ROUTER_PEERS_PORT}]
     assert [one["podSelector"] for one in routers["from"]] == [policy["spec"]["podSelector"]]
 
 
@@ -376,13 +376,13 @@ def test_ports_are_closed_where_that_is_asked_for(cluster: Cluster, namespace: s
         for part in everybody["ports"]
         for port in range(part["port"], part.get("endPort", part["port"]) + 1)
     }
-    assert set(range(1, 65536)) - open_ports == {names.ROUTER_ADMIN_PORT, names.ROUTER_PEERS_PORT}
+    assert set(range(1, 65536)) - open_ports == {terms.ROUTER_ADMIN_PORT, terms.ROUTER_PEERS_PORT}
     operators = {"podSelector": policies["turnout-operator"]["spec"]["podSelector"]}
-    assert admin == {"ports": [{"port": names.ROUTER_ADMIN_PORT}], "from": [operators, monitoring]}
+    assert admin == {"ports": [{"port": terms.ROUTER_ADMIN_PORT}], "from": [operators, monitoring]}
     routers = {"podSelector": policies["turnout-router"]["spec"]["podSelector"]}
-    assert peers == {"ports": [{"port": names.ROUTER_PEERS_PORT}], "from": [routers]}
+    assert peers == {"ports": [{"port": terms.ROUTER_PEERS_PORT}], "from": [routers]}
     assert policies["turnout-operator"]["spec"]["ingress"] == [
-        {"ports": [{"port": names.OPERATOR_ADMIN_PORT}], "from": [monitoring]}
+        {"ports": [{"port": terms.OPERATOR_ADMIN_PORT}], "from": [monitoring]}
     ]
     closed = render(cluster, {"networkPolicy": {"enabled": True}, "router": {"peers": {"enabled": False}}})
     assert closed.one("NetworkPolicy", "turnout-operator")["spec"]["ingress"] == []

@@ -7,7 +7,7 @@ import pytest
 
 from turnout_cli.demo.kv import pool_utilization, utilization
 
-METRICS = """# HELP vllm:kv_cache_usage_perc KV-cache usage. 1 means 100 percent usage.
+METRICS = b"""# HELP vllm:kv_cache_usage_perc KV-cache usage. 1 means 100 percent usage.
 # TYPE vllm:kv_cache_usage_perc gauge
 vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.375
 """
@@ -17,13 +17,13 @@ vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.375
     ("metrics", "value"),
     [
         (METRICS, 0.375),
-        ("vllm:kv_cache_usage_perc 1e-3\n", 0.001),
-        ("vllm:kv_cache_usage_perc{} oops\n", None),
-        ("", None),
+        (b'vllm:kv_cache_usage_perc{engine="0"} 1e-3\nvllm:kv_cache_usage_perc{engine="1"} 0.5\n', 0.2505),
+        (b"vllm:kv_cache_usage_perc{} oops\n", None),
+        (b"", None),
     ],
 )
-def test_a_worker_tells_its_share(metrics: str, value: float | None) -> None:
-    """The gauge is found among comments, with labels or without; a worker without it tells nothing."""
+def test_a_worker_tells_its_share(metrics: bytes, value: float | None) -> None:
+    """The gauge is found among comments, the mean of several engines; a worker without it tells nothing."""
     assert utilization(metrics) == value
 
 
@@ -35,7 +35,7 @@ async def test_pools_are_means_of_those_that_answer() -> None:
             raise httpx.ConnectError("refused")
         if request.url.host == "sick":
             return httpx.Response(500)
-        return httpx.Response(200, text=f"vllm:kv_cache_usage_perc 0.{request.url.host[1:]}\n")
+        return httpx.Response(200, text=f"vllm:kv_cache_usage_perc{{}} 0.{request.url.host[1:]}\n")
 
     async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as http:
         means = await pool_utilization(

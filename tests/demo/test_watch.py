@@ -64,7 +64,7 @@ async def test_a_silent_api_server_is_told(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("turnout_cli.demo.fleet._FIRST_WORD_SECONDS", 0.5)
     nobody = ApiServer("https://127.0.0.1:1", ssl.create_default_context())
     with pytest.raises(
-        ReadError, match=r"LLMDeployment default/tiny from https://127\.0\.0\.1:1.*ConnectError"
+        ReadError, match=r"LLMDeployment default/tiny from https://127\.0\.0\.1:1.*connection attempts failed"
     ):
         async with FleetWatch(nobody, load_deployment(raw_deployment())):
             pass

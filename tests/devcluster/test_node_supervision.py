@@ -11,6 +11,7 @@ import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
+import httpx
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -60,15 +61,17 @@ class FakeApi:
             ca_pem=certificate(), host="127.0.0.1", port=9, server="https://127.0.0.1:9"
         )
         self.pods = pods
+        self.client = httpx.AsyncClient(
+            transport=httpx.MockTransport(self._answer), base_url=self.endpoint.server
+        )
         self.renewed = asyncio.Event()
 
-    async def request(self, method: str, path: str, **_: object) -> dict[str, Any]:
-        items = self.pods if path == "/api/v1/pods" else []
-        return {"kind": f"{method}List", "metadata": {"resourceVersion": "1"}, "items": items}
-
-    async def watch(self, *_: object) -> AsyncIterator[dict[str, Any]]:
-        await asyncio.Event().wait()
-        yield {}
+    async def _answer(self, request: httpx.Request) -> httpx.Response:
+        if "watch" in request.url.params:
+            await asyncio.Event().wait()
+        pods = request.url.path == "/api/v1/pods"
+        listing = {"kind": "PodList" if pods else "ServiceList", "metadata": {"resourceVersion": "1"}}
+        return httpx.Response(200, json={**listing, "items": self.pods if pods else []})
 
     async def create(self, _: str, body: dict[str, Any]) -> dict[str, Any]:
         return body
@@ -132,6 +135,7 @@ async def running_agent(tmp_path: Path, api: FakeApi) -> AsyncIterator[Agent]:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+        await api.client.aclose()
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -303,7 +307,7 @@ async def test_a_service_that_makes_no_sense_harms_no_other(monkeypatch: pytest.
     made = Forwarder(
         ipaddress.IPv4Network("127.87.0.0/16"), ("127.0.0.1", 9), cast("Any", None), supervisor(counted)
     )
-    made.replaced(
+    made.listed(
         [
             {
                 "metadata": {"namespace": "ns", "name": name},

@@ -16,7 +16,7 @@ import pytest
 
 from support.clients import in_background, until
 from support.installation import conditions, llmdeployment
-from turnout.api import names
+from turnout import terms
 
 if TYPE_CHECKING:
     import threading
@@ -90,7 +90,7 @@ def deployment(*served: str, adapters: tuple[str, ...] = ()) -> dict[str, Any]:
 
 def route(name: str, target: str, *served: str) -> dict[str, Any]:
     spec = {"names": list(served), "targets": [{"deployment": target}]}
-    return {"apiVersion": names.API_VERSION, "kind": "LLMRoute", "metadata": {"name": name}, "spec": spec}
+    return {"apiVersion": terms.API_VERSION, "kind": "LLMRoute", "metadata": {"name": name}, "spec": spec}
 
 
 def budget(*keys: str, **spec: Any) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def budget(*keys: str, **spec: Any) -> dict[str, Any]:
         for place, key in enumerate(keys)
     ]
     return {
-        "apiVersion": names.API_VERSION,
+        "apiVersion": terms.API_VERSION,
         "kind": "TokenBudget",
         "metadata": {"name": "b"},
         "spec": {"keys": entries, "explain": True, "priority": "High", **spec},
@@ -114,7 +114,7 @@ def odd_pod(name: str, labels: dict[str, str]) -> dict[str, Any]:
         "metadata": {
             "name": name,
             "labels": labels,
-            "annotations": {names.ANNOTATION_WORKER: "[" * 15_000},
+            "annotations": {terms.ANNOTATION_WORKER: "[" * 15_000},
         },
         "spec": {
             "nodeSelector": {"turnout.dev/nowhere": "true"},
@@ -191,10 +191,10 @@ async def test_a_hostile_namespace_harms_nobody(turnout: Installation, space: st
             listed = await client.get("/models", headers={"authorization": f"Bearer {own}"})
             assert {one["id"] for one in listed.json()["data"]} == {mine, f"{mine}-s"}
             # Objects that are not what they seem, and many of them.
-            worker = {names.LABEL_DEPLOYMENT: "m", names.LABEL_ROLE: "aggregated", names.LABEL_REVISION: "x"}
-            router = {names.LABEL_NAME: "turnout", names.LABEL_COMPONENT: "router"}
+            worker = {terms.LABEL_DEPLOYMENT: "m", terms.LABEL_ROLE: "aggregated", terms.LABEL_REVISION: "x"}
+            router = {terms.LABEL_NAME: "turnout", terms.LABEL_COMPONENT: "router"}
             turnout.apply(
-                odd_pod("w", {**worker, names.LABEL_NAME: "turnout", names.LABEL_COMPONENT: "worker"}),
+                odd_pod("w", {**worker, terms.LABEL_NAME: "turnout", terms.LABEL_COMPONENT: "worker"}),
                 odd_pod("r", router),
                 *(route(f"f{number}", "none", model, f"{mine}-{number}") for number in range(200)),
                 namespace=hostile,

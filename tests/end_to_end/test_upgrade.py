@@ -12,7 +12,8 @@ import pytest
 
 from support.clients import asking, until
 from support.installation import SYSTEM_NAMESPACE, llmdeployment
-from turnout.api import load_deployment, names
+from turnout import terms
+from turnout.api import load_deployment
 from turnout_operator.plan import manifests
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def workers(turnout: Installation, space: str, *, marked: bool, count: int) -> d
     """Return the uids of the ready workers by name, if there are *count*, all with or all without the annotation."""
     pods = turnout.pods("app.kubernetes.io/component=worker", space)
     ready = turnout.ready_pods("app.kubernetes.io/component=worker", space)
-    alike = all((names.ANNOTATION_WORKER in pod["metadata"].get("annotations", {})) is marked for pod in pods)
+    alike = all((terms.ANNOTATION_WORKER in pod["metadata"].get("annotations", {})) is marked for pod in pods)
     if not alike or len(pods) != count or len(ready) != count:
         return {}
     return {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in pods}
@@ -45,14 +46,14 @@ def make_like_the_release_before(turnout: Installation, space: str, name: str) -
         labels, spec = live["metadata"]["labels"], live["spec"]
         made = manifests.pool(
             deployment,
-            labels[names.LABEL_ROLE],
-            labels[names.LABEL_REVISION],
+            labels[terms.LABEL_ROLE],
+            labels[terms.LABEL_REVISION],
             spec["replicas"],
             spec["template"]["spec"]["containers"][0]["image"],
             facts="",
         )
         turnout.cluster.kubectl(
-            *("apply", "--server-side", "--force-conflicts", f"--field-manager={names.FIELD_MANAGER}"),
+            *("apply", "--server-side", "--force-conflicts", f"--field-manager={terms.FIELD_MANAGER}"),
             *("--filename", "-"),
             stdin=json.dumps(manifests.with_annotation(made, None)),
         )

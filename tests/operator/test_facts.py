@@ -8,7 +8,8 @@ import pytest
 
 from support.operator_values import CONFIG, Fleet, raw_deployment
 from support.previous_release import recorded_deployment, recorded_pool
-from turnout.api import load_deployment, names
+from turnout import terms
+from turnout.api import load_deployment
 from turnout.api.worker_facts import WorkerFacts, WorkerPorts
 from turnout_operator.plan import manifests
 from turnout_operator.plan.facts import worker_facts
@@ -124,8 +125,8 @@ def test_a_template_that_changes_anyway_takes_the_annotation_along() -> None:
     applied = [manifest for manifest in made.apply if manifest["kind"] == "Deployment"]
     assert len(applied) == len(ROLES)
     for manifest in applied:
-        (fact,) = facts(fleet)[manifest["metadata"]["labels"][names.LABEL_ROLE]]
-        assert manifest["spec"]["template"]["metadata"]["annotations"] == {names.ANNOTATION_WORKER: fact}
+        (fact,) = facts(fleet)[manifest["metadata"]["labels"][terms.LABEL_ROLE]]
+        assert manifest["spec"]["template"]["metadata"]["annotations"] == {terms.ANNOTATION_WORKER: fact}
 
 
 def test_a_pod_that_runs_with_other_arguments_is_not_marked_like_the_others() -> None:
@@ -144,7 +145,7 @@ def test_an_annotation_that_is_edited_is_put_back_in_place() -> None:
     fleet = Fleet(raw_deployment())
     settle(fleet)
     for name in list(fleet.pods)[:2]:
-        fleet.pods[name]["metadata"]["annotations"][names.ANNOTATION_WORKER] = "{}"
+        fleet.pods[name]["metadata"]["annotations"][terms.ANNOTATION_WORKER] = "{}"
     assert len(fleet.plan().patches) == 2
     settle(fleet)
     assert said(fleet) == facts(fleet)
@@ -166,11 +167,11 @@ def test_a_pod_that_leaves_is_left_alone() -> None:
     fleet = upgraded()
     leaving = next(name for name in fleet.pods if "decode" in name)
     meta = fleet.pods[leaving]["metadata"]
-    meta["labels"][names.LABEL_DRAINING] = "true"
+    meta["labels"][terms.LABEL_DRAINING] = "true"
     fleet.raw["spec"]["decode"]["replicas"] = {"min": 1, "max": 1}
     marking = [
         patch.name
         for patch in fleet.plan().patches
-        if names.ANNOTATION_WORKER in patch.body["metadata"].get("annotations", {})
+        if terms.ANNOTATION_WORKER in patch.body["metadata"].get("annotations", {})
     ]
     assert sorted([*marking, leaving]) == sorted(fleet.pods)

@@ -2,108 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import time
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, Gauge, generate_latest
-from prometheus_client.parser import text_string_to_metric_families
 
 from support.operator_values import raw_deployment
 from turnout.api import load_deployment
 from turnout.scaling.need import need_of
-from turnout.scaling.policy import Policy
 from turnout_operator.load import pages
-from turnout_operator.load.exposition import Excerpt, samples
 from turnout_operator.load.facts import Traffic, load_facts, missed_share
 from turnout_operator.load.pages import RouterPage, bucket, router_page, worker_page
 from turnout_operator.load.window import Window
 from turnout_operator.plan.observed import ObservedPod, WorkerLoad
-
-
-@given(
-    values=st.dictionaries(
-        st.text(max_size=12),
-        st.floats(allow_nan=False),
-        max_size=5,
-    )
-)
-def test_the_lean_reader_agrees_with_the_library(values: dict[str, float]) -> None:
-    """Labels with quotes, backslashes, newlines and braces, and values of any size, are read as prometheus_client does."""
-    registry = CollectorRegistry()
-    gauge = Gauge("wanted", "help", ("label",), registry=registry)
-    Gauge("other", "help", registry=registry).set(1)
-    for label, value in values.items():
-        gauge.labels(label).set(value)
-    text = generate_latest(registry).decode()
-    expected = {
-        (sample.labels["label"], sample.value)
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name == "wanted"
-    }
-    assert {(sample.labels["label"], sample.value) for sample in samples(text, {"wanted"})} == expected
-
-
-@given(
-    lines=st.lists(
-        st.sampled_from(
-            [
-                'wanted{a="b"} 1',
-                "wanted 2",
-                "wanted_more 3",
-                "# wanted 4",
-                "",
-                "wanted{",
-                "other 5",
-                "wanted\t6",
-            ]
-        ),
-        max_size=30,
-    ),
-    cuts=st.lists(st.integers(0, 400), max_size=8),
-    end=st.sampled_from(["", "\n"]),
-)
-def test_a_page_in_pieces_is_the_same_page(lines: list[str], cuts: list[int], end: str) -> None:
-    """Wherever it is cut, the lines that matter are kept, and no others."""
-    text = "\n".join(lines) + end
-    excerpt = Excerpt({"wanted"}, max_bytes=10_000, max_kept=10_000)
-    for start, stop in itertools.pairwise([0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]):
-        excerpt.add(text[start:stop].encode())
-    kept = excerpt.text()
-    assert list(samples(kept, {"wanted"})) == list(samples(text, {"wanted"}))
-    assert "other" not in kept
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "wanted{" + "a" * 8000 + "} 1",
-        "wanted{" + 'a="\\' * 2000 + "} 1",
-        "wanted{" + 'a="b",' * 1300 + "} 1",
-        "wanted{" + " " * 8000 + "} 1",
-        "wanted{" + 'a="' + "\\" * 7900 + "} 1",
-    ],
-    ids=["a name without end", "open quotes", "many labels", "blanks", "backslashes"],
-)
-def test_the_time_for_a_line_grows_with_its_length_alone(line: str) -> None:
-    """Sixteen such lines are all that a worker's page may have of them; they take milliseconds."""
-    began = time.process_time()
-    assert len(list(samples("\n".join([line] * 16), {"wanted"}))) == 16
-    assert time.process_time() - began < 0.5
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "wanted", "wanted{", "wanted{a=", 'wanted{a="b"}', "wanted x", "# wanted 1", "\x00", "wanted} 1"],
-)
-def test_garbage_is_skipped(text: str) -> None:
-    """A page that is none raises nothing."""
-    assert list(samples(text, {"wanted"})) == []
+from turnout_operator.plan.policy import policy_of
 
 
 def test_a_worker_page_without_the_figures_that_matter_is_none() -> None:
@@ -130,7 +42,7 @@ def test_waiting_for_kv_is_not_waiting_for_room() -> None:
 def test_requests_that_wait_for_their_kv_ask_for_no_replica() -> None:
     """A decode pool at 12 % of its cache does not grow because transfers are under way."""
     load = WorkerLoad(99.0, running=16, waiting=14, kv_utilization=0.12, deferred=14)
-    policy = Policy.of(load_deployment(raw_deployment()).spec)
+    policy = policy_of(load_deployment(raw_deployment()).spec)
     facts = load_facts(
         policy,
         {"prefill": 1, "decode": 2},
@@ -248,7 +160,7 @@ def test_pods_become_facts_about_their_pool() -> None:
         pod(draining_since=5.0, load=loaded),
         pod(ready=False, terminating=True),
     ]
-    policy = Policy.of(load_deployment(raw_deployment()).spec)
+    policy = policy_of(load_deployment(raw_deployment()).spec)
     traffic = Traffic({pages.FINISHED: 10.0, pages.GOOD: 9.0, pages.ARRIVALS: 30.0}, 6.0, answered=True)
     facts = load_facts(policy, {"prefill": 1, "decode": 4}, pods, traffic, {}, now=100.0, scale=5)
     decode = facts.pool("decode")
@@ -276,7 +188,7 @@ def test_what_routers_hold_is_held_for_a_pool(
     prefill: tuple[int, int] | None, expected: dict[str, int]
 ) -> None:
     """By the half that is short; an aggregated pool is the one that decodes."""
-    policy = Policy.of(load_deployment(raw_deployment(prefill=prefill)).spec)
+    policy = policy_of(load_deployment(raw_deployment(prefill=prefill)).spec)
     traffic = Traffic({}, 60.0, answered=True, held={"prefill": 4, "decode": 7})
     facts = load_facts(policy, dict.fromkeys(policy.roles, 1), [], traffic, {}, now=0.0, scale=1)
     assert {pool.role: pool.held for pool in facts.pools} == expected
@@ -284,7 +196,7 @@ def test_what_routers_hold_is_held_for_a_pool(
 
 def test_without_a_router_nothing_is_known_of_the_traffic() -> None:
     """Silence is not taken for idleness."""
-    policy = Policy.of(load_deployment(raw_deployment()).spec)
+    policy = policy_of(load_deployment(raw_deployment()).spec)
     facts = load_facts(
         policy, {"prefill": 1, "decode": 4}, [], Traffic({}, 60.0, answered=False), {}, now=0.0, scale=1
     )

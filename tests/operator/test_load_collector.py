@@ -18,7 +18,7 @@ from aiohttp import web
 
 from support.router_mock_backend import mock_worker
 from support.router_running import DEPLOYMENT, config, eventually, eventually_async, running_router
-from turnout.api.names import ROUTER_ADMIN_PORT, WORKER_PORT
+from turnout.terms import ROUTER_ADMIN_PORT, WORKER_PORT
 from turnout_operator.load import collector
 from turnout_operator.load.collector import Collector, Target
 from turnout_operator.load.pages import RouterPage, router_page

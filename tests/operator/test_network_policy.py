@@ -9,7 +9,7 @@ import pytest
 from support.installation import llmdeployment
 from support.operator_process import apply, get, wait_until
 from support.operator_values import CONFIG, Fleet, raw_deployment
-from turnout.api import names
+from turnout import terms
 from turnout_operator.plan.revision import model_revision
 
 if TYPE_CHECKING:
@@ -42,12 +42,12 @@ def test_who_is_let_in() -> None:
     turnout, workers = rule["from"]
     assert turnout["namespaceSelector"] == {"matchLabels": {"kubernetes.io/metadata.name": CONFIG.namespace}}
     for component, let_in in (("router", True), ("operator", True), ("worker", False), ("other", False)):
-        labels = {names.LABEL_NAME: "turnout", names.LABEL_COMPONENT: component}
+        labels = {terms.LABEL_NAME: "turnout", terms.LABEL_COMPONENT: component}
         assert matches(turnout["podSelector"], labels) is let_in
-    assert not matches(turnout["podSelector"], {names.LABEL_COMPONENT: "router"})
+    assert not matches(turnout["podSelector"], {terms.LABEL_COMPONENT: "router"})
     assert "namespaceSelector" not in workers
     assert matches(workers["podSelector"], pod)
-    assert not matches(workers["podSelector"], {**pod, names.LABEL_DEPLOYMENT: "other"})
+    assert not matches(workers["podSelector"], {**pod, terms.LABEL_DEPLOYMENT: "other"})
 
 
 def test_it_comes_and_goes_with_the_wish_and_replaces_no_pod() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support.installation import llmdeployment
 from support.operator_process import OperatorProcess, apply, condition, get, wait_until
 from support.operator_values import CONFIG, NOW, Fleet, raw_deployment
-from turnout.api import names
+from turnout import terms
 from turnout_operator.plan.conditions import rfc3339
 from turnout_operator.plan.observed import MAX_WORDS, failed_pod, words
 from turnout_operator.plan.plan import plan
@@ -200,7 +200,7 @@ def failed(name: str, reason: str, message: str, created: float) -> dict[str, An
         "metadata": {
             "name": name,
             "creationTimestamp": rfc3339(created),
-            "labels": {names.LABEL_ROLE: "aggregated", names.LABEL_REVISION: "r"},
+            "labels": {terms.LABEL_ROLE: "aggregated", terms.LABEL_REVISION: "r"},
         },
         "status": {"phase": "Failed", "reason": reason, "message": message},
     }

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from turnout.api import names
+from turnout import terms
 from turnout_operator.plan.ownership import owns
 
 OWNER = {"name": "llama", "uid": "now"}
-LABELS = {names.LABEL_MANAGED_BY: names.FIELD_MANAGER, names.LABEL_DEPLOYMENT: "llama"}
+LABELS = {terms.LABEL_MANAGED_BY: terms.FIELD_MANAGER, terms.LABEL_DEPLOYMENT: "llama"}
 
 
 def reference(kind: str, name: str, uid: str, *, controller: bool = True) -> dict[str, Any]:
@@ -28,8 +28,8 @@ def reference(kind: str, name: str, uid: str, *, controller: bool = True) -> dic
         (LABELS, [reference("LLMDeployment", "other", "x")], False),
         (LABELS, [reference("Helm", "llama", "x")], False),
         ({}, [], False),
-        ({names.LABEL_MANAGED_BY: "Helm", names.LABEL_DEPLOYMENT: "llama"}, [], False),
-        ({**LABELS, names.LABEL_DEPLOYMENT: "other"}, [], False),
+        ({terms.LABEL_MANAGED_BY: "Helm", terms.LABEL_DEPLOYMENT: "llama"}, [], False),
+        ({**LABELS, terms.LABEL_DEPLOYMENT: "other"}, [], False),
     ],
     ids=[
         "owned",

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.operator_values import CONFIG, Fleet, raw_deployment
-from turnout.api import names
+from turnout import terms
 from turnout.scaling.decision import Decision, ScalingLimit
 from turnout_operator.plan.config import PlanConfig
 from turnout_operator.plan.status import condition
@@ -62,7 +62,7 @@ def test_a_fresh_deployment_starts_at_its_minimum() -> None:
         "ServiceAccount",
     ]
     replicas = {
-        m["metadata"]["labels"][names.LABEL_ROLE]: m["spec"]["replicas"]
+        m["metadata"]["labels"][terms.LABEL_ROLE]: m["spec"]["replicas"]
         for m in made.apply
         if m["kind"] == "Deployment"
     }
@@ -112,8 +112,8 @@ def test_nothing_is_done_where_nothing_differs() -> None:
         lambda child: child["spec"]["template"]["spec"]["containers"][0].update(image="evil:1"),
         lambda child: child["spec"]["template"]["spec"]["containers"][0].update(args=["simulate"]),
         lambda child: (
-            child["metadata"]["labels"].pop(names.LABEL_ROLE)
-            and child["metadata"]["labels"].update({names.LABEL_ROLE: "prefill"})
+            child["metadata"]["labels"].pop(terms.LABEL_ROLE)
+            and child["metadata"]["labels"].update({terms.LABEL_ROLE: "prefill"})
         ),
         lambda child: child["metadata"].update(ownerReferences=[]),
     ],
@@ -367,12 +367,12 @@ def test_bounds_objectives_and_routing_are_no_part_of_the_revision() -> None:
         made = Fleet(raw).plan(config=config)
         return str(
             next(m for m in made.apply if m["kind"] == "Deployment")["metadata"]["labels"][
-                names.LABEL_REVISION
+                terms.LABEL_REVISION
             ]
         )
 
     here = next(m for m in base.apply if m["kind"] == "Deployment")["metadata"]["labels"][
-        names.LABEL_REVISION
+        terms.LABEL_REVISION
     ]
     assert (
         revision(raw_deployment(decode=(1, 9), slo={"goodputPercent": 50}, scaling={"mode": "Paused"}))

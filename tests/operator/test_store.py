@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnout.api.names import LABEL_DEPLOYMENT
+from turnout.terms import LABEL_DEPLOYMENT
 from turnout_operator.kube.kinds import DEPLOYMENT, LLM_DEPLOYMENT, POD
 from turnout_operator.observe.store import Key, Store
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from turnout_kube.follow import Unavailable
 from turnout_router import kube
-from turnout_router.errors import ConfigError, DiscoveryError
+from turnout_router.errors import ConfigError
 from turnout_router.kube import load_access
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ async def test_a_program_that_hangs_holds_nobody_up(tmp_path: Path, monkeypatch:
     before = int((tmp_path / "runs").read_text())
     go.unlink()
     for _ in range(2):
-        with pytest.raises(DiscoveryError):
+        with pytest.raises(Unavailable):
             await access.headers()
     assert int((tmp_path / "runs").read_text()) == before + 1
     go.touch()

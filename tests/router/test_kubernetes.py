@@ -19,7 +19,7 @@ import yaml
 from support.installation import REPOSITORY
 from support.router_mock_backend import mock_worker
 from support.router_running import eventually, eventually_async
-from turnout.api import names
+from turnout import terms
 from turnout.api.worker_facts import WorkerFacts, WorkerPorts
 from turnout_router.discovery.kubernetes import KubernetesSource
 from turnout_router.kube import load_access
@@ -45,7 +45,7 @@ def crds(cluster: Cluster) -> None:
 def deployment(name: str, *served: str) -> dict[str, Any]:
     pool = {"accelerator": {"type": "H100-SXM"}}
     return {
-        "apiVersion": names.API_VERSION,
+        "apiVersion": terms.API_VERSION,
         "kind": "LLMDeployment",
         "metadata": {"name": name},
         "spec": {
@@ -64,8 +64,8 @@ def pod(name: str, of: str, role: str, worker: MockWorker, served: str) -> dict[
         "kind": "Pod",
         "metadata": {
             "name": name,
-            "labels": {names.LABEL_DEPLOYMENT: of, names.LABEL_ROLE: role, names.LABEL_REVISION: "abc"},
-            "annotations": {names.ANNOTATION_WORKER: facts.to_annotation()},
+            "labels": {terms.LABEL_DEPLOYMENT: of, terms.LABEL_ROLE: role, terms.LABEL_REVISION: "abc"},
+            "annotations": {terms.ANNOTATION_WORKER: facts.to_annotation()},
         },
         "spec": {
             # No node has this label: nobody runs it, so the test says what its status is.
@@ -142,9 +142,9 @@ async def test_a_pod_serves_from_ready_to_draining(cluster: Cluster, namespace: 
         await eventually_async(lambda: answers(200))
         assert worker.received[0].body["model"] == "own-name"
         assert (await client.post("/v1/chat/completions", json=chat(f"{namespace}/m"))).status_code == 200
-        cluster.kubectl("label", "pod", "w", "--namespace", namespace, f"{names.LABEL_DRAINING}=true")
+        cluster.kubectl("label", "pod", "w", "--namespace", namespace, f"{terms.LABEL_DRAINING}=true")
         await eventually_async(lambda: answers(503))
-        cluster.kubectl("label", "pod", "w", "--namespace", namespace, f"{names.LABEL_DRAINING}-")
+        cluster.kubectl("label", "pod", "w", "--namespace", namespace, f"{terms.LABEL_DRAINING}-")
         await eventually_async(lambda: answers(200))
         set_status(cluster, namespace, "w", worker.host, ready=False)
         await eventually_async(lambda: answers(503))
@@ -191,13 +191,13 @@ async def test_routes_and_keys_come_from_their_resources(cluster: Cluster, names
     """An LLMRoute is a name, a TokenBudget a lock; both as soon as they are applied."""
     key = f"sk-{namespace}"
     route = {
-        "apiVersion": names.API_VERSION,
+        "apiVersion": terms.API_VERSION,
         "kind": "LLMRoute",
         "metadata": {"name": "r"},
         "spec": {"names": [f"{namespace}-chat"], "targets": [{"deployment": "m"}]},
     }
     budget = {
-        "apiVersion": names.API_VERSION,
+        "apiVersion": terms.API_VERSION,
         "kind": "TokenBudget",
         "metadata": {"name": "b"},
         "spec": {"keys": [{"name": "k", "sha256": hashlib.sha256(key.encode()).hexdigest()}]},

@@ -26,9 +26,9 @@ from support.router_running import (
     running_router,
 )
 from support.worker_process import free_port
-from turnout.api.names import ANNOTATION_WORKER
 from turnout.api.worker_facts import WorkerFacts, WorkerPorts
 from turnout.routing import HealthPolicy
+from turnout.terms import ANNOTATION_WORKER
 from turnout_router import checks, listener, main, pools, tls
 from turnout_router.admin import AdminApp
 from turnout_router.answers import Collected

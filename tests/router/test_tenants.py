@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,8 @@ from support.fake_api_server import FakeApiServer, fake_api_server, llm_deployme
 from support.previous_release import recorded_pod
 from support.router_mock_backend import mock_worker
 from support.router_running import eventually, eventually_async, running_router
-from turnout.api import names
+from turnout import terms
+from turnout_kube.follow import follow
 from turnout_router.discovery import kubernetes
 from turnout_router.discovery.kubernetes import KubernetesSource
 from turnout_router.main import Router
@@ -40,7 +42,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let times pass quickly."""
     monkeypatch.setattr(kubernetes, "FORGET_SECONDS", FORGET)
     monkeypatch.setattr(kubernetes, "_PATIENCE_SECONDS", FORGET)
-    monkeypatch.setattr("turnout_router.kube._BACK_OFF_SECONDS", (0.05,))
+    monkeypatch.setattr(kubernetes, "follow", partial(follow, back_off_seconds=(0.05,)))
 
 
 @dataclass
@@ -79,7 +81,7 @@ def budget(
     entries = [{"name": key, "sha256": hashlib.sha256(key.encode()).hexdigest()} for key in keys]
     status = {} if accepted is None else {"observedGeneration": 1, "acceptedKeys": accepted}
     return {
-        "apiVersion": names.API_VERSION,
+        "apiVersion": terms.API_VERSION,
         "kind": "TokenBudget",
         "metadata": meta(namespace, name, created),
         "spec": {"keys": entries, **spec},
@@ -90,7 +92,7 @@ def budget(
 def annotated(name: str, annotation: str) -> dict[str, Any]:
     """Return a ready Pod of h's model that has *annotation* where the operator writes what a worker is."""
     made = worker_pod("h", name, "m", 1, "h-m")
-    made["metadata"]["annotations"] = {names.ANNOTATION_WORKER: annotation}
+    made["metadata"]["annotations"] = {terms.ANNOTATION_WORKER: annotation}
     return made
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from support.previous_release import recorded_deployment, recorded_pod
-from turnout.api import load_deployment, names
+from turnout import terms
+from turnout.api import load_deployment
 from turnout.api.loading import InvalidResource
 from turnout.routing import Backend, KvEventPorts
 from turnout.routing.admission import AdmissionBounds
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 def deployment(**spec: Any) -> dict[str, Any]:
     return {
-        "apiVersion": names.API_VERSION,
+        "apiVersion": terms.API_VERSION,
         "kind": "LLMDeployment",
         "metadata": {"name": "m", "namespace": "ns"},
         "spec": {
@@ -61,11 +62,11 @@ def pod(**facts: Any) -> dict[str, Any]:
             "name": "w",
             "namespace": "ns",
             "labels": {
-                names.LABEL_DEPLOYMENT: "m",
-                names.LABEL_ROLE: "decode",
-                names.LABEL_REVISION: "r",
+                terms.LABEL_DEPLOYMENT: "m",
+                terms.LABEL_ROLE: "decode",
+                terms.LABEL_REVISION: "r",
             },
-            "annotations": {names.ANNOTATION_WORKER: json.dumps(said)},
+            "annotations": {terms.ANNOTATION_WORKER: json.dumps(said)},
         },
         "spec": {"containers": [container]},
         "status": {"podIP": "127.0.0.1", "conditions": [{"type": "Ready", "status": "True"}]},
@@ -122,7 +123,7 @@ def test_pods_of_the_release_before_mean_the_same(role: Role) -> None:
     )
     facts = worker_facts(load_deployment(recorded_deployment()), role)
     marked = recorded_pod(role, "w")
-    marked["metadata"]["annotations"] = {names.ANNOTATION_WORKER: facts.to_annotation()}
+    marked["metadata"]["annotations"] = {terms.ANNOTATION_WORKER: facts.to_annotation()}
     marked["spec"] = {}
     assert backend_of(marked) == before
 
@@ -148,7 +149,7 @@ def test_a_pod_of_the_release_before_that_makes_no_sense_is_refused(
 def test_a_budget_says_whose_holders_may_ask_why() -> None:
     """Nobody's, unless it is said."""
     budget: dict[str, Any] = {
-        "apiVersion": names.API_VERSION,
+        "apiVersion": terms.API_VERSION,
         "kind": "TokenBudget",
         "metadata": {"name": "b", "namespace": "ns"},
         "spec": {"keys": [{"name": "k", "sha256": "0" * 64}]},

@@ -14,7 +14,8 @@ from support.fake_api_server import fake_api_server
 from support.previous_release import recorded_deployment, recorded_pod
 from support.router_mock_backend import mock_worker
 from support.router_running import eventually, eventually_async
-from turnout.api import load_deployment, names
+from turnout import terms
+from turnout.api import load_deployment
 from turnout_operator.plan.facts import worker_facts
 from turnout_router.discovery.kubernetes import KubernetesSource
 from turnout_router.main import Router
@@ -34,7 +35,7 @@ def put_pod(api: FakeApiServer, name: str, worker: MockWorker, *, marked: bool) 
         facts = worker_facts(load_deployment(recorded_deployment()), "decode")
         ports = facts.ports.model_copy(update={"http": worker.port})
         said = facts.model_copy(update={"ports": ports}).to_annotation()
-        made["metadata"]["annotations"] = {names.ANNOTATION_WORKER: said}
+        made["metadata"]["annotations"] = {terms.ANNOTATION_WORKER: said}
         made["spec"]["containers"][0]["args"] = ["simulate", "--served-name", "not-read"]
     api.put("pods", made)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from support.scaling_loop import TRAFFIC, Run, hpa_on_queue, run, turnout
 from support.scaling_values import policy_of
+from turnout_simulator.scaling.run import TRAFFIC, Run, run
+from turnout_simulator.scaling.scalers import hpa_on_queue, turnout
 
 POLICY = policy_of(prefill=(1, 8), decode=(1, 8), ratio=("1:4", "4:1"), budget=14)
 

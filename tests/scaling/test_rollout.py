@@ -17,9 +17,9 @@ from turnout.scaling.rollout import rollout, serving_revision
 from turnout.scaling.rollout_facts import RevisionFacts, RevisionPool, Surge
 
 if TYPE_CHECKING:
-    from turnout.api.deployment import Role
     from turnout.scaling.policy import Policy
     from turnout.scaling.rollout_facts import RolloutPlan
+    from turnout.terms import Role
 
 MAX_TICKS = 200
 Pair = tuple[int, int]

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
+from turnout.sizing.accelerators import ACCELERATORS
 from turnout.sizing.capacity import Fit, Misfit, fits
+from turnout.terms import AcceleratorType
 
 EIGHT = "hf://meta-llama/Llama-3.1-8B-Instruct"
 SEVENTY = "hf://meta-llama/Llama-3.1-70B-Instruct"
+
+
+def test_every_accelerator_that_can_be_asked_for_has_its_figures() -> None:
+    """The resources' enumeration and the table name the same ones."""
+    assert set(ACCELERATORS) == set(get_args(AcceleratorType))
 
 
 def test_8b_on_one_h100_holds_435_000_tokens() -> None:

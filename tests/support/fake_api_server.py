@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from turnout.api import names
+from turnout import terms
 from turnout.api.worker_facts import WorkerFacts, WorkerPorts
 from turnout_router.kube import Access
 
@@ -145,7 +145,7 @@ def llm_deployment(
     """Return an LLMDeployment with one aggregated pool; *settled*: what its status says it serves."""
     status = {} if settled is None else {"observedGeneration": 1, "servedNames": settled}
     return {
-        "apiVersion": names.API_VERSION,
+        "apiVersion": terms.API_VERSION,
         "kind": "LLMDeployment",
         "metadata": meta(namespace, name, created),
         "spec": {
@@ -165,12 +165,12 @@ def worker_pod(namespace: str, name: str, deployment: str, port: int, served: st
             "namespace": namespace,
             "name": name,
             "labels": {
-                names.LABEL_DEPLOYMENT: deployment,
-                names.LABEL_ROLE: "aggregated",
-                names.LABEL_REVISION: "a",
+                terms.LABEL_DEPLOYMENT: deployment,
+                terms.LABEL_ROLE: "aggregated",
+                terms.LABEL_REVISION: "a",
             },
-            "annotations": {names.ANNOTATION_WORKER: facts.to_annotation()},
+            "annotations": {terms.ANNOTATION_WORKER: facts.to_annotation()},
         },
-        "spec": {"containers": [{"name": names.COMPONENT_WORKER}]},
+        "spec": {"containers": [{"name": terms.COMPONENT_WORKER}]},
         "status": {"podIP": "127.0.0.1", "conditions": [{"type": "Ready", "status": "True"}]},
     }

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from aiohttp import web
 
-from turnout.api.names import COMPONENT_ROUTER, LABEL_COMPONENT, ROUTER_ADMIN_PORT, WORKER_PORT
 from turnout.sizing.accelerators import ACCELERATORS, PRODUCT_LABEL
+from turnout.terms import COMPONENT_ROUTER, LABEL_COMPONENT, ROUTER_ADMIN_PORT, WORKER_PORT
 from turnout_operator.errors import ApiError
 from turnout_operator.kube.client import KubeClient
 from turnout_operator.kube.credentials import Credentials

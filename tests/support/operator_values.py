@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from turnout.api import load_deployment, names
+from turnout import terms
+from turnout.api import load_deployment
 from turnout_operator.plan.claims import claim_of, claimant_of, settle
 from turnout_operator.plan.conditions import rfc3339
 from turnout_operator.plan.config import PlanConfig
@@ -45,7 +46,7 @@ def raw_deployment(
     if prefill is not None:
         spec["prefill"] = pool(prefill)
     return {
-        "apiVersion": names.API_VERSION,
+        "apiVersion": terms.API_VERSION,
         "kind": "LLMDeployment",
         "metadata": {
             "name": name,
@@ -186,4 +187,4 @@ def _rank(pod: dict[str, Any]) -> tuple[bool, int]:
     ready = any(
         item["type"] == "Ready" and item["status"] == "True" for item in pod["status"].get("conditions", [])
     )
-    return ready, int(pod["metadata"].get("annotations", {}).get(names.ANNOTATION_DELETION_COST, "0"))
+    return ready, int(pod["metadata"].get("annotations", {}).get(terms.ANNOTATION_DELETION_COST, "0"))

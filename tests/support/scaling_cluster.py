@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from random import Random
 
-    from turnout.api.deployment import Role
     from turnout.scaling.rollout_facts import RolloutPlan
+    from turnout.terms import Role
 
 TICK_SECONDS = 10.0
 

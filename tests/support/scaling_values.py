@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from turnout.api.quantities import fraction
+from turnout.quantities import fraction
 from turnout.scaling.facts import LoadFacts, PoolFacts
 from turnout.scaling.policy import Policy, PoolPolicy
 
 if TYPE_CHECKING:
-    from turnout.api.deployment import Role
-    from turnout.scaling.policy import Mode
+    from turnout.terms import Role, ScalingMode
 
 
 def policy_of(
@@ -24,7 +23,7 @@ def policy_of(
     prefill_type: str = "H100-SXM",
     kv_target: float = 0.8,
     stabilization_seconds: float = 300.0,
-    mode: Mode = "Automatic",
+    mode: ScalingMode = "Automatic",
     interval_seconds: float = 5.0,
 ) -> Policy:
     """Return a policy; *prefill* None makes one aggregated pool with *decode*'s bounds."""

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from support.worker_process import WorkerProcess, running_worker
-from turnout.api import names
-from turnout_worker import settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,13 +32,6 @@ def send(worker: WorkerProcess, data: bytes) -> bytes:
         while piece := connection.recv(65536):
             received += piece
         return received
-
-
-def test_names_are_spelled_as_everywhere() -> None:
-    """The worker's own copies of shared names equal the shared ones."""
-    assert settings.DEFAULT_PORT == names.WORKER_PORT
-    assert settings.DEFAULT_SIDE_CHANNEL_PORT == names.KV_SIDE_CHANNEL_PORT
-    assert settings.ENV_BIND_ADDRESS == names.ENV_BIND_ADDRESS
 
 
 def test_a_worker_loads_no_framework() -> None:

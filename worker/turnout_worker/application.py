@@ -18,10 +18,10 @@ from turnout_worker.metrics import LoraState
 from turnout_worker.serving import MAX_REQUEST_ID
 
 if TYPE_CHECKING:
+    from turnout_worker.body import Kind
     from turnout_worker.driver import Driver
     from turnout_worker.http import Exchange
     from turnout_worker.metrics import Metrics
-    from turnout_worker.openai import Kind
     from turnout_worker.pooling import PoolingKind
     from turnout_worker.serving import Serving
     from turnout_worker.settings import WorkerSettings

@@ -6,7 +6,7 @@ What is refused here has touched nothing: a prompt that a prefill worker holds f
 from __future__ import annotations
 
 import gc
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import orjson
 
@@ -15,7 +15,8 @@ from turnout_worker.errors import BodyError, ContradictionError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from turnout_worker.openai import Kind
+Kind = Literal["chat", "text", "response", "message"]
+"""Which API a request came through; all but `text` are conversations."""
 
 MAX_ELEMENTS: Final = 250_000
 """Most commas and opening brackets, those within texts included: what parsing costs beside a body's bytes."""

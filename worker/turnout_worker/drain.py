@@ -7,11 +7,13 @@ import logging
 import time
 from typing import Final
 
+from turnout_prom.search import PageError, total
+
 _log = logging.getLogger(__name__)
 
 _POLL_SECONDS: Final = 0.2
 _ANSWER_SECONDS: Final = 5.0
-_GAUGES: Final = ("vllm:num_requests_running{", "vllm:num_requests_waiting{")
+_GAUGES: Final = (b"vllm:num_requests_running", b"vllm:num_requests_waiting")
 
 
 def drain(host: str, port: int, *, idle_seconds: float, deadline_seconds: float) -> int:
@@ -28,7 +30,7 @@ def drain(host: str, port: int, *, idle_seconds: float, deadline_seconds: float)
         except ConnectionRefusedError:
             _log.info("nothing listens on %s:%d: nothing to drain", host, port)
             return 0
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except (OSError, http.client.HTTPException, PageError) as error:
             _log.warning("cannot tell whether the worker is idle: %s", error)
             requests = None
         if requests != 0:
@@ -43,14 +45,14 @@ def drain(host: str, port: int, *, idle_seconds: float, deadline_seconds: float)
 
 
 def _requests(host: str, port: int) -> float:
-    """Return how many requests run or wait. Raise OSError, HTTPException or ValueError where it does not say."""
+    """Return how many requests run or wait. Raise OSError, HTTPException or PageError where it does not say."""
     connection = http.client.HTTPConnection(host, port, timeout=_ANSWER_SECONDS)
     try:
         connection.request("GET", "/metrics")
-        lines = connection.getresponse().read().decode().splitlines()
+        page = connection.getresponse().read()
     finally:
         connection.close()
-    samples = [line for line in lines if line.startswith(_GAUGES)]
-    if len(samples) != len(_GAUGES):
-        raise ValueError("its /metrics lack num_requests_running or num_requests_waiting")
-    return sum(float(line.rpartition(" ")[2]) for line in samples)
+    totals = [total(page, gauge) for gauge in _GAUGES]
+    if None in totals:
+        raise PageError("its /metrics lack num_requests_running or num_requests_waiting")
+    return sum(value for value in totals if value is not None)

@@ -15,7 +15,7 @@ from turnout_worker.errors import EngineInputError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from turnout_worker.openai import Kind
+    from turnout_worker.body import Kind
 
 VOCABULARY: Final = 128_256
 """Token ids that sampling parameters may name: Llama 3's. They have no effect here, and the prompt's are not checked."""

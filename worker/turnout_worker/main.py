@@ -6,14 +6,12 @@ import argparse
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
+from turnout.terms import ENV_BIND_ADDRESS, ENV_POD_IP, KV_SIDE_CHANNEL_PORT, WORKER_PORT, Role
+from turnout_runtime.options import read_port, read_positive, read_seconds
 from turnout_worker.errors import ConfigurationError
 from turnout_worker.settings import (
-    DEFAULT_PORT,
-    DEFAULT_SIDE_CHANNEL_PORT,
-    ENV_BIND_ADDRESS,
-    ENV_POD_IP,
     WorkerSettings,
     engine_settings,
     kv_events_settings,
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit status: 2 for flags that cannot work."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         status: int = options.run(options)
@@ -106,26 +104,46 @@ def _adapters(options: argparse.Namespace) -> dict[str, str]:
     return found
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="turnout-worker", description="What runs in a pool's pod.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_simulate(commands.add_parser("simulate", help="serve a simulated engine in vLLM's likeness"))
-    drain = commands.add_parser("drain", help="return when the worker is idle: for a preStop hook")
-    drain.set_defaults(run=_drain)
-    drain.add_argument("--host", help=f"where the worker listens (default: ${ENV_BIND_ADDRESS} or 127.0.0.1)")
-    drain.add_argument("--port", type=_port, default=DEFAULT_PORT)
-    drain.add_argument(
-        "--idle-seconds", type=_seconds, default=2.0, help="how long it must be idle (default 2)"
+def parser() -> argparse.ArgumentParser:
+    """Return what reads the command line."""
+    found = argparse.ArgumentParser(prog="turnout-worker", description="What runs in a pool's pod.")
+    commands = found.add_subparsers(required=True, metavar="COMMAND")
+    _add_simulate(
+        commands.add_parser(
+            "simulate",
+            help="serve a simulated engine in vLLM's likeness",
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
     )
-    drain.add_argument("--deadline", type=_seconds, default=110.0, help="give up after (default 110 s)")
-    return parser
+    drain = commands.add_parser(
+        "drain",
+        help="return when the worker is idle: for a preStop hook",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    drain.set_defaults(run=_drain)
+    drain.add_argument(
+        "--host", help=f"where the worker listens; ${ENV_BIND_ADDRESS}, or 127.0.0.1, where it is not given"
+    )
+    drain.add_argument("--port", type=read_port, default=WORKER_PORT, metavar="PORT", help="its port")
+    drain.add_argument(
+        "--idle-seconds", type=read_seconds, default=2.0, metavar="SECONDS", help="how long it must be idle"
+    )
+    drain.add_argument(
+        "--deadline", type=read_seconds, default=110.0, metavar="SECONDS", help="give up after"
+    )
+    return found
 
 
 def _add_simulate(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_simulate)
     add = parser.add_argument
-    add("--model", required=True, help="such as hf://meta-llama/Llama-3.1-8B-Instruct")
-    add("--served-name", action="append", help="a name that clients call it by; may be repeated")
+    add("--model", required=True, metavar="SOURCE", help="such as hf://meta-llama/Llama-3.1-8B-Instruct")
+    add(
+        "--served-name",
+        action="append",
+        metavar="NAME",
+        help="a name that clients call it by; may be repeated",
+    )
     add(
         "--lora-modules",
         action="append",
@@ -133,44 +151,74 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=PATH",
         help="a LoRA adapter that clients call by NAME; may be repeated; the path is not read",
     )
-    add("--max-loras", type=_positive, default=1, help="adapters that find room at a time")
-    add("--role", choices=("prefill", "decode", "aggregated"), default="aggregated")
-    add("--accelerator", default="H100-SXM")
-    add("--tensor-parallel", type=_positive, default=1)
-    add("--max-length", type=_positive, default=32768, help="longest prompt plus output, in tokens")
-    add("--seed", type=int, default=0, help="the same seed and prompt give the same text")
-    add("--time-scale", type=_factor, default=1.0, help="engine seconds in one real second")
-    add("--startup-seconds", type=_seconds, default=0.0, help="engine seconds until the port opens")
-    add("--host", help=f"address to listen on (default: ${ENV_BIND_ADDRESS} or all)")
-    add("--port", type=_port, default=DEFAULT_PORT)
+    add("--max-loras", type=read_positive, metavar="N", default=1, help="adapters that find room at a time")
+    add(
+        "--role",
+        choices=get_args(Role),
+        default="aggregated",
+        help="what it does for a request",
+    )
+    add("--accelerator", default="H100-SXM", metavar="TYPE", help="whose speed and memory it simulates")
+    add("--tensor-parallel", type=read_positive, default=1, metavar="N", help="accelerators of one replica")
+    add(
+        "--max-length",
+        type=read_positive,
+        metavar="N",
+        default=32768,
+        help="longest prompt plus output, in tokens",
+    )
+    add("--seed", type=int, metavar="N", default=0, help="the same seed and prompt give the same text")
+    add("--time-scale", type=_factor, metavar="FACTOR", default=1.0, help="engine seconds in one real second")
+    add(
+        "--startup-seconds",
+        type=read_seconds,
+        metavar="SECONDS",
+        default=0.0,
+        help="engine seconds until the port opens",
+    )
+    add("--host", help=f"address to listen on; ${ENV_BIND_ADDRESS}, or all, where it is not given")
+    add("--port", type=read_port, default=WORKER_PORT, metavar="PORT", help="the OpenAI API, health, metrics")
     add(
         "--side-channel-port",
-        type=_port,
-        default=DEFAULT_SIDE_CHANNEL_PORT,
+        type=read_port,
+        metavar="PORT",
+        default=KV_SIDE_CHANNEL_PORT,
         help="where prefill hands out KV",
     )
-    add("--kv-cache-tokens", type=_positive, help="default: what the accelerator's memory leaves")
-    add("--block-size", type=_positive, default=16, help="tokens of a KV block")
-    add("--max-num-seqs", type=_positive, default=1024)
-    add("--max-num-batched-tokens", type=_positive, default=8192)
-    add("--max-num-queued-reqs", type=_positive, help="more waiting requests get 503 (default: no bound)")
+    add(
+        "--kv-cache-tokens",
+        type=read_positive,
+        metavar="N",
+        help="of its KV cache; what the accelerator's memory leaves where it is not given",
+    )
+    add("--block-size", type=read_positive, metavar="N", default=16, help="tokens of a KV block")
+    add("--max-num-seqs", type=read_positive, default=1024, metavar="N", help="requests in a batch")
+    add("--max-num-batched-tokens", type=read_positive, default=8192, metavar="N", help="tokens in a step")
+    add(
+        "--max-num-queued-reqs",
+        type=read_positive,
+        metavar="N",
+        help="more waiting requests get 503; no bound where it is not given",
+    )
     add(
         "--kv-lease-seconds",
-        type=_seconds,
+        type=read_seconds,
+        metavar="SECONDS",
         default=30.0,
         help="engine seconds that a prefilled prompt is kept",
     )
     add(
         "--shutdown-timeout",
-        type=_seconds,
+        type=read_seconds,
+        metavar="SECONDS",
         default=0.0,
         help="real seconds that requests have after SIGTERM; those that are left end like whole ones, with "
-        "finish_reason abort (default 0: all of them, as with vLLM)",
+        "finish_reason abort (0: all of them, as with vLLM)",
     )
     add(
         "--kv-events-config",
         metavar="JSON",
-        help="publish what the prefix cache holds, as vLLM does (default: nothing is published)",
+        help="publish what the prefix cache holds, as vLLM does; nothing where it is not given",
     )
     add(
         "--enable-prompt-tokens-details",
@@ -178,27 +226,6 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="tell cached_tokens in usage",
     )
-
-
-def _positive(value: str) -> int:
-    number = int(value)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{value} must be at least 1")
-    return number
-
-
-def _port(value: str) -> int:
-    number = int(value)
-    if not 0 <= number <= 65535:  # noqa: PLR2004 - what a port is
-        raise argparse.ArgumentTypeError(f"{value} is no port: 0 to 65535")
-    return number
-
-
-def _seconds(value: str) -> float:
-    number = float(value)
-    if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{value} must be 0 or more seconds")
-    return number
 
 
 def _factor(value: str) -> float:

@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from turnout_worker import body as bodies
 from turnout_worker import text
 from turnout_worker.errors import BadRequestError, UnknownModelError
 
-Kind = Literal["chat", "text", "response", "message"]
-"""Which API a request came through; all but `text` are conversations."""
+if TYPE_CHECKING:
+    from turnout_worker.body import Kind
 
 MAX_CHOICES: Final = 64
 MAX_STOPS: Final = 32

@@ -27,12 +27,13 @@ if TYPE_CHECKING:
     from turnout.engine import Finished
     from turnout_runtime.supervision import Supervisor
     from turnout_worker.answer import Form
+    from turnout_worker.body import Kind
     from turnout_worker.driver import Driver, Follower
     from turnout_worker.generation import Choice
     from turnout_worker.http import Exchange
     from turnout_worker.kvevents import CacheEvents
     from turnout_worker.metrics import Metrics
-    from turnout_worker.openai import CompletionRequest, Kind, RemotePrefill
+    from turnout_worker.openai import CompletionRequest, RemotePrefill
     from turnout_worker.pooling import PoolingKind, PoolingRequest
     from turnout_worker.settings import WorkerSettings
     from turnout_worker.transfer import Fetcher

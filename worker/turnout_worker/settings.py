@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields
-from typing import Final, Literal
+from typing import TYPE_CHECKING
 
 from turnout.engine import EngineSettings, SettingsError
 from turnout.sizing.capacity import Misfit, fits
@@ -12,15 +12,8 @@ from turnout.sizing.latency import LatencyModel, UnknownLatency, latency_model
 from turnout.sizing.models import MODELS
 from turnout_worker.errors import ConfigurationError
 
-Role = Literal["prefill", "decode", "aggregated"]
-
-DEFAULT_PORT: Final = 8000
-DEFAULT_SIDE_CHANNEL_PORT: Final = 5600
-ENV_BIND_ADDRESS: Final = "TURNOUT_BIND_ADDRESS"
-"""The three are spelled as in turnout.api.names, whose package needs pydantic: 30 MB that a worker does without.
-A test compares them."""
-
-ENV_POD_IP: Final = "POD_IP"
+if TYPE_CHECKING:
+    from turnout.terms import Role
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ from typing import Annotated, Final
 import typer
 
 from turnout_cli.demo.errors import DemoError
-from turnout_cli.demo.source import check_packages
+from turnout_devcluster.cluster import Cluster
+from turnout_devcluster.errors import DevClusterError, UnknownClusterError
 from turnout_simulator.traces import TraceError
 
 app = typer.Typer(no_args_is_help=True, help="See all of Turnout at work on a cluster of its own.")
@@ -51,8 +52,7 @@ def run(  # noqa: PLR0917 - options of the command line
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        check_packages()
-        from turnout_cli.demo.whole import DemoOptions, run_demo  # noqa: PLC0415 - takes what was just checked
+        from turnout_cli.demo.whole import DemoOptions, run_demo  # noqa: PLC0415 - matplotlib takes long to import
 
         failed = run_demo(DemoOptions(minutes, trace, time_scale, seed, keep, name, output))
     except KeyboardInterrupt:
@@ -68,9 +68,6 @@ def run(  # noqa: PLR0917 - options of the command line
 @app.command("down")
 def down(name: Name = NAME) -> None:
     """End a demo that was left running with --keep."""
-    from turnout_devcluster.cluster import Cluster  # noqa: PLC0415 - in an extra of its own
-    from turnout_devcluster.errors import DevClusterError, UnknownClusterError  # noqa: PLC0415
-
     try:
         Cluster.attach(name).down()
     except UnknownClusterError:

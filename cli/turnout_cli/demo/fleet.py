@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import ssl
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import httpx
 
-from turnout.api import LastScaling, LLMDeployment, PoolStatus, load_deployment
-from turnout.api.names import API_VERSION, LABEL_DEPLOYMENT, LABEL_ROLE, WORKER_PORT
+from turnout.api import InvalidResource, LastScaling, LLMDeployment, PoolStatus, load_deployment
+from turnout.terms import API_VERSION, LABEL_DEPLOYMENT, LABEL_ROLE, WORKER_PORT
 from turnout_cli.demo.errors import ReadError
+from turnout_kube.follow import NoHeaders, follow
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
-
     from turnout_devcluster.cluster import Cluster
 
-_WATCH_SECONDS: Final = 300
-"""A watch is renewed after this long, as the API server would have it."""
-_BACK_OFF_SECONDS: Final = 1.0
 _CONNECT_SECONDS: Final = 5.0
 _FIRST_WORD_SECONDS: Final = 30.0
 MAX_SCALINGS: Final = 1000
@@ -112,13 +107,19 @@ class FleetWatch:
         self._http = httpx.AsyncClient(
             base_url=server.url,
             verify=server.tls,
-            timeout=httpx.Timeout(_CONNECT_SECONDS, read=_WATCH_SECONDS + _CONNECT_SECONDS),
+            timeout=_CONNECT_SECONDS,
         )
 
     async def __aenter__(self) -> Self:
+        deployments = f"/apis/{API_VERSION}/namespaces/{self._namespace}/llmdeployments"
+        pods = f"/api/v1/namespaces/{self._namespace}/pods"
+        workers = f"{LABEL_DEPLOYMENT}={self._name}"
         self._tasks = [
-            asyncio.create_task(self._keep_hearing(self._hear_deployment)),
-            asyncio.create_task(self._keep_hearing(self._hear_pods)),
+            asyncio.create_task(follow(self._http, NoHeaders(), path, selector, observer, fields=fields))
+            for path, selector, fields, observer in (
+                (deployments, None, f"metadata.name={self._name}", _Deployment(self)),
+                (pods, workers, None, _Pods(self)),
+            )
         ]
         try:
             async with asyncio.timeout(_FIRST_WORD_SECONDS):
@@ -137,39 +138,61 @@ class FleetWatch:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._http.aclose()
 
-    async def _keep_hearing(self, hear: Callable[[], Awaitable[None]]) -> None:
-        """Watch, and again when the watch ends: the API server may go and come back."""
-        while True:
-            try:
-                await hear()
-            except (httpx.HTTPError, ReadError, ValueError) as error:
-                self.fleet = replace(self.fleet, stale=f"{type(error).__name__}: {error}".splitlines()[0])
-            await asyncio.sleep(_BACK_OFF_SECONDS)
-
-    async def _hear_deployment(self) -> None:
-        path = f"/apis/{API_VERSION}/namespaces/{self._namespace}/llmdeployments"
-        async for _, raw in self._events(path, fieldSelector=f"metadata.name={self._name}"):
+    def deployed(self, raw: dict[str, Any]) -> None:
+        """Take the deployment as it is now."""
+        try:
             self.fleet = with_deployment(self.fleet, load_deployment(raw))
+        except InvalidResource as error:
+            self.unreachable(f"LLMDeployment {self._name}: {error}")
+        else:
             self._heard.set()
 
-    async def _hear_pods(self) -> None:
-        path = f"/api/v1/namespaces/{self._namespace}/pods"
-        pods: dict[str, dict[str, Any]] = {}
-        async for kind, raw in self._events(path, labelSelector=f"{LABEL_DEPLOYMENT}={self._name}"):
-            name = raw["metadata"]["name"]
-            if kind == "DELETED":
-                pods.pop(name, None)
-            else:
-                pods[name] = raw
-            self.fleet = with_pods(self.fleet, pods)
+    def unreachable(self, reason: str) -> None:
+        """Note why nothing new is known; empty where it is."""
+        self.fleet = replace(self.fleet, stale=reason.partition("\n")[0])
 
-    async def _events(self, path: str, **selector: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-        """Yield (ADDED, MODIFIED or DELETED; object), what is there first, until the server ends the watch."""
-        params = {"watch": "1", "timeoutSeconds": str(_WATCH_SECONDS), **selector}
-        async with self._http.stream("GET", path, params=params) as answer:
-            answer.raise_for_status()
-            async for line in answer.aiter_lines():
-                event = json.loads(line)
-                if event["type"] == "ERROR":
-                    raise ReadError(str(event["object"].get("message", "the watch was refused")))
-                yield event["type"], event["object"]
+
+class _Deployment:
+    """What is made of the one LLMDeployment; see `CollectionObserver`."""
+
+    def __init__(self, watch: FleetWatch) -> None:
+        self._watch = watch
+
+    def listed(self, objects: list[dict[str, Any]]) -> None:
+        for raw in objects:
+            self.put(raw)
+
+    def put(self, raw: dict[str, Any]) -> None:
+        self._watch.deployed(raw)
+
+    def removed(self, raw: dict[str, Any]) -> None:
+        """Go on with what was known: the demo ends soon."""
+
+    def reachable(self, reason: str, *, refused: bool = False) -> None:  # noqa: ARG002 - all the same here
+        self._watch.unreachable(reason)
+
+
+class _Pods:
+    """What is made of its workers' pods; see `CollectionObserver`."""
+
+    def __init__(self, watch: FleetWatch) -> None:
+        self._watch = watch
+        self._pods: dict[str, dict[str, Any]] = {}
+
+    def listed(self, objects: list[dict[str, Any]]) -> None:
+        self._pods = {raw["metadata"]["name"]: raw for raw in objects}
+        self._take()
+
+    def put(self, raw: dict[str, Any]) -> None:
+        self._pods[raw["metadata"]["name"]] = raw
+        self._take()
+
+    def removed(self, raw: dict[str, Any]) -> None:
+        self._pods.pop(raw["metadata"]["name"], None)
+        self._take()
+
+    def reachable(self, reason: str, *, refused: bool = False) -> None:  # noqa: ARG002 - all the same here
+        self._watch.unreachable(reason)
+
+    def _take(self) -> None:
+        self._watch.fleet = with_pods(self._watch.fleet, self._pods)

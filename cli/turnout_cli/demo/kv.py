@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from typing import TYPE_CHECKING, Final
 
 import httpx
 
+from turnout_prom.search import PageError, search
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-_USAGE: Final = re.compile(r"^vllm:kv_cache_usage_perc(?:\{[^}\n]*\})? (\S+)", re.MULTILINE)
+_USAGE: Final = b"vllm:kv_cache_usage_perc"
 _TIMEOUT_SECONDS: Final = 2.0
 
 
-def utilization(metrics: str) -> float | None:
-    """Return the share of the KV cache in use, 0 to 1, from a worker's metrics; None where they lack it."""
-    found = _USAGE.search(metrics)
+def utilization(metrics: bytes) -> float | None:
+    """Return the share of the KV cache in use, 0 to 1, from a worker's metrics, the mean of its engines; None where they lack it."""
     try:
-        return float(found[1]) if found else None
-    except ValueError:
+        shares = [share for _, share in search(metrics, _USAGE)]
+    except PageError:
         return None
+    return sum(shares) / len(shares) if shares else None
 
 
 async def pool_utilization(http: httpx.AsyncClient, workers: Mapping[str, Iterable[str]]) -> dict[str, float]:
@@ -44,4 +45,4 @@ async def _read(http: httpx.AsyncClient, url: str) -> float | None:
         answer = await http.get(f"{url}/metrics", timeout=_TIMEOUT_SECONDS)
     except httpx.HTTPError:
         return None
-    return utilization(answer.text) if answer.is_success else None
+    return utilization(answer.content) if answer.is_success else None

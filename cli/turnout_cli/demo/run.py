@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import httpx
 
-from turnout.api.quantities import seconds
+from turnout.quantities import seconds
 from turnout_cli.demo.fleet import ApiServer, FleetWatch
 from turnout_cli.demo.kv import pool_utilization
 from turnout_cli.demo.samples import Sample, take_sample

@@ -11,7 +11,7 @@ import httpx
 import yaml
 
 from turnout.api import LLMDeployment, load_deployment
-from turnout.api.names import COMPONENT_ROUTER, LABEL_COMPONENT, ROUTER_PORT
+from turnout.terms import COMPONENT_ROUTER, LABEL_COMPONENT, ROUTER_PORT
 from turnout_cli.demo.errors import SetupError
 from turnout_devcluster.errors import CommandError
 

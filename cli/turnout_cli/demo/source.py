@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,8 +23,6 @@ DATA_VARIABLE: Final = "TURNOUT_DATA"
 TEMPLATE_TOKENS: Final = 64
 """Room left for the chat template, which adds tokens to every prompt."""
 
-_PACKAGES: Final = ("httptools", "matplotlib", "rich", "turnout_devcluster", "uvloop")
-
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
@@ -34,16 +31,6 @@ class Traffic:
     trace: Trace
     clipped: int
     """Requests that were shortened to fit the model."""
-
-
-def check_packages() -> None:
-    """Raise MissingError, with the command to run, where a Python package is missing."""
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MissingError(
-            f"missing Python packages: {', '.join(missing)}; "
-            "install them with: pip install 'turnout[cli,devcluster,simulator,operator,router,worker]'"
-        )
 
 
 def find_checkout(start: Path | None = None) -> Path:

@@ -11,7 +11,6 @@ from turnout.api.deployment import (
     Pool,
     RatioBounds,
     ReplicaBounds,
-    Role,
     Routing,
     ScaleDown,
     Scaling,
@@ -21,6 +20,7 @@ from turnout.api.deployment_status import LastScaling, LLMDeploymentStatus, Pool
 from turnout.api.loading import InvalidResource, load_budget, load_deployment, load_route
 from turnout.api.meta import Condition, ObjectMeta
 from turnout.api.route import LLMRoute, LLMRouteSpec, LLMRouteStatus, RouteTarget
+from turnout.terms import Role
 
 __all__ = [
     "Accelerator",

@@ -10,8 +10,8 @@ from pydantic import Field
 from turnout.api.meta import Condition, Model, ObjectMeta
 from turnout.api.rules import Rule, Unique
 from turnout.api.served import CallableName
+from turnout.terms import Priority
 
-Priority = Literal["High", "Normal", "Low"]
 Scope = Literal["Namespace", "Cluster"]
 
 

@@ -9,9 +9,9 @@ from pydantic.json_schema import GenerateJsonSchema, NoDefault
 
 from turnout.api.budget import TokenBudget
 from turnout.api.deployment import LLMDeployment
-from turnout.api.names import GROUP, VERSION
 from turnout.api.route import LLMRoute
 from turnout.api.rules import VALIDATIONS
+from turnout.terms import GROUP, VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

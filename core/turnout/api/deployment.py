@@ -9,18 +9,20 @@ from pydantic import Field
 
 from turnout.api.deployment_status import LLMDeploymentStatus
 from turnout.api.meta import Model, ObjectMeta
-from turnout.api.names import MAX_NAME_LENGTH
-from turnout.api.quantities import RATIO_PATTERN, Duration, Ratio, fraction
+from turnout.api.quantities import Duration, Ratio
 from turnout.api.rules import Rule, Unique
 from turnout.api.served import SERVED_NAMES, LoneName, ServedName
-
-Role = Literal["prefill", "decode", "aggregated"]
-RoutingPolicy = Literal["PrefixAware", "LeastLoaded"]
-CacheKnowledge = Literal["Estimated", "Exact"]
-Queueing = Literal["Engine", "Router"]
-EngineType = Literal["simulated"]
-AcceleratorType = Literal["H100-SXM", "H200-SXM", "A100-SXM-80GB", "L40S"]
-"""Keep in step with turnout.sizing.accelerators, whose test compares the two."""
+from turnout.quantities import RATIO_PATTERN, fraction
+from turnout.terms import (
+    MAX_NAME_LENGTH,
+    AcceleratorType,
+    CacheKnowledge,
+    EngineType,
+    Queueing,
+    Role,
+    RoutingPolicy,
+    ScalingMode,
+)
 
 _SOURCE_PATTERN: Final = "^hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$"
 _SOURCE = re.compile(_SOURCE_PATTERN)
@@ -217,7 +219,7 @@ class ScaleDown(Model):
 class Scaling(Model):
     """When and how far the pools grow and shrink."""
 
-    mode: Literal["Automatic", "Advisory", "Paused"] = Field(
+    mode: ScalingMode = Field(
         default="Automatic",
         description="Automatic: decide and apply. Advisory: decide and report in status, change nothing. Paused: do not decide.",
     )

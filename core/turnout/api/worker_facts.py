@@ -7,10 +7,9 @@ from typing import Annotated, Final, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
-from turnout.api.deployment import EngineType
 from turnout.api.loading import InvalidResource, faults
-from turnout.api.names import ANNOTATION_WORKER, WORKER_PORT
 from turnout.api.served import SERVED_NAMES, ServedName
+from turnout.terms import ANNOTATION_WORKER, WORKER_PORT, EngineType
 
 WORKER_FACTS_VERSION: Final = 1
 """The least version that a reader has to know. A key that a reader may ignore is added without raising it."""

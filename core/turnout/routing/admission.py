@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, Literal
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from turnout.api.budget import Priority
+    from turnout.terms import Priority
 
 Tier = Literal[0, 1, 2]
 """Who goes first: `HIGH` before `NORMAL` before `LOW`."""

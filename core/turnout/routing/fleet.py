@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from turnout.api.deployment import Queueing, Role, RoutingPolicy
 from turnout.engines import RoutedEngine
 from turnout.routing.admission import NORMAL, AdmissionBounds, Tier
+from turnout.terms import Queueing, Role, RoutingPolicy
 
 _ROUTE: Final = "route "
 """Prefix of an LLMRoute's key where LLMRoutes and LLMDeployments share one map of name owners."""

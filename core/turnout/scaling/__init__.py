@@ -3,7 +3,7 @@
 Everything is pure: facts, policy, memory and time come in, frozen values with their reasons go out.
 
 - ``facts``: LoadFacts and PoolFacts, what the operator collected
-- ``policy``: Policy, what the user wants (``Policy.of(spec)``)
+- ``policy``: Policy, what the user wants
 - ``decision``: Decision, ScalingLimit and Memory
 - ``decide``: ``decide(facts, policy, memory, now) -> Decision``
 - ``fit``: ``fit(desired, policy) -> Fit``: bounds, prefill to decode ratio, accelerator budget

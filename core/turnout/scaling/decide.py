@@ -24,12 +24,12 @@ from turnout.scaling.wish import PoolView, Wish, wish
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from turnout.api.deployment import Role
     from turnout.scaling.decision import Memory, PoolMemory
     from turnout.scaling.facts import LoadFacts
     from turnout.scaling.fit import Fit
     from turnout.scaling.need import Need
     from turnout.scaling.policy import Policy
+    from turnout.terms import Role
 
 STRAIN_MARGIN: Final = 0.8
 """A pool shrinks only where the others stay below this share of the load at which the goodput fell."""

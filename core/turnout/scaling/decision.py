@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from turnout.api.deployment import Role
+    from turnout.terms import Role
 
 LimitReason = Literal["MaxReplicas", "MaxAccelerators", "PrefillToDecode", "Unschedulable", "Infeasible"]
 """Reason of the condition ScalingLimited, in Kubernetes' CamelCase."""

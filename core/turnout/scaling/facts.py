@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from turnout.api.deployment import Role
+    from turnout.terms import Role
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,9 @@ from turnout.scaling.need import busy_share, waiting
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from turnout.api.deployment import Role
     from turnout.scaling.facts import LoadFacts, PoolFacts
     from turnout.scaling.policy import Policy
+    from turnout.terms import Role
 
 MIN_FINISHED: Final = 10
 """With fewer finished requests in the window a goodput says nothing."""

@@ -11,8 +11,8 @@ from turnout.scaling.decision import ScalingLimit, frozen
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from turnout.api.deployment import Role
     from turnout.scaling.policy import Policy, PoolPolicy
+    from turnout.terms import Role
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ from turnout.scaling.need import occupancy
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from turnout.api.deployment import Role
     from turnout.scaling.facts import LoadFacts, PoolFacts
     from turnout.scaling.policy import Policy
+    from turnout.terms import Role
 
 SMOOTHING_SECONDS: Final = 15.0
 """Time constant of the occupancy's moving average: several samples of a queue that comes and goes within a second,

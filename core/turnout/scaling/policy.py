@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
-
-from turnout.api.quantities import fraction, seconds
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from fractions import Fraction
 
-    from turnout.api.deployment import LLMDeploymentSpec, Role
-
-Mode = Literal["Automatic", "Advisory", "Paused"]
+    from turnout.terms import Role, ScalingMode
 
 STALE_INTERVALS: Final = 3.0
 """Figures older than so many intervals between decisions are stale: two scrapes in a row went wrong."""
@@ -49,7 +45,7 @@ class Policy:
     """Most prefill replicas per decode replica."""
     stabilization_seconds: float
     """Replicas leave only after so long without a need for them."""
-    mode: Mode
+    mode: ScalingMode
     goodput_target_percent: float
     ttft_seconds: float
     """Objective of the time to first token."""
@@ -78,33 +74,3 @@ class Policy:
     def accelerators_of(self, role: Role) -> int:
         """Return the accelerators of one replica of *role*; a role that the deployment has no more counts one."""
         return next((pool.accelerators for pool in self.pools if pool.role == role), 1)
-
-    @classmethod
-    def of(cls, spec: LLMDeploymentSpec, interval_seconds: float = 5.0) -> Policy:
-        """Return what *spec* says, for decisions that are made every *interval_seconds* of the deployment's.
-
-        Raise ValueError for a duration or a ratio of no known form (a stored object of an older schema).
-        """
-        scaling = spec.scaling
-        return cls(
-            pools=tuple(
-                PoolPolicy(
-                    role,
-                    max(1, spec.pool(role).replicas.min),
-                    max(1, spec.pool(role).replicas.min, spec.pool(role).replicas.max),
-                    spec.pool(role).accelerator.count,
-                    spec.pool(role).accelerator.type,
-                )
-                for role in spec.roles
-            ),
-            max_accelerators=scaling.max_accelerators,
-            kv_target=scaling.kv_cache_utilization_percent / 100,
-            ratio_min=fraction(scaling.prefill_to_decode.min),
-            ratio_max=fraction(scaling.prefill_to_decode.max),
-            stabilization_seconds=seconds(scaling.scale_down.stabilization),
-            mode=scaling.mode,
-            goodput_target_percent=float(spec.slo.goodput_percent),
-            ttft_seconds=seconds(spec.slo.time_to_first_token),
-            itl_seconds=seconds(spec.slo.inter_token_latency),
-            interval_seconds=interval_seconds,
-        )

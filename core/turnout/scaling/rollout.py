@@ -28,9 +28,9 @@ from turnout.scaling.rollout_state import RolloutState, ceiling, serves
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from turnout.api.deployment import Role
     from turnout.scaling.policy import Policy
     from turnout.scaling.rollout_facts import RevisionFacts
+    from turnout.terms import Role
 
 DEFAULT_SURGE: Final = Surge()
 

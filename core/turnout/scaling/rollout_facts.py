@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from turnout.api.deployment import Role
+    from turnout.terms import Role
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from turnout.api.deployment import Role
     from turnout.scaling.policy import Policy
     from turnout.scaling.rollout_facts import Surge
     from turnout.scaling.rollout_state import RolloutState
+    from turnout.terms import Role
 
 
 @dataclass(frozen=True, slots=True)

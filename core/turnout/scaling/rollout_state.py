@@ -11,7 +11,7 @@ from turnout.scaling.rollout_facts import RevisionFacts
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from turnout.api.deployment import Role
+    from turnout.terms import Role
 
 
 def serves(revision: RevisionFacts) -> bool:

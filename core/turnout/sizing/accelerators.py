@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from turnout.terms import AcceleratorType
 
 
 @dataclass(frozen=True, slots=True)
 class AcceleratorSpec:
     """One accelerator, as its data sheet and its Kubernetes device plugin describe it."""
 
-    type: str
+    type: AcceleratorType
     """What an LLMDeployment calls it."""
     resource: str
     """Extended resource that its device plugin advertises."""
@@ -27,7 +32,7 @@ class AcceleratorSpec:
 
 PRODUCT_LABEL: Final = "nvidia.com/gpu.product"
 
-ACCELERATORS: Final = MappingProxyType(
+ACCELERATORS: Final[Mapping[str, AcceleratorSpec]] = MappingProxyType(
     {
         spec.type: spec
         for spec in (

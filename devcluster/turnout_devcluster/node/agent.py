@@ -34,9 +34,10 @@ from turnout_devcluster.node.logs import keep_bounded
 from turnout_devcluster.node.nodes import LEASE_SECONDS, NodePlan, node_object, node_status
 from turnout_devcluster.node.pod import Pod, Surroundings
 from turnout_devcluster.node.processes import kill_all
+from turnout_devcluster.node.reach import Reach
 from turnout_devcluster.node.server import KubeletServer
 from turnout_devcluster.node.supplies import Supplies
-from turnout_devcluster.node.watch import follow
+from turnout_kube.follow import NoHeaders, follow
 from turnout_runtime.supervision import Backoff, Supervisor
 
 if TYPE_CHECKING:
@@ -44,12 +45,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from turnout_devcluster.node.model import Json
+    from turnout_kube.follow import CollectionObserver
 
 LEASE_PERIOD_SECONDS: Final = 10.0
 STATUS_PERIOD_SECONDS: Final = 300.0
 RETRY_SECONDS: Final = 1.0
 STOP_SECONDS: Final = 10.0
 """How long the agent's tasks may take to let go of their pods."""
+_WATCH_BACK_OFF_SECONDS: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
+"""Short, for an API server that comes back must find its nodes."""
 LEASES: Final = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 
 _log = logging.getLogger(__name__)
@@ -69,23 +73,28 @@ class Options:
 
 
 class _NodePods:
-    """Listener of one node's pods."""
+    """What is made of one node's pods; see `CollectionObserver`."""
 
     def __init__(self, agent: Agent, plan: NodePlan) -> None:
         self._agent = agent
         self._plan = plan
+        self._reach = Reach()
 
-    def replaced(self, objects: list[dict[str, Any]]) -> None:
-        """Hear of all pods of the node."""
+    def listed(self, objects: list[dict[str, Any]]) -> None:
+        """Take all pods of the node."""
         self._agent.set_pods(self._plan, objects)
 
-    def changed(self, obj: dict[str, Any]) -> None:
-        """Hear of one."""
-        self._agent.pod_changed(self._plan, obj)
+    def put(self, raw: dict[str, Any]) -> None:
+        """Take one that is new or has changed."""
+        self._agent.pod_changed(self._plan, raw)
 
-    def deleted(self, obj: dict[str, Any]) -> None:
-        """Hear that one is gone."""
-        self._agent.pod_gone(obj)
+    def removed(self, raw: dict[str, Any]) -> None:
+        """Drop one."""
+        self._agent.pod_gone(raw)
+
+    def reachable(self, reason: str, *, refused: bool = False) -> None:  # noqa: ARG002 - all the same here
+        """Log why the pods cannot be followed."""
+        self._reach.note(reason)
 
 
 class Agent:
@@ -136,10 +145,10 @@ class Agent:
             try:
                 for plan in self._plans:
                     run("node", partial(self._keep_node, plan, ports[plan.address]), detail=plan.name)
-                    of_node = {"fieldSelector": f"spec.nodeName={plan.name}"}
-                    pods = partial(follow, self._api, "/api/v1/pods", _NodePods(self, plan), of_node)
+                    of_node = f"spec.nodeName={plan.name}"
+                    pods = partial(self._follow, "/api/v1/pods", _NodePods(self, plan), of_node)
                     run("watch", pods, detail=f"pods of {plan.name}")
-                services = partial(follow, self._api, "/api/v1/services", self._forwarder)
+                services = partial(self._follow, "/api/v1/services", self._forwarder)
                 run("watch", services, detail="services")
                 run("forward", self._forwarder.run)
                 run("events", self._events.run)
@@ -148,6 +157,13 @@ class Agent:
             finally:
                 await self._server.stop()
                 await self._supervisor.stop(STOP_SECONDS)
+
+    async def _follow(self, path: str, observer: CollectionObserver, fields: str | None = None) -> None:
+        """Give *observer* what the collection at *path* holds, until cancelled."""
+        client, login = self._api.client, NoHeaders()
+        await follow(
+            client, login, path, None, observer, fields=fields, back_off_seconds=_WATCH_BACK_OFF_SECONDS
+        )
 
     def _note_callback(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Log and count what a callback of the event loop has raised."""

@@ -19,24 +19,19 @@ from turnout_devcluster.node.errors import (
     ApiError,
     ConfigurationError,
     ConflictError,
-    GoneError,
     NotFoundError,
     UnreachableError,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
 STRATEGIC: Final = "application/strategic-merge-patch+json"
 MERGE: Final = "application/merge-patch+json"
 TIMEOUT_SECONDS: Final = 15.0
-WATCH_SECONDS: Final = 240
-"""How long the server keeps a watch open."""
-SILENCE_SECONDS: Final = WATCH_SECONDS + 30.0
-"""How long the client waits on a silent watch before it holds the connection for dead."""
 USER_AGENT: Final = "turnout-node/1"
-CONFLICT, GONE, NOT_FOUND, BAD = 409, 410, 404, 400
+CONFLICT, NOT_FOUND, BAD = 409, 404, 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,19 +96,19 @@ def _raise_for(status: int, body: bytes) -> None:
         message = json.loads(body).get("message") or body.decode(errors="replace")
     except (ValueError, AttributeError):
         message = body.decode(errors="replace")[:500]
-    kinds = {NOT_FOUND: NotFoundError, CONFLICT: ConflictError, GONE: GoneError}
+    kinds = {NOT_FOUND: NotFoundError, CONFLICT: ConflictError}
     raise kinds.get(status, ApiError)(status, message)
 
 
 class Api:
-    """Requests to one API server over a few kept connections."""
+    """Requests to one API server over a few kept connections; `client` makes others of the same user."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         headers = {"User-Agent": USER_AGENT, "Accept": "application/json"}
         if endpoint.token:
             headers["Authorization"] = f"Bearer {endpoint.token}"
-        self._http = httpx.AsyncClient(
+        self.client = httpx.AsyncClient(
             base_url=endpoint.server,
             verify=endpoint.tls,
             headers=headers,
@@ -124,7 +119,7 @@ class Api:
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._http.aclose()
+        await self.client.aclose()
 
     async def request(
         self,
@@ -137,7 +132,7 @@ class Api:
     ) -> dict[str, Any]:
         """Send one request and return the object that answers it. Raise ApiError or UnreachableError."""
         try:
-            response = await self._http.request(
+            response = await self.client.request(
                 method,
                 path,
                 params=params,
@@ -168,25 +163,6 @@ class Api:
     async def delete(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Delete an object with DeleteOptions *body*."""
         return await self.request("DELETE", path, body)
-
-    async def watch(self, path: str, params: Mapping[str, str]) -> AsyncIterator[dict[str, Any]]:
-        """Yield the events of a watch until the server ends it. Raise ApiError or UnreachableError."""
-        query = {
-            **params,
-            "watch": "true",
-            "timeoutSeconds": str(WATCH_SECONDS),
-            "allowWatchBookmarks": "true",
-        }
-        timeout = httpx.Timeout(TIMEOUT_SECONDS, read=SILENCE_SECONDS)
-        try:
-            async with self._http.stream("GET", path, params=query, timeout=timeout) as response:
-                if response.status_code >= BAD:
-                    _raise_for(response.status_code, await response.aread())
-                async for line in response.aiter_lines():
-                    if line:
-                        yield json.loads(line)
-        except (httpx.TransportError, httpx.StreamError, OSError, ValueError) as error:
-            raise UnreachableError(f"watch {path}: {error!r}") from error
 
 
 async def pause(event: asyncio.Event, seconds: float) -> None:

@@ -4,7 +4,6 @@ NodeError
     ApiError              the API server answered with an error
         NotFoundError     404
         ConflictError     409: changed meanwhile, exists already, or another object of this name
-        GoneError         410: a watch must begin anew
     UnreachableError      the API server did not answer
     ConfigurationError    an option or a kubeconfig cannot be used
 """
@@ -31,10 +30,6 @@ class NotFoundError(ApiError):
 
 class ConflictError(ApiError):
     """The object changed meanwhile, exists already, or is another one of this name (409)."""
-
-
-class GoneError(ApiError):
-    """The resource version is too old: list and watch anew (410)."""
 
 
 class UnreachableError(NodeError):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from turnout_devcluster.node.model import Json, key_of
 from turnout_devcluster.node.nodes import is_service_address
 from turnout_devcluster.node.probes import port_number
+from turnout_devcluster.node.reach import Reach
 from turnout_devcluster.node.splice import Inbound
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def backends(route: Route, pods: Iterable[Json]) -> list[tuple[str, int]]:
 
 
 class Forwarder:
-    """Listens for Services. As a `Listener` it hears of them; `run` acts on what it heard."""
+    """Listens for Services. As a `CollectionObserver` it is given them; `run` acts on them."""
 
     def __init__(
         self,
@@ -123,23 +124,28 @@ class Forwarder:
         self._servers: dict[Listening, asyncio.Server] = {}
         self._turns: dict[Listening, int] = {}
         self._changed = asyncio.Event()
+        self._reach = Reach()
         self._complained: set[Listening] = set()
         self._forbidden: set[Listening] = set()
 
-    def replaced(self, objects: list[dict[str, Any]]) -> None:
-        """Hear of all Services."""
+    def listed(self, objects: list[dict[str, Any]]) -> None:
+        """Take all Services."""
         self._services = {key_of(o): o for o in objects}
         self._changed.set()
 
-    def changed(self, obj: dict[str, Any]) -> None:
-        """Hear of one."""
-        self._services[key_of(obj)] = obj
+    def put(self, raw: dict[str, Any]) -> None:
+        """Take one that is new or has changed."""
+        self._services[key_of(raw)] = raw
         self._changed.set()
 
-    def deleted(self, obj: dict[str, Any]) -> None:
-        """Hear that one is gone."""
-        self._services.pop(key_of(obj), None)
+    def removed(self, raw: dict[str, Any]) -> None:
+        """Drop one."""
+        self._services.pop(key_of(raw), None)
         self._changed.set()
+
+    def reachable(self, reason: str, *, refused: bool = False) -> None:  # noqa: ARG002 - all the same here
+        """Log why Services cannot be followed."""
+        self._reach.note(reason)
 
     def _choose(self, listening: Listening) -> tuple[str, int] | None:
         route = self._routes.get(listening)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from turnout import terms
 from turnout_devcluster.node.attempts import write_atomically
 from turnout_devcluster.node.model import Json, Refusal, container_of
 from turnout_devcluster.node.mounts import write_volume
@@ -100,7 +101,7 @@ class Outfit:
             "HOME": self._folder.home,
             "HOSTNAME": facts.name,
             "LANG": "C.UTF-8",
-            "TURNOUT_BIND_ADDRESS": facts.pod_ip,
+            terms.ENV_BIND_ADDRESS: facts.pod_ip,
             "TURNOUT_DEV_CLUSTER": str(self._state_dir),
             "KUBERNETES_SERVICE_HOST": self._endpoint.host,
             "KUBERNETES_SERVICE_PORT": str(self._endpoint.port),

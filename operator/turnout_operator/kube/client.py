@@ -10,7 +10,7 @@ import aiohttp
 from kubernetes.aio.client import ApiClient
 from kubernetes.aio.config import ConfigException
 
-from turnout.api.names import FIELD_MANAGER
+from turnout.terms import FIELD_MANAGER
 from turnout_operator.errors import (
     ApiError,
     ConfigurationError,

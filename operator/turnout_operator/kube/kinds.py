@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from turnout.api import names
+from turnout import terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,9 @@ class Kind:
         return "/".join(parts)
 
 
-LLM_DEPLOYMENT: Final = Kind(names.GROUP, names.VERSION, "llmdeployments", "LLMDeployment")
-LLM_ROUTE: Final = Kind(names.GROUP, names.VERSION, "llmroutes", "LLMRoute")
-TOKEN_BUDGET: Final = Kind(names.GROUP, names.VERSION, "tokenbudgets", "TokenBudget")
+LLM_DEPLOYMENT: Final = Kind(terms.GROUP, terms.VERSION, "llmdeployments", "LLMDeployment")
+LLM_ROUTE: Final = Kind(terms.GROUP, terms.VERSION, "llmroutes", "LLMRoute")
+TOKEN_BUDGET: Final = Kind(terms.GROUP, terms.VERSION, "tokenbudgets", "TokenBudget")
 DEPLOYMENT: Final = Kind("apps", "v1", "deployments", "Deployment")
 SERVICE: Final = Kind("", "v1", "services", "Service")
 SERVICE_ACCOUNT: Final = Kind("", "v1", "serviceaccounts", "ServiceAccount")
@@ -55,8 +55,8 @@ OPTIONAL: Final = frozenset({LLM_ROUTE, TOKEN_BUDGET})
 WATCHED: Final = (*CLAIMING, *CHILDREN, POD)
 
 SELECTORS: Final = {
-    **dict.fromkeys(CHILDREN, f"{names.LABEL_MANAGED_BY}={names.FIELD_MANAGER}"),
-    POD: f"{names.LABEL_NAME}=turnout,{names.LABEL_COMPONENT} in ({names.COMPONENT_ROUTER},{names.COMPONENT_WORKER})",
+    **dict.fromkeys(CHILDREN, f"{terms.LABEL_MANAGED_BY}={terms.FIELD_MANAGER}"),
+    POD: f"{terms.LABEL_NAME}=turnout,{terms.LABEL_COMPONENT} in ({terms.COMPONENT_ROUTER},{terms.COMPONENT_WORKER})",
 }
 """Label selectors of what is watched, so that the rest of the cluster costs nothing."""
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 import aiohttp
 
-from turnout.api.names import ROUTER_ADMIN_PORT, WORKER_PORT
-from turnout_operator.load.exposition import Excerpt
+from turnout.terms import ROUTER_ADMIN_PORT, WORKER_PORT
 from turnout_operator.load.facts import Traffic
 from turnout_operator.load.pages import ROUTER, WORKER, RouterPage, router_page, worker_page
 from turnout_operator.load.window import Window
 from turnout_operator.plan.observed import WorkerLoad
+from turnout_prom.exposition import Excerpt
 from turnout_runtime.supervision import is_cancelled
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from turnout_operator.load.exposition import samples
+from turnout_prom.exposition import samples
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

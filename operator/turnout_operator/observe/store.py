@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict, defaultdict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from turnout.api.names import LABEL_COMPONENT, LABEL_DEPLOYMENT
+from turnout.terms import LABEL_COMPONENT, LABEL_DEPLOYMENT
 from turnout_operator.kube.kinds import CHILDREN, CLAIMING, POD, WATCHED, Kind
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from turnout.api.names import ROUTER_PORT
+from turnout.terms import ROUTER_PORT
 
 
 @dataclass(frozen=True, slots=True)

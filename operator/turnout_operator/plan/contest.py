@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from turnout.api.names import FIELD_MANAGER
+from turnout.terms import FIELD_MANAGER
 from turnout_operator.plan.drift import shown
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from turnout.api import names
+from turnout import terms
 from turnout.scaling.victims import COST_GOING, PodFacts, drain_progress
 from turnout_operator.plan.conditions import rfc3339
 from turnout_operator.plan.effects import PodPatch
@@ -77,20 +77,20 @@ def _patch(namespace: str, name: str, metadata: dict[str, Any]) -> PodPatch:
 
 def _drained(cost: int, now: float) -> dict[str, Any]:
     return {
-        "labels": {names.LABEL_DRAINING: "true"},
+        "labels": {terms.LABEL_DRAINING: "true"},
         "annotations": {
-            names.ANNOTATION_DRAINING_SINCE: rfc3339(now),
-            names.ANNOTATION_DELETION_COST: str(cost),
+            terms.ANNOTATION_DRAINING_SINCE: rfc3339(now),
+            terms.ANNOTATION_DELETION_COST: str(cost),
         },
     }
 
 
 def _undrained() -> dict[str, Any]:
     return {
-        "labels": {names.LABEL_DRAINING: None},
-        "annotations": {names.ANNOTATION_DRAINING_SINCE: None, names.ANNOTATION_DELETION_COST: None},
+        "labels": {terms.LABEL_DRAINING: None},
+        "annotations": {terms.ANNOTATION_DRAINING_SINCE: None, terms.ANNOTATION_DELETION_COST: None},
     }
 
 
 def _costing(cost: int) -> dict[str, Any]:
-    return {"annotations": {names.ANNOTATION_DELETION_COST: str(cost)}}
+    return {"annotations": {terms.ANNOTATION_DELETION_COST: str(cost)}}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from turnout.api import names
+from turnout import terms
 from turnout.api.worker_facts import WorkerFacts, WorkerPorts
 from turnout.sizing.capacity import Fit, fits
 from turnout_operator.plan.drift import holds
@@ -35,9 +35,9 @@ def worker_facts(deployment: LLMDeployment, role: Role) -> WorkerFacts:
         names=(*deployment.served_names, *deployment.adapter_names),
         kv_tokens=fit.kv_cache_tokens if isinstance(fit, Fit) else 0,
         ports=WorkerPorts(
-            http=names.WORKER_PORT,
-            kv_events=names.KV_EVENTS_PORT if publishes else 0,
-            kv_replay=names.KV_REPLAY_PORT if publishes else 0,
+            http=terms.WORKER_PORT,
+            kv_events=terms.KV_EVENTS_PORT if publishes else 0,
+            kv_replay=terms.KV_REPLAY_PORT if publishes else 0,
         ),
     )
 
@@ -62,7 +62,7 @@ def missing(pool: ObservedPool, deployment: LLMDeployment, facts: WorkerFacts) -
     """
     said = facts.to_annotation()
     now: Sequence[str] = arguments(deployment, pool.role)
-    body = {"metadata": {"annotations": {names.ANNOTATION_WORKER: said}}}
+    body = {"metadata": {"annotations": {terms.ANNOTATION_WORKER: said}}}
     return tuple(
         PodPatch(deployment.metadata.namespace, pod.name, body)
         for pod in pool.alive
@@ -71,4 +71,4 @@ def missing(pool: ObservedPool, deployment: LLMDeployment, facts: WorkerFacts) -
 
 
 def _annotation(template: Manifest) -> str | None:
-    return (template["metadata"].get("annotations") or {}).get(names.ANNOTATION_WORKER)
+    return (template["metadata"].get("annotations") or {}).get(terms.ANNOTATION_WORKER)

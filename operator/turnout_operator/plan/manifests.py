@@ -6,8 +6,8 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from turnout.api import names
-from turnout.api.quantities import seconds
+from turnout import terms
+from turnout.quantities import seconds
 from turnout.sizing.accelerators import ACCELERATORS, PRODUCT_LABEL
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Manifest = dict[str, Any]
 
-ANNOTATION_APPLIED: Final = f"{names.GROUP}/applied"
+ANNOTATION_APPLIED: Final = f"{terms.GROUP}/applied"
 """On every child: digest of the manifest that was applied last, so that a field we no longer set is noticed."""
 GRACE_PERIOD_SECONDS: Final = 120
 """How long a worker may drain and finish its streams, before SIGTERM and after it.
@@ -30,8 +30,8 @@ _KV_EVENTS: Final = json.dumps(
     {
         "enable_kv_cache_events": True,
         "publisher": "zmq",
-        "endpoint": f"tcp://*:{names.KV_EVENTS_PORT}",
-        "replay_endpoint": f"tcp://*:{names.KV_REPLAY_PORT}",
+        "endpoint": f"tcp://*:{terms.KV_EVENTS_PORT}",
+        "replay_endpoint": f"tcp://*:{terms.KV_REPLAY_PORT}",
         "topic": "kv-events",
     }
 )
@@ -40,8 +40,8 @@ _KV_EVENTS: Final = json.dumps(
 
 def worker_labels(deployment: str, role: Role, revision: str | None = None) -> dict[str, str]:
     """Labels that select the workers of a role, at one revision or at all of them."""
-    labels = {names.LABEL_DEPLOYMENT: deployment, names.LABEL_ROLE: role}
-    return labels if revision is None else {**labels, names.LABEL_REVISION: revision}
+    labels = {terms.LABEL_DEPLOYMENT: deployment, terms.LABEL_ROLE: role}
+    return labels if revision is None else {**labels, terms.LABEL_REVISION: revision}
 
 
 def pool(
@@ -58,7 +58,7 @@ def pool(
         "selector": {"matchLabels": labels},
         "template": _template(deployment, role, labels, image, facts),
     }
-    name = names.pool_name(deployment.metadata.name, role, revision)
+    name = terms.pool_name(deployment.metadata.name, role, revision)
     return _child(deployment, "apps/v1", "Deployment", name, labels, spec=spec)
 
 
@@ -104,7 +104,7 @@ def with_annotation(workload: Manifest, facts: str | None) -> Manifest:
     template = workload["spec"]["template"]
     metadata = {key: value for key, value in template["metadata"].items() if key != "annotations"}
     if facts is not None:
-        metadata["annotations"] = {names.ANNOTATION_WORKER: facts}
+        metadata["annotations"] = {terms.ANNOTATION_WORKER: facts}
     spec = {**workload["spec"], "template": {**template, "metadata": metadata}}
     return _sealed({**workload, "spec": spec})
 
@@ -128,8 +128,8 @@ def arguments(deployment: LLMDeployment, role: Role) -> list[str]:
         ("--seed", simulated.seed),
         ("--time-scale", simulated.time_scale),
         ("--startup-seconds", f"{seconds(simulated.startup_time):g}"),
-        ("--port", names.WORKER_PORT),
-        ("--side-channel-port", names.KV_SIDE_CHANNEL_PORT),
+        ("--port", terms.WORKER_PORT),
+        ("--side-channel-port", terms.KV_SIDE_CHANNEL_PORT),
         ("--shutdown-timeout", GRACE_PERIOD_SECONDS),
     )
     if spec.lora.adapters:
@@ -146,26 +146,26 @@ def _template(
 ) -> Manifest:
     accelerator = deployment.spec.pool(role).accelerator
     known = ACCELERATORS[accelerator.type]
-    ports = [{"name": names.WORKER_PORT_NAME, "containerPort": names.WORKER_PORT, "protocol": "TCP"}]
+    ports = [{"name": terms.WORKER_PORT_NAME, "containerPort": terms.WORKER_PORT, "protocol": "TCP"}]
     if role == "prefill":
-        ports.append({"name": "kv", "containerPort": names.KV_SIDE_CHANNEL_PORT, "protocol": "TCP"})
+        ports.append({"name": "kv", "containerPort": terms.KV_SIDE_CHANNEL_PORT, "protocol": "TCP"})
     if deployment.spec.routing.cache_knowledge == "Exact":
         ports += [
             {"name": name, "containerPort": port, "protocol": "TCP"}
             for name, port in (
-                (names.KV_EVENTS_PORT_NAME, names.KV_EVENTS_PORT),
-                (names.KV_REPLAY_PORT_NAME, names.KV_REPLAY_PORT),
+                (terms.KV_EVENTS_PORT_NAME, terms.KV_EVENTS_PORT),
+                (terms.KV_REPLAY_PORT_NAME, terms.KV_REPLAY_PORT),
             )
         ]
     # Patient on purpose. The router notices a dead worker within milliseconds by itself, so readiness is for
     # start-up and for long hangs: a node short of CPU, where all answer late, must not take a whole pool out.
-    health = {"httpGet": {"path": "/health", "port": names.WORKER_PORT_NAME}}
+    health = {"httpGet": {"path": "/health", "port": terms.WORKER_PORT_NAME}}
     container = {
         "name": "worker",
         "image": image,
         "command": ["turnout-worker"],
         "args": arguments(deployment, role),
-        "env": [{"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
+        "env": [{"name": terms.ENV_POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
         "ports": ports,
         "resources": {"limits": {known.resource: str(accelerator.count)}},
         "startupProbe": {
@@ -177,7 +177,7 @@ def _template(
         "readinessProbe": {**health, "periodSeconds": 1, "timeoutSeconds": 5, "failureThreshold": 6},
         "livenessProbe": {**health, "periodSeconds": 10, "timeoutSeconds": 10, "failureThreshold": 6},
         "lifecycle": {
-            "preStop": {"exec": {"command": ["turnout-worker", "drain", "--port", str(names.WORKER_PORT)]}}
+            "preStop": {"exec": {"command": ["turnout-worker", "drain", "--port", str(terms.WORKER_PORT)]}}
         },
         # What it wrote last before it ended with an error stands in the pod's status, and from there in the deployment's.
         "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -196,7 +196,7 @@ def _template(
     return {
         "metadata": {
             "labels": {**labels, **_common_labels()},
-            "annotations": {names.ANNOTATION_WORKER: facts},
+            "annotations": {terms.ANNOTATION_WORKER: facts},
         },
         "spec": {
             "serviceAccountName": service_account_name(deployment.metadata.name),
@@ -215,19 +215,19 @@ def _template(
 def _service(deployment: LLMDeployment, role: Role) -> Manifest:
     ports = [
         {
-            "name": names.WORKER_PORT_NAME,
-            "port": names.WORKER_PORT,
-            "targetPort": names.WORKER_PORT_NAME,
+            "name": terms.WORKER_PORT_NAME,
+            "port": terms.WORKER_PORT,
+            "targetPort": terms.WORKER_PORT_NAME,
             "protocol": "TCP",
         }
     ]
     if role == "prefill":
         ports.append(
-            {"name": "kv", "port": names.KV_SIDE_CHANNEL_PORT, "targetPort": "kv", "protocol": "TCP"}
+            {"name": "kv", "port": terms.KV_SIDE_CHANNEL_PORT, "targetPort": "kv", "protocol": "TCP"}
         )
     labels = worker_labels(deployment.metadata.name, role)
     spec = {"clusterIP": "None", "selector": labels, "ports": ports}
-    name = names.service_name(deployment.metadata.name, role)
+    name = terms.service_name(deployment.metadata.name, role)
     return _child(deployment, "v1", "Service", name, labels, spec=spec)
 
 
@@ -239,12 +239,12 @@ def _disruption_budget(deployment: LLMDeployment, role: Role) -> Manifest:
         "unhealthyPodEvictionPolicy": "AlwaysAllow",
         "selector": {"matchLabels": labels},
     }
-    name = names.service_name(deployment.metadata.name, role)
+    name = terms.service_name(deployment.metadata.name, role)
     return _child(deployment, "policy/v1", "PodDisruptionBudget", name, labels, spec=spec)
 
 
 def _service_account(deployment: LLMDeployment) -> Manifest:
-    labels = {names.LABEL_DEPLOYMENT: deployment.metadata.name}
+    labels = {terms.LABEL_DEPLOYMENT: deployment.metadata.name}
     name = service_account_name(deployment.metadata.name)
     return _child(deployment, "v1", "ServiceAccount", name, labels, automountServiceAccountToken=False)
 
@@ -255,16 +255,16 @@ def _network_policy(deployment: LLMDeployment, namespace: str) -> Manifest:
     Among each other on every port: where a cache is moved, the connector chooses ports of its own. The kubelet's
     probes come from the node, which Kubernetes always lets in.
     """
-    labels = {names.LABEL_DEPLOYMENT: deployment.metadata.name}
+    labels = {terms.LABEL_DEPLOYMENT: deployment.metadata.name}
     turnout = {
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
         "podSelector": {
-            "matchLabels": {names.LABEL_NAME: "turnout"},
+            "matchLabels": {terms.LABEL_NAME: "turnout"},
             "matchExpressions": [
                 {
-                    "key": names.LABEL_COMPONENT,
+                    "key": terms.LABEL_COMPONENT,
                     "operator": "In",
-                    "values": [names.COMPONENT_OPERATOR, names.COMPONENT_ROUTER],
+                    "values": [terms.COMPONENT_OPERATOR, terms.COMPONENT_ROUTER],
                 }
             ],
         },
@@ -280,9 +280,9 @@ def _network_policy(deployment: LLMDeployment, namespace: str) -> Manifest:
 
 def _common_labels() -> dict[str, str]:
     return {
-        names.LABEL_NAME: "turnout",
-        names.LABEL_COMPONENT: names.COMPONENT_WORKER,
-        names.LABEL_MANAGED_BY: names.FIELD_MANAGER,
+        terms.LABEL_NAME: "turnout",
+        terms.LABEL_COMPONENT: terms.COMPONENT_WORKER,
+        terms.LABEL_MANAGED_BY: terms.FIELD_MANAGER,
     }
 
 
@@ -290,7 +290,7 @@ def _child(
     deployment: LLMDeployment, api_version: str, kind: str, name: str, labels: dict[str, str], **content: Any
 ) -> Manifest:
     owner = {
-        "apiVersion": names.API_VERSION,
+        "apiVersion": terms.API_VERSION,
         "kind": "LLMDeployment",
         "name": deployment.metadata.name,
         "uid": deployment.metadata.uid,

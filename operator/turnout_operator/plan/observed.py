@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
-from turnout.api import names
-from turnout.api.deployment import Role
+from turnout import terms
+from turnout.terms import Role
 from turnout_operator.plan.conditions import seconds_of
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def words(text: object) -> str:
 def failed_pod(raw: Mapping[str, Any]) -> FailedPod | None:
     """Read a worker pod that failed as a whole, with a reason; None for any other."""
     meta, status = raw["metadata"], raw.get("status", {})
-    role = meta.get("labels", {}).get(names.LABEL_ROLE)
+    role = meta.get("labels", {}).get(terms.LABEL_ROLE)
     if role not in _ROLES or status.get("phase") != "Failed" or not status.get("reason"):
         return None
     created = seconds_of(meta.get("creationTimestamp") or "") or 0.0
@@ -135,14 +135,14 @@ def observed_pod(raw: Mapping[str, Any], load: WorkerLoad | None = None) -> Obse
     """Read a worker pod; None where its labels do not say what it is, or where it has run to its end."""
     meta, status = raw["metadata"], raw.get("status", {})
     labels, annotations = meta.get("labels", {}), meta.get("annotations", {})
-    role, revision = labels.get(names.LABEL_ROLE), labels.get(names.LABEL_REVISION)
+    role, revision = labels.get(terms.LABEL_ROLE), labels.get(terms.LABEL_REVISION)
     if role not in _ROLES or not revision or status.get("phase") in {"Succeeded", "Failed"}:
         return None
     conditions = {item["type"]: item for item in status.get("conditions", [])}
     scheduling = conditions.get("PodScheduled", {})
     unschedulable = scheduling.get("status") == "False" and scheduling.get("reason") == "Unschedulable"
     created = seconds_of(meta.get("creationTimestamp") or "") or 0.0
-    since = seconds_of(annotations.get(names.ANNOTATION_DRAINING_SINCE, ""))
+    since = seconds_of(annotations.get(terms.ANNOTATION_DRAINING_SINCE, ""))
     terminating = bool(meta.get("deletionTimestamp"))
     return ObservedPod(
         name=meta["name"],
@@ -153,15 +153,15 @@ def observed_pod(raw: Mapping[str, Any], load: WorkerLoad | None = None) -> Obse
         scheduled=bool(raw.get("spec", {}).get("nodeName")) or scheduling.get("status") == "True",
         terminating=terminating,
         # A label without a readable time counts as old: such a pod goes first, it does not stay for good.
-        draining_since=(since or 0.0) if labels.get(names.LABEL_DRAINING) == "true" else None,
-        deletion_cost=_integer(annotations.get(names.ANNOTATION_DELETION_COST, "0")),
+        draining_since=(since or 0.0) if labels.get(terms.LABEL_DRAINING) == "true" else None,
+        deletion_cost=_integer(annotations.get(terms.ANNOTATION_DELETION_COST, "0")),
         unschedulable_since=(seconds_of(scheduling.get("lastTransitionTime") or "") or created)
         if unschedulable
         else None,
         unschedulable_reason=words(scheduling.get("message")) if unschedulable else "",
         trouble=_trouble(status, scheduling),
         load=load,
-        facts=annotations.get(names.ANNOTATION_WORKER),
+        facts=annotations.get(terms.ANNOTATION_WORKER),
         arguments=_worker_arguments(raw.get("spec") or {}),
     )
 
@@ -177,7 +177,7 @@ def observed_pools(
     for raw in deployments:
         meta = raw["metadata"]
         labels = meta.get("labels", {})
-        role, revision = labels.get(names.LABEL_ROLE), labels.get(names.LABEL_REVISION)
+        role, revision = labels.get(terms.LABEL_ROLE), labels.get(terms.LABEL_REVISION)
         if role not in _ROLES or not revision or meta.get("deletionTimestamp"):
             continue
         found.append(
@@ -196,7 +196,7 @@ def observed_pools(
 
 def _worker_arguments(spec: Mapping[str, Any]) -> Sequence[str]:
     for container in spec.get("containers") or ():
-        if container.get("name") == names.COMPONENT_WORKER:
+        if container.get("name") == terms.COMPONENT_WORKER:
             return cast("Sequence[str]", container.get("args") or ())
     return ()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from turnout.api import names
+from turnout import terms
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,6 +30,6 @@ def owns(owner: Mapping[str, Any], child: Mapping[str, Any]) -> bool:
             return False
     labels = child["metadata"].get("labels") or {}
     return bool(
-        labels.get(names.LABEL_MANAGED_BY) == names.FIELD_MANAGER
-        and labels.get(names.LABEL_DEPLOYMENT) == owner["name"]
+        labels.get(terms.LABEL_MANAGED_BY) == terms.FIELD_MANAGER
+        and labels.get(terms.LABEL_DEPLOYMENT) == owner["name"]
     )

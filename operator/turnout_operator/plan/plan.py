@@ -10,9 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from turnout.api import names
+from turnout import terms
 from turnout.scaling.fit import Fit, fit
-from turnout.scaling.policy import Policy
 from turnout.scaling.rollout import rollout
 from turnout.scaling.rollout_facts import RevisionFacts, RevisionPool, RolloutPlan, Surge
 from turnout.sizing.capacity import Misfit, fits
@@ -24,6 +23,7 @@ from turnout_operator.plan.facts import missing, without_rollout, worker_facts
 from turnout_operator.plan.notices import notices
 from turnout_operator.plan.observed import FailedPod, ObservedPod, ObservedPool, observed_pools
 from turnout_operator.plan.ownership import owns
+from turnout_operator.plan.policy import policy_of
 from turnout_operator.plan.revision import model_revision
 from turnout_operator.plan.status import Picture, status, tally
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from turnout.api import LLMDeployment, Role
     from turnout.scaling.decision import Decision
+    from turnout.scaling.policy import Policy
     from turnout_operator.plan.claims import Settlement
     from turnout_operator.plan.config import PlanConfig
 
@@ -89,7 +90,7 @@ def plan(observed: Observed, config: PlanConfig, now: float) -> Plan:
     Raise ValueError for a spec whose durations or ratios cannot be read (an object of an older schema).
     """
     deployment = observed.deployment
-    policy = Policy.of(deployment.spec)
+    policy = policy_of(deployment.spec)
     misfit = _misfit(deployment)
     before = current_desired(observed)
     allowed = _desired(observed.decision, before, policy)
@@ -291,7 +292,7 @@ def _orphans(observed: Observed, pools: Sequence[ObservedPool]) -> tuple[Removal
     def unwanted(child: Mapping[str, Any]) -> bool:
         if child["kind"] == "NetworkPolicy":
             return spec.network_policy == "None"
-        role = child["metadata"].get("labels", {}).get(names.LABEL_ROLE)
+        role = child["metadata"].get("labels", {}).get(terms.LABEL_ROLE)
         return child["kind"] in {"Service", "PodDisruptionBudget"} and role not in roles
 
     return tuple(_removal(child) for child in observed.own if unwanted(child))

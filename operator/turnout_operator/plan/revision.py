@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from turnout.api.names import revision_of
+from turnout.terms import revision_of
 
 if TYPE_CHECKING:
     from turnout.api import LLMDeployment

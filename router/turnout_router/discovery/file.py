@@ -30,22 +30,21 @@ Example::
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, ValidationError
 
 from turnout.api import ApiKey, Objectives
-from turnout.api.budget import Priority
-from turnout.api.deployment import QUEUEING_NEEDS_WORK, Admission, Queueing, RoutingPolicy
+from turnout.api.deployment import QUEUEING_NEEDS_WORK, Admission
 from turnout.api.loading import faults
 from turnout.api.meta import Model
-from turnout.api.names import KV_EVENTS_PORT
-from turnout.api.quantities import seconds
 from turnout.api.rules import Rule
 from turnout.engines import RoutedEngine
+from turnout.quantities import seconds
 from turnout.routing import Backend, DeploymentRoute, Fleet, Grant, KvEventPorts, NamedRoute, build_fleet
 from turnout.routing.admission import TIER_OF
+from turnout.terms import KV_EVENTS_PORT, Priority, Queueing, Role, RoutingPolicy
 from turnout_router.discovery.translate import bounds_of
 from turnout_router.discovery.yamlfile import read_yaml, stamp_of
 from turnout_router.errors import ConfigError
@@ -87,7 +86,7 @@ class FileBackend(Model):
     """One worker."""
 
     url: Annotated[str, AfterValidator(_check_url)]
-    role: Literal["prefill", "decode", "aggregated"]
+    role: Role
     revision: _Name = "a"
     kv_tokens: int = Field(default=0, ge=0)
     kv_events: FileKvEvents | None = None

@@ -11,12 +11,13 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from turnout.api import names
+from turnout import terms
 from turnout.api.loading import InvalidResource
 from turnout.routing import build_fleet
+from turnout_kube.follow import follow
 from turnout_router.collector import LARGE_BYTES, collector_off
 from turnout_router.discovery.translate import backend_of, deployment_of, grants_of, route_of
-from turnout_router.kube import Access, follow, new_client
+from turnout_router.kube import Access, new_client
 from turnout_router.tasks import FLEET, WATCH
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ A namespace that is created anew by whatever keeps it has its Role back within t
 """
 _PATIENCE_SECONDS: Final = 30.0
 """How long a router that starts waits for a collection that fails for other reasons, while others can be read."""
-_SELECTOR: Final = f"{names.LABEL_DEPLOYMENT},{names.LABEL_ROLE},{names.LABEL_REVISION}"
+_SELECTOR: Final = f"{terms.LABEL_DEPLOYMENT},{terms.LABEL_ROLE},{terms.LABEL_REVISION}"
 
 _Value = TypeVar("_Value")
 
@@ -251,7 +252,7 @@ def _path(collection: _Collection[Any]) -> tuple[str, str | None]:
     scope = f"/namespaces/{collection.namespace}" if collection.namespace else ""
     if collection.resource == "pods":
         return f"/api/v1{scope}/pods", _SELECTOR
-    return f"/apis/{names.API_VERSION}{scope}/{collection.resource}", None
+    return f"/apis/{terms.API_VERSION}{scope}/{collection.resource}", None
 
 
 def _key(raw: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from turnout.api import names
+from turnout import terms
 from turnout.api.loading import InvalidResource, faults
 from turnout.api.worker_facts import WorkerFacts, WorkerPorts
 from turnout.sizing.capacity import Fit, fits
@@ -33,18 +33,18 @@ def facts_of(raw: dict[str, Any]) -> WorkerFacts:
             names=_served_names(arguments),
             kv_tokens=_kv_tokens(dict(arguments)),
             ports=WorkerPorts(
-                http=ports.get(names.WORKER_PORT_NAME, names.WORKER_PORT),
-                kv_events=ports.get(names.KV_EVENTS_PORT_NAME, 0),
-                kv_replay=ports.get(names.KV_REPLAY_PORT_NAME, 0),
+                http=ports.get(terms.WORKER_PORT_NAME, terms.WORKER_PORT),
+                kv_events=ports.get(terms.KV_EVENTS_PORT_NAME, 0),
+                kv_replay=ports.get(terms.KV_REPLAY_PORT_NAME, 0),
             ),
         )
     except ValidationError as error:
-        raise InvalidResource(f"its container {names.COMPONENT_WORKER}: {faults(error)}") from error
+        raise InvalidResource(f"its container {terms.COMPONENT_WORKER}: {faults(error)}") from error
 
 
 def _worker_container(raw: dict[str, Any]) -> dict[str, Any]:
     containers: list[dict[str, Any]] = (raw.get("spec") or {}).get("containers") or [{}]
-    return next((c for c in containers if c.get("name") == names.COMPONENT_WORKER), containers[0])
+    return next((c for c in containers if c.get("name") == terms.COMPONENT_WORKER), containers[0])
 
 
 def _served_names(arguments: list[tuple[str, str]]) -> tuple[str, ...]:

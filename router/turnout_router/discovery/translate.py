@@ -5,16 +5,16 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from turnout.api import Role, names
+from turnout import terms
 from turnout.api.loading import load_budget, load_deployment, load_route
-from turnout.api.quantities import seconds
 from turnout.api.worker_facts import WorkerFacts
+from turnout.quantities import seconds
 from turnout.routing import Backend, DeploymentRoute, Grant, KvEventPorts, NamedRoute
 from turnout.routing.admission import TIER_OF, AdmissionBounds
 from turnout_router.discovery import previous_release
 
 if TYPE_CHECKING:
-    from turnout.api import TokenBudget
+    from turnout.api import Role, TokenBudget
     from turnout.api.deployment import Admission
 
 _ROLES: Final = ("prefill", "decode", "aggregated")
@@ -110,14 +110,14 @@ def backend_of(raw: dict[str, Any]) -> Backend | None:
     """
     metadata, status = raw["metadata"], raw.get("status") or {}
     labels = metadata.get("labels") or {}
-    role = labels.get(names.LABEL_ROLE)
+    role = labels.get(terms.LABEL_ROLE)
     address = status.get("podIP")
     ready = _is_ready(status)
     if (
         role not in _ROLES
         or not address
         or metadata.get("deletionTimestamp")
-        or labels.get(names.LABEL_DRAINING) == "true"
+        or labels.get(terms.LABEL_DRAINING) == "true"
         or not (ready or _has_started(status))
     ):
         return None
@@ -126,11 +126,11 @@ def backend_of(raw: dict[str, Any]) -> Backend | None:
     ports = facts.ports
     return Backend(
         id=f"{namespace}/{name}",
-        deployment=f"{namespace}/{labels.get(names.LABEL_DEPLOYMENT, '')}",
+        deployment=f"{namespace}/{labels.get(terms.LABEL_DEPLOYMENT, '')}",
         host=address,
         port=ports.http,
         role=cast("Role", role),
-        revision=labels.get(names.LABEL_REVISION, ""),
+        revision=labels.get(terms.LABEL_REVISION, ""),
         names=facts.names,
         kv_tokens=facts.kv_tokens,
         kv_events=KvEventPorts(ports.kv_events, ports.kv_replay) if ports.kv_events else None,
@@ -140,7 +140,7 @@ def backend_of(raw: dict[str, Any]) -> Backend | None:
 
 def _facts_of(raw: dict[str, Any]) -> WorkerFacts:
     """Return what the operator says of this worker. Where it says something, nothing else is read."""
-    said = (raw["metadata"].get("annotations") or {}).get(names.ANNOTATION_WORKER)
+    said = (raw["metadata"].get("annotations") or {}).get(terms.ANNOTATION_WORKER)
     return previous_release.facts_of(raw) if said is None else WorkerFacts.from_annotation(said)
 
 
@@ -151,7 +151,7 @@ def _is_ready(status: dict[str, Any]) -> bool:
 def _has_started(status: dict[str, Any]) -> bool:
     """Say whether the worker runs and has passed its start-up probe, which means that it was ready once."""
     return any(
-        c.get("name") == names.COMPONENT_WORKER
+        c.get("name") == terms.COMPONENT_WORKER
         and c.get("started") is True
         and "running" in (c.get("state") or {})
         for c in status.get("containerStatuses") or ()

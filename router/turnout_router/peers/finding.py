@@ -7,7 +7,8 @@ import logging
 import socket
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from turnout_router.kube import follow, new_client
+from turnout_kube.follow import follow
+from turnout_router.kube import new_client
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

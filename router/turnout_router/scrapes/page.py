@@ -1,8 +1,6 @@
 """A worker's metrics page: the few series that routing needs, found by name instead of parsing all of it.
 
-Such a page has tens of kilobytes of histograms. Prometheus' own parser takes tens of milliseconds for it, and a router
-reads one for every worker every second; looking for nine names takes tens of microseconds. A series without labels is none of
-vLLM's and not found.
+A router reads one for every worker several times a second. vLLM's series all have labels.
 """
 
 from __future__ import annotations
@@ -10,6 +8,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from turnout_prom.search import MAX_SAMPLES, PageError, search
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,20 +27,12 @@ _LORA: Final = b"vllm:lora_requests_info"
 _MOST_REQUESTS: Final = 1_000_000
 _MOST: Final = 1e15
 """Larger figures are none: a token counter gets there in 300 years. What is reckoned with them stays within bounds."""
-MAX_SAMPLES: Final = 1_024
-"""Samples of a name: one for each engine behind the page, and each reason or source."""
 MAX_SETS: Final = 8_192
 """Sets of LoRA adapters that there have been, each of which stays on the page."""
-MAX_LINE_BYTES: Final = 16 * 1024
-MAX_VALUE_BYTES: Final = 64
 _COMPUTED: Final = b'source="local_compute"'
 _DEFERRED: Final = b'reason="deferred"'
 _ADAPTERS: Final = re.compile(rb'[{,](?:running|waiting)_lora_adapters="([^"]*)"')
 _MOST_ADAPTERS: Final = re.compile(rb'[{,]max_lora="([0-9]{1,4})"')
-
-
-class PageError(Exception):
-    """A page that is none, or lacks what every engine tells; the text says what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,27 +103,8 @@ def _sum(text: bytes, name: bytes) -> float | None:
 
 
 def _samples(text: bytes, name: bytes, most: int = MAX_SAMPLES) -> Iterator[tuple[bytes, float]]:
-    """Yield labels and value of every sample of *name*, which stand in lines one after the other.
-
-    Raise PageError for a value that is none, negative, or too large, for a line that is too long, and for more than *most*.
-    """
-    start = name + b"{"
-    begin = 0 if text.startswith(start) else text.find(b"\n" + start) + 1
-    count = 0
-    while text.startswith(start, begin):
-        count += 1
-        end = text.find(b"\n", begin)
-        if count > most or (end if end >= 0 else len(text)) - begin > MAX_LINE_BYTES:
-            raise PageError(f"it says too much of {name.decode()}")
-        line = text[begin + len(name) : end if end >= 0 else len(text)]
-        labels, _, said = line.rpartition(b"}")
-        try:
-            value = float(said[:MAX_VALUE_BYTES].split(None, 1)[0])
-        except (ValueError, IndexError) as error:
-            raise PageError(f"{name.decode()} has no value") from error
+    """Yield labels and value of every sample of *name*. Raise PageError as `search` does, and for what no counter can be."""
+    for labels, value in search(text, name, most):
         if not 0 <= value < _MOST:
             raise PageError(f"{name.decode()} is {value}")
         yield labels, value
-        if end < 0:
-            return
-        begin = end + 1

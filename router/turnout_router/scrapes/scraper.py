@@ -6,11 +6,12 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from turnout.routing.ledger import Scrape
+from turnout_prom.search import PageError
 from turnout_router.answers import Collected
 from turnout_router.errors import UpstreamError
 from turnout_router.http import get
 from turnout_router.scrapes.pace import Looks, period
-from turnout_router.scrapes.page import PageError, read_page
+from turnout_router.scrapes.page import read_page
 from turnout_router.scrapes.pending import PendingTokens
 from turnout_router.tasks import SCRAPE
 

@@ -11,7 +11,7 @@ import heapq
 from collections import deque
 from dataclasses import dataclass, field
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from turnout.scaling.facts import LoadFacts, PoolFacts
 
@@ -19,20 +19,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from random import Random
 
-    from turnout.api.deployment import Role
+    from turnout.terms import Role
 
-PROMPT_TOKENS, OUTPUT_TOKENS = 8000, 300
-CONTEXT_TOKENS = PROMPT_TOKENS + OUTPUT_TOKENS / 2
-KV_REQUESTS = int(435_000 / CONTEXT_TOKENS)
-OVERHEAD_MS = 3.5
-TICK_SECONDS = 0.25
-INTERVAL_SECONDS = 5.0
-WINDOW_SECONDS = 60.0
+PROMPT_TOKENS: Final = 8000
+OUTPUT_TOKENS: Final = 300
+CONTEXT_TOKENS: Final = PROMPT_TOKENS + OUTPUT_TOKENS / 2
+KV_REQUESTS: Final = int(435_000 / CONTEXT_TOKENS)
+OVERHEAD_MS: Final = 3.5
+TICK_SECONDS: Final = 0.25
+INTERVAL_SECONDS: Final = 5.0
+WINDOW_SECONDS: Final = 60.0
 
 
 def prefill_seconds(tokens: float) -> float:
     """Time to compute a prompt alone (H100 fit of Llama-3.1-8B plus the engine's overhead)."""
     return (4.51 + 0.01749 * tokens + 5.20e-7 * tokens**2 + OVERHEAD_MS) / 1000
+
+
+PROMPT_SECONDS: Final = prefill_seconds(PROMPT_TOKENS)
 
 
 def iteration_seconds(batch: int) -> float:
@@ -76,7 +80,7 @@ class Fleet:
     startup_seconds: float = 60.0
     ttft_objective_seconds: float = 1.0
     itl_objective_seconds: float = 0.04
-    prefill_seconds: float = prefill_seconds(PROMPT_TOKENS)
+    prefill_seconds: float = PROMPT_SECONDS
     now: float = 0.0
     pools: dict[Role, list[Replica]] = field(default_factory=lambda: {"prefill": [], "decode": []})
     pending: dict[Role, int] = field(default_factory=lambda: {"prefill": 0, "decode": 0})

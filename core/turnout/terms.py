@@ -1,9 +1,26 @@
-"""Names that several components must spell alike: API group, labels, annotations, ports, variables."""
+"""Terms that several components must spell alike: roles, accelerators, labels, annotations, ports, variables.
+
+The standard library only: whatever decides or serves may import this without the resources' models, which need pydantic.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from typing import Final
+from typing import Final, Literal
+
+Role = Literal["prefill", "decode", "aggregated"]
+"""What a worker does for a request: compute the prompt, generate the output, or both."""
+AcceleratorType = Literal["H100-SXM", "H200-SXM", "A100-SXM-80GB", "L40S"]
+"""Names of accelerators; turnout.sizing.accelerators has their figures."""
+EngineType = Literal["simulated"]
+RoutingPolicy = Literal["PrefixAware", "LeastLoaded"]
+CacheKnowledge = Literal["Estimated", "Exact"]
+"""How a router knows what a worker's prefix cache holds: from its own requests, or from the worker's KV events."""
+Queueing = Literal["Engine", "Router"]
+"""Where requests wait that no worker can start now."""
+Priority = Literal["High", "Normal", "Low"]
+"""Of the requests of one key, when a deployment is overloaded."""
+ScalingMode = Literal["Automatic", "Advisory", "Paused"]
 
 GROUP: Final = "turnout.dev"
 VERSION: Final = "v1alpha1"
@@ -15,7 +32,7 @@ FIELD_MANAGER: Final = "turnout-operator"
 LABEL_DEPLOYMENT: Final = f"{GROUP}/deployment"
 """On every child of an LLMDeployment: the name of that LLMDeployment."""
 LABEL_ROLE: Final = f"{GROUP}/role"
-"""On pools and their pods: ``prefill``, ``decode`` or ``aggregated``."""
+"""On pools and their pods: their `Role`."""
 LABEL_REVISION: Final = f"{GROUP}/revision"
 """On pools and their pods: which model revision they serve. Prefill and decode workers are
 paired only within one revision, for a KV cache means nothing to another model."""
@@ -59,6 +76,7 @@ OPERATOR_ADMIN_PORT: Final = 9091
 ENV_BIND_ADDRESS: Final = "TURNOUT_BIND_ADDRESS"
 """The address a service listens on. Unset: all of them, which is right in a real pod. The dev
 cluster sets it to the pod's own loopback address, for there all pods share one network."""
+ENV_POD_IP: Final = "POD_IP"
 ENV_POD_NAME: Final = "POD_NAME"
 ENV_POD_NAMESPACE: Final = "POD_NAMESPACE"
 

@@ -1,0 +1,1 @@
+"""Following collections of Kubernetes' API server: see `follow`."""
