@@ -132,7 +132,7 @@ ROUTER_PROMPT_TOKENS: Final = Metric(
     "counter",
     "router",
     "tokens",
-    "Prompt tokens, from usage.",
+    "Prompt tokens of finished requests, from usage; counted by the router where the engine reports none.",
     ("deployment",),
 )
 ROUTER_OUTPUT_TOKENS: Final = Metric(
@@ -140,7 +140,7 @@ ROUTER_OUTPUT_TOKENS: Final = Metric(
     "counter",
     "router",
     "tokens",
-    "Output tokens, from usage.",
+    "Output tokens of finished requests, from usage; counted by the router where the engine reports none.",
     ("deployment",),
 )
 ROUTER_IN_FLIGHT: Final = Metric(
