@@ -76,13 +76,21 @@ coverage: $(READY) ## Measure what the tests without a cluster cover, and that i
 
 .PHONY: check
 check: $(READY) ## Formatting, lint, types, import contracts, generated files.
-	@echo "[check] ruff, mypy, ty, import-linter, crds, settings"
+	@echo "[check] ruff, mypy, ty, import-linter, crds, settings, docs"
 	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
 	@$(BIN)/ty check --quiet
 	@mkdir -p build && { $(BIN)/lint-imports > build/lint-imports.log || { cat build/lint-imports.log; exit 1; }; }
 	@$(BIN)/turnout crds --check
 	@$(BIN)/python docs/settings.py --check
+	@$(BIN)/python docs/generate.py --check
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir build/site
+
+.PHONY: docs reference
+docs: $(READY) ## Serve the documentation on http://127.0.0.1:8000 (ARGS="-a 127.0.0.1:9000": elsewhere).
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve $(ARGS)
+reference: $(READY) ## Write the reference of resources and metrics anew from the code.
+	@$(BIN)/python docs/generate.py
 
 .PHONY: bench-cluster bench-router bench-instructions bench-stalls bench-routing bench-scaling bench-engine fuzz
 bench-cluster: $(READY) ## Starting, installing, taking over, idling (ARGS=--cold: building, too).

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 from prometheus_client import Histogram
 
+from turnout.metrics import ROUTER_LOOP_STALL
+
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
@@ -22,8 +24,8 @@ class LoopWatch:
         self._loop = asyncio.get_running_loop()
         self._due: float | None = None
         self._stalls = Histogram(
-            "turnout_router_loop_stall_seconds",
-            f"How much later than planned the event loop called a timer that is due every {PERIOD_SECONDS:g} s.",
+            ROUTER_LOOP_STALL.name,
+            ROUTER_LOOP_STALL.help,
             buckets=_BUCKETS,
             registry=registry,
         )

@@ -10,14 +10,15 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
+from turnout import metrics as catalogue
+from turnout_router.families import counter_family, gauge_family, histogram_family
 from turnout_router.tasks import LOOP, TASKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from prometheus_client.core import Metric
+    from prometheus_client.core import HistogramMetricFamily, Metric
 
 _TTFT_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 20, 40, 80)
 _ITL_BUCKETS: Final = (
@@ -44,47 +45,28 @@ _INFINITE: Final = float("inf")
 NO_DEPLOYMENT: Final = ""
 """Label of requests that named no deployment: unknown names, malformed bodies, wrong keys."""
 
-_ONE: Final = ("deployment",)
-_BY_HALF: Final = ("deployment", "half")
 _COUNTERS: Final = (
-    ("arrivals", "arrivals", "Requests that arrived for a deployment."),
-    (
-        "finished",
-        "finished",
-        "Requests that ran to their end, or failed for want of capacity or of a worker.",
-    ),
-    ("good", "good", "Finished requests that met both objectives."),
-    ("prompt_tokens", "prompt_tokens", "Prompt tokens, from usage."),
-    ("output_tokens", "output_tokens", "Output tokens, from usage."),
+    ("arrivals", catalogue.ROUTER_ARRIVALS),
+    ("finished", catalogue.ROUTER_FINISHED),
+    ("good", catalogue.ROUTER_GOOD),
+    ("prompt_tokens", catalogue.ROUTER_PROMPT_TOKENS),
+    ("output_tokens", catalogue.ROUTER_OUTPUT_TOKENS),
 )
 _GAUGES: Final = (
-    ("in_flight", "Requests being served, those that wait included."),
-    ("waiting", "Requests that wait for room."),
+    ("in_flight", catalogue.ROUTER_IN_FLIGHT),
+    ("waiting", catalogue.ROUTER_WAITING),
 )
 _HISTOGRAMS: Final = (
-    ("first_token", "time_to_first_token_seconds", "From the request to the first token of a stream."),
-    (
-        "inter_token",
-        "inter_token_latency_seconds",
-        "Mean time between the tokens of a stream: (last - first) / (tokens - 1).",
-    ),
-    (
-        "duration",
-        "request_duration_seconds",
-        "From the request to the end of its answer, of requests that ran to their end.",
-    ),
+    ("first_token", catalogue.ROUTER_TIME_TO_FIRST_TOKEN),
+    ("inter_token", catalogue.ROUTER_INTER_TOKEN_LATENCY),
+    ("duration", catalogue.ROUTER_REQUEST_DURATION),
 )
 _COUNTERS_BY: Final = (
-    (
-        "codes",
-        "requests",
-        "code",
-        "Answered requests by HTTP status; 502 also a stream that broke, 499 a client that left.",
-    ),
-    ("shed", "shed", "reason", "Requests turned away for want of room, by why."),
-    ("retries", "retries", "reason", "Requests sent to another worker, by what went wrong."),
-    ("local_prefills", "local_prefills", "reason", "Prompts computed by the decode worker itself, by why."),
-    ("scrapes", "scrapes", "outcome", "Metrics pages asked of workers: read, or what went wrong."),
+    ("codes", catalogue.ROUTER_REQUESTS),
+    ("shed", catalogue.ROUTER_SHED),
+    ("retries", catalogue.ROUTER_RETRIES),
+    ("local_prefills", catalogue.ROUTER_LOCAL_PREFILLS),
+    ("scrapes", catalogue.ROUTER_SCRAPES),
 )
 
 
@@ -114,7 +96,7 @@ class Distribution:
 
 
 class Standing:
-    """Requests that wait in the router for want of one half: their number, and that number summed over time."""
+    """Requests that wait in the router for a worker of one role: their number, and that number summed over time."""
 
     __slots__ = ("_clock", "_number", "_seconds", "_since")
 
@@ -179,7 +161,7 @@ class DeploymentMetrics:
         self.local_prefills: dict[str, int] = {}
         self.scrapes: dict[str, int] = {}
         self.held: dict[str, Standing] = {}
-        """By the half that they wait for; empty where nobody is ever held."""
+        """By the role of the worker that they wait for; empty where the deployment has no dispatch queue."""
 
     def answered(self, status: int) -> None:
         """Count an answer."""
@@ -207,33 +189,11 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.fleet_stale = Gauge(
-            "turnout_router_fleet_stale",
-            "1 while the fleet cannot be read and the last one known is used.",
-            registry=self.registry,
-        )
-        self.unreadable = Gauge(
-            "turnout_router_namespace_unreadable",
-            "1 while the API server refuses this resource in this namespace (empty: in all of them).",
-            ("namespace", "resource"),
-            registry=self.registry,
-        )
-        self.fleet_updates = Counter(
-            "turnout_router_fleet_updates",
-            "Changes of the fleet that were taken over.",
-            registry=self.registry,
-        )
-        self.fleet_rejected = Counter(
-            "turnout_router_fleet_rejected",
-            "Configurations and resources that were not taken over because they are invalid.",
-            registry=self.registry,
-        )
-        failures = Counter(
-            "turnout_router_task_failures",
-            "Failures that were survived, by what failed; the log has each with its cause.",
-            ["task"],
-            registry=self.registry,
-        )
+        self.fleet_stale = self._gauge(catalogue.ROUTER_FLEET_STALE)
+        self.unreadable = self._gauge(catalogue.ROUTER_NAMESPACE_UNREADABLE)
+        self.fleet_updates = self._counter(catalogue.ROUTER_FLEET_UPDATES)
+        self.fleet_rejected = self._counter(catalogue.ROUTER_FLEET_REJECTED)
+        failures = self._counter(catalogue.ROUTER_TASK_FAILURES)
         self._task_failures = {name: failures.labels(name) for name in TASKS}
         self._deployments: dict[str, DeploymentMetrics] = {}
         self.registry.register(self)
@@ -259,40 +219,42 @@ class Metrics:
         """Return all that is counted per deployment, in Prometheus' form."""
         everyone = dict(self._deployments)
         deployments = {key: one for key, one in everyone.items() if key != NO_DEPLOYMENT}
-        for field, name, meaning in _COUNTERS:
-            counter = CounterMetricFamily(f"turnout_router_{name}", meaning, labels=_ONE)
+        for field, metric in _COUNTERS:
+            counter = counter_family(metric)
             for key, one in deployments.items():
                 counter.add_metric([key], getattr(one, field))
             yield counter
-        for field, meaning in _GAUGES:
-            gauge = GaugeMetricFamily(f"turnout_router_{field}", meaning, labels=_ONE)
+        for field, metric in _GAUGES:
+            gauge = gauge_family(metric)
             for key, one in deployments.items():
                 gauge.add_metric([key], getattr(one, field))
             yield gauge
-        for field, name, meaning in _HISTOGRAMS:
-            histogram = HistogramMetricFamily(f"turnout_router_{name}", meaning, labels=_ONE)
+        for field, metric in _HISTOGRAMS:
+            histogram = histogram_family(metric)
             for key, one in deployments.items():
                 getattr(one, field).add_to(histogram, key)
             yield histogram
-        for field, name, label, meaning in _COUNTERS_BY:
-            counter = CounterMetricFamily(f"turnout_router_{name}", meaning, labels=("deployment", label))
+        for field, metric in _COUNTERS_BY:
+            counter = counter_family(metric)
             for key, one in everyone.items():
                 for value, count in tuple(getattr(one, field).items()):
                     counter.add_metric([key, str(value)], count)
             yield counter
         yield from _held(deployments)
 
+    def _gauge(self, metric: catalogue.Metric) -> Gauge:
+        return Gauge(metric.name, metric.help, metric.labels, registry=self.registry)
+
+    def _counter(self, metric: catalogue.Metric) -> Counter:
+        return Counter(metric.name, metric.help, metric.labels, registry=self.registry)
+
 
 def _held(deployments: dict[str, DeploymentMetrics]) -> Iterator[Metric]:
-    number = GaugeMetricFamily(
-        "turnout_router_held", "Requests held until a worker could begin with them.", labels=_BY_HALF
-    )
-    seconds = CounterMetricFamily(
-        "turnout_router_held_seconds", "Time that requests were held, summed.", labels=_BY_HALF
-    )
+    number = gauge_family(catalogue.ROUTER_HELD)
+    seconds = counter_family(catalogue.ROUTER_HELD_SECONDS)
     for key, one in deployments.items():
-        for half, standing in one.held.items():
-            number.add_metric([key, half], standing.number)
-            seconds.add_metric([key, half], standing.seconds)
+        for role, standing in one.held.items():
+            number.add_metric([key, role], standing.number)
+            seconds.add_metric([key, role], standing.seconds)
     yield number
     yield seconds

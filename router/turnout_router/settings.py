@@ -265,6 +265,6 @@ class Settings:
         metavar="SECONDS",
     )
     """How often each worker is asked for its metrics, where a prefix-aware policy chooses among several; more seldom where
-    there are many, see `Scraper`. 0: never. docs/routing.md has what an interval brings and costs."""
+    there are many, see `Scraper`. 0: never. docs/reference/routing.md has what an interval costs, docs/routing-measured.md what it gains."""
     client: ClientLimits = field(default_factory=ClientLimits)
     upstream: UpstreamLimits = field(default_factory=UpstreamLimits)

@@ -209,7 +209,7 @@ def test_a_pool_grows_by_what_routers_hold(
     cluster: Cluster, namespace: str, home: str, node: TestNode, operator: OperatorProcess
 ) -> None:
     """Its workers have next to nothing to do, for all others wait in the router."""
-    node.router_page = f'turnout_router_held{{deployment="{namespace}/llama",half="decode"}} 12\n'
+    node.router_page = f'turnout_router_held{{deployment="{namespace}/llama",role="decode"}} 12\n'
     try:
         apply(cluster, home, _router())
         apply(cluster, namespace, manifest(prefill=None, decode=(1, 3), routing={"queueing": "Router"}))

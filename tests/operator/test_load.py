@@ -80,11 +80,11 @@ def test_a_router_page_is_split_by_deployment() -> None:
 def test_a_router_page_tells_what_is_held() -> None:
     """By the half that could not begin; it is no counter of the window's."""
     page = router_page(
-        'turnout_router_held{deployment="a/b",half="prefill"} 3.0\n'
-        'turnout_router_held{deployment="a/b",half="decode"} 0.0\n'
-        'turnout_router_held_seconds_total{deployment="a/b",half="prefill"} 12.5\n'
-        'turnout_router_held_seconds_total{deployment="a/b",half="decode"} 4.0\n'
-        'turnout_router_held_seconds_created{deployment="a/b",half="decode"} 1.7e9\n'
+        'turnout_router_held{deployment="a/b",role="prefill"} 3.0\n'
+        'turnout_router_held{deployment="a/b",role="decode"} 0.0\n'
+        'turnout_router_held_seconds_total{deployment="a/b",role="prefill"} 12.5\n'
+        'turnout_router_held_seconds_total{deployment="a/b",role="decode"} 4.0\n'
+        'turnout_router_held_seconds_created{deployment="a/b",role="decode"} 1.7e9\n'
     )
     assert page == {
         "a/b": RouterPage({}, {"prefill": 3, "decode": 0}, {"prefill": 12.5, "decode": 4.0}),

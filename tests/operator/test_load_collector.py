@@ -73,11 +73,11 @@ def worker(prefill_seconds: float) -> str:
 def router(prefill: float, held_prefill: int, held_decode: int) -> str:
     """Return a page of a router that has held requests for prefill so many seconds, and holds so many now."""
     return (
-        f'turnout_router_held_seconds_total{{deployment="{KEY}",half="prefill"}} {prefill}\n'
-        f'turnout_router_held_seconds_total{{deployment="{KEY}",half="decode"}} 1000.0\n'
-        f'turnout_router_held{{deployment="{KEY}",half="prefill"}} {held_prefill}\n'
-        f'turnout_router_held{{deployment="{KEY}",half="decode"}} {held_decode}\n'
-        'turnout_router_held{deployment="default/other",half="decode"} 50\n'
+        f'turnout_router_held_seconds_total{{deployment="{KEY}",role="prefill"}} {prefill}\n'
+        f'turnout_router_held_seconds_total{{deployment="{KEY}",role="decode"}} 1000.0\n'
+        f'turnout_router_held{{deployment="{KEY}",role="prefill"}} {held_prefill}\n'
+        f'turnout_router_held{{deployment="{KEY}",role="decode"}} {held_decode}\n'
+        'turnout_router_held{deployment="default/other",role="decode"} 50\n'
     )
 
 
@@ -238,7 +238,7 @@ async def test_a_page_that_cannot_be_true_counts_as_none(scraped: Scraped, page:
         'turnout_router_arrivals_total{deployment="default/llama"} -5',
         'turnout_router_arrivals_total{deployment="default/llama"} +Inf',
         'turnout_router_arrivals_total{deployment="default/llama"} 1e308',
-        'turnout_router_held{deployment="default/llama",half="prefill"} NaN',
+        'turnout_router_held{deployment="default/llama",role="prefill"} NaN',
         'turnout_router_time_to_first_token_seconds_bucket{deployment="default/llama",le="soon"} 3',
         'turnout_router_time_to_first_token_seconds_bucket{deployment="default/llama",le="NaN"} 3',
         'turnout_router_time_to_first_token_seconds_bucket{deployment="default/llama"} 3',

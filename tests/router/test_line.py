@@ -51,11 +51,11 @@ async def ask(r: Running, name: str, tokens: int, **headers: str) -> httpx.Respo
     return await r.client.post("/v1/chat/completions", json=body, headers=headers)
 
 
-async def held(r: Running, count: int, half: str = "decode") -> None:
-    """Wait until so many requests are held for want of *half*."""
+async def held(r: Running, count: int, role: str = "decode") -> None:
+    """Wait until so many requests are held that wait for a worker of *role*."""
 
     async def so_many() -> bool:
-        return await r.metric("turnout_router_held", deployment=DEPLOYMENT, half=half) == count
+        return await r.metric("turnout_router_held", deployment=DEPLOYMENT, role=role) == count
 
     await eventually_async(so_many)
 
@@ -88,7 +88,7 @@ async def test_the_shortest_goes_first(tmp_path: Path) -> None:
         worker.gate.set()
         assert {answer.status_code for answer in await asyncio.gather(*asking)} == {200}
         await held(r, 0)
-        assert await r.metric("turnout_router_held_seconds_total", deployment=DEPLOYMENT, half="decode") > 0
+        assert await r.metric("turnout_router_held_seconds_total", deployment=DEPLOYMENT, role="decode") > 0
     assert names(worker) == ["first", "shorter", "longer"]
 
 
@@ -168,8 +168,8 @@ async def test_pairs_are_waited_for_too(tmp_path: Path) -> None:
 
             async def both_are_held() -> bool:
                 found = [
-                    await r.metric("turnout_router_held", deployment=DEPLOYMENT, half=half)
-                    for half in ("prefill", "decode")
+                    await r.metric("turnout_router_held", deployment=DEPLOYMENT, role=role)
+                    for role in ("prefill", "decode")
                 ]
                 return sum(found) == 2
 

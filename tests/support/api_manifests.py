@@ -397,7 +397,7 @@ REFUSED = [
     Refused(
         "queueing-without-work",
         deployment({"spec.routing.policy": "LeastLoaded", "spec.routing.queueing": "Router"}),
-        "queueing Router has no effect with the policy LeastLoaded, which does not reckon when a worker can begin:"
+        "queueing Router has no effect with the policy LeastLoaded, which does not estimate when a worker can start:"
         " remove it or choose PrefixAware",
     ),
     Refused(

@@ -5,8 +5,16 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from turnout.metrics import (
+    SIMULATED_ITERATIONS,
+    SIMULATED_PINNED_REQUESTS,
+    SIMULATED_STALE_KV_READS,
+    WORKER_TASK_FAILURES,
+)
+
 if TYPE_CHECKING:
     from turnout.engine import EngineSettings, EngineStats, Finished, FirstToken
+    from turnout.metrics import Metric
 
 TASKS: Final = (
     "callback", "engine", "kv_events", "kv_fetch", "kv_replay", "request", "side_channel",
@@ -143,12 +151,15 @@ class Metrics:
         sample("counter", "vllm:admission_rejections", counters.rejections)
         sample("counter", "vllm:nixl_num_kv_expired_reqs", counters.leases_expired)
         sample("counter", "vllm:nixl_num_failed_transfers", self.failed_transfers)
-        sample("gauge", "turnout_simulated_pinned_requests", stats.pinned)
-        sample("counter", "turnout_simulated_stale_kv_reads", self.stale_reads)
-        sample("counter", "turnout_simulated_iterations", counters.iterations)
-        name = "turnout_worker_task_failures"
-        lines.extend((f"# HELP {name}_total {_HELP[name]}", f"# TYPE {name}_total counter"))
-        lines.extend(f'{name}_total{{task="{_escape(task)}"}} {n}' for task, n in self._task_failures.items())
+        for metric, value in (
+            (SIMULATED_PINNED_REQUESTS, stats.pinned),
+            (SIMULATED_STALE_KV_READS, self.stale_reads),
+            (SIMULATED_ITERATIONS, counters.iterations),
+        ):
+            lines.extend((*_described(metric), f"{metric.name}{{{labels}}} {value}"))
+        lines.extend(_described(WORKER_TASK_FAILURES))
+        name = WORKER_TASK_FAILURES.name
+        lines.extend(f'{name}{{task="{_escape(task)}"}} {n}' for task, n in self._task_failures.items())
         if lora is not None:
             name = "vllm:lora_requests_info"
             told = f'max_lora="{lora.most}",running_lora_adapters="{_escape(",".join(lora.running))}"'
@@ -174,6 +185,10 @@ class Metrics:
         }
 
 
+def _described(metric: Metric) -> tuple[str, str]:
+    return f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}"
+
+
 def _escape(value: str) -> str:
     return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
@@ -197,10 +212,6 @@ _HELP: Final = {
     "vllm:nixl_num_kv_expired_reqs": "Prefilled prompts that nobody fetched before their lease ended.",
     "vllm:nixl_num_failed_transfers": "Fetches of KV that failed.",
     "vllm:lora_requests_info": "LoRA adapters of requests under way, and how many find room; the value is the time.",
-    "turnout_simulated_pinned_requests": "Prefilled prompts that wait to be fetched.",
-    "turnout_simulated_stale_kv_reads": "Fetches of KV that was no longer there: answered from freed blocks.",
-    "turnout_simulated_iterations": "Iterations of the engine.",
-    "turnout_worker_task_failures": "What the worker's tasks have raised and it has survived, by task.",
     "vllm:time_to_first_token_seconds": "From arrival to the first token.",
     "vllm:inter_token_latency_seconds": "Between two tokens of a request.",
     "vllm:request_time_per_output_token_seconds": "Mean time between the tokens of a request.",

@@ -52,13 +52,13 @@ class TokenBudgetSpec(Model):
     )
     priority: Priority = Field(
         default="Normal",
-        description="Whose requests go first where a deployment has no room for all: High before Normal before Low."
-        " A client can step back for one request with the header x-turnout-priority, never forward.",
+        description="Which requests go first where a deployment has no room for all: High before Normal before Low."
+        " With the header x-turnout-priority a client can lower it for one request, never raise it.",
     )
     explain: bool = Field(
         default=False,
-        description="Whether holders may ask with x-turnout-explain why their requests went where they did: that tells"
-        " names of workers and their load.",
+        description="Whether holders may ask with x-turnout-explain why their requests went where they did. The reason"
+        " contains names of workers and their load.",
     )
     models: Annotated[list[CallableName], Unique()] = Field(
         default_factory=list,
@@ -90,7 +90,7 @@ class TokenBudgetStatus(Model):
 
 
 class TokenBudget(Model):
-    """Who may call which names."""
+    """API keys, and the names that they may call."""
 
     api_version: Literal["turnout.dev/v1alpha1"] = "turnout.dev/v1alpha1"
     kind: Literal["TokenBudget"] = "TokenBudget"

@@ -93,7 +93,7 @@ class Lora(Model):
         default=1,
         ge=1,
         le=16,
-        description="Adapters that a worker holds on its accelerator at a time; the one used longest ago makes way.",
+        description="Adapters that a worker keeps on its accelerator at a time; the least recently used one is evicted.",
     )
 
     rules: ClassVar[tuple[Rule, ...]] = (
@@ -113,7 +113,7 @@ class SimulatedEngine(Model):
         ge=1,
         le=100,
         description="How many seconds of the engine's life pass in one second. Everything measured on this "
-        "deployment (latencies, goodput, stabilisation windows) is told in the engine's seconds.",
+        "deployment (latencies, goodput, stabilisation windows) is in the engine's seconds.",
     )
     seed: int = Field(
         default=0, ge=0, le=2**31 - 1, description="The same seed and prompt give the same text."
@@ -128,7 +128,7 @@ class Engine(Model):
     """What runs the model."""
 
     type: EngineType = Field(
-        description="`simulated`: vLLM's likeness over HTTP with the latencies of the accelerator, for clusters without one."
+        description="`simulated`: answers as vLLM does over HTTP, with the latencies of the accelerator; no GPU is needed."
     )
     simulated: SimulatedEngine = Field(
         default_factory=SimulatedEngine, description="Settings of the simulated engine."
@@ -230,7 +230,7 @@ class Scaling(Model):
         default=None,
         ge=1,
         le=100_000,
-        description="Most accelerators both pools may hold together. Unset: no such bound.",
+        description="Most accelerators that both pools together may use. Unset: no such bound.",
     )
     prefill_to_decode: RatioBounds = Field(
         default_factory=RatioBounds,
@@ -242,13 +242,13 @@ class Scaling(Model):
 
 
 class Admission(Model):
-    """How much of this deployment's requests a router lets in at a time, and what waits. Unset: the router's own setting."""
+    """How many requests of this deployment a router admits at a time, and how many may queue. Unset: the router's own setting."""
 
     requests_per_worker: int | None = Field(
         default=None,
         ge=1,
         le=1_000_000,
-        description="Requests under way at a time, for each worker that decodes, per router. What comes on top waits.",
+        description="Requests in flight at a time, for each worker that decodes, per router. Further ones wait.",
     )
     tokens_per_worker: int | None = Field(
         default=None,
@@ -260,20 +260,20 @@ class Admission(Model):
         default=None,
         ge=0,
         le=1_000_000,
-        description="Requests that may wait, per router; beyond that the lowest priority is turned away with 503. 0: none waits.",
+        description="Requests that may wait, per router; beyond that those of the lowest priority are refused with 503. 0: none waits.",
     )
     waiting_tokens: int | None = Field(
         default=None, ge=1, le=1_000_000_000, description="Tokens of the requests that may wait, per router."
     )
     max_wait: Duration | None = Field(
         default=None,
-        description="How long a request waits for room in real time, such as 30s; then it is turned away with 503.",
+        description="How long a request waits for room in real time, such as 30s; then it is refused with 503.",
     )
 
 
 QUEUEING_NEEDS_WORK: Final = Rule(
     "self.queueing == 'Engine' || self.policy == 'PrefixAware'",
-    "queueing Router has no effect with the policy LeastLoaded, which does not reckon when a worker can begin: remove it"
+    "queueing Router has no effect with the policy LeastLoaded, which does not estimate when a worker can start: remove it"
     " or choose PrefixAware",
     lambda routing: routing.queueing == "Engine" or routing.policy == "PrefixAware",
     field_path=".queueing",
@@ -288,22 +288,22 @@ class Routing(Model):
         default="PrefixAware",
         description=(
             "How a worker is chosen. PrefixAware: by what its prefix cache holds of the prompt, its queue and its"
-            " KV room. LeastLoaded: by the tokens in flight alone, for prompts that have nothing in common."
+            " KV room. LeastLoaded: by the tokens in flight only, for prompts that have nothing in common."
         ),
     )
     cache_knowledge: CacheKnowledge = Field(
         default="Estimated",
         description=(
             "How the router knows what workers' prefix caches hold. Estimated: from what it has sent them. Exact: from"
-            " the KV events that they publish, whoever has sent what; prompts are tokenized by the workers for it."
+            " the KV events that workers publish, whichever client caused them; workers tokenize prompts for it."
             " A change restarts the workers, a few at a time."
         ),
     )
     queueing: Queueing = Field(
         default="Engine",
         description=(
-            "Where requests wait that no worker can begin with. Engine: in the engines' own queues, first come, first"
-            " served. Router: in the router, shortest first, until a worker can."
+            "Where requests wait that no worker can start yet. Engine: in the engines' own queues, in the order of"
+            " arrival. Router: in the router, shortest first, until a worker can start one."
         ),
     )
     local_prefill_below_tokens: int = Field(
@@ -321,7 +321,7 @@ class Routing(Model):
     )
     admission: Admission = Field(
         default_factory=Admission,
-        description="How much of its requests a router lets in at a time, and what waits.",
+        description="How many requests of this deployment a router admits at a time, and how many may queue.",
     )
 
     rules: ClassVar[tuple[Rule, ...]] = (
@@ -345,9 +345,11 @@ class LLMDeploymentSpec(Model):
     )
     prefill: Pool | None = Field(
         default=None,
-        description="Workers that compute prompts. Absent: one aggregated pool, described by `decode`, does both halves.",
+        description="Workers that compute prompts. Absent: one aggregated pool, described by `decode`, does both phases.",
     )
-    decode: Pool = Field(description="Workers that generate tokens (both halves where `prefill` is absent).")
+    decode: Pool = Field(
+        description="Workers that generate tokens (and compute prompts where `prefill` is absent)."
+    )
     slo: Objectives = Field(
         default_factory=Objectives, description="What a request must meet to count as good."
     )
@@ -359,9 +361,9 @@ class LLMDeploymentSpec(Model):
     )
     network_policy: Literal["None", "Restrict"] = Field(
         default="None",
-        description="Restrict: a NetworkPolicy lets nobody reach the workers but Turnout's router and operator and each"
-        " other. Whoever else has to (Prometheus, say) needs a further NetworkPolicy of yours; and the cluster's network"
-        " has to enforce them. None: Turnout makes none.",
+        description="Restrict: a NetworkPolicy lets only Turnout's router and operator and the deployment's own workers reach"
+        " the workers. Other clients of theirs, such as Prometheus, need a further NetworkPolicy of yours. The cluster's"
+        " network has to enforce NetworkPolicies. None: Turnout makes none.",
     )
 
     rules: ClassVar[tuple[Rule, ...]] = (

@@ -40,8 +40,8 @@ class LLMDeploymentStatus(Model):
     conditions: Annotated[list[Condition], Unique("type")] = Field(
         default_factory=list,
         max_length=16,
-        description="Ready, PrefillReady, DecodeReady, ModelFits, SLOMet, ScalingLimited; FieldsOverridden where others "
-        "insist on other values than the operator's.",
+        description="Ready, PrefillReady, DecodeReady, ModelFits, SLOMet, ScalingLimited; FieldsOverridden while "
+        "another writer changes what the operator writes.",
     )
     prefill: PoolStatus | None = Field(default=None, description="The prefill pool.")
     decode: PoolStatus | None = Field(

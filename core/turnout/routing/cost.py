@@ -18,7 +18,7 @@ uncached prompt also takes a backend's time from everybody who comes later in th
 affinity stands for, and why it grows with the number of those who wait: hardly any of it where backends idle, so that
 a cached prefix never makes a request wait behind others for long; much of it under overload, where total work decides
 how fast the queues grow and where balancing perfectly recomputed prompts loses to everything else. The figures are
-what won on a conversation trace at 70, 90 and 110 % load (docs/routing.md, with what lost).
+what won on a conversation trace at 70, 90 and 110 % load (docs/routing-measured.md, with what lost).
 """
 
 from __future__ import annotations

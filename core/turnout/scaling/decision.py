@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from turnout.reasons import ScalingReason
     from turnout.terms import Role
-
-LimitReason = Literal["MaxReplicas", "MaxAccelerators", "PrefillToDecode", "Unschedulable", "Infeasible"]
-"""Reason of the condition ScalingLimited, in Kubernetes' CamelCase."""
 
 MAX_BUCKETS: Final = 32
 """The stabilisation window is remembered in at most so many buckets, whatever its length."""
@@ -26,7 +24,7 @@ MAX_BUCKETS: Final = 32
 class ScalingLimit:
     """Why a pool is not at the size that its load asks for."""
 
-    reason: LimitReason
+    reason: ScalingReason
     message: str
     """One sentence that says what to do about it."""
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final
 
 from turnout.sizing.accelerators import ACCELERATORS, AcceleratorSpec
 from turnout.sizing.models import MODELS, ModelArchitecture
+
+if TYPE_CHECKING:
+    from turnout.reasons import FitReason
 
 GIB: Final = 1 << 30
 
@@ -38,8 +41,8 @@ class Fit:
 class Misfit:
     """The model does not fit, or nothing is known of it."""
 
-    reason: Literal["UnknownModel", "UnknownAccelerator", "TensorParallelism", "TooLittleMemory"]
-    """For a condition's reason."""
+    reason: FitReason
+    """Of the condition ModelFits."""
     message: str
     """Why, and what to write instead, in one sentence."""
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
+from turnout.metrics import NODE_TASK_FAILURES
+
 TASKS: Final = (
     "callback", "container", "events", "forward", "kubelet", "logs", "node", "pod", "pod_status", "probe", "splice",
     "start", "stop", "watch",
 )  # fmt: skip
 """What the agent runs for as long as it, a pod or a container lives, by the names that failures are counted under."""
-_NAME: Final = "turnout_node_task_failures_total"
 
 
 class TaskFailures:
@@ -24,9 +25,10 @@ class TaskFailures:
 
     def exposition(self) -> str:
         """Return all counts in the Prometheus text format."""
+        name = NODE_TASK_FAILURES.name
         lines = [
-            f"# HELP {_NAME} What the node agent's tasks have raised and it has survived, by task.",
-            f"# TYPE {_NAME} counter",
-            *(f'{_NAME}{{task="{task}"}} {number}' for task, number in self._counts.items()),
+            f"# HELP {name} {NODE_TASK_FAILURES.help}",
+            f"# TYPE {name} {NODE_TASK_FAILURES.kind}",
+            *(f'{name}{{task="{task}"}} {number}' for task, number in self._counts.items()),
         ]
         return "\n".join(lines) + "\n"

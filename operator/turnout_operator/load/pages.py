@@ -7,6 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from turnout import metrics as catalogue
 from turnout_prom.exposition import samples
 
 if TYPE_CHECKING:
@@ -26,20 +27,20 @@ MAX_COUNT: Final = 1e15
 MAX_SECONDS: Final = 1e12
 """More time than any counter of seconds has counted."""
 
-FINISHED: Final = "turnout_router_finished_total"
-GOOD: Final = "turnout_router_good_total"
-ARRIVALS: Final = "turnout_router_arrivals_total"
-PROMPT_TOKENS: Final = "turnout_router_prompt_tokens_total"
-OUTPUT_TOKENS: Final = "turnout_router_output_tokens_total"
-REQUESTS: Final = "turnout_router_requests_total"
+FINISHED: Final = catalogue.ROUTER_FINISHED.name
+GOOD: Final = catalogue.ROUTER_GOOD.name
+ARRIVALS: Final = catalogue.ROUTER_ARRIVALS.name
+PROMPT_TOKENS: Final = catalogue.ROUTER_PROMPT_TOKENS.name
+OUTPUT_TOKENS: Final = catalogue.ROUTER_OUTPUT_TOKENS.name
+REQUESTS: Final = catalogue.ROUTER_REQUESTS.name
 REFUSED: Final = "refused"
 """Requests answered with 503, derived from REQUESTS."""
-TTFT: Final = "turnout_router_time_to_first_token_seconds"
-ITL: Final = "turnout_router_inter_token_latency_seconds"
+TTFT: Final = catalogue.ROUTER_TIME_TO_FIRST_TOKEN.name
+ITL: Final = catalogue.ROUTER_INTER_TOKEN_LATENCY.name
 _COUNTERS: Final = frozenset({FINISHED, GOOD, ARRIVALS, PROMPT_TOKENS, OUTPUT_TOKENS})
 _BUCKETS: Final = frozenset({f"{TTFT}_bucket", f"{ITL}_bucket"})
-_HELD: Final = "turnout_router_held"
-_HELD_SECONDS: Final = "turnout_router_held_seconds_total"
+_HELD: Final = catalogue.ROUTER_HELD.name
+_HELD_SECONDS: Final = catalogue.ROUTER_HELD_SECONDS.name
 ROUTER: Final = _COUNTERS | _BUCKETS | {REQUESTS, _HELD, _HELD_SECONDS}
 """Metrics of a router's page that are read."""
 
@@ -70,10 +71,10 @@ class RouterPage:
 
     counters: Counters = field(default_factory=dict)
     held: Mapping[str, int] = field(default_factory=dict)
-    """Requests that it holds back now, by the half (prefill, decode) that could not begin with them. Empty: it does not
-    tell, for it never holds any back."""
+    """Requests that it holds back now, by the role (prefill, decode) whose workers cannot start them yet. Empty: it
+    exposes none, for it never holds any back."""
     held_seconds: Mapping[str, float] = field(default_factory=dict)
-    """Time that it has held requests back so far, summed, by the half, in the deployment's seconds."""
+    """Time that it has held requests back so far, summed, by role, in the deployment's seconds."""
 
 
 def worker_page(text: str) -> WorkerPage | None:
@@ -109,7 +110,7 @@ def router_page(text: str) -> Mapping[str, RouterPage]:
     held: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     seconds: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for name, labels, value in samples(text, ROUTER):
-        deployment, half = labels.get("deployment"), labels.get("half", "")
+        deployment, role = labels.get("deployment"), labels.get("role", "")
         if deployment is None or not 0.0 <= value <= MAX_COUNT:
             continue
         counters = counted[deployment]
@@ -119,9 +120,9 @@ def router_page(text: str) -> Mapping[str, RouterPage]:
             if labels.get("code") == "503":
                 counters[REFUSED] += value
         elif name == _HELD:
-            held[deployment][half] += int(value)
+            held[deployment][role] += int(value)
         elif name == _HELD_SECONDS:
-            seconds[deployment][half] += value
+            seconds[deployment][role] += value
         elif (bound := _bound(labels.get("le", ""))) is not None:
             counters[bucket(name.removesuffix("_bucket"), bound)] += value
     return {

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from turnout.reasons import Reason
+
 MAX_MESSAGE = 4096
 """Longest message that the resource's schema takes."""
 
@@ -19,7 +21,7 @@ class Finding:
 
     type: str
     status: Literal["True", "False", "Unknown"]
-    reason: str
+    reason: Reason
     message: str
 
 

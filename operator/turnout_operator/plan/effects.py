@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from turnout.reasons import EventReason
     from turnout_operator.plan.manifests import Manifest
 
 
@@ -33,7 +34,7 @@ class Notice:
     """An Event about the resource."""
 
     type: Literal["Normal", "Warning"]
-    reason: str
+    reason: EventReason
     message: str
 
 

@@ -14,6 +14,7 @@ from turnout_operator.plan.status import OVERRIDDEN, condition
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from turnout.reasons import EventReason
     from turnout_operator.plan.claims import Settlement
 
 CHILD_NAME_TAKEN: Final = "ChildNameTaken"
@@ -56,7 +57,7 @@ def overridden(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Not
 
 def _scaling(scaled: Mapping[str, str]) -> Notice:
     before, after = (_total(scaled[side]) for side in ("from", "to"))
-    reason = "ScaledUp" if after > before else "ScaledDown" if after < before else "Rebalanced"
+    reason: EventReason = "ScaledUp" if after > before else "ScaledDown" if after < before else "Rebalanced"
     return Notice("Normal", reason, scaled["reason"])
 
 

@@ -223,7 +223,7 @@ def _limited(picture: Picture) -> Finding:
     decision, limit = picture.decision, picture.limit
     if decision is not None and decision.changed and not decision.apply:
         message = f"would change {tally(decision.current)} to {tally(decision.desired)}: {decision.reason}"
-        return Finding("ScalingLimited", "True", picture.deployment.spec.scaling.mode, message)
+        return Finding("ScalingLimited", "True", "Advisory", message)
     if limit is not None:
         return Finding("ScalingLimited", "True", limit.reason, limit.message)
     return Finding("ScalingLimited", "False", "NotLimited", "replicas follow the load")

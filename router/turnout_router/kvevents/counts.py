@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from turnout import metrics as catalogue
+from turnout_router.families import counter_family, gauge_family
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,44 +91,24 @@ class Counts:
             states[key, state_of(worker.stream)] += 1
             blocks[key] = blocks.get(key, 0) + len(worker.stream.cache)
             lags[key] = max(lags.get(key, 0.0), worker.lag)
-        events = CounterMetricFamily(
-            "turnout_router_kv_events",
-            "Batches of KV events that arrived, and what was wrong with them.",
-            labels=("deployment", "what"),
-        )
+        events = counter_family(catalogue.ROUTER_KV_EVENTS)
         for key, sums in totals.items():
             for name, number in sums.items():
                 events.add_metric([key, name], number)
         yield events
-        followed = GaugeMetricFamily(
-            "turnout_router_kv_events_workers",
-            "Workers by what is known of their prefix caches: complete, partial, or away.",
-            labels=("deployment", "state"),
-        )
+        followed = gauge_family(catalogue.ROUTER_KV_EVENTS_WORKERS)
         for (key, state), number in states.items():
             followed.add_metric([key, state], number)
         yield followed
-        known = GaugeMetricFamily(
-            "turnout_router_kv_events_blocks",
-            "Blocks that workers say they have cached.",
-            labels=("deployment",),
-        )
+        known = gauge_family(catalogue.ROUTER_KV_EVENTS_BLOCKS)
         for key, number in blocks.items():
             known.add_metric([key], number)
         yield known
-        lag = GaugeMetricFamily(
-            "turnout_router_kv_events_lag_seconds",
-            "How old workers' last batches were when they arrived, by both clocks; the oldest.",
-            labels=("deployment",),
-        )
+        lag = gauge_family(catalogue.ROUTER_KV_EVENTS_LAG)
         for key, seconds in lags.items():
             lag.add_metric([key], seconds)
         yield lag
-        prompts = CounterMetricFamily(
-            "turnout_router_tokenized",
-            "Prompts whose tokens were wanted: known, asked for, failed (routed by belief), unfit (likewise).",
-            labels=("deployment", "outcome"),
-        )
+        prompts = counter_family(catalogue.ROUTER_TOKENIZED)
         for (key, outcome), number in self._tokenized.items():
             prompts.add_metric([key, outcome], number)
         yield prompts

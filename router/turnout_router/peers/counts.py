@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from turnout import metrics as catalogue
+from turnout_router.families import counter_family, gauge_family
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,39 +34,22 @@ class PeerCounts:
 
     def collect(self) -> Iterator[Metric]:
         """Return all that is counted."""
-        peers = GaugeMetricFamily(
-            "turnout_router_peers",
-            "Other routers: those that are told of this one's requests, those that tell of theirs.",
-            labels=("direction",),
-        )
+        peers = gauge_family(catalogue.ROUTER_PEERS)
         peers.add_metric(["told"], self.telling)
         peers.add_metric(["heard"], self.hearing)
         yield peers
-        yield GaugeMetricFamily(
-            "turnout_router_peer_requests", "Halves of requests that others have in flight.", self.requests
-        )
-        messages = CounterMetricFamily(
-            "turnout_router_peer_messages",
-            "Messages about requests, each counted once however many are told.",
-            labels=("direction",),
-        )
+        requests = gauge_family(catalogue.ROUTER_PEER_REQUESTS)
+        requests.add_metric([], self.requests)
+        yield requests
+        messages = counter_family(catalogue.ROUTER_PEER_MESSAGES)
         messages.add_metric(["sent"], self.sent)
         messages.add_metric(["received"], self.received)
         yield messages
-        ignored = CounterMetricFamily(
-            "turnout_router_peer_messages_ignored",
-            "Messages that changed nothing here: of a deployment that this router does not have, or of a worker or "
-            "request that it does not know.",
-            labels=("reason",),
-        )
+        ignored = counter_family(catalogue.ROUTER_PEER_MESSAGES_IGNORED)
         for reason, count in self.ignored.items():
             ignored.add_metric([reason], count)
         yield ignored
-        ended = CounterMetricFamily(
-            "turnout_router_peer_conversations_ended",
-            "Conversations with other routers that ended or did not begin, by why.",
-            labels=("reason",),
-        )
+        ended = counter_family(catalogue.ROUTER_PEER_CONVERSATIONS_ENDED)
         for reason, count in tuple(self.ended.items()):
             ended.add_metric([reason], count)
         yield ended
