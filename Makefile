@@ -36,7 +36,7 @@ $(READY): requirements.lock $(PROJECTS:%=%/pyproject.toml)
 setup: $(READY) ## Make the virtual environment .venv from the lock.
 
 COMPILED := build/compiled/.ready
-$(COMPILED): $(READY) hatch_build.py $(wildcard core/turnout/routing/*.py router/turnout_router/*.py)
+$(COMPILED): $(READY) hatch_build.py $(wildcard core/turnout/routing/*.py router/turnout_router/*.py router/turnout_router/*/*.py)
 	@command -v cc > /dev/null || { echo "[compiled] there is no C compiler: install one (on Debian: apt install gcc libc6-dev)"; exit 1; }
 	@echo "[compiled] compiling the path of a request with mypyc (about a minute)"
 	@rm -rf build/compiled build/wheel && mkdir -p build/compiled

@@ -12,7 +12,7 @@ from typing import Any
 
 import uvloop
 
-from turnout_router.discovery.file import FileSource
+from turnout_router.fleet.discovery.file import FileSource
 from turnout_router.main import Router
 from turnout_router.settings import Settings
 

@@ -12,10 +12,10 @@ from urllib.parse import parse_qsl, unquote
 import orjson
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from turnout_router.decisions import MAX_DECISIONS
 from turnout_router.errors import ApiError
-from turnout_router.http import JSON
-from turnout_router.listener import Listener
+from turnout_router.http1.http import JSON
+from turnout_router.http1.listener import Listener
+from turnout_router.request.decisions import MAX_DECISIONS
 from turnout_router.settings import ClientLimits
 from turnout_router.tasks import ADMIN
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turnout_router.admin_access import AdminAccess
-    from turnout_router.backends import Backends
-    from turnout_router.decisions import Decisions
-    from turnout_router.http import Fields, Request
+    from turnout_router.fleet.backends import Backends
+    from turnout_router.fleet.peers.mesh import Mesh
+    from turnout_router.http1.http import Fields, Request
+    from turnout_router.http1.response import Response
     from turnout_router.metrics import Metrics
-    from turnout_router.peers.mesh import Mesh
-    from turnout_router.response import Response
+    from turnout_router.request.decisions import Decisions
     from turnout_router.tasks import Note
 
 

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from turnout.routing import resolve
 from turnout.routing.admission import NORMAL
-from turnout_router.admission import tier_of
-from turnout_router.asks import NOTHING, read_asks
-from turnout_router.deadline import within
-from turnout_router.decisions import Decisions
-from turnout_router.dialects import ANTHROPIC
-from turnout_router.endpoints import ENDPOINTS, MESSAGE, MODELS, dialect_of
+from turnout_router.api.asks import NOTHING, read_asks
+from turnout_router.api.dialects import ANTHROPIC
+from turnout_router.api.endpoints import ENDPOINTS, MESSAGE, MODELS, dialect_of
+from turnout_router.api.identity import Names
+from turnout_router.api.large import LargeRequests
+from turnout_router.api.openai import capped, parse
+from turnout_router.api.untrusted import UNCOUNTED_BYTES
 from turnout_router.errors import (
     ApiError,
     key_missing,
@@ -31,29 +32,28 @@ from turnout_router.errors import (
     unavailable,
     url_not_found,
 )
-from turnout_router.framing import is_json
-from turnout_router.http import JSON, Request
-from turnout_router.identity import Names
-from turnout_router.large import LargeRequests
+from turnout_router.fleet.admission import tier_of
+from turnout_router.fleet.models import models_body
+from turnout_router.http1.framing import is_json
+from turnout_router.http1.http import JSON, Request
+from turnout_router.http1.reader import require_body
+from turnout_router.http1.response import Caller
 from turnout_router.metrics import NO_DEPLOYMENT, Metrics
-from turnout_router.models import models_body
-from turnout_router.openai import capped, parse
-from turnout_router.reader import require_body
-from turnout_router.recording import ClientRecorder
-from turnout_router.response import Caller
-from turnout_router.served import ServedRequest
-from turnout_router.untrusted import UNCOUNTED_BYTES
+from turnout_router.request.deadline import within
+from turnout_router.request.decisions import Decisions
+from turnout_router.request.recording import ClientRecorder
+from turnout_router.request.served import ServedRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from turnout.routing import Grant
-    from turnout_router.backends import Backends
-    from turnout_router.endpoints import Endpoint
-    from turnout_router.http import Fields
-    from turnout_router.identity import Identity
-    from turnout_router.openai import Completion
-    from turnout_router.response import Response
+    from turnout_router.api.endpoints import Endpoint
+    from turnout_router.api.identity import Identity
+    from turnout_router.api.openai import Completion
+    from turnout_router.fleet.backends import Backends
+    from turnout_router.http1.http import Fields
+    from turnout_router.http1.response import Response
     from turnout_router.settings import Settings
 
 _POST: Final = b"POST, OPTIONS"

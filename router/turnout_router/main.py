@@ -14,32 +14,32 @@ import uvloop
 
 from turnout_router.admin import AdminServer, admin_app
 from turnout_router.admin_access import AdminAccess
-from turnout_router.backends import Backends
-from turnout_router.checks import HealthChecks
-from turnout_router.discovery.file import FileSource, read_config
-from turnout_router.discovery.kubernetes import KubernetesSource
 from turnout_router.errors import ConfigError
+from turnout_router.fleet.backends import Backends
+from turnout_router.fleet.discovery.file import FileSource, read_config
+from turnout_router.fleet.discovery.kubernetes import KubernetesSource
+from turnout_router.fleet.kube import load_access
+from turnout_router.fleet.learning import Learner
+from turnout_router.fleet.peers.finding import NamedPeers, PodPeers
+from turnout_router.fleet.peers.mesh import Mesh, read_secret
+from turnout_router.fleet.scrapes.scraper import Scraper
 from turnout_router.gateway import Gateway
-from turnout_router.kube import load_access
-from turnout_router.learning import Learner
-from turnout_router.listener import Listener
+from turnout_router.http1.listener import Listener
+from turnout_router.http1.tls import Certificate
 from turnout_router.loop_watch import PERIOD_SECONDS, LoopWatch
 from turnout_router.metrics import Metrics
 from turnout_router.options import parse_options, settings_of
-from turnout_router.peers.finding import NamedPeers, PodPeers
-from turnout_router.peers.mesh import Mesh, read_secret
-from turnout_router.pools import Pools
-from turnout_router.scrapes.scraper import Scraper
+from turnout_router.request.checks import HealthChecks
 from turnout_router.tasks import CERTIFICATE, CHECKS, FLEET, LOOP, LOOP_WATCH, MODELS, PEERS, SCRAPES
-from turnout_router.tls import Certificate
+from turnout_router.upstream.pools import Pools
 from turnout_runtime.supervision import Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from turnout.routing import Fleet
-    from turnout_router.discovery import FleetSource
-    from turnout_router.peers.finding import PeerSource
+    from turnout_router.fleet.discovery import FleetSource
+    from turnout_router.fleet.peers.finding import PeerSource
     from turnout_router.settings import PeerSettings, Settings
 
 _LOG = logging.getLogger("turnout_router")

@@ -1,6 +1,6 @@
 """From the release before, whose worker pods lack the annotation: its workers are served, marked in place and kept.
 
-Goes with `turnout_router.discovery.previous_release`, in release 0.3.
+Goes with `turnout_router.fleet.discovery.previous_release`, in release 0.3.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from support.router_running import DEPLOYMENT, Running, eventually, eventually_a
 from support.worker_process import NAME, WorkerProcess, free_port, running_worker
 from turnout.routing import KvEventPorts
 from turnout.routing.tokens import chain
-from turnout_router.discovery.file import read_config
 from turnout_router.errors import ConfigError
+from turnout_router.fleet.discovery.file import read_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,7 +12,7 @@ from turnout.routing import KvEventPorts
 from turnout_operator.plan.facts import worker_facts
 from turnout_operator.plan.manifests import arguments, pool
 from turnout_operator.plan.revision import model_revision
-from turnout_router.discovery.translate import backend_of
+from turnout_router.fleet.discovery.translate import backend_of
 from turnout_worker.settings import KvEventsSettings, kv_events_settings
 
 if TYPE_CHECKING:

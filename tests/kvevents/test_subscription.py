@@ -20,9 +20,9 @@ from support.router_running import eventually
 from turnout.routing.events import EventStream, ExactCache
 from turnout.routing.prefix import PrefixIndex
 from turnout.routing.tokens import chain
-from turnout_router.kvevents import replay, subscription
-from turnout_router.kvevents.replay import Turns
-from turnout_router.kvevents.subscription import Subscription
+from turnout_router.fleet.kvevents import replay, subscription
+from turnout_router.fleet.kvevents.replay import Turns
+from turnout_router.fleet.kvevents.subscription import Subscription
 from turnout_runtime.supervision import Backoff
 
 if TYPE_CHECKING:

@@ -15,13 +15,13 @@ from support.worker_process import NAME, WorkerProcess, running_worker
 from turnout.routing import Backend
 from turnout.routing.ledger import Prompt
 from turnout.routing.tokens import Tokenized, chain
-from turnout_router.endpoints import CHAT, RESPONSE, TEXT, Endpoint
-from turnout_router.kvevents import tokens as module
-from turnout_router.kvevents.tokens import Tokenizer
-from turnout_router.openai import Completion, parse
-from turnout_router.pools import Pools
-from turnout_router.prefixes import BLOCK_BYTES, BLOCK_TOKENS, prompt_blocks
+from turnout_router.api.endpoints import CHAT, RESPONSE, TEXT, Endpoint
+from turnout_router.api.openai import Completion, parse
+from turnout_router.api.prefixes import BLOCK_BYTES, BLOCK_TOKENS, prompt_blocks
+from turnout_router.fleet.kvevents import tokens as module
+from turnout_router.fleet.kvevents.tokens import Tokenizer
 from turnout_router.settings import UpstreamLimits
+from turnout_router.upstream.pools import Pools
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

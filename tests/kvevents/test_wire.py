@@ -15,7 +15,7 @@ from turnout.routing.events import WORK_AT_ONCE, Cleared, ExactCache, KvEvent, R
 from turnout.routing.prefix import PrefixIndex
 from turnout.routing.tokens import chain, extra_of
 from turnout_router.collector import LARGE_BYTES, collector_off
-from turnout_router.kvevents.wire import (
+from turnout_router.fleet.kvevents.wire import (
     MAX_BLOCKS,
     MAX_EVENTS,
     MAX_MESSAGE_BYTES,

@@ -23,10 +23,10 @@ from support.router_running import (
     running_router,
 )
 from turnout_cli.key import app
-from turnout_router.discovery import file as file_module
-from turnout_router.discovery.file import FileSource, read_config
-from turnout_router.discovery.yamlfile import stamp_of
 from turnout_router.errors import ConfigError
+from turnout_router.fleet.discovery import file as file_module
+from turnout_router.fleet.discovery.file import FileSource, read_config
+from turnout_router.fleet.discovery.yamlfile import stamp_of
 from turnout_router.options import parse_options
 from turnout_runtime.supervision import Supervisor
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from turnout.routing import Fleet
-    from turnout_router.discovery.yamlfile import Stamp
+    from turnout_router.fleet.discovery.yamlfile import Stamp
 
 KEY = "sk-test"
 DIGEST = hashlib.sha256(KEY.encode()).hexdigest()

@@ -13,7 +13,7 @@ import pytest
 from support.router_mock_backend import mock_worker
 from support.router_running import DEPLOYMENT, Running, chat, config, eventually_async, running_router
 from turnout.routing.admission import HIGH, LOW, NORMAL, AdmissionLimits
-from turnout_router.admission import tier_of
+from turnout_router.fleet.admission import tier_of
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,12 +16,12 @@ from support.router_mock_backend import mock_worker
 from support.router_recording_worker import recording_worker
 from support.router_running import MODEL, chat, config, eventually, pair, running_router
 from turnout.routing import Backend
-from turnout_router.endpoints import CHAT, TEXT
+from turnout_router.api.endpoints import CHAT, TEXT
+from turnout_router.api.openai import parse
+from turnout_router.api.prefill import handed_in
+from turnout_router.api.turns import Queue
+from turnout_router.api.untrusted import MOST_VALUES, SLICE_BYTES, TooManyValues, weigh
 from turnout_router.errors import ApiError, UpstreamError
-from turnout_router.openai import parse
-from turnout_router.prefill import handed_in
-from turnout_router.turns import Queue
-from turnout_router.untrusted import MOST_VALUES, SLICE_BYTES, TooManyValues, weigh
 
 if TYPE_CHECKING:
     from pathlib import Path

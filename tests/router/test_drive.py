@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from turnout_router.drive import Drive, Signal
+from turnout_router.http1.drive import Drive, Signal
 
 
 class Heard:

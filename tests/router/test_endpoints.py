@@ -11,9 +11,9 @@ import pytest
 
 from support.router_recording_worker import EVENTS, recording_worker
 from support.router_running import DEPLOYMENT, LONG, MODEL, config, eventually_async, running_router
-from turnout_router.dialects import ANTHROPIC
-from turnout_router.endpoints import ENDPOINTS
-from turnout_router.events import MESSAGE_EVENTS, RESPONSE_EVENTS, EventForm, EventTap
+from turnout_router.api.dialects import ANTHROPIC
+from turnout_router.api.endpoints import ENDPOINTS
+from turnout_router.api.events import MESSAGE_EVENTS, RESPONSE_EVENTS, EventForm, EventTap
 
 if TYPE_CHECKING:
     from support.router_recording_worker import RecordingWorker

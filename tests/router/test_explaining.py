@@ -10,9 +10,9 @@ from support.router_mock_backend import mock_worker
 from support.router_running import LONG, MODEL, chat, config, pair, running_router
 from turnout.routing import UNCONSTRAINED, Backend, LoadChooser, WorkerPair
 from turnout.routing.ledger import Prompt
-from turnout_router.decisions import Decision, Decisions
 from turnout_router.errors import UpstreamError
 from turnout_router.outcome import Outcome, TokenUsage
+from turnout_router.request.decisions import Decision, Decisions
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from support.router_hostile_inputs import MODELS
 from support.router_mock_backend import mock_worker
 from support.router_running import chat, config, eventually, running_router
-from turnout_router.accounts import Account, Accounts, Crowd, client_at
+from turnout_router.http1.accounts import Account, Accounts, Crowd, client_at
 from turnout_router.settings import ClientLimits
 
 if TYPE_CHECKING:

@@ -11,19 +11,19 @@ import pytest
 
 from support.router_hostile_inputs import MODELS, get, head, post
 from support.router_running import config, eventually, running_router
-from turnout_router import connection as connection_module
-from turnout_router.drive import Signal
-from turnout_router.listener import Listener
+from turnout_router.http1 import connection as connection_module
+from turnout_router.http1.drive import Signal
+from turnout_router.http1.listener import Listener
 from turnout_router.settings import ClientLimits
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
     from pathlib import Path
 
-    from turnout_router.connection import Connection
     from turnout_router.errors import ApiError
-    from turnout_router.http import Fields, Request
-    from turnout_router.response import Response
+    from turnout_router.http1.connection import Connection
+    from turnout_router.http1.http import Fields, Request
+    from turnout_router.http1.response import Response
 
 EXCEPTIONS = (RuntimeError, ValueError, RecursionError, MemoryError, OSError, asyncio.CancelledError)
 GOOD = get(b"/good")

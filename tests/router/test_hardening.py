@@ -25,7 +25,7 @@ from support.router_hostile_inputs import (
 )
 from support.router_mock_backend import mock_worker
 from support.router_running import MODEL, Running, chat, config, eventually, running_router
-from turnout_router.framing import body_is_too_slow, origin_form
+from turnout_router.http1.framing import body_is_too_slow, origin_form
 from turnout_router.settings import ClientLimits
 
 if TYPE_CHECKING:

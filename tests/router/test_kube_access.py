@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from turnout_kube.follow import Unavailable
-from turnout_router import kube
 from turnout_router.errors import ConfigError
-from turnout_router.kube import load_access
+from turnout_router.fleet import kube
+from turnout_router.fleet.kube import load_access
 
 if TYPE_CHECKING:
     from pathlib import Path

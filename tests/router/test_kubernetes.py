@@ -21,8 +21,8 @@ from support.router_mock_backend import mock_worker
 from support.router_running import eventually, eventually_async
 from turnout import terms
 from turnout.api.worker_facts import WorkerFacts, WorkerPorts
-from turnout_router.discovery.kubernetes import KubernetesSource
-from turnout_router.kube import load_access
+from turnout_router.fleet.discovery.kubernetes import KubernetesSource
+from turnout_router.fleet.kube import load_access
 from turnout_router.main import Router
 from turnout_router.settings import Settings
 

@@ -13,8 +13,8 @@ from support.router_running import DEPLOYMENT, MODEL, Running, config, eventuall
 from support.worker_process import running_worker
 from turnout.routing import Backend, DeploymentRoute, build_fleet
 from turnout.routing.facts import ModelCard
-from turnout_router import learning as module
-from turnout_router.learning import Facts, cards_in
+from turnout_router.fleet import learning as module
+from turnout_router.fleet.learning import Facts, cards_in
 
 if TYPE_CHECKING:
     from pathlib import Path

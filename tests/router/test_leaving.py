@@ -22,15 +22,15 @@ from support.router_running import (
     running_router,
 )
 from support.worker_process import free_port
-from turnout_router.pools import Pool
 from turnout_router.settings import UpstreamLimits
-from turnout_router.upstream import UpstreamConnection
+from turnout_router.upstream.connection import UpstreamConnection
+from turnout_router.upstream.pools import Pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from turnout_router.http import Fields
+    from turnout_router.http1.http import Fields
 
 HEARD_WITHIN_SECONDS = 0.2
 

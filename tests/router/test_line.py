@@ -22,8 +22,8 @@ from support.router_running import (
 from turnout.routing import UNCONSTRAINED
 from turnout.routing.admission import NORMAL, AdmissionLimits
 from turnout.routing.ledger import Prompt
-from turnout_router import claims
-from turnout_router.claims import Claimant
+from turnout_router.fleet import claims
+from turnout_router.fleet.claims import Claimant
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import httpx
 
     from turnout.routing import WorkerPair
-    from turnout_router.deployment import DeploymentRuntime
+    from turnout_router.fleet.deployment import DeploymentRuntime
 
 LONG = 40_000
 """Tokens of a prompt that takes an H100 1.5 s: far more than one iteration."""

@@ -20,7 +20,7 @@ from support.router_fuzzing_world import (
     request,
     whole_json,
 )
-from turnout_router.usage import StreamTap
+from turnout_router.api.usage import StreamTap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,10 +14,10 @@ import httpx
 import pytest
 
 from support.router_running import Running, chat, config, eventually, running_router
-from turnout_router.answers import Collected
-from turnout_router.http import get
-from turnout_router.pools import Pools
+from turnout_router.http1.http import get
 from turnout_router.settings import UpstreamLimits
+from turnout_router.upstream.answers import Collected
+from turnout_router.upstream.pools import Pools
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -14,7 +14,7 @@ from support.router_mock_backend import MockWorker, mock_worker
 from support.router_running import Running, chat, config, eventually, eventually_async, running_router
 from turnout.routing.admission import AdmissionLimits
 from turnout_router.errors import UpstreamError
-from turnout_router.sink import CollectingSink
+from turnout_router.http1.sink import CollectingSink
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

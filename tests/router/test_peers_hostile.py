@@ -20,17 +20,17 @@ from support.worker_process import free_port
 from turnout.routing.ledger import Ledger, Prompt, Ticket
 from turnout.routing.policy import PrefixAware
 from turnout.routing.work import WorkModel
+from turnout_router.api.prefixes import MAX_BLOCKS
 from turnout_router.errors import ConfigError
-from turnout_router.options import parse_options, settings_of
-from turnout_router.peers import link
-from turnout_router.peers.counts import PeerCounts
-from turnout_router.peers.finding import NamedPeers, addresses_in
-from turnout_router.peers.greeting import Identity, greet, welcome
-from turnout_router.peers.hearing import MAX_CONNECTIONS, MAX_PER_ADDRESS
-from turnout_router.peers.inbox import Inbox
-from turnout_router.peers.link import Links
-from turnout_router.peers.mesh import Mesh, read_secret
-from turnout_router.peers.messages import (
+from turnout_router.fleet.peers import link
+from turnout_router.fleet.peers.counts import PeerCounts
+from turnout_router.fleet.peers.finding import NamedPeers, addresses_in
+from turnout_router.fleet.peers.greeting import Identity, greet, welcome
+from turnout_router.fleet.peers.hearing import MAX_CONNECTIONS, MAX_PER_ADDRESS
+from turnout_router.fleet.peers.inbox import Inbox
+from turnout_router.fleet.peers.link import Links
+from turnout_router.fleet.peers.mesh import Mesh, read_secret
+from turnout_router.fleet.peers.messages import (
     BLOCKS,
     MAX_FRAME_BYTES,
     SIGN_OF_LIFE,
@@ -46,8 +46,8 @@ from turnout_router.peers.messages import (
     read_greeting,
     read_messages,
 )
-from turnout_router.peers.outbox import RECENT_BLOCKS, RECENT_REQUESTS, Outbox
-from turnout_router.prefixes import MAX_BLOCKS
+from turnout_router.fleet.peers.outbox import RECENT_BLOCKS, RECENT_REQUESTS, Outbox
+from turnout_router.options import parse_options, settings_of
 from turnout_runtime.supervision import Supervisor
 
 if TYPE_CHECKING:

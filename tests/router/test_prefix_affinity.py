@@ -13,7 +13,7 @@ from support.router_mock_backend import mock_worker
 from support.router_running import DEPLOYMENT, MODEL, Running, config, running_router
 from support.worker_process import NAME, WorkerProcess, running_worker
 from turnout.routing.policy import PrefixAware
-from turnout_router.prefixes import BLOCK_BYTES, MAX_BLOCKS, prompt_blocks
+from turnout_router.api.prefixes import BLOCK_BYTES, MAX_BLOCKS, prompt_blocks
 
 if TYPE_CHECKING:
     from pathlib import Path

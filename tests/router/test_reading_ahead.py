@@ -11,16 +11,16 @@ import pytest
 from support.router_fuzzing import Wire
 from support.router_hostile_inputs import get, post
 from support.router_running import config, eventually, running_router
-from turnout_router.connection import Connection
-from turnout_router.listener import Listener
+from turnout_router.http1.connection import Connection
+from turnout_router.http1.listener import Listener
 from turnout_router.settings import ClientLimits
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from turnout_router.errors import ApiError
-    from turnout_router.http import Fields, Request
-    from turnout_router.response import Response
+    from turnout_router.http1.http import Fields, Request
+    from turnout_router.http1.response import Response
 
 KIB = 1024
 

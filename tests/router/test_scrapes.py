@@ -25,10 +25,10 @@ from support.router_running import (
 )
 from support.worker_process import NAME, running_worker
 from turnout_prom.search import PageError
-from turnout_router.scrapes.adapters import LoadedAdapters, blocks_under
-from turnout_router.scrapes.pace import SECONDS_PER_BYTE, SHARE, Looks, period
-from turnout_router.scrapes.page import Page, read_page
-from turnout_router.scrapes.pending import WINDOW_SECONDS, PendingTokens
+from turnout_router.fleet.scrapes.adapters import LoadedAdapters, blocks_under
+from turnout_router.fleet.scrapes.pace import SECONDS_PER_BYTE, SHARE, Looks, period
+from turnout_router.fleet.scrapes.page import Page, read_page
+from turnout_router.fleet.scrapes.pending import WINDOW_SECONDS, PendingTokens
 
 if TYPE_CHECKING:
     from pathlib import Path

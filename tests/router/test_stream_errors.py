@@ -12,8 +12,8 @@ import pytest
 from support.router_mock_backend import mock_worker
 from support.router_recording_worker import EVENTS, recording_worker
 from support.router_running import DEPLOYMENT, LONG, MODEL, chat, config, running_router
+from turnout_router.api.usage import StreamTap
 from turnout_router.settings import UpstreamLimits
-from turnout_router.usage import StreamTap
 
 if TYPE_CHECKING:
     from pathlib import Path

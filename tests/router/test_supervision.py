@@ -29,27 +29,29 @@ from support.worker_process import free_port
 from turnout.api.worker_facts import WorkerFacts, WorkerPorts
 from turnout.routing import HealthPolicy
 from turnout.terms import ANNOTATION_WORKER
-from turnout_router import checks, listener, main, pools, tls
+from turnout_router import main
 from turnout_router.admin import AdminApp
-from turnout_router.answers import Collected
-from turnout_router.checks import HealthChecks
-from turnout_router.discovery import file, kubernetes
-from turnout_router.discovery.file import FileSource
-from turnout_router.discovery.kubernetes import KubernetesSource
 from turnout_router.errors import ConfigError, UpstreamError
-from turnout_router.kube import Access
+from turnout_router.fleet.discovery import file, kubernetes
+from turnout_router.fleet.discovery.file import FileSource
+from turnout_router.fleet.discovery.kubernetes import KubernetesSource
+from turnout_router.fleet.kube import Access
+from turnout_router.fleet.peers import link
+from turnout_router.fleet.peers.finding import NamedPeers
+from turnout_router.fleet.peers.hearing import Hearing
+from turnout_router.fleet.peers.link import Link
+from turnout_router.fleet.peers.mesh import Mesh
+from turnout_router.fleet.peers.outbox import Outbox
+from turnout_router.fleet.scrapes.scraper import Scraper
+from turnout_router.http1 import listener, tls
+from turnout_router.http1.tls import Certificate
 from turnout_router.main import Router
-from turnout_router.peers import link
-from turnout_router.peers.finding import NamedPeers
-from turnout_router.peers.hearing import Hearing
-from turnout_router.peers.link import Link
-from turnout_router.peers.mesh import Mesh
-from turnout_router.peers.outbox import Outbox
-from turnout_router.pools import Pools
-from turnout_router.scrapes.scraper import Scraper
+from turnout_router.request import checks
+from turnout_router.request.checks import HealthChecks
 from turnout_router.settings import PeerSettings, Settings, UpstreamLimits
 from turnout_router.tasks import TASKS
-from turnout_router.tls import Certificate
+from turnout_router.upstream.answers import Collected
+from turnout_router.upstream.pools import Pool, Pools
 from turnout_runtime.supervision import Backoff, Supervisor
 
 if TYPE_CHECKING:
@@ -57,9 +59,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from support.router_mock_backend import MockWorker
-    from turnout_router.http import Request
+    from turnout_router.http1.http import Request
+    from turnout_router.http1.response import Response
     from turnout_router.outcome import Outcome
-    from turnout_router.response import Response
 
 OFTEN = 0.02
 PAGE = b"vllm:num_requests_running 0\nvllm:num_requests_waiting 0\nvllm:kv_cache_usage_perc 0\n"
@@ -212,7 +214,7 @@ class Raising:
 
 
 @asynccontextmanager
-async def pool_of(worker: MockWorker) -> AsyncIterator[tuple[pools.Pool, list[str]]]:
+async def pool_of(worker: MockWorker) -> AsyncIterator[tuple[Pool, list[str]]]:
     noted: list[str] = []
     kept = Pools(UpstreamLimits(), lambda name, _: noted.append(name))
     kept.start()
@@ -222,7 +224,7 @@ async def pool_of(worker: MockWorker) -> AsyncIterator[tuple[pools.Pool, list[st
         kept.stop()
 
 
-async def ask(pool: pools.Pool, answer: Any, body: dict[str, Any] | None = None) -> None:
+async def ask(pool: Pool, answer: Any, body: dict[str, Any] | None = None) -> None:
     data = json.dumps(body or chat()).encode()
     head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(data)
     async with asyncio.timeout(10):

@@ -19,8 +19,8 @@ from support.router_mock_backend import mock_worker
 from support.router_running import eventually, eventually_async, running_router
 from turnout import terms
 from turnout_kube.follow import follow
-from turnout_router.discovery import kubernetes
-from turnout_router.discovery.kubernetes import KubernetesSource
+from turnout_router.fleet.discovery import kubernetes
+from turnout_router.fleet.discovery.kubernetes import KubernetesSource
 from turnout_router.main import Router
 from turnout_router.settings import Settings
 

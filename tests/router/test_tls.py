@@ -21,8 +21,8 @@ from support.router_hostile_inputs import MODELS
 from support.router_mock_backend import mock_worker
 from support.router_running import Running, chat, config, eventually, eventually_async, running_router
 from turnout_router.errors import ConfigError
+from turnout_router.http1.tls import Certificate
 from turnout_router.settings import ClientLimits
-from turnout_router.tls import Certificate
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnout_router.traces import passed_on
+from turnout_router.api.traces import passed_on
 
 IDS = b"0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331"
 GOOD = b"00-" + IDS + b"-01"

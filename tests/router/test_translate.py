@@ -14,7 +14,7 @@ from turnout.api.loading import InvalidResource
 from turnout.routing import Backend, KvEventPorts
 from turnout.routing.admission import AdmissionBounds
 from turnout_operator.plan.facts import worker_facts
-from turnout_router.discovery.translate import backend_of, deployment_of, grants_of
+from turnout_router.fleet.discovery.translate import backend_of, deployment_of, grants_of
 
 if TYPE_CHECKING:
     from turnout.api import Role

@@ -13,8 +13,8 @@ from support.router_mock_backend import mock_worker
 from support.router_peers import connect, hears, routers
 from support.router_running import DEPLOYMENT, LONG, config
 from support.worker_process import running_worker
-from turnout_router.peers.greeting import Identity, greet
-from turnout_router.peers.messages import PeerError, Sent, framed
+from turnout_router.fleet.peers.greeting import Identity, greet
+from turnout_router.fleet.peers.messages import PeerError, Sent, framed
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,6 +1,6 @@
 """A router of this release in front of workers that the operator of the release before made.
 
-Goes with `turnout_router.discovery.previous_release`, in release 0.3.
+Goes with `turnout_router.fleet.discovery.previous_release`, in release 0.3.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from support.router_running import eventually, eventually_async
 from turnout import terms
 from turnout.api import load_deployment
 from turnout_operator.plan.facts import worker_facts
-from turnout_router.discovery.kubernetes import KubernetesSource
+from turnout_router.fleet.discovery.kubernetes import KubernetesSource
 from turnout_router.main import Router
 from turnout_router.settings import Settings
 

@@ -9,7 +9,7 @@ from heapq import heappop, heappush
 from turnout.routing.ledger import BackendState, Ledger, Prompt, Ticket
 from turnout.routing.policy import PrefixAware
 from turnout.routing.work import WorkModel
-from turnout_router.scrapes.adapters import LoadedAdapters
+from turnout_router.fleet.scrapes.adapters import LoadedAdapters
 
 BLOCK = 512
 RESIDENCE = 4.0

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from turnout import terms
 from turnout.api.worker_facts import WorkerFacts, WorkerPorts
-from turnout_router.kube import Access
+from turnout_router.fleet.kube import Access
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

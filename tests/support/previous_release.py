@@ -1,6 +1,6 @@
 """What release 0.1 made: pools as its operator applied them, recorded in a file, and pods of these.
 
-Goes with `turnout_router.discovery.previous_release`, in release 0.3.
+Goes with `turnout_router.fleet.discovery.previous_release`, in release 0.3.
 """
 
 from __future__ import annotations

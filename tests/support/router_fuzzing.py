@@ -23,26 +23,26 @@ from support.router_fuzzing_peers import PEERS_CORPUS, check_peer, mutate_frames
 from support.router_fuzzing_world import World
 from support.router_hostile_inputs import CASES, CHAT, GOOD, MODELS, chunked, get, piece, post
 from turnout.routing import Backend, DeploymentRoute, Fleet, HealthPolicy, build_fleet
-from turnout_router.backends import Backends
-from turnout_router.connection import Connection
-from turnout_router.drive import Signal
-from turnout_router.endpoints import ENDPOINTS
+from turnout_router.api.endpoints import ENDPOINTS
+from turnout_router.api.openai import ENGINE_FIELDS, decode_body, parse, prefill_body
+from turnout_router.api.usage import StreamTap
 from turnout_router.errors import ApiError, UpstreamError
+from turnout_router.fleet.backends import Backends
 from turnout_router.gateway import Gateway
-from turnout_router.listener import Listener
+from turnout_router.http1.connection import Connection
+from turnout_router.http1.drive import Signal
+from turnout_router.http1.listener import Listener
 from turnout_router.metrics import Metrics
-from turnout_router.openai import ENGINE_FIELDS, decode_body, parse, prefill_body
-from turnout_router.pools import Pool, Pools
-from turnout_router.relay import Relay
+from turnout_router.request.relay import Relay
 from turnout_router.settings import ClientLimits, Settings, UpstreamLimits
-from turnout_router.upstream import UpstreamConnection
-from turnout_router.usage import StreamTap
+from turnout_router.upstream.connection import UpstreamConnection
+from turnout_router.upstream.pools import Pool, Pools
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable
 
-    from turnout_router.http import Request
-    from turnout_router.response import Response
+    from turnout_router.http1.http import Request
+    from turnout_router.http1.response import Response
 
 STATUSES: Final = {200, 204, 400, 401, 404, 405, 408, 411, 413, 414, 415, 417, 431, 501, 503}
 """All that a client can be told where there is no worker."""

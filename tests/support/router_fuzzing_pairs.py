@@ -12,7 +12,7 @@ import orjson
 
 from support.router_fuzzing_answers import LONG
 from support.router_fuzzing_world import DECODE, MODEL, PREFILL, Answer, World, promise, request, whole_json
-from turnout_router.openai import ENGINE_FIELDS, KEEP_CACHE
+from turnout_router.api.openai import ENGINE_FIELDS, KEEP_CACHE
 
 if TYPE_CHECKING:
     import random

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Final, cast
 import msgspec
 
 from turnout.routing.ledger import Ledger
-from turnout_router.peers.counts import PeerCounts
-from turnout_router.peers.greeting import Identity, greet, welcome
-from turnout_router.peers.inbox import Inbox
-from turnout_router.peers.messages import (
+from turnout_router.fleet.peers.counts import PeerCounts
+from turnout_router.fleet.peers.greeting import Identity, greet, welcome
+from turnout_router.fleet.peers.inbox import Inbox
+from turnout_router.fleet.peers.messages import (
     BLOCKS,
     SIGN_OF_LIFE,
     VERSION,

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from turnout.routing import Backend, DeploymentRoute, HealthPolicy, build_fleet
-from turnout_router.backends import Backends
-from turnout_router.connection import Connection
+from turnout_router.fleet.backends import Backends
 from turnout_router.gateway import Gateway
-from turnout_router.listener import Listener
+from turnout_router.http1.connection import Connection
+from turnout_router.http1.listener import Listener
 from turnout_router.metrics import Metrics
-from turnout_router.pools import Pools
 from turnout_router.settings import ClientLimits, Settings, UpstreamLimits
+from turnout_router.upstream.pools import Pools
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

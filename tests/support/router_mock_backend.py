@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from turnout_router.checks import TRIAL_ID
+from turnout_router.request.checks import TRIAL_ID
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -12,7 +12,7 @@ import httpx
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from turnout_router.discovery.file import FileSource
+from turnout_router.fleet.discovery.file import FileSource
 from turnout_router.main import Router
 from turnout_router.settings import ClientLimits, Settings, UpstreamLimits
 

@@ -1,5 +1,0 @@
-"""Where the fleet comes from: a file, or Kubernetes' API server."""
-
-from turnout_router.discovery.port import FleetObserver, FleetSource
-
-__all__ = ["FleetObserver", "FleetSource"]

@@ -1,0 +1,114 @@
+"""A request in flight on one worker: its part of the worker's load, and what the prefix-aware policy learns of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mypy_extensions import mypyc_attr
+
+if TYPE_CHECKING:
+    from turnout.routing.ledger import Ledger, Ticket
+    from turnout.routing.policy import PairEstimate
+    from turnout_router.fleet.clock import DeploymentClock
+    from turnout_router.fleet.dispatch import DispatchQueue
+    from turnout_router.fleet.peers.outbox import Outbox
+
+
+class WorkerLoad:
+    """What one worker has in flight from this router: expected tokens, requests, and when it was last picked."""
+
+    __slots__ = ("last_pick", "requests", "tokens")
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.requests = 0
+        self.last_pick = 0
+
+
+@mypyc_attr(free_list_len=1)
+class InFlightClaim:
+    """Counts *tokens* and one request in *load*, and in the policy's ledger where a prefix-aware policy chose the worker.
+
+    `end` takes both back. A worker cannot refuse it: whether the worker has room is for the engine, or for the dispatch queue.
+    """
+
+    __slots__ = (
+        "_cached_tokens",
+        "_clock",
+        "_dispatch",
+        "_ledger",
+        "_load",
+        "_number",
+        "_outbox",
+        "_prompt_tokens",
+        "_ticket",
+        "_tokens",
+        "_wait",
+    )
+
+    def __init__(  # noqa: PLR0917 - made once for every request
+        self,
+        load: WorkerLoad,
+        tokens: int,
+        estimate: PairEstimate | None,
+        backend_id: str,
+        clock: DeploymentClock,
+        dispatch: DispatchQueue | None,
+    ) -> None:
+        load.tokens += tokens
+        load.requests += 1
+        self._load = load
+        self._tokens = tokens
+        self._clock = clock
+        self._dispatch = dispatch
+        self._ledger: Ledger | None = None
+        self._ticket: Ticket | None = None
+        self._cached_tokens: int | None = None
+        self._prompt_tokens = 0
+        self._wait = 0.0
+        self._outbox: Outbox | None = None
+        self._number = 0
+        if estimate is not None:
+            own = estimate.decode
+            if estimate.prefill is not None and estimate.prefill.state.id == backend_id:
+                own = estimate.prefill
+            self._ledger = estimate.policy.ledger
+            self._ticket = estimate.policy.sent(own, estimate.prompt, clock.now())
+            self._wait = own.wait
+
+    def publish(self, outbox: Outbox, deployment: str, estimate: PairEstimate) -> None:
+        """Report it to other routers, too, from its beginning to its end."""
+        if self._ticket is not None:
+            self._outbox = outbox
+            self._number = outbox.sent(deployment, self._ticket, estimate.prompt)
+
+    def first_token(self) -> None:
+        """Note that the prompt has been computed; a second time means nothing."""
+        if self._ledger is not None and self._ticket is not None:
+            if self._outbox is not None and self._ticket.running_since is None:
+                self._outbox.first_token(self._number)
+            self._ledger.first_token(self._ticket, self._clock.now())
+            if self._dispatch is not None:
+                self._dispatch.advance()
+
+    def expect_first_token(self) -> None:
+        """Take the first token to come when it is expected: an answer in one piece does not show it."""
+        if self._ticket is not None:
+            self._ticket.expected_at = self._clock.now() + self._wait
+            if self._outbox is not None:
+                self._outbox.expected(self._number, self._wait)
+
+    def found(self, cached_tokens: int | None, prompt_tokens: int) -> None:
+        """Keep what usage says of the worker's own cache."""
+        self._cached_tokens, self._prompt_tokens = cached_tokens, prompt_tokens
+
+    def end(self) -> None:
+        """Note the request's end on this worker, whatever its kind. To be called once."""
+        self._load.tokens -= self._tokens
+        self._load.requests -= 1
+        if self._ledger is not None and self._ticket is not None:
+            self._ledger.finished(self._ticket, self._clock.now(), self._cached_tokens, self._prompt_tokens)
+            if self._outbox is not None:
+                self._outbox.finished(self._number, self._cached_tokens, self._prompt_tokens)
+            if self._dispatch is not None:
+                self._dispatch.advance()

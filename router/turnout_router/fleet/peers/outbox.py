@@ -1,0 +1,178 @@
+"""What this router has to tell the others of its own requests: gathered here, told in batches.
+
+What comes after a quiet while is told in the same turn of the event loop, what comes soon after a batch waits until
+`batch_seconds` have passed. A request's messages are small structures in a list; written they are once, whoever hears.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final, Protocol
+
+from turnout_router.api.prefixes import BLOCK_TOKENS
+from turnout_router.fleet.peers.messages import Expected, Finished, FirstToken, Sent, frames
+from turnout_router.tasks import PEERS, only_logged
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Sequence
+
+    from turnout.routing.ledger import Prompt, Ticket
+    from turnout_router.fleet.peers.counts import PeerCounts
+    from turnout_router.fleet.peers.messages import Message
+    from turnout_router.tasks import Note
+
+
+RECENT_REQUESTS: Final = 4096
+RECENT_BLOCKS: Final = 1 << 16
+"""How much is kept of what has ended, for those who begin to hear later: blocks for the caches of some forty workers."""
+
+
+class Hearer(Protocol):
+    """Someone who is told."""
+
+    def deliver(self, frames: Sequence[bytes]) -> None:
+        """Pass on what is new."""
+
+    def cut(self) -> None:
+        """Begin anew: something could not be passed on."""
+
+
+class Outbox:
+    """Gathers messages and tells `hearers`.
+
+    Those who begin to hear later are told what is open, and before that what has ended lately: not that it counts any
+    longer, but it is what workers have cached.
+    *note* is called with what was raised where nothing should have been.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        counts: PeerCounts,
+        batch_seconds: float,
+        note: Note = only_logged,
+    ) -> None:
+        self._loop = loop
+        self._note = note
+        self._counts = counts
+        self._batch_seconds = batch_seconds
+        self._batch: list[Message] = []
+        self._timer: asyncio.Handle | None = None
+        self._flushed_at = loop.time() - batch_seconds
+        self._numbers = 0
+        self._open: dict[int, tuple[Sent, FirstToken | Expected | None]] = {}
+        self._recent: deque[Sent] = deque()
+        self._recent_blocks = 0
+        self.hearers: set[Hearer] = set()
+
+    def sent(self, deployment: str, ticket: Ticket, prompt: Prompt) -> int:
+        """Tell that *prompt* was sent as *ticket* says; return the number to go on with."""
+        self._numbers += 1
+        backend = "" if ticket.state is None else ticket.state.id
+        self._batch.append(
+            Sent(
+                self._numbers,
+                deployment,
+                backend,
+                ticket.text_tokens(BLOCK_TOKENS),
+                ticket.blocks,
+                prompt.expected_output_tokens,
+                ticket.matched,
+                ticket.seconds,
+                ticket.adapter,
+            )
+        )
+        if self._timer is None:
+            self._schedule()
+        return self._numbers
+
+    def first_token(self, number: int) -> None:
+        """Tell that the prompt of *number* has been computed."""
+        self._append(FirstToken(number))
+
+    def expected(self, number: int, wait: float) -> None:
+        """Tell that nobody will see the first token of *number*, which should take *wait* of its own seconds."""
+        self._append(Expected(number, max(0.0, wait)))
+
+    def finished(self, number: int, cached_tokens: int | None, prompt_tokens: int) -> None:
+        """Tell that *number* has ended."""
+        self._append(Finished(number, cached_tokens, prompt_tokens))
+
+    def begin(self, hearer: Hearer) -> list[Message]:
+        """Tell *hearer* from now on, and return what it has to be told of what came before."""
+        self._flush_safely()
+        self.hearers.add(hearer)
+        before: list[Message] = []
+        for sent in self._recent:
+            before += (sent, Finished(sent.number, None, 0))
+        before += [message for pair in self._open.values() for message in pair if message is not None]
+        return before
+
+    def stop(self) -> None:
+        """Tell nobody any more."""
+        self.hearers.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _append(self, message: Message) -> None:
+        self._batch.append(message)
+        if self._timer is None:
+            self._schedule()
+
+    def _schedule(self) -> None:
+        rest = self._flushed_at + self._batch_seconds - self._loop.time()
+        if rest <= 0:
+            self._timer = self._loop.call_soon(self._flush_safely)
+        else:
+            self._timer = self._loop.call_later(rest, self._flush_safely)
+
+    def _flush_safely(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        try:
+            self._flush()
+        except Exception as error:  # noqa: BLE001 - what comes later must be told all the same
+            self._note(PEERS, error)
+            self._cut_all()
+
+    def _flush(self) -> None:
+        batch, self._batch = self._batch, []
+        if not batch:
+            return
+        self._flushed_at = self._loop.time()
+        for message in batch:
+            self._keep(message)
+        if self.hearers:
+            self._counts.sent += len(batch)
+            written = tuple(frames(batch))
+            for hearer in tuple(self.hearers):
+                try:
+                    hearer.deliver(written)
+                except Exception as error:  # noqa: BLE001 - the others are told all the same
+                    self._note(PEERS, error)
+                    self.hearers.discard(hearer)
+                    hearer.cut()
+
+    def _cut_all(self) -> None:
+        """Have all hearers told anew: they have missed something."""
+        hearers, self.hearers = self.hearers, set()
+        for hearer in hearers:
+            hearer.cut()
+
+    def _keep(self, message: Message) -> None:
+        if isinstance(message, Sent):
+            self._open[message.number] = (message, None)
+        elif isinstance(message, Finished):
+            ended = self._open.pop(message.number, None)
+            if ended is not None and ended[0].blocks:
+                self._remember(ended[0])
+        elif message.number in self._open:
+            self._open[message.number] = (self._open[message.number][0], message)
+
+    def _remember(self, sent: Sent) -> None:
+        self._recent.append(sent)
+        self._recent_blocks += len(sent.blocks)
+        while self._recent_blocks > RECENT_BLOCKS or len(self._recent) > RECENT_REQUESTS:
+            self._recent_blocks -= len(self._recent.popleft().blocks)

@@ -1,5 +1,0 @@
-"""Exact mode: what workers' prefix caches hold, from their own KV events. Imported only where a worker publishes them."""
-
-from turnout_router.kvevents.exact import ExactMode
-
-__all__ = ["ExactMode"]

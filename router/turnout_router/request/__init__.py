@@ -1,0 +1,1 @@
+"""One request, from its claims to its outcome."""
