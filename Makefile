@@ -82,7 +82,7 @@ check: $(READY) ## Formatting, lint, types, import contracts, generated files.
 	@$(BIN)/turnout crds --check
 
 .PHONY: bench-cluster bench-router bench-instructions bench-stalls bench-routing bench-scaling bench-engine fuzz
-bench-cluster: $(READY) ## Starting, installing, taking over, idling (ARGS=--cold: building, too).
+bench-cluster: $(READY) ## Starting, installing, taking over, idling (ARGS=--cold: building, too; --many: 500 deployments alone).
 	@$(BIN)/python benchmarks/cluster/figures.py $(ARGS)
 bench-router: $(READY) $(COMPILED) ## The router beside nginx, sglang-router and vllm-router.
 	@$(BIN)/python benchmarks/router/run.py $(ARGS)

@@ -1,0 +1,173 @@
+"""Many LLMDeployments on the dev cluster, most of them without a node: what they cost the operator that acts."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.request
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from installed import EXAMPLE, until
+from processes import Usage, pid_at, usage
+
+from turnout_devcluster import apiclient
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from figures import Figures
+    from installed import Installed
+
+NAMESPACE = "many"
+COUNT = 500
+POOLS = 2 * COUNT
+"""Each deployment has a prefill and a decode pool of one replica."""
+IDLE_SECONDS = 120.0
+QUIET_SECONDS = 10.0
+"""Nothing is left to do when the operator's passes have stood still for so long."""
+DEADLINE_SECONDS = 600.0
+WHAT_IS_MADE = (
+    "/apis/turnout.dev/v1alpha1/{}/llmdeployments",
+    "/apis/apps/v1/{}/deployments",
+    "/apis/apps/v1/{}/replicasets",
+    "/api/v1/{}/pods",
+    "/api/v1/{}/services",
+    "/apis/policy/v1/{}/poddisruptionbudgets",
+    "/apis/networking.k8s.io/v1/{}/networkpolicies",
+)
+
+
+class Leader:
+    """The operator that acts. Another one in its place would spoil the figures: then LookupError is raised."""
+
+    def __init__(self, turnout: Installed) -> None:
+        self._address = turnout.leader()["status"]["podIP"]
+        self._pid = pid_at(turnout.cluster, self._address, "turnout-operator")
+
+    def used(self) -> Usage:
+        """Return what its process uses."""
+        found = usage(self._pid)
+        if found is None:
+            raise LookupError(
+                "the operator that acted has ended: is the machine too busy for it to keep its lease?"
+            )
+        return found
+
+    def passes(self) -> float:
+        """Return how often it has looked at an LLMDeployment."""
+        return self._sum('turnout_operator_reconcile_seconds_count{kind="LLMDeployment"')
+
+    def decisions(self) -> float:
+        """Return how often it has decided about the scaling of one."""
+        return self._sum("turnout_operator_scaling_decisions_total{")
+
+    def requests(self) -> float:
+        """Return how many requests it has made to the API server, those for leases aside."""
+        return self._sum("turnout_operator_api_requests_total{", without='resource="leases"')
+
+    def _sum(self, metric: str, without: str = "-") -> float:
+        with urllib.request.urlopen(f"http://{self._address}:9091/metrics", timeout=30) as answer:
+            lines = answer.read().decode().splitlines()
+        return sum(
+            float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(metric) and without not in line
+        )
+
+
+def many(figures: Figures, turnout: Installed) -> None:
+    """Apply, leave alone, touch and delete `COUNT` deployments."""
+    turnout.cluster.kubectl("create", "namespace", NAMESPACE)
+    leader = Leader(turnout)
+    before, started = leader.used(), time.monotonic()
+    figures.add("many: memory (RSS) before", "MiB", before.rss_mib)
+    turnout.cluster.kubectl(
+        *("apply", "--server-side", "--namespace", NAMESPACE, "--filename", "-"),
+        stdin=yaml.dump_all(_manifests(), Dumper=yaml.CSafeDumper),
+        timeout=DEADLINE_SECONDS,
+    )
+    figures.add(f"many: {COUNT} deployments, apply", "s", time.monotonic() - started)
+    pools = WHAT_IS_MADE[1]
+    _until(f"{POOLS} pools stand", lambda: _count(turnout, pools) == POOLS)
+    figures.add(f"many: from the begin of the apply to {POOLS} pools", "s", time.monotonic() - started)
+    _settle(leader)
+    figures.add("many: processor until all is settled", "s", leader.used().cpu_seconds - before.cpu_seconds)
+    share = _idle(figures, leader)
+    _touch(figures, turnout, leader, share)
+    started = time.monotonic()
+    turnout.cluster.kubectl(
+        *("delete", "llmdeployments", "--all", "--namespace", NAMESPACE, "--wait=false"),
+        timeout=DEADLINE_SECONDS,
+    )
+    _until("all is gone", lambda: not any(_count(turnout, path) for path in WHAT_IS_MADE))
+    figures.add(
+        f"many: from the begin of the deletion until all of {COUNT} is gone", "s", time.monotonic() - started
+    )
+
+
+def _idle(figures: Figures, leader: Leader) -> float:
+    """Measure what they cost while nothing happens; return the share of a core."""
+    passes, decisions = leader.passes(), leader.decisions()
+    before, started = leader.used(), time.monotonic()
+    time.sleep(IDLE_SECONDS)  # the quantity that is measured is a rate over just this time
+    after, seconds = leader.used(), time.monotonic() - started
+    share = (after.cpu_seconds - before.cpu_seconds) / seconds
+    figures.add("many: processor, idle, operator that acts", "% of a core", share * 100)
+    figures.add("many: memory (RSS), operator that acts", "MiB", after.rss_mib)
+    figures.add("many: passes, idle", "per minute", (leader.passes() - passes) / seconds * 60)
+    figures.add("many: decisions, idle", "per minute", (leader.decisions() - decisions) / seconds * 60)
+    return share
+
+
+def _touch(figures: Figures, turnout: Installed, leader: Leader, share: float) -> None:
+    """Change every deployment a little; measure what the event and the pass cost that follow."""
+    _settle(leader)
+    before, passes, started = leader.used(), leader.passes(), time.monotonic()
+    turnout.cluster.kubectl(
+        *("annotate", "llmdeployments", "--all", "--namespace", NAMESPACE, "touched=yes"),
+        timeout=DEADLINE_SECONDS,
+    )
+    _until("each has had a pass", lambda: leader.passes() >= passes + COUNT)
+    _settle(leader)
+    spent = leader.used().cpu_seconds - before.cpu_seconds - share * (time.monotonic() - started)
+    figures.add("many: processor per cycle of a deployment, its event included", "ms", spent / COUNT * 1000)
+
+
+def _settle(leader: Leader) -> None:
+    """Return once nothing has been applied or written for a while."""
+    seen: list[float] = []
+
+    def still() -> bool:
+        seen.append(leader.requests())
+        quiet = round(QUIET_SECONDS)
+        return len(seen) > quiet and seen[-1] == seen[-1 - quiet]
+
+    until("nothing is written any more", still, DEADLINE_SECONDS, pause=1.0)
+
+
+def _until(what: str, condition: Callable[[], Any]) -> None:
+    until(what, condition, DEADLINE_SECONDS, pause=0.5)
+
+
+def _manifests() -> list[dict[str, Any]]:
+    example = yaml.safe_load(EXAMPLE.read_text())
+    spec = example["spec"]
+    model = {key: value for key, value in spec["model"].items() if key != "servedNames"}
+    engine = {"type": "simulated", "simulated": {"startupTime": "0s"}}
+    return [
+        {
+            **example,
+            "metadata": {"name": f"many-{number:03}"},
+            "spec": {**spec, "model": model, "engine": engine},
+        }
+        for number in range(COUNT)
+    ]
+
+
+def _count(turnout: Installed, path: str) -> int:
+    """Return how many objects there are at *path* in the namespace, without reading them all."""
+    where = path.format(f"namespaces/{NAMESPACE}")
+    status, body = apiclient.get(turnout.cluster.config, turnout.cluster.files, f"{where}?limit=1")
+    if status != 200:
+        raise OSError(f"{where}: {status}: {body[:200]!r}")
+    page = json.loads(body)
+    return len(page["items"]) + int(page["metadata"].get("remainingItemCount", 0))
