@@ -179,14 +179,16 @@ class KubeClient:
         return await self._request("get", "GET", kind, kind.path(namespace, name))
 
     async def list(self, kind: Kind, namespace: str | None = None, selector: str = "") -> Objects:
-        """Read all objects of *kind*, page by page; ``apiVersion`` and ``kind`` are filled in."""
+        """Read all objects of *kind*, page by page; ``apiVersion`` and ``kind`` are filled in, ``managedFields`` left out."""
         found: list[Raw] = []
         params = {"limit": str(PAGE)}
         if selector:
             params["labelSelector"] = selector
         for _ in range(MAX_PAGES):
             page = await self._request("list", "GET", kind, kind.path(namespace), params=params)
-            found += ({**item, "apiVersion": kind.api_version, "kind": kind.name} for item in page["items"])
+            for item in page["items"]:
+                item["metadata"].pop("managedFields", None)
+                found.append({**item, "apiVersion": kind.api_version, "kind": kind.name})
             token = page["metadata"].get("continue")
             if not token:
                 break
