@@ -20,6 +20,7 @@ from turnout_operator.kube.kinds import LEASE
 from turnout_operator.lease import Lease
 from turnout_operator.load.collector import Collector
 from turnout_operator.metrics import Metrics
+from turnout_operator.observe.observer import Observer
 from turnout_operator.observe.store import Store
 from turnout_operator.plan.config import PlanConfig
 from turnout_operator.plan.effects import Notice
@@ -88,19 +89,28 @@ async def run(settings: Settings) -> None:
         store = Store()
         executor = Executor(client, store, settings.identity)
 
-        scaler = Scaler(store, collector, metrics, settings.namespace, tasks, acts=territory.holds)
+        settling = Settling(store)
+        observer = Observer(store, collector, settling)
+        scaler = Scaler(
+            store,
+            observer,
+            collector,
+            metrics,
+            router_namespace=settings.namespace,
+            tasks=tasks,
+            acts=territory.holds,
+        )
         config = PlanConfig(
             settings.worker_image,
             f"{settings.router_service}.{settings.namespace}.svc",
             settings.namespace,
         )
-        settling = Settling(store)
         reconciler = Reconciler(
             store,
+            observer=observer,
             settling=settling,
             executor=executor,
             scaler=scaler,
-            collector=collector,
             metrics=metrics,
             config=config,
         )

@@ -110,6 +110,15 @@ class Writings:
             )
         )
 
+    def changes_in(self, owner: Owner) -> float | None:
+        """Return in how many seconds `sentences` of *owner* say something else without a further write; None: they do not."""
+        now = self._clock()
+        known = (self._writings[target] for target in self._owned.get(owner, ()) if target[2] != STATUS)
+        ends = (
+            one.written_at + contest.quiet_seconds(one) for one in known if contest.is_contested(one, now)
+        )
+        return min((max(0.0, end - now) for end in ends), default=None)
+
     def refused(self, target: Target, content: str, error: ApiError) -> None:
         """Take note that the API server refuses *content* for what it is."""
         before = self._refusals.pop(target, None)

@@ -15,8 +15,9 @@ from support.operator_values import CONFIG, raw_deployment
 from turnout_operator.effects import Executor
 from turnout_operator.errors import Forbidden, NotFound
 from turnout_operator.kube.kinds import DEPLOYMENT, LLM_DEPLOYMENT, POD, Kind, kind_of
-from turnout_operator.load.facts import Traffic
+from turnout_operator.load.collector import Collector
 from turnout_operator.metrics import Metrics
+from turnout_operator.observe.observer import Observer
 from turnout_operator.observe.store import Key, Store
 from turnout_operator.plan import contest
 from turnout_operator.plan.contest import (
@@ -30,7 +31,7 @@ from turnout_operator.plan.contest import (
 )
 from turnout_operator.plan.drift import Deviation, deviations, holds
 from turnout_operator.plan.effects import Plan, PodPatch
-from turnout_operator.plan.observed import observed_pod
+from turnout_operator.plan.pods import observed_pod
 from turnout_operator.plan.status import condition
 from turnout_operator.reconciler import Reconciler
 from turnout_operator.settling import Settling
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turnout_operator.kube.client import KubeClient
-    from turnout_operator.load.collector import Collector
     from turnout_operator.scaler import Scaler
+    from turnout_runtime.supervision import Supervisor
 
 KEY = Key("models", "llama")
 IMAGE = ("spec", "template", "spec", "containers", "[name=worker]", "image")
@@ -288,16 +289,10 @@ class Server:
 
 
 class Idle:
-    """A scaler and a collector that know nothing."""
-
-    def pods(self, _: Key) -> list[Any]:
-        return []
+    """A scaler that has decided nothing."""
 
     def decision(self, _: Key) -> None:
         return None
-
-    def traffic(self, _: Key) -> Traffic:
-        return Traffic({}, 0.0, answered=False)
 
 
 @dataclass
@@ -311,13 +306,14 @@ class World:
         self.server = Server(self.store)
         self.executor = Executor(cast("KubeClient", self.server), self.store, "test")
         self.executor.writings = Writings(clock=lambda: self.now)
-        idle, settling = Idle(), Settling(self.store)
+        settling = Settling(self.store)
+        silent = Collector(cast("Supervisor", None))
         self.reconciler = Reconciler(
             self.store,
+            observer=Observer(self.store, silent, settling),
             settling=settling,
             executor=self.executor,
-            scaler=cast("Scaler", idle),
-            collector=cast("Collector", idle),
+            scaler=cast("Scaler", Idle()),
             metrics=Metrics(),
             config=CONFIG,
         )
@@ -512,7 +508,11 @@ async def test_what_is_refused_is_asked_for_ever_more_rarely() -> None:
     raw = world.store.get(LLM_DEPLOYMENT, KEY)
     assert raw is not None
     assert "admission webhook denied the request" in condition(raw["status"], "Ready")["message"]
-    raw["spec"]["model"]["revision"] = "v2"  # another wish is asked for at once
+
+    def another_revision(made: dict[str, Any]) -> None:
+        made["spec"]["model"]["revision"] = "v2"
+
+    world.server.edit(LLM_DEPLOYMENT, "llama", another_revision, "kubectl")  # is asked for at once
     assert len(await passes(1)) == 1
     world.server.refuses.clear()
     await passes(12)

@@ -29,6 +29,7 @@ from turnout_operator.kube.kinds import LLM_DEPLOYMENT, WATCHED, Kind
 from turnout_operator.load.collector import Collector, Target
 from turnout_operator.metrics import TASKS, Metrics
 from turnout_operator.observe import scopes
+from turnout_operator.observe.observer import Observer
 from turnout_operator.observe.store import Key, Store
 from turnout_operator.reconciler import Reconciler
 from turnout_operator.scaler import Scaler
@@ -154,14 +155,23 @@ async def running(monkeypatch: pytest.MonkeyPatch, cluster: Cluster) -> AsyncIte
     stop = asyncio.Event()
     async with Collector(tasks, timeout_seconds=0.5) as collector:
         territory = Territory(client, release="test/op")
-        scaler = Scaler(store, collector, metrics, "turnout-system", tasks, acts=territory.holds)
         settling = Settling(store)
+        observer = Observer(store, collector, settling)
+        scaler = Scaler(
+            store,
+            observer,
+            collector,
+            metrics,
+            router_namespace="turnout-system",
+            tasks=tasks,
+            acts=territory.holds,
+        )
         reconciler = Reconciler(
             store,
+            observer=observer,
             settling=settling,
             executor=Executor(client, store, "test"),
             scaler=scaler,
-            collector=collector,
             metrics=metrics,
             config=CONFIG,
         )
@@ -289,11 +299,11 @@ async def test_a_decision_that_raises_is_one_deployments(
         decide = r.scaler._decide
         hit: list[Key] = []
 
-        def broken(key: Key, *more: Any) -> None:
+        def broken(key: Key, *more: Any) -> Any:
             if key == KEY and not hit:
                 hit.append(key)
                 raise error
-            decide(key, *more)
+            return decide(key, *more)
 
         monkeypatch.setattr(r.scaler, "_decide", broken)
         before = r.scaler.decision(Key("models", "other"))

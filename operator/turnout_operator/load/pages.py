@@ -28,21 +28,20 @@ MAX_SECONDS: Final = 1e12
 
 FINISHED: Final = "turnout_router_finished_total"
 GOOD: Final = "turnout_router_good_total"
-ARRIVALS: Final = "turnout_router_arrivals_total"
-PROMPT_TOKENS: Final = "turnout_router_prompt_tokens_total"
-OUTPUT_TOKENS: Final = "turnout_router_output_tokens_total"
 REQUESTS: Final = "turnout_router_requests_total"
 REFUSED: Final = "refused"
 """Requests answered with 503, derived from REQUESTS."""
 TTFT: Final = "turnout_router_time_to_first_token_seconds"
 ITL: Final = "turnout_router_inter_token_latency_seconds"
-_COUNTERS: Final = frozenset({FINISHED, GOOD, ARRIVALS, PROMPT_TOKENS, OUTPUT_TOKENS})
+_COUNTERS: Final = frozenset({FINISHED, GOOD})
 _BUCKETS: Final = frozenset({f"{TTFT}_bucket", f"{ITL}_bucket"})
 _HELD: Final = "turnout_router_held"
 _HELD_SECONDS: Final = "turnout_router_held_seconds_total"
 ROUTER: Final = _COUNTERS | _BUCKETS | {REQUESTS, _HELD, _HELD_SECONDS}
 """Metrics of a router's page that are read."""
 
+_DEPLOYMENT: Final = 'deployment="'
+"""Its value, NAMESPACE/NAME, holds nothing that would be escaped."""
 _ROUNDING: Final = 0.01
 """By how much a share may exceed 1: engines round."""
 
@@ -128,6 +127,36 @@ def router_page(text: str) -> Mapping[str, RouterPage]:
         deployment: RouterPage(dict(counters), dict(held[deployment]), dict(seconds[deployment]))
         for deployment, counters in counted.items()
     }
+
+
+class RouterPages:
+    """The pages of one router, one after the other: what it said last of each deployment.
+
+    A router has some forty lines per deployment that matter, and most of them stand still. So a deployment's lines are
+    parsed only when they have changed: until then its `RouterPage` is the same object. A deployment for which nothing
+    has been counted yet has none.
+    """
+
+    def __init__(self) -> None:
+        self._lines: dict[str, list[str]] = {}
+        self._pages: dict[str, RouterPage] = {}
+
+    def read(self, text: str) -> Mapping[str, RouterPage]:
+        """Take in a page, and return what it says of each deployment."""
+        lines: dict[str, list[str]] = {}
+        for line in text.split("\n"):
+            _, found, rest = line.partition(_DEPLOYMENT)
+            if found:
+                lines.setdefault(rest[: rest.find('"')], []).append(line)
+        lines = {name: its for name, its in lines.items() if not all(line.endswith(" 0.0") for line in its)}
+        changed = [line for name, its in lines.items() if self._lines.get(name) != its for line in its]
+        read = router_page("\n".join(changed))
+        self._pages = {
+            **{name: page for name, page in self._pages.items() if self._lines.get(name) == lines.get(name)},
+            **read,
+        }
+        self._lines = lines
+        return self._pages
 
 
 def bucket(histogram: str, bound: float) -> str:

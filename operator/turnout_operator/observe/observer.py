@@ -1,0 +1,86 @@
+"""What is known of a deployment now, put together once and read by scaling and reconciling alike.
+
+It is made anew only where something has changed: an object of the API server's, what workers and routers told, or who
+has which name. A spec is parsed once per version.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from turnout.api import load_deployment
+from turnout.scaling.policy import Policy
+from turnout_operator.kube.kinds import LLM_DEPLOYMENT
+from turnout_operator.load.pace import interval_seconds
+from turnout_operator.plan.observed import Observed, Specification, observe
+
+if TYPE_CHECKING:
+    from turnout_operator.kube.client import Raw
+    from turnout_operator.load.collector import Collector
+    from turnout_operator.observe.store import Key, Store
+    from turnout_operator.settling import Settling
+
+
+@dataclass(slots=True)
+class _Known:
+    """What was made of one deployment last."""
+
+    version: tuple[str, str]
+    """Its uid and resourceVersion."""
+    specification: Specification | ValueError
+    changes: tuple[int, int] = (-1, -1)
+    """How often objects, and figures, had changed when *observed* was made."""
+    observed: Observed | None = None
+
+
+class Observer:
+    """Reads the store and the collector."""
+
+    def __init__(self, store: Store, collector: Collector, settling: Settling) -> None:
+        self._store = store
+        self._collector = collector
+        self._settling = settling
+        self._known: dict[Key, _Known] = {}
+
+    def observe(self, key: Key) -> Observed | None:
+        """Return what is known of a deployment; None where there is none. Raise ValueError for a spec that cannot be used."""
+        raw = self._store.get(LLM_DEPLOYMENT, key)
+        if raw is None:
+            self._known.pop(key, None)
+            return None
+        known = self._parsed(key, raw)
+        if isinstance(known.specification, ValueError):
+            raise known.specification.with_traceback(None)
+        changes = self._store.changes(key), self._collector.reads(key)
+        names = self._settling.settlement(LLM_DEPLOYMENT, key)
+        if known.observed is None or known.changes != changes or known.observed.names != names:
+            known.observed = observe(
+                known.specification,
+                raw.get("status") or {},
+                self._store.children(key),
+                self._store.pods(key),
+                load=lambda uid: self._collector.load(key, uid),
+                names=names,
+                traffic=self._collector.traffic(key),
+                occupancy=self._collector.occupancy(key),
+            )
+            known.changes = changes
+        return known.observed
+
+    def _parsed(self, key: Key, raw: Raw) -> _Known:
+        version = raw["metadata"].get("uid", ""), raw["metadata"].get("resourceVersion", "")
+        known = self._known.get(key)
+        if known is None or known.version != version:
+            known = self._known[key] = _Known(version, _specification(raw))
+        return known
+
+
+def _specification(raw: Raw) -> Specification | ValueError:
+    try:
+        # What the status says is read as it is: it may be of any version of the operator.
+        deployment = load_deployment({part: value for part, value in raw.items() if part != "status"})
+        scale = deployment.spec.engine.simulated.time_scale
+        return Specification(deployment, Policy.of(deployment.spec, interval_seconds(scale) * scale))
+    except ValueError as error:
+        return error
