@@ -34,9 +34,9 @@ Raw = dict[str, Any]
 Objects = list[Raw]
 """What a list of them is called where `list` is the client's own method."""
 
-PAGE: Final = 500
-"""Objects per page of a list."""
-MAX_PAGES: Final = 200
+PAGE: Final = 100
+"""Objects per page of a list. Whole pages are in memory, and parsed at a stretch."""
+MAX_PAGES: Final = 1000
 CONNECTIONS: Final = 32
 """Requests of one session that are under way at the same time; the others wait."""
 
