@@ -33,6 +33,9 @@ LOG: Final = logging.getLogger(__name__)
 _OPTIONAL: Final = frozenset({"goodputPercent", "lastScaling", "prefill"})
 """Parts of a status that may go away again."""
 
+_OF_NONE: Final = "1"
+"""A resourceVersion that no object has: applied with it, one that is there is a Conflict, and one that is not is created."""
+
 
 class Executor:
     """Carries plans out, and tells the store what came of it."""
@@ -136,12 +139,21 @@ class Executor:
     async def _apply(self, owner: Raw, manifest: Raw) -> None:
         """Apply a child of *owner*. Raise ChildNameTaken where its name is somebody else's object's.
 
-        Only what carries our labels is watched, so an object that is not known is asked for before the first apply;
-        and one that comes in between is not forced.
+        Only what carries our labels is watched, so an object that is not known may be there all the same: it is applied
+        in a way that only creates it, and read where that is a Conflict.
         """
         kind, meta = kind_of(manifest), manifest["metadata"]
         target, content = _target(manifest), _content(manifest)
         live = self._store.get(kind, target[1])
+        if live is None:
+            new = {**manifest, "metadata": {**meta, "resourceVersion": _OF_NONE}}
+            try:
+                answer = await self._client.apply(kind, new, force=False)
+            except Conflict:
+                LOG.debug("there is a %s %s already", kind.name, target[1])
+            else:
+                self._applied(owner, manifest, deviations(None, manifest), answer)
+                return
         if live is None or not owns(owner["metadata"], live):
             try:
                 live = await self._client.get(kind, meta["namespace"], meta["name"])
