@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import time
 import urllib.request
 from typing import TYPE_CHECKING, Any
@@ -11,7 +13,12 @@ import yaml
 from installed import EXAMPLE, until
 from processes import Usage, pid_at, usage
 
+from turnout.api.names import LABEL_DEPLOYMENT
 from turnout_devcluster import apiclient
+from turnout_operator.load.collector import Collector, Target
+from turnout_operator.observe.store import Key
+from turnout_operator.plan.pods import is_ready
+from turnout_runtime.supervision import Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +35,7 @@ QUIET_SECONDS = 10.0
 """Nothing is left to do when the operator has used less than `QUIET_SHARE` for so long."""
 QUIET_SHARE = 0.1
 """Of a core."""
+READINGS = 300
 DEADLINE_SECONDS = 600.0
 WHAT_IS_MADE = (
     "/apis/turnout.dev/v1alpha1/{}/llmdeployments",
@@ -64,6 +72,10 @@ class Leader:
         """Return how often it has decided about the scaling of one."""
         return self._sum("turnout_operator_scaling_decisions_total{")
 
+    def requests(self) -> float:
+        """Return how many requests it has made to the API server."""
+        return self._sum("turnout_operator_api_requests_total{")
+
     def _sum(self, metric: str) -> float:
         with urllib.request.urlopen(f"http://{self._address}:9091/metrics", timeout=30) as answer:
             lines = answer.read().decode().splitlines()
@@ -74,6 +86,7 @@ def many(figures: Figures, turnout: Installed) -> None:
     """Apply, leave alone, touch and delete `COUNT` deployments."""
     turnout.cluster.kubectl("create", "namespace", NAMESPACE)
     leader = Leader(turnout)
+    requests = leader.requests()
     before, started = leader.used(), time.monotonic()
     figures.add("many: memory (RSS) before", "MiB", before.rss_mib)
     turnout.cluster.kubectl(
@@ -87,8 +100,12 @@ def many(figures: Figures, turnout: Installed) -> None:
     figures.add(f"many: from the begin of the apply to {POOLS} pools", "s", time.monotonic() - started)
     _settle(leader)
     figures.add("many: processor until all is settled", "s", leader.used().cpu_seconds - before.cpu_seconds)
+    figures.add(
+        "many: requests to the API server per new deployment", "", (leader.requests() - requests) / COUNT
+    )
     share = _idle(figures, leader)
     _touch(figures, turnout, leader, share)
+    _reading(figures, turnout)
     started = time.monotonic()
     turnout.cluster.kubectl(
         *("delete", "llmdeployments", "--all", "--namespace", NAMESPACE, "--wait=false"),
@@ -129,6 +146,34 @@ def _touch(figures: Figures, turnout: Installed, leader: Leader, share: float) -
         raise LookupError(f"{COUNT} deployments were changed, and only {done:.0f} passes made")
     figures.add("many: passes per change", "", done / COUNT)
     figures.add("many: processor per change of a deployment", "ms", spent / COUNT * 1000)
+
+
+def _reading(figures: Figures, turnout: Installed) -> None:
+    """Measure what it costs to read the two workers of a deployment that serves, as it is done before each decision."""
+    found = turnout.items("pods", "--selector", "app.kubernetes.io/component=worker", namespace=NAMESPACE)
+    by_owner: dict[str, list[Target]] = {}
+    for pod in found:
+        if is_ready(pod):
+            owner = by_owner.setdefault(pod["metadata"]["labels"][LABEL_DEPLOYMENT], [])
+            owner.append(Target(pod["metadata"]["uid"], pod["status"]["podIP"]))
+    name, workers = max(by_owner.items(), key=lambda item: len(item[1]))
+    key = Key(NAMESPACE, name)
+
+    async def read() -> float:
+        tasks = Supervisor(lambda _: None, logging.getLogger(__name__))
+        async with Collector(tasks) as collector:
+            await collector.read(key, workers, 1)
+            begun = time.process_time()
+            for _ in range(READINGS):
+                await collector.read(key, workers, 1)
+            spent = time.process_time() - begun
+            if any(collector.load(key, worker.uid) is None for worker in workers):
+                raise LookupError(f"a worker of {key} does not answer")
+        await tasks.stop()
+        return spent
+
+    spent = asyncio.run(read())
+    figures.add(f"many: processor per reading of {len(workers)} workers", "ms", spent / READINGS * 1000)
 
 
 def _settle(leader: Leader) -> None:
