@@ -201,20 +201,17 @@ class Executor:
             manager=manager,
         )
 
+    def status_due_in(self, raw: Raw, status: dict[str, Any]) -> float | None:
+        """Return in how many seconds *status* is to be written; None: not at all, for *raw* has it already."""
+        target, content, found = _status_writing(raw, status)
+        return self.writings.due_in(target, content, found) if found else None
+
     async def write_status(self, raw: Raw, status: dict[str, Any]) -> bool:
-        """Apply *status* where it differs from what *raw* has; return whether it did. Raise ApiError."""
-        live = raw.get("status") or {}
-        found = (
-            *deviations({"status": live}, {"status": status}),
-            *(
-                Deviation(("status", name), live[name], None)
-                for name in (set(live) - set(status)) & _OPTIONAL
-            ),
-        )
-        kind, meta = kind_of(raw), raw["metadata"]
-        target, content = (kind, Key(meta["namespace"], meta["name"]), STATUS), digest(_timeless(status))
-        if not found or self.writings.due_in(target, content, found) != 0.0:
+        """Apply *status* where it differs from what *raw* has, and is due; return whether it did. Raise ApiError."""
+        if self.status_due_in(raw, status) != 0.0:
             return False
+        kind, meta = kind_of(raw), raw["metadata"]
+        target, content, found = _status_writing(raw, status)
         if self.writings.is_suspect(target, content):
             LOG.warning(
                 "the status of %s %s is overwritten again and again (%s): it is written ever more rarely",
@@ -292,6 +289,15 @@ def _target(manifest: Raw) -> Target:
 def _content(manifest: Raw) -> str:
     content: str = manifest["metadata"]["annotations"][ANNOTATION_APPLIED]
     return content
+
+
+def _status_writing(raw: Raw, status: dict[str, Any]) -> tuple[Target, str, tuple[Deviation, ...]]:
+    """Return what a status is, as a write: where to, its content, and how what *raw* has differs from it."""
+    live, meta = raw.get("status") or {}, raw["metadata"]
+    gone = (Deviation(("status", name), live[name], None) for name in (set(live) - set(status)) & _OPTIONAL)
+    found = (*deviations({"status": live}, {"status": status}), *gone)
+    target = kind_of(raw), Key(meta["namespace"], meta["name"]), STATUS
+    return target, digest(_timeless(status)) if found else "", found
 
 
 def _timeless(value: Any) -> Any:

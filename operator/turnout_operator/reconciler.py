@@ -92,9 +92,10 @@ class Reconciler:
             return TAKEN_REQUEUE_SECONDS  # told in the condition; it ends when a person acts
         if failed is not None:
             raise failed
-        # What is said of writes that do not last ends with time, which brings no event.
+        # That a status may be written again, and the end of what is said of writes that do not last, brings no event.
+        due = None if written else self._executor.status_due_in(raw, status) or None
         ends = self._executor.writings.changes_in((LLM_DEPLOYMENT, key))
-        waits = (planned.requeue_seconds, None if ends is None else ends + 1.0)
+        waits = (planned.requeue_seconds, due, None if ends is None else ends + 1.0)
         return min((wait for wait in waits if wait is not None), default=None)
 
     async def route(self, key: Key) -> None:

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from turnout.api.loading import InvalidResource
 from turnout.scaling.decide import decide
 from turnout.scaling.decision import Decision, Memory
 from turnout_operator.kube.kinds import LLM_DEPLOYMENT
@@ -109,6 +110,7 @@ class Scaler:
         present = frozenset(self._store.keys(LLM_DEPLOYMENT))
         for key in self._states.keys() - present:
             del self._states[key]
+        self._observer.forget(present)
         for key in present - self._states.keys():
             self._states[key] = _State()
         self._collector.forget(present)
@@ -123,12 +125,15 @@ class Scaler:
             self._tasks.once(scrapes.TASK, self._collector.read_routers(routers))
         for key in self._collector.take_news():
             self.wake(key)
-        due = [key for key, state in self._states.items() if now >= state.due_at and not state.reading]
+        due = [
+            key
+            for key, state in self._states.items()
+            if now >= state.due_at and not state.reading and self._acts(key.namespace)
+        ]
         for key in sorted(due, key=lambda key: self._states[key].due_at)[:MAX_ROUNDS]:
-            if self._acts(key.namespace):
-                state = self._states[key]
-                state.due_at, state.reading = now + state.interval, True
-                self._tasks.once(TASK, self._round(key, state, decided), detail=str(key))
+            state = self._states[key]
+            state.due_at, state.reading = now + state.interval, True
+            self._tasks.once(TASK, self._round(key, state, decided), detail=str(key))
 
     async def _round(self, key: Key, state: _State, decided: Callable[[Key], None]) -> None:
         began = time.monotonic()
@@ -154,7 +159,7 @@ class Scaler:
     def _usable(self, key: Key, state: _State) -> Observed | None:
         try:
             return self._observer.observe(key)
-        except ValueError:
+        except InvalidResource:
             state.decision = None  # its condition says why
             return None
 

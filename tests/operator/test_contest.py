@@ -445,6 +445,41 @@ async def test_a_status_that_another_overwrites_is_written_ever_more_rarely() ->
     assert len(done) <= 20
 
 
+async def test_a_status_that_waits_is_written_once_it_may_be() -> None:
+    """No event tells that the pause is over: the pass says when to look again."""
+    world = World()
+    await world.passes(3)
+    waits = []
+    for _ in range(contest.FREE_REPAIRS + 2):
+        world.server.edit(
+            LLM_DEPLOYMENT,
+            "llama",
+            lambda made: made["status"].update(endpoint="http://another.example/v1"),
+            "another",
+        )
+        waits.append(await world.reconciler.deployment(KEY))
+    assert waits[:2] == [None, None]
+    assert waits[-1] == contest.FIRST_PAUSE_SECONDS
+    world.now += contest.FIRST_PAUSE_SECONDS
+    assert await world.passes(1) == ["LLMDeployment/status llama"]
+
+
+async def test_the_end_of_a_contest_is_told() -> None:
+    """Nobody changes the object any more, which brings no event either."""
+    world = World()
+    await world.passes(3)
+    (name,) = [name for kind, name in world.server.objects if kind == DEPLOYMENT]
+    for _ in range(contest.FREE_REPAIRS):
+        world.server.edit(DEPLOYMENT, name, lambda made: made["spec"].update(replicas=7), "some-autoscaler")
+        await world.reconciler.deployment(KEY)
+    wait = await world.reconciler.deployment(KEY)
+    assert "again and again" in world.said()
+    assert wait is not None
+    world.now += wait
+    await world.reconciler.deployment(KEY)
+    assert world.said() == ""
+
+
 async def test_a_status_field_that_the_schema_drops_is_written_once() -> None:
     """A CRD of an older version prunes what it does not know."""
     world = World()

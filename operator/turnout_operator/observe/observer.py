@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from turnout.api import load_deployment
+from turnout.api.loading import InvalidResource
 from turnout.scaling.policy import Policy
 from turnout_operator.kube.kinds import LLM_DEPLOYMENT
 from turnout_operator.load.pace import interval_seconds
 from turnout_operator.plan.observed import Observed, Specification, observe
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from turnout_operator.kube.client import Raw
     from turnout_operator.load.collector import Collector
     from turnout_operator.observe.store import Key, Store
@@ -28,7 +31,9 @@ class _Known:
 
     version: tuple[str, str]
     """Its uid and resourceVersion."""
-    specification: Specification | ValueError
+    specification: Specification | None
+    problem: str = ""
+    """Why there is no specification."""
     changes: tuple[int, int] = (-1, -1)
     """How often objects, and figures, had changed when *observed* was made."""
     observed: Observed | None = None
@@ -44,14 +49,13 @@ class Observer:
         self._known: dict[Key, _Known] = {}
 
     def observe(self, key: Key) -> Observed | None:
-        """Return what is known of a deployment; None where there is none. Raise ValueError for a spec that cannot be used."""
+        """Return what is known of a deployment; None where there is none. Raise InvalidResource for a spec that cannot be used."""
         raw = self._store.get(LLM_DEPLOYMENT, key)
         if raw is None:
-            self._known.pop(key, None)
             return None
         known = self._parsed(key, raw)
-        if isinstance(known.specification, ValueError):
-            raise known.specification.with_traceback(None)
+        if known.specification is None:
+            raise InvalidResource(known.problem)
         changes = self._store.changes(key), self._collector.reads(key)
         names = self._settling.settlement(LLM_DEPLOYMENT, key)
         if known.observed is None or known.changes != changes or known.observed.names != names:
@@ -68,19 +72,25 @@ class Observer:
             known.changes = changes
         return known.observed
 
+    def forget(self, present: Collection[Key]) -> None:
+        """Drop all deployments that are not *present* any more."""
+        for key in [key for key in self._known if key not in present]:
+            del self._known[key]
+
     def _parsed(self, key: Key, raw: Raw) -> _Known:
         version = raw["metadata"].get("uid", ""), raw["metadata"].get("resourceVersion", "")
         known = self._known.get(key)
         if known is None or known.version != version:
-            known = self._known[key] = _Known(version, _specification(raw))
+            known = self._known[key] = _parse(version, raw)
         return known
 
 
-def _specification(raw: Raw) -> Specification | ValueError:
+def _parse(version: tuple[str, str], raw: Raw) -> _Known:
     try:
         # What the status says is read as it is: it may be of any version of the operator.
         deployment = load_deployment({part: value for part, value in raw.items() if part != "status"})
         scale = deployment.spec.engine.simulated.time_scale
-        return Specification(deployment, Policy.of(deployment.spec, interval_seconds(scale) * scale))
-    except ValueError as error:
-        return error
+        policy = Policy.of(deployment.spec, interval_seconds(scale) * scale)
+    except ValueError as error:  # InvalidResource, or a duration of an older schema
+        return _Known(version, None, str(error))
+    return _Known(version, Specification(deployment, policy))
