@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from turnout.api.names import API_VERSION, FIELD_MANAGER
 from turnout_operator.errors import ApiError, ChildNameTaken, Conflict, NotFound, OperatorError, Unreachable
-from turnout_operator.kube.kinds import EVENT, POD, kind_of
+from turnout_operator.kube.kinds import EVENT, LLM_DEPLOYMENT, POD, kind_of
 from turnout_operator.observe.store import Key
 from turnout_operator.plan import contest
 from turnout_operator.plan.conditions import rfc3339
@@ -18,6 +18,7 @@ from turnout_operator.plan.drift import Deviation, deviations
 from turnout_operator.plan.manifests import ANNOTATION_APPLIED
 from turnout_operator.plan.ownership import owns
 from turnout_operator.plan.plan import BUSY_REQUEUE_SECONDS
+from turnout_operator.plan.status import is_minor
 from turnout_operator.writings import STATUS, Writings, digest
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 LOG: Final = logging.getLogger(__name__)
 
+MINOR_STATUS_SECONDS: Final = 1.0
+"""Between two writes of a deployment's status that differ in counts and words alone."""
 _OPTIONAL: Final = frozenset({"goodputPercent", "lastScaling", "prefill"})
 """Parts of a status that may go away again."""
 
@@ -202,9 +205,15 @@ class Executor:
         )
 
     def status_due_in(self, raw: Raw, status: dict[str, Any]) -> float | None:
-        """Return in how many seconds *status* is to be written; None: not at all, for *raw* has it already."""
+        """Return in how many seconds *status* is to be written; None: not at all, for *raw* has it already.
+
+        Of a deployment whose pods come and go, the counts wait for each other: one write is the dearest part of a pass.
+        """
         target, content, found = _status_writing(raw, status)
-        return self.writings.due_in(target, content, found) if found else None
+        due = self.writings.due_in(target, content, found) if found else None
+        if due == 0.0 and target[0] == LLM_DEPLOYMENT and is_minor(raw.get("status") or {}, status):
+            return max(0.0, MINOR_STATUS_SECONDS - self.writings.seconds_since(target))
+        return due
 
     async def write_status(self, raw: Raw, status: dict[str, Any]) -> bool:
         """Apply *status* where it differs from what *raw* has, and is due; return whether it did. Raise ApiError."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -63,6 +64,11 @@ class Writings:
     def due_in(self, target: Target, content: str, found: Sequence[Deviation]) -> float | None:
         """Return in how many seconds *content* is to be written; None: not at all (see `contest.due_in`)."""
         return contest.due_in(self._writings.get(target), content, found, self._clock())
+
+    def seconds_since(self, target: Target) -> float:
+        """Return how long ago an object was written last; infinite where that is not known."""
+        before = self._writings.get(target)
+        return math.inf if before is None else self._clock() - before.written_at
 
     def is_suspect(self, target: Target, content: str) -> bool:
         """Return whether one more write of *content* would be the one too many to be a person's edit."""

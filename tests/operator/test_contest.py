@@ -464,6 +464,30 @@ async def test_a_status_that_waits_is_written_once_it_may_be() -> None:
     assert await world.passes(1) == ["LLMDeployment/status llama"]
 
 
+async def test_counts_of_pods_wait_for_each_other() -> None:
+    """What pods of a deployment do within a second is one write of its status, and what matters more does not wait."""
+    world = World()
+    await world.passes(3)
+    kind, name = world.pool()
+
+    def refuse(message: str) -> Callable[[dict[str, Any]], None]:
+        failure = {"type": "ReplicaFailure", "status": "True", "message": message}
+        return lambda made: made.update(status={"conditions": [failure]})
+
+    world.server.edit(kind, name, refuse("first"), "kube")
+    assert await world.passes(1, seconds=0.25) == ["LLMDeployment/status llama"]
+    world.server.edit(kind, name, refuse("second"), "kube")
+    assert not await world.passes(1, seconds=0.25)
+    assert await world.reconciler.deployment(KEY) == 0.5
+    world.now += 0.5
+    assert await world.passes(1, seconds=0.25) == ["LLMDeployment/status llama"]
+    raw = world.store.get(LLM_DEPLOYMENT, KEY)
+    assert raw is not None
+    assert "second" in condition(raw["status"], "Ready")["message"]
+    world.server.edit(LLM_DEPLOYMENT, "llama", lambda made: made["metadata"].update(generation=2), "kubectl")
+    assert await world.passes(1) == ["LLMDeployment/status llama"], "it is about another generation"
+
+
 async def test_the_end_of_a_contest_is_told() -> None:
     """Nobody changes the object any more, which brings no event either."""
     world = World()

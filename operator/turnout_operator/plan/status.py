@@ -115,6 +115,22 @@ def with_overrides(
     return {**status_, "conditions": [*status_["conditions"], made]}
 
 
+def is_minor(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Return whether two statuses differ in what may be told a little later: counts of pods, and words of conditions."""
+
+    def main(status_: Mapping[str, Any]) -> Any:
+        said = [(item["type"], item["status"], item["reason"]) for item in status_.get("conditions", [])]
+        desired = [(status_.get(pool) or {}).get("desired") for pool in ("prefill", "decode")]
+        rest = {
+            name: value
+            for name, value in status_.items()
+            if name not in {"conditions", "prefill", "decode", "goodputPercent"}
+        }
+        return said, desired, rest
+
+    return bool(before) and main(before) == main(after)
+
+
 def condition(status_: Mapping[str, Any], type_: str) -> Mapping[str, Any]:
     """Return one condition of a raw status; empty where it is not there."""
     return next((item for item in status_.get("conditions", []) if item.get("type") == type_), {})
