@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import sys
 from contextlib import AsyncExitStack
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 LOG: Final = logging.getLogger(__name__)
 
+GARBAGE_THRESHOLD: Final = 20_000
+"""Objects made, less those gone, before the youngest are looked through for cycles; Python's own is 700."""
 LEASE_REQUEST_SECONDS: Final = 3.0
 """Longest wait for an answer about the lease: a slow one must not outlast the lease itself."""
 
@@ -209,6 +212,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    # Objects of the cluster are plain trees without cycles, and many: to look for cycles among them is costly and in vain.
+    gc.freeze()
+    gc.set_threshold(GARBAGE_THRESHOLD, 20, 20)
     try:
         uvloop.run(run(settings))
     except ConfigurationError as error:

@@ -38,7 +38,10 @@ LOG: Final = logging.getLogger(__name__)
 TASK: Final = "scaling"
 """Name under which failures are counted."""
 ROUTERS_SECONDS: Final = 2.0
-"""Time between two looks at the routers. A deployment whose time runs fast has them looked at as often as itself."""
+"""Time between two looks at the routers while a deployment is busy. One whose time runs fast has them looked at as often
+as itself."""
+IDLE_ROUTERS_SECONDS: Final = 5.0
+"""The same while none is: then it is looked whether a request has come."""
 MAX_ROUNDS: Final = 1000
 """Deployments whose round begins in the same tick; others follow in the next."""
 
@@ -51,6 +54,8 @@ class _State:
     """Monotonic time before which news do not bring it forward."""
     interval: float = INTERVAL_SECONDS
     """Time between two decisions while it is busy, in real seconds."""
+    busy: bool = True
+    """Whether it is decided about at that pace."""
     memory: Memory = field(default_factory=Memory)
     decision: Decision | None = None
     reading: bool = False
@@ -115,8 +120,8 @@ class Scaler:
             self._states[key] = _State()
         self._collector.forget(present)
         if now >= self._routers_due_at and present:
-            pause = min(ROUTERS_SECONDS, *(state.interval for state in self._states.values()))
-            self._routers_due_at = now + pause
+            busy = [state.interval for state in self._states.values() if state.busy]
+            self._routers_due_at = now + min(ROUTERS_SECONDS, *busy) if busy else now + IDLE_ROUTERS_SECONDS
             routers = [
                 Target(raw["metadata"]["uid"], raw["status"]["podIP"])
                 for raw in self._store.routers(self._router_namespace)
@@ -150,7 +155,8 @@ class Scaler:
             state.reading = False
         state.interval = interval_seconds(_scale(observed))
         state.awake_at = began + state.interval
-        state.due_at = began + pause_seconds(observed, decision, state.interval)
+        pause = pause_seconds(observed, decision, state.interval)
+        state.due_at, state.busy = began + pause, pause <= state.interval
         told = _told(observed, decision)
         if decision.changed or told != state.told or began - state.told_at >= RESYNC_SECONDS:
             state.told, state.told_at = told, began

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -138,24 +139,31 @@ class RouterPages:
     """
 
     def __init__(self) -> None:
+        self._digest = b""
         self._lines: dict[str, list[str]] = {}
         self._pages: dict[str, RouterPage] = {}
 
     def read(self, text: str) -> Mapping[str, RouterPage]:
         """Take in a page, and return what it says of each deployment."""
-        lines: dict[str, list[str]] = {}
+        digest = hashlib.blake2b(text.encode()).digest()
+        if digest == self._digest:
+            return self._pages
+        self._digest = digest
+        lines: defaultdict[str, list[str]] = defaultdict(list)
         for line in text.split("\n"):
             _, found, rest = line.partition(_DEPLOYMENT)
             if found:
-                lines.setdefault(rest[: rest.find('"')], []).append(line)
-        lines = {name: its for name, its in lines.items() if not all(line.endswith(" 0.0") for line in its)}
-        changed = [line for name, its in lines.items() if self._lines.get(name) != its for line in its]
+                lines[rest[: rest.find('"')]].append(line)
+        counted = {name: its for name, its in lines.items() if not all(line.endswith(" 0.0") for line in its)}
+        changed = [line for name, its in counted.items() if self._lines.get(name) != its for line in its]
         read = router_page("\n".join(changed))
         self._pages = {
-            **{name: page for name, page in self._pages.items() if self._lines.get(name) == lines.get(name)},
+            **{
+                name: page for name, page in self._pages.items() if self._lines.get(name) == counted.get(name)
+            },
             **read,
         }
-        self._lines = lines
+        self._lines = counted
         return self._pages
 
 
