@@ -120,8 +120,9 @@ class Scaler:
             self._states[key] = _State()
         self._collector.forget(present)
         if now >= self._routers_due_at and present:
-            busy = [state.interval for state in self._states.values() if state.busy]
-            self._routers_due_at = now + min(ROUTERS_SECONDS, *busy) if busy else now + IDLE_ROUTERS_SECONDS
+            states = self._states.values()
+            most = ROUTERS_SECONDS if any(state.busy for state in states) else IDLE_ROUTERS_SECONDS
+            self._routers_due_at = now + min(most, *(state.interval for state in states))
             routers = [
                 Target(raw["metadata"]["uid"], raw["status"]["podIP"])
                 for raw in self._store.routers(self._router_namespace)
