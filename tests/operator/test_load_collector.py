@@ -19,7 +19,7 @@ from aiohttp import web
 from support.router_mock_backend import mock_worker
 from support.router_running import DEPLOYMENT, config, eventually, eventually_async, running_router
 from turnout.api.names import ROUTER_ADMIN_PORT, WORKER_PORT
-from turnout_operator.load import collector
+from turnout_operator.load import collector, pages
 from turnout_operator.load.collector import Collector, Target
 from turnout_operator.load.pages import RouterPage, RouterPages, router_page
 from turnout_operator.observe.store import Key
@@ -381,7 +381,8 @@ def test_what_stands_still_is_parsed_once() -> None:
 async def test_what_comes_after_a_pause_is_counted_from_its_end(scraped: Scraped) -> None:
     """A deployment that was left alone while routers told nothing new: the time before does not thin out what it gets."""
     await scraped.read(worker(0.0), OF_BEFORE, OF_BEFORE)
-    for page in (OF_BEFORE, OF_BEFORE.replace("3", "9")):
+    arrivals = f'{pages.ARRIVALS}{{deployment="{KEY}"}} 6\n'  # which have not ended yet
+    for page in (OF_BEFORE, OF_BEFORE + arrivals):
         scraped.now += 20.0
         scraped.routers[0].page = scraped.routers[1].page = page
         await scraped.collector.read_routers(
@@ -392,6 +393,7 @@ async def test_what_comes_after_a_pause_is_counted_from_its_end(scraped: Scraped
     scraped.worker.page = worker(210.0)
     await scraped.collector.read(KEY, [Target("w", scraped.worker.address, "prefill")], SCALE)
     traffic = scraped.collector.traffic(KEY)
-    assert traffic.increases == {"turnout_router_finished_total": 12.0}
+    assert traffic.increases == {pages.FINISHED: 0.0, pages.ARRIVALS: 12.0}
+    assert not traffic.is_quiet
     assert traffic.span_seconds == 21.0
     assert scraped.collector.occupancy(KEY) == {"prefill": 1.0}

@@ -13,6 +13,7 @@ from support.operator_node import ACCELERATOR
 from support.operator_process import apply, condition, get, items, wait_until
 from support.operator_values import Fleet, raw_deployment
 from turnout.scaling.decision import Decision
+from turnout_operator.load import pages
 from turnout_operator.load.pace import IDLE_INTERVALS, RESYNC_SECONDS, interval_seconds, pause_seconds
 from turnout_operator.load.traffic import Traffic
 
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 
 BUSY, IDLE = 5.0, 5.0 * IDLE_INTERVALS
 SILENT = Traffic({}, 0.0, answered=False)
-REQUESTED = Traffic({"turnout_router_finished_total": 1.0}, 60.0, answered=True)
+REQUESTED = Traffic({pages.ARRIVALS: 1.0}, 60.0, answered=True)
 HELD = Traffic({}, 60.0, answered=True, held={"decode": 1})
-QUIET = Traffic({"turnout_router_finished_total": 0.0}, 60.0, answered=True, held={"decode": 0})
+QUIET = Traffic({pages.ARRIVALS: 0.0}, 60.0, answered=True, held={"decode": 0})
 
 
 def kept(observed: Observed, **desired: int) -> Decision:

@@ -402,6 +402,27 @@ async def test_a_deployment_whose_workers_hang_delays_itself_alone(monkeypatch: 
         hangs.set()
 
 
+@pytest.mark.parametrize("source", ["the API server", "a router"])
+async def test_a_deployment_that_is_left_alone_is_looked_at_when_there_is_news(
+    monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    """It has no worker that could be read: nothing is decided until an object of it changes, or a router counts something."""
+    cluster = one_deployment()
+    async with running(monkeypatch, cluster) as r:
+        await eventually(lambda: r.scaler.decision(KEY) is not None and cluster.report is not None)
+        state = r.scaler._states[KEY]
+        await eventually(lambda: state.due_at > time.monotonic() + 60)
+        before = r.scaler.decision(KEY)
+        state.awake_at = 0.0
+        if source == "a router":
+            monkeypatch.setattr(r.collector, "take_news", lambda: {KEY})
+        else:
+            raw = {**cluster.objects[LLM_DEPLOYMENT]["llama"]}
+            raw["metadata"] = {**raw["metadata"], "resourceVersion": str(cluster.version + 100)}
+            cluster.report(LLM_DEPLOYMENT, "MODIFIED", raw)
+        await eventually(lambda: r.scaler.decision(KEY) is not before)
+
+
 def fetch(port: int, path: str) -> tuple[int, str]:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:

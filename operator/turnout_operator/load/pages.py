@@ -29,12 +29,14 @@ MAX_SECONDS: Final = 1e12
 
 FINISHED: Final = "turnout_router_finished_total"
 GOOD: Final = "turnout_router_good_total"
+ARRIVALS: Final = "turnout_router_arrivals_total"
+"""Read for what it starts: a deployment that was left alone is decided about again."""
 REQUESTS: Final = "turnout_router_requests_total"
 REFUSED: Final = "refused"
 """Requests answered with 503, derived from REQUESTS."""
 TTFT: Final = "turnout_router_time_to_first_token_seconds"
 ITL: Final = "turnout_router_inter_token_latency_seconds"
-_COUNTERS: Final = frozenset({FINISHED, GOOD})
+_COUNTERS: Final = frozenset({FINISHED, GOOD, ARRIVALS})
 _BUCKETS: Final = frozenset({f"{TTFT}_bucket", f"{ITL}_bucket"})
 _HELD: Final = "turnout_router_held"
 _HELD_SECONDS: Final = "turnout_router_held_seconds_total"

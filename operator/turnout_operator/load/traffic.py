@@ -27,7 +27,7 @@ class Traffic:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether no router has counted a request in this window, or holds one."""
+        """Whether no request has come to a router in this window, or ended, and none is held."""
         return not any(self.increases.values()) and not any(self.held.values())
 
     @property
