@@ -57,12 +57,16 @@ class Reconciler:
         self._settling = settling
         self._metrics = metrics
         self._config = config
+        self._measured: set[Key] = set()
+        """Deployments that have metrics."""
 
     async def deployment(self, key: Key) -> float | None:
         """Bring an LLMDeployment to what it should be; return when to look again, in seconds. Raise ApiError."""
         raw = self._store.get(LLM_DEPLOYMENT, key)
         if raw is None:
-            self._metrics.forget(str(key))
+            if key in self._measured:  # to forget is dear, and each child that goes is another pass
+                self._measured.discard(key)
+                self._metrics.forget(str(key))
             self._executor.writings.forget_owner((LLM_DEPLOYMENT, key))
             return None
         if raw["metadata"].get("deletionTimestamp"):
@@ -140,6 +144,7 @@ class Reconciler:
         await self._executor.write_status(raw, status)
 
     def _tell(self, key: Key, planned: Plan, status: Raw, *, acted: bool, changed: bool) -> None:
+        self._measured.add(key)
         for half in ("prefill", "decode"):
             pool = planned.status.get(half)
             if pool is not None:

@@ -25,7 +25,7 @@ from turnout_operator.admin import serving
 from turnout_operator.controller import Controller
 from turnout_operator.effects import Executor
 from turnout_operator.errors import LeadershipLost, NotFound
-from turnout_operator.kube.kinds import LLM_DEPLOYMENT, WATCHED, Kind
+from turnout_operator.kube.kinds import LLM_DEPLOYMENT, WATCHED, Kind, kind_of
 from turnout_operator.load.collector import Collector, Target
 from turnout_operator.metrics import TASKS, Metrics
 from turnout_operator.observe import scopes
@@ -421,6 +421,25 @@ async def test_a_deployment_that_is_left_alone_is_looked_at_when_there_is_news(
             raw["metadata"] = {**raw["metadata"], "resourceVersion": str(cluster.version + 100)}
             cluster.report(LLM_DEPLOYMENT, "MODIFIED", raw)
         await eventually(lambda: r.scaler.decision(KEY) is not before)
+
+
+async def test_the_series_of_a_deployment_end_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where its children go one by one, each with an event of its own."""
+    cluster = one_deployment()
+    async with running(monkeypatch, cluster) as r:
+
+        def desired() -> float | None:
+            labels = {"deployment": str(KEY), "role": "decode"}
+            return r.metrics.registry.get_sample_value("turnout_operator_desired_replicas", labels)
+
+        await eventually(lambda: desired() == 2 and cluster.report is not None)
+        raw = r.store.get(LLM_DEPLOYMENT, KEY)
+        children = r.store.children(KEY)
+        assert children
+        cluster.report(LLM_DEPLOYMENT, "DELETED", raw)
+        for child in children:
+            cluster.report(kind_of(child), "DELETED", child)
+        await eventually(lambda: desired() is None)
 
 
 def fetch(port: int, path: str) -> tuple[int, str]:
