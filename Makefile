@@ -93,7 +93,7 @@ reference: $(READY) ## Write the reference of resources and metrics anew from th
 	@$(BIN)/python docs/generate.py
 
 .PHONY: bench-cluster bench-router bench-instructions bench-stalls bench-routing bench-scaling bench-engine fuzz
-bench-cluster: $(READY) ## Starting, installing, taking over, idling (ARGS=--cold: building, too).
+bench-cluster: $(READY) ## Starting, installing, taking over, idling (ARGS=--cold: building, too; --many: 500 deployments alone).
 	@$(BIN)/python benchmarks/cluster/figures.py $(ARGS)
 bench-router: $(READY) $(COMPILED) ## The router beside nginx, sglang-router and vllm-router.
 	@$(BIN)/python benchmarks/router/run.py $(ARGS)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from installed import NAME, REPOSITORY, Installed, until
+from many import many
 from processes import Usage, pid_at, processes, usage
 
 from turnout_devcluster.binaries import find_binaries
@@ -258,18 +259,26 @@ def main() -> None:
     """Measure everything, and print and write it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cold", action="store_true", help="also build the control plane with empty caches")
+    parser.add_argument("--many", action="store_true", help="only measure what 500 LLMDeployments cost")
     given = parser.parse_args()
     figures = Figures()
     load = os.getloadavg()[0]
     say(f"{os.cpu_count()} cores, load {load:.1f} before the start")
     if given.cold:
         cold_build(figures)
-    with start(figures, f"bench-{os.getpid()}") as cluster:
-        turnout = Installed(cluster)
-        serve(figures, turnout)
-        idle(figures, turnout)
-        take_over(figures, turnout)
-        figures.add("delete to all gone", "s", timed(turnout.delete))
+    name = f"bench-{os.getpid()}"
+    if given.many:
+        with Cluster.up(name, owner_pid=os.getpid()) as cluster:
+            turnout = Installed(cluster)
+            turnout.install()
+            many(figures, turnout)
+    else:
+        with start(figures, name) as cluster:
+            turnout = Installed(cluster)
+            serve(figures, turnout)
+            idle(figures, turnout)
+            take_over(figures, turnout)
+            figures.add("delete to all gone", "s", timed(turnout.delete))
     OUTPUT.parent.mkdir(parents=True, exist_ok=True)
     machine = {"cores": os.cpu_count(), "load_before": round(load, 2)}
     OUTPUT.write_text(json.dumps({"machine": machine, "figures": figures.values}, indent=2) + "\n")

@@ -151,7 +151,8 @@ class Controller:
                     self._add(kind, key)
 
     def _decided(self, key: Key) -> None:
-        self._add(LLM_DEPLOYMENT, key)
+        if self._is_looked_after(key.namespace):
+            self._queue.add(Work(LLM_DEPLOYMENT, key))
 
     def _tick(self) -> None:
         self._scaler.tick(self._decided)
@@ -169,10 +170,16 @@ class Controller:
             self._tasks.note("watches", error, detail=f"{kind.name} event")
             self._scopes.relist(raw["metadata"].get("namespace", ""))
 
+    def _is_looked_after(self, namespace: str) -> bool:
+        ours = not self._namespaces or namespace in self._namespaces
+        return self.synced and ours and self._scopes.is_readable(namespace)
+
     def _add(self, kind: Kind, key: Key) -> None:
-        ours = not self._namespaces or key.namespace in self._namespaces
-        if self.synced and ours and self._scopes.is_readable(key.namespace):
+        """Have a resource looked at of which there is news."""
+        if self._is_looked_after(key.namespace):
             self._queue.add(Work(kind, key))
+            if kind == LLM_DEPLOYMENT:
+                self._scaler.wake(key)
 
     def _seen(self, kind: Kind, type_: str | None, raw: Raw) -> None:
         """Take in one event of a watch."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from turnout.terms import API_VERSION, FIELD_MANAGER
 from turnout_operator.errors import ApiError, ChildNameTaken, Conflict, NotFound, OperatorError, Unreachable
-from turnout_operator.kube.kinds import EVENT, POD, kind_of
+from turnout_operator.kube.kinds import EVENT, LLM_DEPLOYMENT, POD, kind_of
 from turnout_operator.observe.store import Key
 from turnout_operator.plan import contest
 from turnout_operator.plan.conditions import rfc3339
@@ -18,6 +18,7 @@ from turnout_operator.plan.drift import Deviation, deviations
 from turnout_operator.plan.manifests import ANNOTATION_APPLIED
 from turnout_operator.plan.ownership import owns
 from turnout_operator.plan.plan import BUSY_REQUEUE_SECONDS
+from turnout_operator.plan.status import is_minor
 from turnout_operator.writings import STATUS, Writings, digest
 
 if TYPE_CHECKING:
@@ -30,8 +31,13 @@ if TYPE_CHECKING:
 
 LOG: Final = logging.getLogger(__name__)
 
+MINOR_STATUS_SECONDS: Final = 1.0
+"""Between two writes of a deployment's status that differ in counts and words alone."""
 _OPTIONAL: Final = frozenset({"goodputPercent", "lastScaling", "prefill"})
 """Parts of a status that may go away again."""
+
+_OF_NONE: Final = "1"
+"""A resourceVersion that no object has: applied with it, one that is there is a Conflict, and one that is not is created."""
 
 
 class Executor:
@@ -136,12 +142,21 @@ class Executor:
     async def _apply(self, owner: Raw, manifest: Raw) -> None:
         """Apply a child of *owner*. Raise ChildNameTaken where its name is somebody else's object's.
 
-        Only what carries our labels is watched, so an object that is not known is asked for before the first apply;
-        and one that comes in between is not forced.
+        Only what carries our labels is watched, so an object that is not known may be there all the same: it is applied
+        in a way that only creates it, and read where that is a Conflict.
         """
         kind, meta = kind_of(manifest), manifest["metadata"]
         target, content = _target(manifest), _content(manifest)
         live = self._store.get(kind, target[1])
+        if live is None:
+            new = {**manifest, "metadata": {**meta, "resourceVersion": _OF_NONE}}
+            try:
+                answer = await self._client.apply(kind, new, force=False)
+            except Conflict:
+                LOG.debug("there is a %s %s already", kind.name, target[1])
+            else:
+                self._applied(owner, manifest, deviations(None, manifest), answer)
+                return
         if live is None or not owns(owner["metadata"], live):
             try:
                 live = await self._client.get(kind, meta["namespace"], meta["name"])
@@ -189,20 +204,23 @@ class Executor:
             manager=manager,
         )
 
+    def status_due_in(self, raw: Raw, status: dict[str, Any]) -> float | None:
+        """Return in how many seconds *status* is to be written; None: not at all, for *raw* has it already.
+
+        Of a deployment whose pods come and go, the counts wait for each other: one write is the dearest part of a pass.
+        """
+        target, content, found = _status_writing(raw, status)
+        due = self.writings.due_in(target, content, found) if found else None
+        if due == 0.0 and target[0] == LLM_DEPLOYMENT and is_minor(raw.get("status") or {}, status):
+            return max(0.0, MINOR_STATUS_SECONDS - self.writings.seconds_since(target))
+        return due
+
     async def write_status(self, raw: Raw, status: dict[str, Any]) -> bool:
-        """Apply *status* where it differs from what *raw* has; return whether it did. Raise ApiError."""
-        live = raw.get("status") or {}
-        found = (
-            *deviations({"status": live}, {"status": status}),
-            *(
-                Deviation(("status", name), live[name], None)
-                for name in (set(live) - set(status)) & _OPTIONAL
-            ),
-        )
-        kind, meta = kind_of(raw), raw["metadata"]
-        target, content = (kind, Key(meta["namespace"], meta["name"]), STATUS), digest(_timeless(status))
-        if not found or self.writings.due_in(target, content, found) != 0.0:
+        """Apply *status* where it differs from what *raw* has, and is due; return whether it did. Raise ApiError."""
+        if self.status_due_in(raw, status) != 0.0:
             return False
+        kind, meta = kind_of(raw), raw["metadata"]
+        target, content, found = _status_writing(raw, status)
         if self.writings.is_suspect(target, content):
             LOG.warning(
                 "the status of %s %s is overwritten again and again (%s): it is written ever more rarely",
@@ -280,6 +298,15 @@ def _target(manifest: Raw) -> Target:
 def _content(manifest: Raw) -> str:
     content: str = manifest["metadata"]["annotations"][ANNOTATION_APPLIED]
     return content
+
+
+def _status_writing(raw: Raw, status: dict[str, Any]) -> tuple[Target, str, tuple[Deviation, ...]]:
+    """Return what a status is, as a write: where to, its content, and how what *raw* has differs from it."""
+    live, meta = raw.get("status") or {}, raw["metadata"]
+    gone = (Deviation(("status", name), live[name], None) for name in (set(live) - set(status)) & _OPTIONAL)
+    found = (*deviations({"status": live}, {"status": status}), *gone)
+    target = kind_of(raw), Key(meta["namespace"], meta["name"]), STATUS
+    return target, digest(_timeless(status)) if found else "", found
 
 
 def _timeless(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import sys
 from contextlib import AsyncExitStack
@@ -20,6 +21,7 @@ from turnout_operator.kube.kinds import LEASE
 from turnout_operator.lease import Lease
 from turnout_operator.load.collector import Collector
 from turnout_operator.metrics import Metrics
+from turnout_operator.observe.observer import Observer
 from turnout_operator.observe.store import Store
 from turnout_operator.plan.config import PlanConfig
 from turnout_operator.plan.effects import Notice
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 
 LOG: Final = logging.getLogger(__name__)
 
+GARBAGE_THRESHOLD: Final = 20_000
+"""Objects made, less those gone, before the youngest are looked through for cycles; Python's own is 700."""
 LEASE_REQUEST_SECONDS: Final = 3.0
 """Longest wait for an answer about the lease: a slow one must not outlast the lease itself."""
 
@@ -88,19 +92,28 @@ async def run(settings: Settings) -> None:
         store = Store()
         executor = Executor(client, store, settings.identity)
 
-        scaler = Scaler(store, collector, metrics, settings.namespace, tasks, acts=territory.holds)
+        settling = Settling(store)
+        observer = Observer(store, collector, settling)
+        scaler = Scaler(
+            store,
+            observer,
+            collector,
+            metrics,
+            router_namespace=settings.namespace,
+            tasks=tasks,
+            acts=territory.holds,
+        )
         config = PlanConfig(
             settings.worker_image,
             f"{settings.router_service}.{settings.namespace}.svc",
             settings.namespace,
         )
-        settling = Settling(store)
         reconciler = Reconciler(
             store,
+            observer=observer,
             settling=settling,
             executor=executor,
             scaler=scaler,
-            collector=collector,
             metrics=metrics,
             config=config,
         )
@@ -199,6 +212,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    # Objects of the cluster are plain trees without cycles, and many: to look for cycles among them is costly and in vain.
+    gc.freeze()
+    gc.set_threshold(GARBAGE_THRESHOLD, 20, 20)
     try:
         uvloop.run(run(settings))
     except ConfigurationError as error:

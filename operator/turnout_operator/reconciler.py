@@ -6,7 +6,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from turnout.api import load_budget, load_deployment, load_route
+from turnout.api import load_budget, load_route
 from turnout.api.loading import InvalidResource
 from turnout_operator.effects import transient
 from turnout_operator.errors import ChildNameTaken
@@ -14,8 +14,7 @@ from turnout_operator.kube.kinds import LLM_DEPLOYMENT, LLM_ROUTE, TOKEN_BUDGET
 from turnout_operator.plan.budget import budget_status, invalid_budget
 from turnout_operator.plan.conditions import MAX_MESSAGE
 from turnout_operator.plan.notices import CHILD_NAME_TAKEN, overridden, taken
-from turnout_operator.plan.observed import failed_pod
-from turnout_operator.plan.plan import Observed, plan
+from turnout_operator.plan.plan import plan
 from turnout_operator.plan.route import invalid_route, route_status, targets_of
 from turnout_operator.plan.status import condition, invalid, with_overrides
 
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
     from turnout_operator.effects import Executor
     from turnout_operator.errors import ApiError
     from turnout_operator.kube.client import Raw
-    from turnout_operator.load.collector import Collector
     from turnout_operator.metrics import Metrics
+    from turnout_operator.observe.observer import Observer
     from turnout_operator.observe.store import Key, Store
     from turnout_operator.plan.config import PlanConfig
     from turnout_operator.plan.effects import Plan
@@ -44,35 +43,41 @@ class Reconciler:
         self,
         store: Store,
         *,
+        observer: Observer,
         executor: Executor,
         scaler: Scaler,
-        collector: Collector,
         settling: Settling,
         metrics: Metrics,
         config: PlanConfig,
     ) -> None:
         self._store = store
+        self._observer = observer
         self._executor = executor
         self._scaler = scaler
-        self._collector = collector
         self._settling = settling
         self._metrics = metrics
         self._config = config
+        self._measured: set[Key] = set()
+        """Deployments that have metrics."""
 
     async def deployment(self, key: Key) -> float | None:
         """Bring an LLMDeployment to what it should be; return when to look again, in seconds. Raise ApiError."""
         raw = self._store.get(LLM_DEPLOYMENT, key)
         if raw is None:
-            self._metrics.forget(str(key))
+            if key in self._measured:  # to forget is dear, and each child that goes is another pass
+                self._measured.discard(key)
+                self._metrics.forget(str(key))
             self._executor.writings.forget_owner((LLM_DEPLOYMENT, key))
             return None
         if raw["metadata"].get("deletionTimestamp"):
             return None  # the garbage collector takes what it owns
         now = time.time()
         try:
-            deployment = load_deployment(raw)
-            planned = plan(self._observed(key, deployment, raw), self._config, now)
-        except (InvalidResource, ValueError) as error:
+            observed = self._observer.observe(key)
+            if observed is None:
+                return None
+            planned = plan(observed, self._scaler.decision(key), self._config, now)
+        except ValueError as error:
             LOG.warning("%s cannot be used: %s", key, error)
             await self._executor.write_status(raw, invalid(raw, str(error), now))
             return None
@@ -91,7 +96,11 @@ class Reconciler:
             return TAKEN_REQUEUE_SECONDS  # told in the condition; it ends when a person acts
         if failed is not None:
             raise failed
-        return planned.requeue_seconds
+        # That a status may be written again, and the end of what is said of writes that do not last, brings no event.
+        due = None if written else self._executor.status_due_in(raw, status) or None
+        ends = self._executor.writings.changes_in((LLM_DEPLOYMENT, key))
+        waits = (planned.requeue_seconds, due, None if ends is None else ends + 1.0)
+        return min((wait for wait in waits if wait is not None), default=None)
 
     async def route(self, key: Key) -> None:
         """Bring the status of an LLMRoute up to date. Raise ApiError."""
@@ -134,19 +143,8 @@ class Reconciler:
             status = invalid_budget(raw, str(error), now)
         await self._executor.write_status(raw, status)
 
-    def _observed(self, key: Key, deployment: Any, raw: Raw) -> Observed:
-        return Observed(
-            deployment=deployment,
-            status=raw.get("status") or {},
-            children=self._store.children(key),
-            pods=self._scaler.pods(key),
-            names=self._settling.settlement(LLM_DEPLOYMENT, key),
-            decision=self._scaler.decision(key),
-            goodput_percent=self._collector.traffic(key).goodput_percent,
-            failed=[pod for raw in self._store.pods(key) if (pod := failed_pod(raw)) is not None],
-        )
-
     def _tell(self, key: Key, planned: Plan, status: Raw, *, acted: bool, changed: bool) -> None:
+        self._measured.add(key)
         for half in ("prefill", "decode"):
             pool = planned.status.get(half)
             if pool is not None:

@@ -1,14 +1,12 @@
-"""Scaling at the edge: reads the load of the deployments that are due, decides, keeps memory and last decision."""
+"""Scaling at the edge: has the load of the deployments that are due read, decides, keeps memory and last decision."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from turnout.api import load_deployment
 from turnout.api.loading import InvalidResource
 from turnout.scaling.decide import decide
 from turnout.scaling.decision import Decision, Memory
@@ -16,56 +14,74 @@ from turnout_operator.kube.kinds import LLM_DEPLOYMENT
 from turnout_operator.load import collector as scrapes
 from turnout_operator.load.collector import Target
 from turnout_operator.load.facts import load_facts
-from turnout_operator.plan.claims import Settlement
-from turnout_operator.plan.observed import observed_pod
-from turnout_operator.plan.plan import Observed, current_desired
-from turnout_operator.plan.policy import policy_of
+from turnout_operator.load.pace import (
+    INTERVAL_SECONDS,
+    RESYNC_SECONDS,
+    interval_seconds,
+    pause_seconds,
+)
+from turnout_operator.plan.pods import is_ready
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from turnout.api import LLMDeployment
     from turnout_operator.kube.client import Raw
     from turnout_operator.load.collector import Collector
     from turnout_operator.metrics import Metrics
+    from turnout_operator.observe.observer import Observer
     from turnout_operator.observe.store import Key, Store
-    from turnout_operator.plan.observed import ObservedPod
+    from turnout_operator.plan.observed import Observed
     from turnout_runtime.supervision import Supervisor
 
 LOG: Final = logging.getLogger(__name__)
 
 TASK: Final = "scaling"
 """Name under which failures are counted."""
-INTERVAL_SECONDS: Final = 5.0
-"""Time between two decisions, in the deployment's seconds."""
-MIN_INTERVAL_SECONDS: Final = 1.0
-"""The same in real seconds: no deployment is read more often."""
+ROUTERS_SECONDS: Final = 2.0
+"""Time between two looks at the routers while a deployment is busy. One whose time runs fast has them looked at as often
+as itself."""
+IDLE_ROUTERS_SECONDS: Final = 5.0
+"""The same while none is: then it is looked whether a request has come."""
+MAX_ROUNDS: Final = 1000
+"""Deployments whose round begins in the same tick; others follow in the next."""
 
 
 @dataclass(slots=True)
 class _State:
     due_at: float = 0.0
     """Monotonic time of the next decision."""
+    awake_at: float = 0.0
+    """Monotonic time before which news do not bring it forward."""
+    interval: float = INTERVAL_SECONDS
+    """Time between two decisions while it is busy, in real seconds."""
+    busy: bool = True
+    """Whether it is decided about at that pace."""
     memory: Memory = field(default_factory=Memory)
     decision: Decision | None = None
     reading: bool = False
     """Whether its workers are being read: one that takes long is not read twice at a time."""
+    told: object = None
+    """What was said of it when it was last reported."""
+    told_at: float = 0.0
+    """Monotonic time of that."""
 
 
 class Scaler:
-    """Decides for every deployment, each at its own pace."""
+    """Decides for every deployment, each at its own pace (`turnout_operator.load.pace`)."""
 
     def __init__(
         self,
         store: Store,
+        observer: Observer,
         collector: Collector,
         metrics: Metrics,
+        *,
         router_namespace: str,
         tasks: Supervisor,
-        *,
         acts: Callable[[str], bool] = lambda _: True,
     ) -> None:
         self._store = store
+        self._observer = observer
         self._tasks = tasks
         self._acts = acts
         """Whether this operator acts in a namespace. What is another's is neither read nor decided about."""
@@ -73,6 +89,7 @@ class Scaler:
         self._metrics = metrics
         self._router_namespace = router_namespace
         self._states: dict[Key, _State] = {}
+        self._routers_due_at = 0.0
 
     def decision(self, key: Key) -> Decision | None:
         """Return the last decision about a deployment. None: none was made since this operator began to act."""
@@ -83,95 +100,94 @@ class Scaler:
         """Return the sentence of the last decision by deployment, also where it changed nothing."""
         return {str(key): state.decision.reason for key, state in self._states.items() if state.decision}
 
-    def pods(self, key: Key) -> list[ObservedPod]:
-        """Return the worker pods of a deployment with the load they told last."""
-        found = (
-            observed_pod(raw, self._collector.load(key, raw["metadata"].get("uid", "")))
-            for raw in self._store.pods(key)
-        )
-        return [pod for pod in found if pod is not None]
+    def wake(self, key: Key) -> None:
+        """Have a deployment decided about soon, for there is news of it; one that is busy is in any case."""
+        state = self._states.get(key)
+        if state is not None:
+            state.due_at = min(state.due_at, state.awake_at)
 
     def tick(self, decided: Callable[[Key], None]) -> None:
-        """Begin to read and decide for what is due; *decided* is called with each deployment once that is done.
+        """Begin to read and decide for what is due; *decided* is called with each deployment of which that brought news.
 
         Each is a task of its own: what one deployment's workers do to their reader delays no other's decision.
         """
         now = time.monotonic()
-        present = frozenset(key for key in self._store.keys(LLM_DEPLOYMENT) if self._acts(key.namespace))
-        due: dict[Key, LLMDeployment] = {}
-        for key in present:
-            state = self._states.setdefault(key, _State())
-            raw = self._store.get(LLM_DEPLOYMENT, key)
-            if raw is None or state.reading or now < state.due_at:
-                continue
-            state.due_at = now + INTERVAL_SECONDS
-            try:
-                due[key] = load_deployment(raw)
-            except InvalidResource:
-                state.decision = None  # its condition says why
-            except Exception as error:  # noqa: BLE001 - the others are still to be looked at
-                self._tasks.note(TASK, error, detail=str(key))
-        self._states = {key: state for key, state in self._states.items() if key in present}
+        present = frozenset(self._store.keys(LLM_DEPLOYMENT))
+        for key in self._states.keys() - present:
+            del self._states[key]
+        self._observer.forget(present)
+        for key in present - self._states.keys():
+            self._states[key] = _State()
         self._collector.forget(present)
-        if not due:
-            return
-        routers = self._tasks.once(
-            scrapes.TASK, self._collector.read_routers(_targets(self._store.routers(self._router_namespace)))
-        )
-        for key, deployment in due.items():
+        if now >= self._routers_due_at and present:
+            states = self._states.values()
+            most = ROUTERS_SECONDS if any(state.busy for state in states) else IDLE_ROUTERS_SECONDS
+            self._routers_due_at = now + min(most, *(state.interval for state in states))
+            routers = [
+                Target(raw["metadata"]["uid"], raw["status"]["podIP"])
+                for raw in self._store.routers(self._router_namespace)
+                if _can_be_read(raw)
+            ]
+            self._tasks.once(scrapes.TASK, self._collector.read_routers(routers))
+        for key in self._collector.take_news():
+            self.wake(key)
+        due = [
+            key
+            for key, state in self._states.items()
+            if now >= state.due_at and not state.reading and self._acts(key.namespace)
+        ]
+        for key in sorted(due, key=lambda key: self._states[key].due_at)[:MAX_ROUNDS]:
             state = self._states[key]
-            interval = max(MIN_INTERVAL_SECONDS, INTERVAL_SECONDS / _scale(deployment))
-            state.due_at, state.reading = now + interval, True
-            self._tasks.once(
-                TASK,
-                self._round(key, deployment, interval, routers=routers, decided=decided),
-                detail=str(key),
-            )
+            state.due_at, state.reading = now + state.interval, True
+            self._tasks.once(TASK, self._round(key, state, decided), detail=str(key))
 
-    async def _round(
-        self,
-        key: Key,
-        deployment: LLMDeployment,
-        interval: float,
-        *,
-        routers: asyncio.Task[None],
-        decided: Callable[[Key], None],
-    ) -> None:
-        scale, state = _scale(deployment), self._states.get(key)
-        if state is None:
-            return
+    async def _round(self, key: Key, state: _State, decided: Callable[[Key], None]) -> None:
+        began = time.monotonic()
+        state.awake_at = began + state.interval
         try:
-            await asyncio.wait([routers])
-            await self._collector.read(key, _targets(self._store.pods(key)), scale)
-            if self._states.get(key) is state:
-                self._decide(key, deployment, interval, scale)
+            observed = self._usable(key, state)
+            if observed is not None:
+                await self._read(key, observed)
+                observed = self._usable(key, state)
+            if observed is None or self._states.get(key) is not state:
+                return
+            decision = self._decide(key, observed, state)
         finally:
             state.reading = False
-        decided(key)
+        state.interval = interval_seconds(_scale(observed))
+        state.awake_at = began + state.interval
+        pause = pause_seconds(observed, decision, state.interval)
+        state.due_at, state.busy = began + pause, pause <= state.interval
+        told = _told(observed, decision)
+        if decision.changed or told != state.told or began - state.told_at >= RESYNC_SECONDS:
+            state.told, state.told_at = told, began
+            decided(key)
 
-    def _decide(self, key: Key, deployment: LLMDeployment, interval: float, scale: int) -> None:
-        state, raw = self._states[key], self._store.get(LLM_DEPLOYMENT, key)
-        if raw is None:
-            return
+    def _usable(self, key: Key, state: _State) -> Observed | None:
         try:
-            policy = policy_of(deployment.spec, interval * scale)
-        except ValueError:
+            return self._observer.observe(key)
+        except InvalidResource:
             state.decision = None  # its condition says why
-            return
-        pods = self.pods(key)
-        observed = Observed(
-            deployment, raw.get("status") or {}, self._store.children(key), pods, Settlement((), ())
-        )
+            return None
+
+    async def _read(self, key: Key, observed: Observed) -> None:
+        workers = [
+            Target(pod.uid, pod.address, pod.role) for pod in observed.pods if pod.ready and pod.address
+        ]
+        await self._collector.read(key, workers, _scale(observed))
+
+    def _decide(self, key: Key, observed: Observed, state: _State) -> Decision:
+        scale = _scale(observed)
         facts = load_facts(
-            policy,
-            current_desired(observed),
-            pods,
-            self._collector.traffic(key),
-            self._collector.occupancy(key),
+            observed.policy,
+            observed.desired,
+            observed.pods,
+            observed.traffic,
+            observed.occupancy,
             now=time.time(),
             scale=scale,
         )
-        decision = decide(facts, policy, state.memory, time.monotonic() * scale)
+        decision = decide(facts, observed.policy, state.memory, time.monotonic() * scale)
         state.memory, state.decision = decision.memory, decision
         action = _action(decision)
         self._metrics.decisions.labels(
@@ -179,6 +195,13 @@ class Scaler:
         ).inc()
         if decision.changed:
             LOG.info("%s: %s%s", key, decision.reason, "" if decision.apply else " (not applied)")
+        return decision
+
+
+def _told(observed: Observed, decision: Decision) -> Any:
+    """Return what a plan makes of a decision that changes nothing, and of the load."""
+    goodput = observed.goodput_percent
+    return dict(decision.desired), decision.apply, decision.limit, None if goodput is None else int(goodput)
 
 
 def _action(decision: Decision) -> str:
@@ -188,20 +211,9 @@ def _action(decision: Decision) -> str:
     return "up" if after > before else "down" if after < before else "rebalance"
 
 
-def _scale(deployment: LLMDeployment) -> int:
-    engine = deployment.spec.engine
-    return engine.simulated.time_scale
+def _scale(observed: Observed) -> int:
+    return observed.deployment.spec.engine.simulated.time_scale
 
 
-def _targets(pods: tuple[Raw, ...]) -> list[Target]:
-    """Return the pods that can be read: ready, with an address."""
-    found = []
-    for raw in pods:
-        status, meta = raw.get("status", {}), raw["metadata"]
-        ready = any(
-            item["type"] == "Ready" and item["status"] == "True" for item in status.get("conditions", [])
-        )
-        if ready and status.get("podIP") and not meta.get("deletionTimestamp"):
-            worker = observed_pod(raw)
-            found.append(Target(meta["uid"], status["podIP"], None if worker is None else worker.role))
-    return found
+def _can_be_read(router: Raw) -> bool:
+    return is_ready(router) and bool(router["status"].get("podIP"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -64,6 +65,11 @@ class Writings:
         """Return in how many seconds *content* is to be written; None: not at all (see `contest.due_in`)."""
         return contest.due_in(self._writings.get(target), content, found, self._clock())
 
+    def seconds_since(self, target: Target) -> float:
+        """Return how long ago an object was written last; infinite where that is not known."""
+        before = self._writings.get(target)
+        return math.inf if before is None else self._clock() - before.written_at
+
     def is_suspect(self, target: Target, content: str) -> bool:
         """Return whether one more write of *content* would be the one too many to be a person's edit."""
         before = self._writings.get(target)
@@ -109,6 +115,15 @@ class Writings:
                 f"{target[0].name} {target[1].name}", self._writings[target], now
             )
         )
+
+    def changes_in(self, owner: Owner) -> float | None:
+        """Return in how many seconds `sentences` of *owner* say something else without a further write; None: they do not."""
+        now = self._clock()
+        known = (self._writings[target] for target in self._owned.get(owner, ()) if target[2] != STATUS)
+        ends = (
+            one.written_at + contest.quiet_seconds(one) for one in known if contest.is_contested(one, now)
+        )
+        return min((max(0.0, end - now) for end in ends), default=None)
 
     def refused(self, target: Target, content: str, error: ApiError) -> None:
         """Take note that the API server refuses *content* for what it is."""

@@ -61,11 +61,11 @@ class Excerpt:
         return b"\n".join(self._lines).decode(errors="replace")
 
     def _take(self, text: bytes) -> None:
-        for found in self._line.finditer(text):
-            self._room -= found.end() - found.start() + 1
-            if self._room < 0:
-                raise ValueError("the page has too many samples")
-            self._lines.append(found[0])
+        found = self._line.findall(text)
+        self._room -= sum(map(len, found)) + len(found)
+        if self._room < 0:
+            raise ValueError("the page has too many samples")
+        self._lines += found
 
 
 class Sample(NamedTuple):

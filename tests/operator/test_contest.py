@@ -15,8 +15,9 @@ from support.operator_values import CONFIG, raw_deployment
 from turnout_operator.effects import Executor
 from turnout_operator.errors import Forbidden, NotFound
 from turnout_operator.kube.kinds import DEPLOYMENT, LLM_DEPLOYMENT, POD, Kind, kind_of
-from turnout_operator.load.facts import Traffic
+from turnout_operator.load.collector import Collector
 from turnout_operator.metrics import Metrics
+from turnout_operator.observe.observer import Observer
 from turnout_operator.observe.store import Key, Store
 from turnout_operator.plan import contest
 from turnout_operator.plan.contest import (
@@ -30,7 +31,7 @@ from turnout_operator.plan.contest import (
 )
 from turnout_operator.plan.drift import Deviation, deviations, holds
 from turnout_operator.plan.effects import Plan, PodPatch
-from turnout_operator.plan.observed import observed_pod
+from turnout_operator.plan.pods import observed_pod
 from turnout_operator.plan.status import condition
 from turnout_operator.reconciler import Reconciler
 from turnout_operator.settling import Settling
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turnout_operator.kube.client import KubeClient
-    from turnout_operator.load.collector import Collector
     from turnout_operator.scaler import Scaler
+    from turnout_runtime.supervision import Supervisor
 
 KEY = Key("models", "llama")
 IMAGE = ("spec", "template", "spec", "containers", "[name=worker]", "image")
@@ -288,16 +289,10 @@ class Server:
 
 
 class Idle:
-    """A scaler and a collector that know nothing."""
-
-    def pods(self, _: Key) -> list[Any]:
-        return []
+    """A scaler that has decided nothing."""
 
     def decision(self, _: Key) -> None:
         return None
-
-    def traffic(self, _: Key) -> Traffic:
-        return Traffic({}, 0.0, answered=False)
 
 
 @dataclass
@@ -311,13 +306,14 @@ class World:
         self.server = Server(self.store)
         self.executor = Executor(cast("KubeClient", self.server), self.store, "test")
         self.executor.writings = Writings(clock=lambda: self.now)
-        idle, settling = Idle(), Settling(self.store)
+        settling = Settling(self.store)
+        silent = Collector(cast("Supervisor", None))
         self.reconciler = Reconciler(
             self.store,
+            observer=Observer(self.store, silent, settling),
             settling=settling,
             executor=self.executor,
-            scaler=cast("Scaler", idle),
-            collector=cast("Collector", idle),
+            scaler=cast("Scaler", Idle()),
             metrics=Metrics(),
             config=CONFIG,
         )
@@ -449,6 +445,65 @@ async def test_a_status_that_another_overwrites_is_written_ever_more_rarely() ->
     assert len(done) <= 20
 
 
+async def test_a_status_that_waits_is_written_once_it_may_be() -> None:
+    """No event tells that the pause is over: the pass says when to look again."""
+    world = World()
+    await world.passes(3)
+    waits = []
+    for _ in range(contest.FREE_REPAIRS + 2):
+        world.server.edit(
+            LLM_DEPLOYMENT,
+            "llama",
+            lambda made: made["status"].update(endpoint="http://another.example/v1"),
+            "another",
+        )
+        waits.append(await world.reconciler.deployment(KEY))
+    assert waits[:2] == [None, None]
+    assert waits[-1] == contest.FIRST_PAUSE_SECONDS
+    world.now += contest.FIRST_PAUSE_SECONDS
+    assert await world.passes(1) == ["LLMDeployment/status llama"]
+
+
+async def test_counts_of_pods_wait_for_each_other() -> None:
+    """What pods of a deployment do within a second is one write of its status, and what matters more does not wait."""
+    world = World()
+    await world.passes(3)
+    kind, name = world.pool()
+
+    def refuse(message: str) -> Callable[[dict[str, Any]], None]:
+        failure = {"type": "ReplicaFailure", "status": "True", "message": message}
+        return lambda made: made.update(status={"conditions": [failure]})
+
+    world.server.edit(kind, name, refuse("first"), "kube")
+    assert await world.passes(1, seconds=0.25) == ["LLMDeployment/status llama"]
+    world.server.edit(kind, name, refuse("second"), "kube")
+    assert not await world.passes(1, seconds=0.25)
+    assert await world.reconciler.deployment(KEY) == 0.5
+    world.now += 0.5
+    assert await world.passes(1, seconds=0.25) == ["LLMDeployment/status llama"]
+    raw = world.store.get(LLM_DEPLOYMENT, KEY)
+    assert raw is not None
+    assert "second" in condition(raw["status"], "Ready")["message"]
+    world.server.edit(LLM_DEPLOYMENT, "llama", lambda made: made["metadata"].update(generation=2), "kubectl")
+    assert await world.passes(1) == ["LLMDeployment/status llama"], "it is about another generation"
+
+
+async def test_the_end_of_a_contest_is_told() -> None:
+    """Nobody changes the object any more, which brings no event either."""
+    world = World()
+    await world.passes(3)
+    (name,) = [name for kind, name in world.server.objects if kind == DEPLOYMENT]
+    for _ in range(contest.FREE_REPAIRS):
+        world.server.edit(DEPLOYMENT, name, lambda made: made["spec"].update(replicas=7), "some-autoscaler")
+        await world.reconciler.deployment(KEY)
+    wait = await world.reconciler.deployment(KEY)
+    assert "again and again" in world.said()
+    assert wait is not None
+    world.now += wait
+    await world.reconciler.deployment(KEY)
+    assert world.said() == ""
+
+
 async def test_a_status_field_that_the_schema_drops_is_written_once() -> None:
     """A CRD of an older version prunes what it does not know."""
     world = World()
@@ -512,7 +567,11 @@ async def test_what_is_refused_is_asked_for_ever_more_rarely() -> None:
     raw = world.store.get(LLM_DEPLOYMENT, KEY)
     assert raw is not None
     assert "admission webhook denied the request" in condition(raw["status"], "Ready")["message"]
-    raw["spec"]["model"]["revision"] = "v2"  # another wish is asked for at once
+
+    def another_revision(made: dict[str, Any]) -> None:
+        made["spec"]["model"]["revision"] = "v2"
+
+    world.server.edit(LLM_DEPLOYMENT, "llama", another_revision, "kubectl")  # is asked for at once
     assert len(await passes(1)) == 1
     world.server.refuses.clear()
     await passes(12)

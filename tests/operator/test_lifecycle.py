@@ -370,7 +370,7 @@ def test_a_route_says_which_target_is_missing(
 def test_an_idle_operator_leaves_the_api_server_alone(
     cluster: Cluster, namespace: str, operator: OperatorProcess
 ) -> None:
-    """Once all is as it should be, ten rounds of decisions cost no request but those for the lease."""
+    """Once all is as it should be, five rounds of decisions cost no request but those for the lease."""
     apply(cluster, namespace, manifest())
     wait_until(
         "all ready",
@@ -392,9 +392,9 @@ def test_an_idle_operator_leaves_the_api_server_alone(
         return operator.metric("turnout_operator_scaling_decisions_total")
 
     begun = rounds()
-    wait_until("it settles", lambda: rounds() >= begun + 4, processes=(operator,))
+    wait_until("it settles", lambda: rounds() >= begun + 3, 60, processes=(operator,))
     before, begun = requests(), rounds()
-    wait_until("ten rounds", lambda: rounds() >= begun + 10, processes=(operator,))
+    wait_until("five rounds", lambda: rounds() >= begun + 5, 90, processes=(operator,))
     assert requests() == before
 
 

@@ -11,10 +11,11 @@ from support.operator_values import raw_deployment
 from turnout.api import load_deployment
 from turnout.scaling.need import need_of
 from turnout_operator.load import pages
-from turnout_operator.load.facts import Traffic, load_facts, missed_share
+from turnout_operator.load.facts import load_facts, missed_share
 from turnout_operator.load.pages import RouterPage, bucket, router_page, worker_page
+from turnout_operator.load.traffic import Traffic
 from turnout_operator.load.window import Window
-from turnout_operator.plan.observed import ObservedPod, WorkerLoad
+from turnout_operator.plan.pods import ObservedPod, WorkerLoad
 from turnout_operator.plan.policy import policy_of
 
 
@@ -161,7 +162,7 @@ def test_pods_become_facts_about_their_pool() -> None:
         pod(ready=False, terminating=True),
     ]
     policy = policy_of(load_deployment(raw_deployment()).spec)
-    traffic = Traffic({pages.FINISHED: 10.0, pages.GOOD: 9.0, pages.ARRIVALS: 30.0}, 6.0, answered=True)
+    traffic = Traffic({pages.FINISHED: 10.0, pages.GOOD: 9.0}, 6.0, answered=True)
     facts = load_facts(policy, {"prefill": 1, "decode": 4}, pods, traffic, {}, now=100.0, scale=5)
     decode = facts.pool("decode")
     assert (decode.replicas, decode.ready, decode.starting, decode.unschedulable, decode.draining) == (
@@ -175,7 +176,7 @@ def test_pods_become_facts_about_their_pool() -> None:
     assert decode.kv_utilization_mean == pytest.approx(0.4)
     assert decode.kv_utilization_max == 0.6
     assert facts.goodput_percent == 90.0
-    assert facts.arrivals_per_second == 1.0
+    assert facts.routers_answered
     assert facts.window_seconds == 30.0
 
 
@@ -201,5 +202,5 @@ def test_without_a_router_nothing_is_known_of_the_traffic() -> None:
         policy, {"prefill": 1, "decode": 4}, [], Traffic({}, 60.0, answered=False), {}, now=0.0, scale=1
     )
     assert facts.goodput_percent is None
-    assert facts.arrivals_per_second is None
+    assert not facts.routers_answered
     assert facts.pool("decode").kv_utilization_mean is None

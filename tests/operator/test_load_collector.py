@@ -19,9 +19,9 @@ from aiohttp import web
 from support.router_mock_backend import mock_worker
 from support.router_running import DEPLOYMENT, config, eventually, eventually_async, running_router
 from turnout.terms import ROUTER_ADMIN_PORT, WORKER_PORT
-from turnout_operator.load import collector
+from turnout_operator.load import collector, pages
 from turnout_operator.load.collector import Collector, Target
-from turnout_operator.load.pages import RouterPage, router_page
+from turnout_operator.load.pages import RouterPage, RouterPages, router_page
 from turnout_operator.observe.store import Key
 from turnout_runtime.supervision import Supervisor
 
@@ -81,7 +81,7 @@ def router(prefill: float, held_prefill: int, held_decode: int) -> str:
     )
 
 
-OF_BEFORE = f'turnout_router_arrivals_total{{deployment="{KEY}"}} 3\n'
+OF_BEFORE = f'turnout_router_finished_total{{deployment="{KEY}"}} 3\n'
 """A router that knows nothing of holding."""
 
 
@@ -234,11 +234,11 @@ async def test_a_page_that_cannot_be_true_counts_as_none(scraped: Scraped, page:
 @pytest.mark.parametrize(
     "sample",
     [
-        'turnout_router_arrivals_total{deployment="default/llama"} NaN',
-        'turnout_router_arrivals_total{deployment="default/llama"} -5',
-        'turnout_router_arrivals_total{deployment="default/llama"} +Inf',
-        'turnout_router_arrivals_total{deployment="default/llama"} 1e308',
-        'turnout_router_held{deployment="default/llama",role="prefill"} NaN',
+        'turnout_router_finished_total{deployment="default/llama"} NaN',
+        'turnout_router_finished_total{deployment="default/llama"} -5',
+        'turnout_router_finished_total{deployment="default/llama"} +Inf',
+        'turnout_router_finished_total{deployment="default/llama"} 1e308',
+        'turnout_router_held{deployment="default/llama",half="prefill"} NaN',
         'turnout_router_time_to_first_token_seconds_bucket{deployment="default/llama",le="soon"} 3',
         'turnout_router_time_to_first_token_seconds_bucket{deployment="default/llama",le="NaN"} 3',
         'turnout_router_time_to_first_token_seconds_bucket{deployment="default/llama"} 3',
@@ -247,7 +247,7 @@ async def test_a_page_that_cannot_be_true_counts_as_none(scraped: Scraped, page:
 def test_a_sample_that_cannot_be_true_is_skipped(sample: str) -> None:
     """The others of a router's page count."""
     page = router_page(f"{sample}\n{OF_BEFORE}")["default/llama"]
-    assert page.counters == {"turnout_router_arrivals_total": 3.0}
+    assert page.counters == {"turnout_router_finished_total": 3.0}
     assert not any(page.held.values())
 
 
@@ -328,27 +328,72 @@ async def test_a_worker_does_not_send_its_reader_elsewhere() -> None:
     await tasks.stop()
 
 
-async def test_a_silent_router_hardly_delays_the_others(scraped: Scraped) -> None:
-    """It is waited for once, up to its deadline; from then on for half a second at most."""
+async def test_a_silent_router_delays_nothing() -> None:
+    """What the others say is known at once, and they are asked again while it is still waited for."""
     octets = (random.randint(181, 250), random.randint(1, 250), random.randint(1, 250))  # noqa: S311 - no secret
     address = "127.{}.{}.{}".format(*octets)
     gone = asyncio.Event()
+    tasks = Supervisor(lambda _: None, logging.getLogger(__name__))
 
     async def silence(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await gone.wait()
         writer.close()
 
-    scraped.routers[1].page = router(0.0, 4, 0)
-    targets = [Target("silent", address), Target("answers", scraped.routers[1].address)]
     server = await asyncio.start_server(silence, address, ROUTER_ADMIN_PORT)
-    try:
-        await scraped.collector.read_routers(targets)
-        began = time.monotonic()
-        await scraped.collector.read_routers(targets)
-        assert time.monotonic() - began < 1.5
-        await scraped.collector.read(KEY, [], SCALE)
-        assert scraped.collector.traffic(KEY).held == {"prefill": 4, "decode": 0}
-        assert scraped.collector.traffic(KEY).answered
-    finally:
-        gone.set()
-        server.close()
+    async with served(ROUTER_ADMIN_PORT) as answers, Collector(tasks, timeout_seconds=60.0) as reader:
+        targets = [Target("silent", address), Target("answers", answers.address)]
+        try:
+            answers.page = router(0.0, 4, 0)
+            first = asyncio.create_task(reader.read_routers(targets))
+
+            async def held(number: int) -> bool:
+                await reader.read(KEY, [], SCALE)
+                return reader.traffic(KEY).held == {"prefill": number, "decode": 0}
+
+            await eventually_async(lambda: held(4))
+            answers.page = router(0.0, 7, 0)
+            await reader.read_routers(targets)
+            assert await held(7)
+            assert not first.done()
+        finally:
+            gone.set()
+            server.close()
+    await first
+    await tasks.stop()
+
+
+def test_what_stands_still_is_parsed_once() -> None:
+    """The page of a deployment is the same object until one of its lines changes; one without any count has none."""
+    history = RouterPages()
+    other = 'turnout_router_finished_total{deployment="default/other"} 0.0\n'
+    first = history.read(OF_BEFORE + other)
+    assert first[str(KEY)].counters == {"turnout_router_finished_total": 3.0}
+    assert "default/other" not in first
+    second = history.read(OF_BEFORE + other.replace("0.0", "2.0"))
+    assert second[str(KEY)] is first[str(KEY)]
+    assert second["default/other"].counters == {"turnout_router_finished_total": 2.0}
+    third = history.read(other.replace("0.0", "2.0") + OF_BEFORE.replace("3", "4"))
+    assert third[str(KEY)].counters == {"turnout_router_finished_total": 4.0}
+    assert third["default/other"] is second["default/other"]
+    assert set(history.read(OF_BEFORE)) == {str(KEY)}
+
+
+async def test_what_comes_after_a_pause_is_counted_from_its_end(scraped: Scraped) -> None:
+    """A deployment that was left alone while routers told nothing new: the time before does not thin out what it gets."""
+    await scraped.read(worker(0.0), OF_BEFORE, OF_BEFORE)
+    arrivals = f'{pages.ARRIVALS}{{deployment="{KEY}"}} 6\n'  # which have not ended yet
+    for page in (OF_BEFORE, OF_BEFORE + arrivals):
+        scraped.now += 20.0
+        scraped.routers[0].page = scraped.routers[1].page = page
+        await scraped.collector.read_routers(
+            [Target(source.address, source.address) for source in scraped.routers]
+        )
+    assert KEY in scraped.collector.take_news()
+    scraped.now += 1.0
+    scraped.worker.page = worker(210.0)
+    await scraped.collector.read(KEY, [Target("w", scraped.worker.address, "prefill")], SCALE)
+    traffic = scraped.collector.traffic(KEY)
+    assert traffic.increases == {pages.FINISHED: 0.0, pages.ARRIVALS: 12.0}
+    assert not traffic.is_quiet
+    assert traffic.span_seconds == 21.0
+    assert scraped.collector.occupancy(KEY) == {"prefill": 1.0}

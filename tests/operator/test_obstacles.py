@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,8 +14,8 @@ from support.operator_process import OperatorProcess, apply, condition, get, wai
 from support.operator_values import CONFIG, NOW, Fleet, raw_deployment
 from turnout import terms
 from turnout_operator.plan.conditions import rfc3339
-from turnout_operator.plan.observed import MAX_WORDS, failed_pod, words
 from turnout_operator.plan.plan import plan
+from turnout_operator.plan.pods import MAX_WORDS, failed_pod, words
 from turnout_operator.plan.status import condition as condition_of
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def refused(fleet: Fleet, message: str) -> None:
 def messages(fleet: Fleet) -> tuple[str, str]:
     """Return what Ready and the role's condition say."""
     observed = fleet.observed()
-    status = plan(observed, CONFIG, fleet.now).status
+    status = plan(observed, None, CONFIG, fleet.now).status
     return condition_of(status, "Ready")["message"], condition_of(status, "DecodeReady")["message"]
 
 
@@ -214,15 +215,8 @@ def test_pods_that_their_node_refuses_say_why() -> None:
         failed("old", "Evicted", "The node was low on resource: memory.", NOW - 50),
         failed("new", "UnexpectedAdmissionError", "no healthy devices present", NOW - 5),
     ]
-    observed = fleet.observed()
     found = [pod for raw in raws if (pod := failed_pod(raw)) is not None]
-    status = plan(
-        type(observed)(
-            observed.deployment, observed.status, observed.children, [], observed.names, failed=found
-        ),
-        CONFIG,
-        NOW,
-    ).status
+    status = plan(replace(fleet.observed(), failed=found), None, CONFIG, NOW).status
     expected = "; new has failed: UnexpectedAdmissionError: no healthy devices present"
     assert condition_of(status, "Ready")["message"].endswith(expected)
     assert condition_of(status, "DecodeReady")["message"].endswith(expected)

@@ -7,9 +7,12 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support.operator_values import Fleet, raw_deployment
 from turnout.terms import LABEL_DEPLOYMENT
 from turnout_operator.kube.kinds import DEPLOYMENT, LLM_DEPLOYMENT, POD
 from turnout_operator.observe.store import Key, Store
+from turnout_operator.plan.observed import observed_pools
+from turnout_operator.plan.pods import observed_pod
 
 
 def thing(name: str = "a", version: int = 1, uid: str = "u", owner: str = "llama") -> dict[str, Any]:
@@ -92,3 +95,45 @@ def test_order_does_not_matter(events: list[tuple[int, bool]]) -> None:
         found = store.get(POD, Key("ns", "a"))
         assert found is not None
         assert found["metadata"]["resourceVersion"] == str(max(version for version, _ in events))
+
+
+def test_what_is_kept_of_an_object_is_all_that_is_read() -> None:
+    """Pods and pools are observed alike from the whole object and from what the store keeps of it."""
+    fleet = Fleet(raw_deployment())
+    for _ in range(3):
+        fleet.step()
+    store = Store()
+    for pod in fleet.pods.values():
+        pod["status"] |= {
+            "podIP": "10.0.0.1",
+            "qosClass": "BestEffort",
+            "containerStatuses": [
+                {
+                    "name": "worker",
+                    "restartCount": 3,
+                    "state": {"terminated": {"exitCode": 1, "message": "no"}},
+                }
+            ],
+        }
+        store.put(POD, pod)
+        kept = store.get(POD, Key("models", pod["metadata"]["name"]))
+        assert kept is not None
+        seen = observed_pod(pod)
+        assert seen is not None
+        assert seen.arguments
+        assert seen.facts
+        assert observed_pod(kept) == seen
+        assert "nodeSelector" in pod["spec"]
+        assert "nodeSelector" not in kept["spec"]
+        assert "qosClass" not in kept["status"]
+    for (kind, name), child in fleet.children.items():
+        if kind == "Deployment":
+            child["status"] = {
+                "replicas": 2,
+                "conditions": [{"type": "ReplicaFailure", "status": "True", "message": "no"}],
+            }
+            store.put(DEPLOYMENT, child)
+            kept = store.get(DEPLOYMENT, Key("models", name))
+            assert kept is not None
+            assert observed_pools([kept], [])[0].refused == "no"
+            assert kept["spec"] == child["spec"]

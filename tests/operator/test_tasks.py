@@ -25,10 +25,11 @@ from turnout_operator.admin import serving
 from turnout_operator.controller import Controller
 from turnout_operator.effects import Executor
 from turnout_operator.errors import LeadershipLost, NotFound
-from turnout_operator.kube.kinds import LLM_DEPLOYMENT, WATCHED, Kind
+from turnout_operator.kube.kinds import LLM_DEPLOYMENT, WATCHED, Kind, kind_of
 from turnout_operator.load.collector import Collector, Target
 from turnout_operator.metrics import TASKS, Metrics
 from turnout_operator.observe import scopes
+from turnout_operator.observe.observer import Observer
 from turnout_operator.observe.store import Key, Store
 from turnout_operator.reconciler import Reconciler
 from turnout_operator.scaler import Scaler
@@ -154,14 +155,23 @@ async def running(monkeypatch: pytest.MonkeyPatch, cluster: Cluster) -> AsyncIte
     stop = asyncio.Event()
     async with Collector(tasks, timeout_seconds=0.5) as collector:
         territory = Territory(client, release="test/op")
-        scaler = Scaler(store, collector, metrics, "turnout-system", tasks, acts=territory.holds)
         settling = Settling(store)
+        observer = Observer(store, collector, settling)
+        scaler = Scaler(
+            store,
+            observer,
+            collector,
+            metrics,
+            router_namespace="turnout-system",
+            tasks=tasks,
+            acts=territory.holds,
+        )
         reconciler = Reconciler(
             store,
+            observer=observer,
             settling=settling,
             executor=Executor(client, store, "test"),
             scaler=scaler,
-            collector=collector,
             metrics=metrics,
             config=CONFIG,
         )
@@ -289,11 +299,11 @@ async def test_a_decision_that_raises_is_one_deployments(
         decide = r.scaler._decide
         hit: list[Key] = []
 
-        def broken(key: Key, *more: Any) -> None:
+        def broken(key: Key, *more: Any) -> Any:
             if key == KEY and not hit:
                 hit.append(key)
                 raise error
-            decide(key, *more)
+            return decide(key, *more)
 
         monkeypatch.setattr(r.scaler, "_decide", broken)
         before = r.scaler.decision(Key("models", "other"))
@@ -390,6 +400,46 @@ async def test_a_deployment_whose_workers_hang_delays_itself_alone(monkeypatch: 
             r.scaler._states[Key("models", "other")].due_at = 0.0
             await eventually(lambda seen=before: r.scaler.decision(Key("models", "other")) is not seen)  # type: ignore[misc]
         hangs.set()
+
+
+@pytest.mark.parametrize("source", ["the API server", "a router"])
+async def test_a_deployment_that_is_left_alone_is_looked_at_when_there_is_news(
+    monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    """It has no worker that could be read: nothing is decided until an object of it changes, or a router counts something."""
+    cluster = one_deployment()
+    async with running(monkeypatch, cluster) as r:
+        await eventually(lambda: r.scaler.decision(KEY) is not None and cluster.report is not None)
+        state = r.scaler._states[KEY]
+        await eventually(lambda: state.due_at > time.monotonic() + 60)
+        before = r.scaler.decision(KEY)
+        state.awake_at = 0.0
+        if source == "a router":
+            monkeypatch.setattr(r.collector, "take_news", lambda: {KEY})
+        else:
+            raw = {**cluster.objects[LLM_DEPLOYMENT]["llama"]}
+            raw["metadata"] = {**raw["metadata"], "resourceVersion": str(cluster.version + 100)}
+            cluster.report(LLM_DEPLOYMENT, "MODIFIED", raw)
+        await eventually(lambda: r.scaler.decision(KEY) is not before)
+
+
+async def test_the_series_of_a_deployment_end_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where its children go one by one, each with an event of its own."""
+    cluster = one_deployment()
+    async with running(monkeypatch, cluster) as r:
+
+        def desired() -> float | None:
+            labels = {"deployment": str(KEY), "role": "decode"}
+            return r.metrics.registry.get_sample_value("turnout_operator_desired_replicas", labels)
+
+        await eventually(lambda: desired() == 2 and cluster.report is not None)
+        raw = r.store.get(LLM_DEPLOYMENT, KEY)
+        children = r.store.children(KEY)
+        assert children
+        cluster.report(LLM_DEPLOYMENT, "DELETED", raw)
+        for child in children:
+            cluster.report(kind_of(child), "DELETED", child)
+        await eventually(lambda: desired() is None)
 
 
 def fetch(port: int, path: str) -> tuple[int, str]:

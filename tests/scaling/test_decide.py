@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from turnout.scaling.policy import Policy
 
 NOTHING = Memory()
-ARRIVALS = {"arrivals_per_second": 1.0}
+ANSWERED = {"routers_answered": True}
 
 
 def facts(prefill: PoolFacts, decode: PoolFacts, **more: float) -> LoadFacts:
-    return load(prefill, decode, **{**ARRIVALS, **more})
+    return load(prefill, decode, **{**ANSWERED, **more})
 
 
 def after(
@@ -310,7 +310,7 @@ def test_failures_that_are_not_slow_scale_nothing() -> None:
 
 def test_an_aggregated_pool_grows_by_its_queue_too() -> None:
     """A pool that does both halves grows when requests wait although cache is free."""
-    aggregated = load(pool("aggregated", 2, kv=0.2, running=20, waiting=15), **ARRIVALS)
+    aggregated = load(pool("aggregated", 2, kv=0.2, running=20, waiting=15), **ANSWERED)
     decision = decide(aggregated, policy_of(prefill=None), Memory(), 0.0)
     assert decision.desired == {"aggregated": 3}
     assert "7.5 requests waiting per replica, target at most 5" in decision.reason
@@ -318,8 +318,8 @@ def test_an_aggregated_pool_grows_by_its_queue_too() -> None:
 
 def test_an_aggregated_pool_grows_by_what_routers_hold() -> None:
     """Requests that wait in the router are as many as if they waited in the engines."""
-    in_engines = load(pool("aggregated", 2, kv=0.2, running=20, waiting=15), **ARRIVALS)
-    in_router = load(pool("aggregated", 2, kv=0.2, running=20, waiting=2, held=13), **ARRIVALS)
+    in_engines = load(pool("aggregated", 2, kv=0.2, running=20, waiting=15), **ANSWERED)
+    in_router = load(pool("aggregated", 2, kv=0.2, running=20, waiting=2, held=13), **ANSWERED)
     policy = policy_of(prefill=None)
     assert decide(in_router, policy, Memory(), 0.0) == decide(in_engines, policy, Memory(), 0.0)
 

@@ -68,6 +68,10 @@ class TestNode:
     """Names of pods that stay ready all the same."""
     gone: list[str] = field(default_factory=list)
     """Names of the pods that were deleted, in order."""
+    hanging: set[str] = field(default_factory=set)
+    """Names of pods that do not answer as long as they stand here."""
+    asked: list[str] = field(default_factory=list)
+    """Names of the pods whose metrics were asked for, in order."""
 
     def __post_init__(self) -> None:
         self._stop = threading.Event()
@@ -188,6 +192,9 @@ class TestNode:
             app = web.Application()
 
             async def page(_: web.Request) -> web.Response:
+                self.asked.append(name)
+                while name in self.hanging:  # noqa: ASYNC110 - the test changes it in a thread of its own
+                    await asyncio.sleep(PERIOD_SECONDS)
                 return web.Response(text=self.router_page if router else self.loads.get(name, Load()).page())
 
             app.router.add_get("/metrics", page)

@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from turnout import terms
 from turnout.api import load_deployment
+from turnout_operator.load import pages
+from turnout_operator.load.traffic import Traffic
 from turnout_operator.plan.claims import claim_of, claimant_of, settle
 from turnout_operator.plan.conditions import rfc3339
 from turnout_operator.plan.config import PlanConfig
-from turnout_operator.plan.observed import ObservedPod, WorkerLoad, observed_pod
-from turnout_operator.plan.plan import Observed, plan
+from turnout_operator.plan.observed import Observed, Specification, observe
+from turnout_operator.plan.plan import plan
+from turnout_operator.plan.pods import ObservedPod, WorkerLoad, observed_pod
+from turnout_operator.plan.policy import policy_of
 
 if TYPE_CHECKING:
     from turnout.api import LLMDeployment
@@ -80,16 +84,20 @@ class Fleet:
         """The resource as the operator loads it."""
         return load_deployment(self.raw)
 
-    def observed(self, decision: Decision | None = None, goodput: float | None = None) -> Observed:
+    def observed(self, goodput: float | None = None) -> Observed:
         """Return what the operator would see."""
-        return Observed(
-            self.deployment,
+        deployment = self.deployment
+        finished = {} if goodput is None else {pages.FINISHED: 100.0, pages.GOOD: goodput}
+        names_by_uid = {raw["metadata"]["uid"]: name for name, raw in self.pods.items()}
+        return observe(
+            Specification(deployment, policy_of(deployment.spec)),
             self.raw.get("status") or {},
             tuple(self.children.values()),
-            self.observed_pods(),
-            settle([claim_of(self.raw)])[claimant_of(self.raw)],
-            decision,
-            goodput,
+            tuple(self.pods.values()),
+            load=lambda uid: WorkerLoad(self.now, self.loads.get(names_by_uid[uid], 0), 0, 0.1),
+            names=settle([claim_of(self.raw)])[claimant_of(self.raw)],
+            traffic=Traffic(finished, 60.0, answered=True),
+            occupancy={},
         )
 
     def observed_pods(self) -> list[ObservedPod]:
@@ -102,7 +110,7 @@ class Fleet:
 
     def plan(self, decision: Decision | None = None, config: PlanConfig = CONFIG) -> Plan:
         """Return the plan for what is there now."""
-        return plan(self.observed(decision), config, self.now)
+        return plan(self.observed(), decision, config, self.now)
 
     def step(
         self, decision: Decision | None = None, config: PlanConfig = CONFIG, *, ready: bool = True

@@ -132,7 +132,7 @@ def _incomplete(facts: LoadFacts) -> str:
     for pool in facts.pools:
         if pool.scraped < pool.ready:
             return f"{pool.ready - pool.scraped} of {pool.ready} {pool.role} pods did not answer the scrape"
-    if facts.arrivals_per_second is None:
+    if not facts.routers_answered:
         return "no router answers the scrape"
     return ""
 

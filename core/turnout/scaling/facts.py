@@ -68,12 +68,8 @@ class LoadFacts:
     """Share (0 to 1) of the answered requests whose first token came later than its objective. None: unknown."""
     itl_missed_share: float | None = None
     """Share (0 to 1) of the answered requests whose mean inter-token latency missed its objective."""
-    arrivals_per_second: float | None = None
-    """Requests that arrived, per second. None: unknown."""
-    prompt_tokens_per_second: float | None = None
-    """Prompt tokens of finished requests, per second."""
-    output_tokens_per_second: float | None = None
-    """Output tokens of finished requests, per second."""
+    routers_answered: bool = False
+    """Whether a router answered: without one nothing is known of what clients experience."""
     window_seconds: float = 60.0
     """The time that all of these figures but the pools' are about."""
 

@@ -34,9 +34,9 @@ Raw = dict[str, Any]
 Objects = list[Raw]
 """What a list of them is called where `list` is the client's own method."""
 
-PAGE: Final = 500
-"""Objects per page of a list."""
-MAX_PAGES: Final = 200
+PAGE: Final = 100
+"""Objects per page of a list. Whole pages are in memory, and parsed at a stretch."""
+MAX_PAGES: Final = 1000
 CONNECTIONS: Final = 32
 """Requests of one session that are under way at the same time; the others wait."""
 
@@ -179,14 +179,16 @@ class KubeClient:
         return await self._request("get", "GET", kind, kind.path(namespace, name))
 
     async def list(self, kind: Kind, namespace: str | None = None, selector: str = "") -> Objects:
-        """Read all objects of *kind*, page by page; ``apiVersion`` and ``kind`` are filled in."""
+        """Read all objects of *kind*, page by page; ``apiVersion`` and ``kind`` are filled in, ``managedFields`` left out."""
         found: list[Raw] = []
         params = {"limit": str(PAGE)}
         if selector:
             params["labelSelector"] = selector
         for _ in range(MAX_PAGES):
             page = await self._request("list", "GET", kind, kind.path(namespace), params=params)
-            found += ({**item, "apiVersion": kind.api_version, "kind": kind.name} for item in page["items"])
+            for item in page["items"]:
+                item["metadata"].pop("managedFields", None)
+                found.append({**item, "apiVersion": kind.api_version, "kind": kind.name})
             token = page["metadata"].get("continue")
             if not token:
                 break

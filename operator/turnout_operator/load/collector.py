@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypeVar
 
 import aiohttp
 
 from turnout.terms import ROUTER_ADMIN_PORT, WORKER_PORT
-from turnout_operator.load.facts import Traffic
-from turnout_operator.load.pages import ROUTER, WORKER, RouterPage, router_page, worker_page
+from turnout_operator.load.pages import ROUTER, WORKER, RouterPage, RouterPages, worker_page
+from turnout_operator.load.traffic import Traffic
 from turnout_operator.load.window import Window
-from turnout_operator.plan.observed import WorkerLoad
+from turnout_operator.observe.store import Key
+from turnout_operator.plan.pods import WorkerLoad
 from turnout_prom.exposition import Excerpt
 from turnout_runtime.supervision import is_cancelled
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from turnout.api import Role
     from turnout_operator.load.pages import WorkerPage
-    from turnout_operator.observe.store import Key
     from turnout_runtime.supervision import Supervisor
 
 TASK: Final = "scrapes"
@@ -42,9 +42,9 @@ WINDOW_SECONDS: Final = 60.0
 """Length of the window over which traffic is counted, in the deployment's seconds."""
 MIN_WINDOW_SECONDS: Final = 10.0
 """The same in real seconds, for deployments whose time runs fast."""
-SILENT_SECONDS: Final = 0.5
-"""How long all decisions wait for a router that did not answer the last time."""
 _HALVES: Final = ("prefill", "decode")
+NO_TRAFFIC: Final = Traffic({}, 0.0, answered=False)
+NOTHING_COUNTED: Final = RouterPage()
 P = TypeVar("P")
 
 
@@ -58,6 +58,17 @@ class Target:
     """Role of a worker; None for a router."""
 
 
+class _Held(NamedTuple):
+    """Requests that a router held for prefill."""
+
+    read_at: float
+    """Monotonic time at which the router said so."""
+    seconds: float
+    """Time so far for which it held them, summed."""
+    mean: float
+    """Mean number of them between the two pages before."""
+
+
 @dataclass(slots=True)
 class _Deployment:
     """What has been read about one deployment."""
@@ -67,23 +78,25 @@ class _Deployment:
     """By the pod's uid."""
     spent: dict[str, float] = field(default_factory=dict)
     """By the pod's uid: prefill seconds so far."""
-    held_for: dict[str, float] = field(default_factory=dict)
-    """By the router's uid: seconds so far for which it held requests for prefill."""
+    held_for: dict[str, _Held] = field(default_factory=dict)
+    """By the router's uid."""
     read_at: float | None = None
     """Monotonic time of the last scrape."""
     occupancy: dict[Role, float | None] = field(default_factory=dict)
-    held: dict[str, int] = field(default_factory=dict)
-    """Requests that routers held at the last scrape, by the half that could not begin with them."""
+    traffic: Traffic = NO_TRAFFIC
+    reads: int = 0
+    """How often it has been read."""
 
 
 @dataclass(slots=True)
 class _Router:
     """What a router said last."""
 
+    history: RouterPages = field(default_factory=RouterPages)
     pages: Mapping[str, RouterPage] | None = None
     """By deployment; None where it did not answer."""
-    silent: bool = False
-    """Whether it did not answer the last time."""
+    read_at: float = 0.0
+    """Monotonic time of the pages."""
     reading: asyncio.Task[None] | None = None
 
 
@@ -108,6 +121,9 @@ class Collector:
         self._deployments: dict[Key, _Deployment] = {}
         self._routers: dict[str, _Router] = {}
         """By the pod's uid."""
+        self._news: set[Key] = set()
+        self._quiet_until: dict[Key, float] = {}
+        """Monotonic time until which routers had told nothing new of a deployment, of which they have since."""
 
     async def __aenter__(self) -> Self:
         connector = aiohttp.TCPConnector(limit=0, ssl=False, keepalive_timeout=30)
@@ -127,20 +143,25 @@ class Collector:
             await self._session.close()
 
     async def read_routers(self, routers: Iterable[Target]) -> None:
-        """Read all *routers*. One that did not answer the last time is hardly waited for; it is read all the same."""
+        """Read all *routers*, but those that have not answered the last question yet.
+
+        Decisions do not wait for it: a router that hangs delays none.
+        """
         sources = {target.uid: target for target in routers}
         self._routers = {uid: self._routers.get(uid) or _Router() for uid in sources}
-        awaited: list[asyncio.Task[None]] = []
-        silent: list[asyncio.Task[None]] = []
+        asked = []
         for uid, router in self._routers.items():
             if router.reading is None or router.reading.done():
                 work = self._read_router(router, sources[uid].address)
                 router.reading = self._tasks.once(TASK, work, detail=f"router {sources[uid].address}")
-            (silent if router.silent else awaited).append(router.reading)
-        if awaited:
-            await asyncio.wait(awaited)
-        if silent:
-            await asyncio.wait(silent, timeout=SILENT_SECONDS)
+                asked.append(router.reading)
+        if asked:
+            await asyncio.wait(asked)
+
+    def take_news(self) -> frozenset[Key]:
+        """Return the deployments of which routers have told something new since the last call."""
+        news, self._news = frozenset(self._news), set()
+        return news
 
     async def read(self, key: Key, workers: Iterable[Target], scale: int) -> None:
         """Read all *workers* of a deployment, and bring it up to date with what they and the routers say."""
@@ -153,14 +174,24 @@ class Collector:
 
         answers = await asyncio.gather(*(one(target) for target in workers))
         state = self._state(key, scale)
+        name = str(key)
         told = {
-            uid: router.pages.get(str(key), RouterPage())
+            uid: (router.read_at, router.pages.get(name, NOTHING_COUNTED))
             for uid, router in self._routers.items()
             if router.pages is not None
         }
+        quiet_until = self._quiet_until.pop(key, None)
+        if quiet_until is not None and state.read_at is not None and quiet_until > state.read_at:
+            # It was left alone for a while. What is counted from here on is about the time since then.
+            state.window.add(quiet_until, {})
+            state.read_at = quiet_until
         self._take(state, [answer for answer in answers if answer is not None], told, scale)
-        state.window.add(time.monotonic(), {uid: page.counters for uid, page in told.items()})
+        now = time.monotonic()
+        state.window.add(now, {uid: page.counters for uid, (_, page) in told.items()})
         state.window.forget(frozenset(self._routers))
+        held = {half: sum(page.held.get(half, 0) for _, page in told.values()) for half in _HALVES}
+        state.traffic = Traffic(state.window.sums(), state.window.span(now), bool(told), held)
+        state.reads += 1
 
     def load(self, key: Key, uid: str) -> WorkerLoad | None:
         """Return what a worker said at the last scrape; None where it did not answer."""
@@ -168,13 +199,14 @@ class Collector:
         return None if state is None else state.loads.get(uid)
 
     def traffic(self, key: Key) -> Traffic:
-        """Return what the routers counted for a deployment."""
+        """Return what the routers had counted for a deployment when it was read last."""
         state = self._deployments.get(key)
-        if state is None:
-            return Traffic({}, 0.0, answered=False)
-        span = state.window.span(time.monotonic())
-        answered = any(router.pages is not None for router in self._routers.values())
-        return Traffic(state.window.sums(), span, answered, state.held)
+        return NO_TRAFFIC if state is None else state.traffic
+
+    def reads(self, key: Key) -> int:
+        """Return how often a deployment has been read: as long as that stands still, all else that is told of it does."""
+        state = self._deployments.get(key)
+        return 0 if state is None else state.reads
 
     def occupancy(self, key: Key) -> Mapping[Role, float | None]:
         """Return the mean number of requests in prefill, or held for it, since the scrape before, by role."""
@@ -185,6 +217,8 @@ class Collector:
         """Drop all deployments that are not *present* any more."""
         for key in [key for key in self._deployments if key not in present]:
             del self._deployments[key]
+        for key in [key for key in self._quiet_until if key not in present]:
+            del self._quiet_until[key]
 
     def _state(self, key: Key, scale: int) -> _Deployment:
         length = max(MIN_WINDOW_SECONDS, WINDOW_SECONDS / scale)
@@ -197,7 +231,7 @@ class Collector:
     def _take(
         state: _Deployment,
         workers: list[tuple[Target, WorkerPage]],
-        routers: Mapping[str, RouterPage],
+        routers: Mapping[str, tuple[float, RouterPage]],
         scale: int,
     ) -> None:
         now, monotonic = time.time(), time.monotonic()
@@ -205,7 +239,10 @@ class Collector:
         spent = {
             target.uid: page.prefill_seconds for target, page in workers if page.prefill_seconds is not None
         }
-        held_for = {uid: page.held_seconds.get("prefill", 0.0) for uid, page in routers.items()}
+        held_for = {
+            uid: _held(state.held_for.get(uid), read_at, page.held_seconds.get("prefill", 0.0), scale)
+            for uid, (read_at, page) in routers.items()
+        }
         occupancy: dict[Role, float | None] = {}
         if elapsed > 0:
             for target, _ in workers:
@@ -213,13 +250,11 @@ class Collector:
                 if target.role is not None and gained is not None:
                     occupancy[target.role] = (occupancy.get(target.role) or 0.0) + gained / elapsed
             if (prefilling := occupancy.get("prefill")) is not None:
-                held = sum(_gained(state.held_for, held_for, uid) or 0.0 for uid in held_for)
-                occupancy["prefill"] = prefilling + held / elapsed
+                occupancy["prefill"] = prefilling + sum(held.mean for held in held_for.values())
         state.loads = {
             target.uid: WorkerLoad(now, page.running, page.waiting, page.kv_utilization, page.deferred)
             for target, page in workers
         }
-        state.held = {half: sum(page.held.get(half, 0) for page in routers.values()) for half in _HALVES}
         state.spent, state.held_for, state.read_at, state.occupancy = spent, held_for, monotonic, occupancy
 
     async def _worker(self, target: Target) -> WorkerPage | None:
@@ -233,11 +268,19 @@ class Collector:
         pages: Mapping[str, RouterPage] | None = None
         excerpt = Excerpt(ROUTER, max_bytes=MAX_ROUTER_BYTES, max_kept=MAX_ROUTER_SAMPLES)
         try:
-            pages = await self._page(address, ROUTER_ADMIN_PORT, excerpt, router_page)
+            pages = await self._page(address, ROUTER_ADMIN_PORT, excerpt, router.history.read)
         finally:
-            router.pages, router.silent = pages, pages is None
+            before, before_at = router.pages, router.read_at
+            router.pages, router.read_at = pages, time.monotonic()
         if pages is None:
             self._failed("router")
+            return
+        for name, page in pages.items():
+            if before is None or before.get(name) is not page:
+                key = Key(*name.split("/", 1)) if "/" in name else Key("", name)
+                self._news.add(key)
+                until = 0.0 if before is None else before_at
+                self._quiet_until[key] = min(until, self._quiet_until.get(key, until))
 
     async def _page(
         self, address: str, port: int, excerpt: Excerpt, understand: Callable[[str], P | None]
@@ -280,3 +323,12 @@ def _gained(before: Mapping[str, float], now: Mapping[str, float], uid: str) -> 
     """Return by how much the counter of *uid* grew; None where it was not read both times, or has started again."""
     old, new = before.get(uid), now.get(uid)
     return None if old is None or new is None or new < old else new - old
+
+
+def _held(before: _Held | None, read_at: float, seconds: float, scale: int) -> _Held:
+    """Return what a router held since the page *before*; nothing where that is not known."""
+    if before is None or seconds < before.seconds:
+        return _Held(read_at, seconds, 0.0)
+    if read_at <= before.read_at:
+        return before  # the same page
+    return _Held(read_at, seconds, (seconds - before.seconds) / ((read_at - before.read_at) * scale))

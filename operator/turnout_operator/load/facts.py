@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from turnout.scaling.facts import LoadFacts, PoolFacts
@@ -14,27 +13,8 @@ if TYPE_CHECKING:
 
     from turnout.api import Role
     from turnout.scaling.policy import Policy
-    from turnout_operator.load.pages import Counters
-    from turnout_operator.plan.observed import ObservedPod
-
-
-@dataclass(frozen=True, slots=True)
-class Traffic:
-    """What the routers counted for one deployment over a window."""
-
-    increases: Counters
-    span_seconds: float
-    """Length of the window, in real seconds."""
-    answered: bool
-    """Whether any router answered the last scrape."""
-    held: Mapping[str, int] = field(default_factory=dict)
-    """Requests that the routers which answered hold back now, by the half that could not begin with them."""
-
-    @property
-    def goodput_percent(self) -> float | None:
-        """Share of the finished requests that met both objectives. None: none finished."""
-        finished = self.increases.get(pages.FINISHED, 0.0)
-        return min(100.0, 100.0 * self.increases.get(pages.GOOD, 0.0) / finished) if finished > 0 else None
+    from turnout_operator.load.traffic import Traffic
+    from turnout_operator.plan.pods import ObservedPod
 
 
 def load_facts(
@@ -52,11 +32,6 @@ def load_facts(
     *occupancy* is the mean number of requests in prefill, or held for it, by role (see PoolFacts.occupancy_mean).
     """
     increases, span = traffic.increases, traffic.span_seconds * scale
-    known = traffic.answered and span > 0
-
-    def rate(name: str) -> float | None:
-        return increases.get(name, 0.0) / span if known else None
-
     return LoadFacts(
         pools=tuple(
             _pool_facts(
@@ -75,9 +50,7 @@ def load_facts(
         refused=round(increases.get(pages.REFUSED, 0.0)),
         ttft_missed_share=missed_share(increases, pages.TTFT, policy.ttft_seconds),
         itl_missed_share=missed_share(increases, pages.ITL, policy.itl_seconds),
-        arrivals_per_second=rate(pages.ARRIVALS),
-        prompt_tokens_per_second=rate(pages.PROMPT_TOKENS),
-        output_tokens_per_second=rate(pages.OUTPUT_TOKENS),
+        routers_answered=traffic.answered and span > 0,
         window_seconds=span,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -30,20 +31,21 @@ MAX_SECONDS: Final = 1e12
 FINISHED: Final = catalogue.ROUTER_FINISHED.name
 GOOD: Final = catalogue.ROUTER_GOOD.name
 ARRIVALS: Final = catalogue.ROUTER_ARRIVALS.name
-PROMPT_TOKENS: Final = catalogue.ROUTER_PROMPT_TOKENS.name
-OUTPUT_TOKENS: Final = catalogue.ROUTER_OUTPUT_TOKENS.name
+"""Read for what it starts: a deployment that was left alone is decided about again."""
 REQUESTS: Final = catalogue.ROUTER_REQUESTS.name
 REFUSED: Final = "refused"
 """Requests answered with 503, derived from REQUESTS."""
 TTFT: Final = catalogue.ROUTER_TIME_TO_FIRST_TOKEN.name
 ITL: Final = catalogue.ROUTER_INTER_TOKEN_LATENCY.name
-_COUNTERS: Final = frozenset({FINISHED, GOOD, ARRIVALS, PROMPT_TOKENS, OUTPUT_TOKENS})
+_COUNTERS: Final = frozenset({FINISHED, GOOD, ARRIVALS})
 _BUCKETS: Final = frozenset({f"{TTFT}_bucket", f"{ITL}_bucket"})
 _HELD: Final = catalogue.ROUTER_HELD.name
 _HELD_SECONDS: Final = catalogue.ROUTER_HELD_SECONDS.name
 ROUTER: Final = _COUNTERS | _BUCKETS | {REQUESTS, _HELD, _HELD_SECONDS}
 """Metrics of a router's page that are read."""
 
+_DEPLOYMENT: Final = 'deployment="'
+"""Its value, NAMESPACE/NAME, holds nothing that would be escaped."""
 _ROUNDING: Final = 0.01
 """By how much a share may exceed 1: engines round."""
 
@@ -129,6 +131,43 @@ def router_page(text: str) -> Mapping[str, RouterPage]:
         deployment: RouterPage(dict(counters), dict(held[deployment]), dict(seconds[deployment]))
         for deployment, counters in counted.items()
     }
+
+
+class RouterPages:
+    """The pages of one router, one after the other: what it said last of each deployment.
+
+    A router has some forty lines per deployment that matter, and most of them stand still. So a deployment's lines are
+    parsed only when they have changed: until then its `RouterPage` is the same object. A deployment for which nothing
+    has been counted yet has none.
+    """
+
+    def __init__(self) -> None:
+        self._digest = b""
+        self._lines: dict[str, list[str]] = {}
+        self._pages: dict[str, RouterPage] = {}
+
+    def read(self, text: str) -> Mapping[str, RouterPage]:
+        """Take in a page, and return what it says of each deployment."""
+        digest = hashlib.blake2b(text.encode()).digest()
+        if digest == self._digest:
+            return self._pages
+        self._digest = digest
+        lines: defaultdict[str, list[str]] = defaultdict(list)
+        for line in text.split("\n"):
+            _, found, rest = line.partition(_DEPLOYMENT)
+            if found:
+                lines[rest[: rest.find('"')]].append(line)
+        counted = {name: its for name, its in lines.items() if not all(line.endswith(" 0.0") for line in its)}
+        changed = [line for name, its in counted.items() if self._lines.get(name) != its for line in its]
+        read = router_page("\n".join(changed))
+        self._pages = {
+            **{
+                name: page for name, page in self._pages.items() if self._lines.get(name) == counted.get(name)
+            },
+            **read,
+        }
+        self._lines = counted
+        return self._pages
 
 
 def bucket(histogram: str, bound: float) -> str:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 MAX_STEPS: Final = 512
 """Steps that a window holds; older ones are dropped even where it is longer."""
+_NOTHING: Final[Counters] = {}
+"""What most steps of most deployments hold, kept once."""
 
 
 class Window:
@@ -32,14 +34,17 @@ class Window:
         increase: Counters = {}
         for source, counters in sources.items():
             before = self._last.get(source)
-            # Counters appear with their first request: to a source known already, from zero.
-            for name, value in counters.items() if before is not None else ():
-                old = before.get(name, 0.0) if before is not None else 0.0
-                increase[name] = increase.get(name, 0.0) + (value - old if value >= old else value)
+            if before is not None and before is not counters:
+                # Counters appear with their first request: to a source known already, from zero.
+                for name, value in counters.items():
+                    old = before.get(name, 0.0)
+                    gained = value - old if value >= old else value
+                    if gained:
+                        increase[name] = increase.get(name, 0.0) + gained
             self._last[source] = counters
         if self._since is None:
             self._since = now
-        self._steps.append((now, increase))
+        self._steps.append((now, increase or _NOTHING))
         while self._steps and self._steps[0][0] <= now - self.seconds:
             self._since = self._steps.popleft()[0]
 
@@ -52,8 +57,10 @@ class Window:
         return 0.0 if self._since is None else max(0.0, now - self._since)
 
     def sums(self) -> Counters:
-        """Return the increases within the window by name."""
-        total: Counters = {}
+        """Return the increases within the window by name; where there is any, counters that stood still among them."""
+        if not any(step for _, step in self._steps):
+            return {}
+        total: Counters = {name: 0.0 for counters in self._last.values() for name in counters}
         for _, step in self._steps:
             for name, value in step.items():
                 total[name] = total.get(name, 0.0) + value

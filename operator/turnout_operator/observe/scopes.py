@@ -16,7 +16,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from turnout_operator.errors import ApiError, Forbidden, NotFound, WatchesEnded
-from turnout_operator.kube.kinds import LLM_DEPLOYMENT, OPTIONAL, SELECTORS, WATCHED, Kind
+from turnout_operator.kube.kinds import CLAIMING, LLM_DEPLOYMENT, OPTIONAL, SELECTORS, WATCHED, Kind
 from turnout_operator.observe.watch import watch
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ class Scope:
         """Since when the API server refuses it (monotonic); None: it does not."""
         self.asked_at = 0.0
         """When it was last asked for (monotonic)."""
+        self.touched: set[Key] = set()
+        """What lists told news about that nothing was said of yet: one that fails may have taken in other kinds before."""
         self.relist = asyncio.Event()
         self.watched_since = 0.0
 
@@ -208,21 +210,29 @@ class Scopes:
 
     async def _list(self, scope: Scope) -> set[Key]:
         """List all kinds of *scope* into the store. Raise ApiError where one cannot be listed that must be."""
-        listed: dict[Kind, tuple[list[Raw], list[Key]]] = {}
+        kinds: set[Kind] = set()
+        claiming: list[tuple[Kind, list[Raw], list[Key]]] = []
         for kind in WATCHED:
             known = [key for key in self._store.keys(kind) if scope.namespace in {None, key.namespace}]
             try:
-                listed[kind] = await self._client.list(kind, scope.namespace, SELECTORS.get(kind, "")), known
+                found = await self._client.list(kind, scope.namespace, SELECTORS.get(kind, ""))
             except (Forbidden, NotFound) as error:
                 self._note(scope, kind, error)
                 if kind not in OPTIONAL:
                     raise
             else:
                 self._note(scope, kind, None)
-        scope.kinds = frozenset(listed)
-        touched: set[Key] = set()
-        for kind, (found, known) in listed.items():
-            touched |= self._store.replace(kind, found, known)
+                kinds.add(kind)
+                if kind in CLAIMING:
+                    claiming.append((kind, found, known))
+                else:
+                    # At once, for all kinds together would need twice the memory.
+                    scope.touched |= self._store.replace(kind, found, known)
+                del found
+        for kind, listed, known in claiming:  # all or none, for names are given away by them
+            scope.touched |= self._store.replace(kind, listed, known)
+        scope.kinds = frozenset(kinds)
+        touched, scope.touched = scope.touched, set()
         return touched
 
     def _is_refused(self, scope: Scope, error: ApiError) -> None:

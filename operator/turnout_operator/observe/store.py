@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections import OrderedDict, defaultdict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from turnout.terms import LABEL_COMPONENT, LABEL_DEPLOYMENT
-from turnout_operator.kube.kinds import CHILDREN, CLAIMING, POD, WATCHED, Kind
+from turnout.terms import COMPONENT_ROUTER, LABEL_COMPONENT, LABEL_DEPLOYMENT
+from turnout_operator.kube.kinds import CHILDREN, CLAIMING, LLM_DEPLOYMENT, POD, WATCHED, Kind
+from turnout_operator.observe.compact import compact
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -57,6 +58,11 @@ class Store:
         self._objects: dict[Kind, dict[Key, Raw]] = defaultdict(dict)
         self._owned: dict[Kind, dict[Key, set[Key]]] = defaultdict(dict)
         self._tombstones: OrderedDict[str, None] = OrderedDict()
+        self._routers: dict[str, set[Key]] = {}
+        """Router pods by namespace."""
+        self._changes: dict[Key, int] = {}
+        """By LLMDeployment: the number that its last change had among all changes."""
+        self._counted = 0
 
     def put(self, kind: Kind, raw: Raw) -> bool:
         """Keep *raw*; return whether that told anything new."""
@@ -72,13 +78,14 @@ class Store:
             return False
         if before is not None:
             self._unindex(kind, key, before)
-        # Who wrote which field is the greater part of an object, and nobody here reads it.
-        meta = {name: value for name, value in raw["metadata"].items() if name != "managedFields"}
-        kept = {**raw, "metadata": meta, "apiVersion": kind.api_version, "kind": kind.name}
+        kept = compact(kind, raw)
         self._objects[kind][key] = kept
         owner = owner_of(kept)
         if owner is not None:
             self._owned[kind].setdefault(owner, set()).add(key)
+        if kind == POD and _is_router(kept):
+            self._routers.setdefault(key.namespace, set()).add(key)
+        self._count(kind, key, owner)
         return True
 
     def remove(self, kind: Kind, raw: Raw) -> None:
@@ -156,15 +163,32 @@ class Store:
 
     def routers(self, namespace: str) -> tuple[Raw, ...]:
         """Return the router pods of *namespace*."""
-        return tuple(
-            raw
-            for raw in self.all(POD, namespace)
-            if (raw["metadata"].get("labels") or {}).get(LABEL_COMPONENT) == "router"
-        )
+        return tuple(self._objects[POD][key] for key in sorted(self._routers.get(namespace, ())))
+
+    def changes(self, deployment: Key) -> int:
+        """Return a number that is another one whenever an LLMDeployment, or what belongs to it, has changed."""
+        return self._changes.get(deployment, 0)
+
+    def _count(self, kind: Kind, key: Key, owner: Key | None) -> None:
+        deployment = key if kind == LLM_DEPLOYMENT else owner
+        if deployment is None:
+            return
+        self._counted += 1
+        if deployment in self._objects[LLM_DEPLOYMENT]:
+            self._changes[deployment] = self._counted
+        else:
+            self._changes.pop(deployment, None)
 
     def _unindex(self, kind: Kind, key: Key, raw: Raw) -> None:
         owner = owner_of(raw)
+        if kind == POD and _is_router(raw):
+            self._routers[key.namespace].discard(key)
+        self._count(kind, key, owner)
         if owner is not None and owner in self._owned[kind]:
             self._owned[kind][owner].discard(key)
             if not self._owned[kind][owner]:
                 del self._owned[kind][owner]
+
+
+def _is_router(pod: Raw) -> bool:
+    return (pod["metadata"].get("labels") or {}).get(LABEL_COMPONENT) == COMPONENT_ROUTER

@@ -63,19 +63,54 @@ def settings() -> kopf.OperatorSettings:
     chosen.scanning.disabled = True
     chosen.peering.standalone = True
     chosen.persistence.finalizer = "turnout.dev/kopf"
-    chosen.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix="turnout.dev")
-    chosen.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix="turnout.dev")
+    chosen.persistence.progress_storage = _NoProgress()
+    chosen.persistence.diffbase_storage = _NoDiff()
+    chosen.queueing.idle_timeout = 0.5
     chosen.watching.server_timeout = 300
     chosen.watching.client_timeout = 330
     chosen.watching.connect_timeout = 10
     chosen.watching.reconnect_backoff = 0.5
-    chosen.watching.chunk_size = 500
+    chosen.watching.chunk_size = 100
     chosen.networking.request_timeout = 30
     chosen.networking.connect_timeout = 10
     chosen.networking.error_backoffs = (0.5, 1, 2, 4)
     for kind, selector in SELECTORS.items():
         chosen.watching.label_selectors[kind.group, kind.version, kind.plural] = selector
     return chosen
+
+
+class _NoProgress(kopf.ProgressStorage):
+    """Nothing is kept of handlers: those of events have no progress."""
+
+    def fetch(self, **_: Any) -> None:
+        """Return nothing."""
+
+    def store(self, **_: Any) -> None:
+        """Keep nothing."""
+
+    def purge(self, **_: Any) -> None:
+        """Keep nothing."""
+
+    def touch(self, **_: Any) -> None:
+        """Write nothing."""
+
+    def clear(self, *, essence: Any) -> Any:
+        """Return what there is, which is empty."""
+        return essence
+
+
+class _NoDiff(kopf.DiffBaseStorage):
+    """Objects are not compared with what they were: kopf's own would copy each whole object at each event."""
+
+    def build(self, **_: Any) -> Any:
+        """Return nothing of an object."""
+        return {}
+
+    def fetch(self, **_: Any) -> None:
+        """Return nothing."""
+
+    def store(self, **_: Any) -> None:
+        """Keep nothing."""
 
 
 class _Everything(Collection[Any]):

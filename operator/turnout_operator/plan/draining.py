@@ -15,7 +15,8 @@ from turnout_operator.plan.conditions import rfc3339
 from turnout_operator.plan.effects import PodPatch
 
 if TYPE_CHECKING:
-    from turnout_operator.plan.observed import ObservedPod, ObservedPool
+    from turnout_operator.plan.observed import ObservedPool
+    from turnout_operator.plan.pods import ObservedPod
 
 SETTLED_SECONDS = 1.0
 """A load that was scraped sooner after the label says nothing: a router may have chosen the pod meanwhile."""

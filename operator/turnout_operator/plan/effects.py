@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from turnout.reasons import EventReason
     from turnout_operator.plan.manifests import Manifest
 
@@ -18,6 +20,12 @@ class Removal:
     namespace: str
     name: str
     uid: str
+
+
+def removal_of(raw: Mapping[str, Any]) -> Removal:
+    """Return what deletes the very object *raw*."""
+    meta = raw["metadata"]
+    return Removal(raw["kind"], meta["namespace"], meta["name"], meta["uid"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,26 +9,36 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from turnout_operator.plan.effects import Notice
-from turnout_operator.plan.status import OVERRIDDEN, condition
+from turnout_operator.plan.status import OVERRIDDEN, advice, condition
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from turnout.reasons import EventReason
     from turnout_operator.plan.claims import Settlement
+    from turnout_operator.plan.scaling import ScalingChange
 
 CHILD_NAME_TAKEN: Final = "ChildNameTaken"
 """Reason of the condition Ready, and of the Event."""
 
 
 def notices(
-    before: Mapping[str, Any], after: Mapping[str, Any], names: Settlement, scaled: Mapping[str, str] | None
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    names: Settlement,
+    *,
+    scaled: ScalingChange | None,
+    advised: ScalingChange | None,
 ) -> tuple[Notice, ...]:
-    """Return the Events that the change from status *before* to *after* is worth."""
+    """Return the Events that the change from status *before* to *after* is worth.
+
+    *scaled* is the change of replicas that is made, *advised* the one that is only recommended.
+    """
     told: list[Notice] = []
     if scaled is not None:
         told.append(_scaling(scaled))
-    told += _advice(condition(before, "ScalingLimited"), condition(after, "ScalingLimited"))
+    if advised is not None:
+        told += _advice(condition(before, "ScalingLimited"), condition(after, "ScalingLimited"), advised)
     told += _readiness(condition(before, "Ready"), condition(after, "Ready"))
     fits = condition(after, "ModelFits")
     if fits.get("status") == "False" and condition(before, "ModelFits").get("message") != fits["message"]:
@@ -55,22 +65,20 @@ def overridden(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Not
     return (Notice("Warning", OVERRIDDEN, now["message"]),)
 
 
-def _scaling(scaled: Mapping[str, str]) -> Notice:
-    before, after = (_total(scaled[side]) for side in ("from", "to"))
-    reason: EventReason = "ScaledUp" if after > before else "ScaledDown" if after < before else "Rebalanced"
-    return Notice("Normal", reason, scaled["reason"])
+def _scaling(scaled: ScalingChange) -> Notice:
+    reason: EventReason = (
+        "ScaledUp" if scaled.change > 0 else "ScaledDown" if scaled.change < 0 else "Rebalanced"
+    )
+    return Notice("Normal", reason, scaled.reason)
 
 
-def _total(text: str) -> int:
-    return sum(int(part.rsplit(" ", 1)[1]) for part in text.split(", "))
-
-
-def _advice(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Notice]:
+def _advice(before: Mapping[str, Any], after: Mapping[str, Any], advised: ScalingChange) -> list[Notice]:
     """Tell advice once per change that is advised, whatever the figures in its reason."""
     if after.get("reason") != "Advisory":
         return []
-    change = after["message"].split(":", 1)[0]
-    if before.get("reason") == "Advisory" and str(before.get("message", "")).startswith(change + ":"):
+    if before.get("reason") == "Advisory" and str(before.get("message", "")).startswith(
+        f"{advice(advised)}:"
+    ):
         return []
     return [Notice("Normal", "ScalingAdvised", after["message"])]
 

@@ -1,79 +1,26 @@
-"""What is: pools and pods as plain values, read from raw objects."""
+"""What is known of one deployment at one moment: the facts that scaling, rollout and status are decided from."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, cast, get_args
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from turnout import terms
-from turnout.terms import Role
 from turnout_operator.plan.conditions import seconds_of
+from turnout_operator.plan.ownership import owns
+from turnout_operator.plan.pods import ROLES, failed_pod, observed_pod, words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-_ROLES = frozenset(get_args(Role))
-MAX_WORDS: Final = 512
-"""Longest text of Kubernetes or of a container that is repeated in a status."""
-_STARTING: Final = frozenset({"ContainerCreating", "PodInitializing"})
+    from turnout.api import LLMDeployment, Role
+    from turnout.scaling.policy import Policy
+    from turnout_operator.load.traffic import Traffic
+    from turnout_operator.plan.claims import Settlement
+    from turnout_operator.plan.pods import FailedPod, ObservedPod, WorkerLoad
+
 _REFUSED_POD: Final = re.compile(r'\bpods "[^"]*" is forbidden')
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerLoad:
-    """What a worker pod said of itself at its last scrape."""
-
-    scraped_at: float
-    """When it answered, in seconds since the epoch."""
-    running: int
-    """Requests it works on."""
-    waiting: int
-    """Requests that wait in it."""
-    kv_utilization: float
-    """KV cache in use, 0 to 1."""
-    deferred: int = 0
-    """Those of the waiting that wait for their KV cache to arrive, not for room."""
-
-
-@dataclass(frozen=True, slots=True)
-class ObservedPod:
-    """One worker pod."""
-
-    name: str
-    role: Role
-    revision: str
-    created_at: float
-    """Seconds since the epoch."""
-    ready: bool
-    """Ready and not on its way out by deletion."""
-    scheduled: bool
-    terminating: bool
-    """Being deleted: it no longer counts for anything but the accelerators it holds."""
-    draining_since: float | None
-    """When it was labelled draining, in seconds since the epoch. None: it is in service."""
-    deletion_cost: int
-    unschedulable_since: float | None = None
-    """Since when the scheduler finds no node. None: it has one, or was not looked at yet."""
-    unschedulable_reason: str = ""
-    """The scheduler's words."""
-    trouble: str = ""
-    """Why its container does not run, in the node's words; empty where nothing is wrong."""
-    load: WorkerLoad | None = None
-    facts: str | None = None
-    """What routers read of it in its annotation. None: it has none."""
-    arguments: Sequence[str] = ()
-    """Those of its worker's container."""
-
-    @property
-    def draining(self) -> bool:
-        """Whether it is on its way out, by label."""
-        return self.draining_since is not None
-
-    @property
-    def serving(self) -> bool:
-        """Whether it takes new requests."""
-        return self.ready and not self.draining
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,72 +45,92 @@ class ObservedPool:
 
 
 @dataclass(frozen=True, slots=True)
-class FailedPod:
-    """A pod that ended for good without having been asked to: evicted, or refused by its node."""
+class Specification:
+    """What the user asks for."""
 
-    name: str
-    role: Role
-    created_at: float
-    """Seconds since the epoch."""
-    why: str
-    """In the node's words."""
+    deployment: LLMDeployment
+    policy: Policy
+    """The same as scaling reads it, for decisions at this deployment's pace."""
 
 
-def words(text: object) -> str:
-    """Return *text* as one line of printable characters, at most `MAX_WORDS` of them: its beginning and its end."""
-    line = " ".join(
-        "".join(char if char.isprintable() else " " for char in str(text or "")[: 1 << 16]).split()
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Everything that is known of one deployment."""
+
+    deployment: LLMDeployment
+    policy: Policy
+    status: Mapping[str, Any]
+    """The status that was written last, raw."""
+    own: Sequence[dict[str, Any]]
+    """Objects that it owns, pods aside."""
+    pools: Sequence[ObservedPool]
+    """Oldest first."""
+    pods: Sequence[ObservedPod]
+    desired: Mapping[Role, int]
+    """Replicas that scaling asked for last, by role.
+
+    Status keeps them, so that edited or half rolled out pools do not count. Where there is no status (a fresh deployment,
+    or status was lost) the pools themselves tell, and where there are none, the minimum.
+    """
+    names: Settlement
+    traffic: Traffic
+    occupancy: Mapping[Role, float | None]
+    """Mean number of requests in prefill, or held for it, by role (see ``PoolFacts.occupancy_mean``)."""
+    failed: Sequence[FailedPod] = ()
+    """Pods of its workers that ended for good without having been asked to."""
+
+    @property
+    def goodput_percent(self) -> float | None:
+        """Share of the requests of the last minute that met both objectives. None: none finished."""
+        return self.traffic.goodput_percent
+
+
+def observe(
+    specification: Specification,
+    status: Mapping[str, Any],
+    children: Iterable[dict[str, Any]],
+    pods: Sequence[Mapping[str, Any]],
+    *,
+    load: Callable[[str], WorkerLoad | None],
+    names: Settlement,
+    traffic: Traffic,
+    occupancy: Mapping[Role, float | None],
+) -> Observed:
+    """Read raw objects: the *children* that have its labels and its worker *pods*, whose *load* is known by uid."""
+    deployment = specification.deployment
+    owner = {"name": deployment.metadata.name, "uid": deployment.metadata.uid}
+    own = tuple(child for child in children if owns(owner, child))
+    seen = (observed_pod(raw, load(raw["metadata"].get("uid", ""))) for raw in pods)
+    known = tuple(pod for pod in seen if pod is not None)
+    pools = observed_pools((child for child in own if child["kind"] == "Deployment"), known)
+    return Observed(
+        deployment=deployment,
+        policy=specification.policy,
+        status=status,
+        own=own,
+        pools=pools,
+        pods=known,
+        desired=_desired(deployment, status, pools),
+        names=names,
+        traffic=traffic,
+        occupancy=occupancy,
+        failed=tuple(pod for raw in pods if (pod := failed_pod(raw)) is not None),
     )
-    if len(line) <= MAX_WORDS:
-        return line
-    half = (MAX_WORDS - 5) // 2
-    return f"{line[:half]} ... {line[-half:]}"
 
 
-def failed_pod(raw: Mapping[str, Any]) -> FailedPod | None:
-    """Read a worker pod that failed as a whole, with a reason; None for any other."""
-    meta, status = raw["metadata"], raw.get("status", {})
-    role = meta.get("labels", {}).get(terms.LABEL_ROLE)
-    if role not in _ROLES or status.get("phase") != "Failed" or not status.get("reason"):
-        return None
-    created = seconds_of(meta.get("creationTimestamp") or "") or 0.0
-    why = words(f"{status['reason']}: {status.get('message') or ''}".rstrip(": "))
-    return FailedPod(meta["name"], cast("Role", role), created, why)
-
-
-def observed_pod(raw: Mapping[str, Any], load: WorkerLoad | None = None) -> ObservedPod | None:
-    """Read a worker pod; None where its labels do not say what it is, or where it has run to its end."""
-    meta, status = raw["metadata"], raw.get("status", {})
-    labels, annotations = meta.get("labels", {}), meta.get("annotations", {})
-    role, revision = labels.get(terms.LABEL_ROLE), labels.get(terms.LABEL_REVISION)
-    if role not in _ROLES or not revision or status.get("phase") in {"Succeeded", "Failed"}:
-        return None
-    conditions = {item["type"]: item for item in status.get("conditions", [])}
-    scheduling = conditions.get("PodScheduled", {})
-    unschedulable = scheduling.get("status") == "False" and scheduling.get("reason") == "Unschedulable"
-    created = seconds_of(meta.get("creationTimestamp") or "") or 0.0
-    since = seconds_of(annotations.get(terms.ANNOTATION_DRAINING_SINCE, ""))
-    terminating = bool(meta.get("deletionTimestamp"))
-    return ObservedPod(
-        name=meta["name"],
-        role=cast("Role", role),
-        revision=revision,
-        created_at=created,
-        ready=conditions.get("Ready", {}).get("status") == "True" and not terminating,
-        scheduled=bool(raw.get("spec", {}).get("nodeName")) or scheduling.get("status") == "True",
-        terminating=terminating,
-        # A label without a readable time counts as old: such a pod goes first, it does not stay for good.
-        draining_since=(since or 0.0) if labels.get(terms.LABEL_DRAINING) == "true" else None,
-        deletion_cost=_integer(annotations.get(terms.ANNOTATION_DELETION_COST, "0")),
-        unschedulable_since=(seconds_of(scheduling.get("lastTransitionTime") or "") or created)
-        if unschedulable
-        else None,
-        unschedulable_reason=words(scheduling.get("message")) if unschedulable else "",
-        trouble=_trouble(status, scheduling),
-        load=load,
-        facts=annotations.get(terms.ANNOTATION_WORKER),
-        arguments=_worker_arguments(raw.get("spec") or {}),
-    )
+def _desired(
+    deployment: LLMDeployment, status: Mapping[str, Any], pools: Iterable[ObservedPool]
+) -> dict[Role, int]:
+    running: dict[Role, int] = {}
+    for pool in pools:
+        running[pool.role] = running.get(pool.role, 0) + pool.replicas
+    spec = deployment.spec
+    return {
+        role: (status.get("prefill" if role == "prefill" else "decode") or {}).get("desired")
+        or running.get(role)
+        or spec.pool(role).replicas.min
+        for role in spec.roles
+    }
 
 
 def observed_pools(
@@ -178,7 +145,7 @@ def observed_pools(
         meta = raw["metadata"]
         labels = meta.get("labels", {})
         role, revision = labels.get(terms.LABEL_ROLE), labels.get(terms.LABEL_REVISION)
-        if role not in _ROLES or not revision or meta.get("deletionTimestamp"):
+        if role not in ROLES or not revision or meta.get("deletionTimestamp"):
             continue
         found.append(
             ObservedPool(
@@ -194,54 +161,9 @@ def observed_pools(
     return tuple(sorted(found, key=lambda pool: (pool.created_at, pool.revision, pool.role)))
 
 
-def _worker_arguments(spec: Mapping[str, Any]) -> Sequence[str]:
-    for container in spec.get("containers") or ():
-        if container.get("name") == terms.COMPONENT_WORKER:
-            return cast("Sequence[str]", container.get("args") or ())
-    return ()
-
-
-def _trouble(status: Mapping[str, Any], scheduling: Mapping[str, Any]) -> str:
-    """Return why a pod does not run, though it has a node or need not wait for one."""
-    if scheduling.get("status") == "False" and scheduling.get("reason") != "Unschedulable":
-        return words(f"{scheduling.get('reason', '')}: {scheduling.get('message') or ''}".rstrip(": "))
-    for container in (*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])):
-        found = _container_trouble(container)
-        if found:
-            return found
-    return ""
-
-
-def _container_trouble(container: Mapping[str, Any]) -> str:
-    state = container.get("state") or {}
-    waiting = state.get("waiting") or {}
-    reason = waiting.get("reason")
-    if reason and reason not in _STARTING and reason != "CrashLoopBackOff":
-        return words(f"{reason}: {waiting.get('message') or ''}".rstrip(": "))
-    ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated") or {}
-    if ended.get("exitCode"):
-        # The same words whether it waits, runs once more or has just ended: the cause is the same.
-        how = f"{ended.get('reason') or 'Error'}, exit status {ended['exitCode']}"
-        crash = "CrashLoopBackOff: " if container.get("restartCount") else ""
-        said = ended.get("message") or ""
-        return words(f"{crash}{container.get('name', 'container')} ended with {how}: {said}".rstrip(": "))
-    return (
-        words(f"{reason}: {waiting.get('message') or ''}".rstrip(": "))
-        if reason == "CrashLoopBackOff"
-        else ""
-    )
-
-
 def _refused(status: Mapping[str, Any]) -> str:
     for item in status.get("conditions", []):
         if item.get("type") == "ReplicaFailure" and item.get("status") == "True":
             # The name of the pod is another one at each attempt.
             return _REFUSED_POD.sub("pods are forbidden", words(item.get("message") or item.get("reason")))
     return ""
-
-
-def _integer(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        return 0

@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 from turnout.api import PoolStatus
 from turnout_operator.plan.conditions import Finding, conditions, rfc3339
+from turnout_operator.plan.scaling import tally
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from turnout.api import LLMDeployment, Role
-    from turnout.scaling.decision import Decision, ScalingLimit
+    from turnout.scaling.decision import ScalingLimit
     from turnout.sizing.capacity import Misfit
     from turnout_operator.plan.claims import Settlement
-    from turnout_operator.plan.observed import FailedPod, ObservedPod, ObservedPool
+    from turnout_operator.plan.observed import ObservedPool
+    from turnout_operator.plan.pods import FailedPod, ObservedPod
+    from turnout_operator.plan.scaling import ScalingChange
 
 MAX_REASON: Final = 1024
 """Longest reason that ``status.lastScaling`` takes."""
@@ -47,7 +50,8 @@ class Picture:
     misfit: Misfit | None
     names: Settlement
     goodput_percent: float | None
-    decision: Decision | None
+    advised: ScalingChange | None
+    """What scaling would change if it were let."""
     limit: ScalingLimit | None
     endpoint: str
     pools: Sequence[ObservedPool] = ()
@@ -55,13 +59,8 @@ class Picture:
     """Pods that ended for good without having been asked to."""
 
 
-def tally(replicas: Mapping[Role, int]) -> str:
-    """Return replicas as people read them: ``prefill 1, decode 2``."""
-    return ", ".join(f"{role} {count}" for role, count in replicas.items())
-
-
 def status(
-    picture: Picture, previous: Mapping[str, Any], scaled: Mapping[str, str] | None, now: float
+    picture: Picture, previous: Mapping[str, Any], scaled: ScalingChange | None, now: float
 ) -> dict[str, Any]:
     """Return the whole status. *scaled* is the change of replicas that is being made now, if one is."""
     deployment = picture.deployment
@@ -78,7 +77,12 @@ def status(
     if picture.goodput_percent is not None:
         made["goodputPercent"] = int(picture.goodput_percent)
     if scaled is not None:
-        made["lastScaling"] = {"time": rfc3339(now), **scaled, "reason": scaled["reason"][:MAX_REASON]}
+        made["lastScaling"] = {
+            "time": rfc3339(now),
+            "from": tally(scaled.before),
+            "to": tally(scaled.after),
+            "reason": scaled.reason[:MAX_REASON],
+        }
     elif previous.get("lastScaling"):
         made["lastScaling"] = previous["lastScaling"]
     return made
@@ -109,6 +113,22 @@ def with_overrides(
     previous = (raw.get("status") or {}).get("conditions", [])
     (made,) = conditions([finding], previous, raw["metadata"].get("generation", 0), now)
     return {**status_, "conditions": [*status_["conditions"], made]}
+
+
+def is_minor(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Return whether two statuses differ in what may be told a little later: counts of pods, and words of conditions."""
+
+    def main(status_: Mapping[str, Any]) -> Any:
+        said = [(item["type"], item["status"], item["reason"]) for item in status_.get("conditions", [])]
+        desired = [(status_.get(pool) or {}).get("desired") for pool in ("prefill", "decode")]
+        rest = {
+            name: value
+            for name, value in status_.items()
+            if name not in {"conditions", "prefill", "decode", "goodputPercent"}
+        }
+        return said, desired, rest
+
+    return bool(before) and main(before) == main(after)
 
 
 def condition(status_: Mapping[str, Any], type_: str) -> Mapping[str, Any]:
@@ -220,10 +240,15 @@ def _objectives(picture: Picture) -> Finding:
 
 
 def _limited(picture: Picture) -> Finding:
-    decision, limit = picture.decision, picture.limit
-    if decision is not None and decision.changed and not decision.apply:
-        message = f"would change {tally(decision.current)} to {tally(decision.desired)}: {decision.reason}"
+    advised, limit = picture.advised, picture.limit
+    if advised is not None:
+        message = f"{advice(advised)}: {advised.reason}"
         return Finding("ScalingLimited", "True", "Advisory", message)
     if limit is not None:
         return Finding("ScalingLimited", "True", limit.reason, limit.message)
     return Finding("ScalingLimited", "False", "NotLimited", "replicas follow the load")
+
+
+def advice(change: ScalingChange) -> str:
+    """Return how the condition ScalingLimited begins where *change* is advised."""
+    return f"would change {tally(change.before)} to {tally(change.after)}"

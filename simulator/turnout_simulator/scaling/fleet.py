@@ -88,7 +88,6 @@ class Fleet:
     """Heap of (end of prefill, arrival)."""
     recent: deque[tuple[float, bool, bool]] = field(default_factory=deque)
     """Time, first token late, tokens late: of what finished within the window."""
-    arrived: deque[float] = field(default_factory=deque)
     finished: int = 0
     good: int = 0
     replica_seconds: float = 0.0
@@ -145,7 +144,6 @@ class Fleet:
         while ready and self.next_arrival <= self.now + TICK_SECONDS:
             at = self.next_arrival
             self.next_arrival = at + self.random.expovariate(max(self.rate(at), 1e-3))
-            self.arrived.append(at)
             one = min(ready, key=lambda one: one.free_at)
             begin = max(at, one.free_at)
             one.free_at = begin + self.prefill_seconds
@@ -178,8 +176,6 @@ class Fleet:
         since = self.now - WINDOW_SECONDS
         while self.recent and self.recent[0][0] < since:
             self.recent.popleft()
-        while self.arrived and self.arrived[0] < since:
-            self.arrived.popleft()
         n = len(self.recent)
         return LoadFacts(
             (self._facts("prefill"), self._facts("decode")),
@@ -187,7 +183,7 @@ class Fleet:
             finished=n,
             ttft_missed_share=sum(late for _, late, _ in self.recent) / n if n else None,
             itl_missed_share=sum(slow for _, _, slow in self.recent) / n if n else None,
-            arrivals_per_second=len(self.arrived) / WINDOW_SECONDS,
+            routers_answered=True,
             window_seconds=WINDOW_SECONDS,
         )
 

@@ -1,0 +1,63 @@
+"""The replicas that a plan asks for: the last decision within the bounds as they are now, and the change it makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from turnout.scaling.fit import Fit, fit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from turnout.api import Role
+    from turnout.scaling.decision import Decision
+    from turnout_operator.plan.observed import Observed
+
+
+@dataclass(frozen=True, slots=True)
+class ScalingChange:
+    """Replicas of each role that are changed now, or would be."""
+
+    before: Mapping[Role, int]
+    after: Mapping[Role, int]
+    reason: str
+    """One sentence for people."""
+
+    @property
+    def change(self) -> int:
+        """By how many replicas all pools together grow; negative: shrink."""
+        return sum(self.after.values()) - sum(self.before.values())
+
+    def __str__(self) -> str:
+        """Return the change without its reason, as people read it."""
+        return f"{tally(self.before)} -> {tally(self.after)}"
+
+
+def tally(replicas: Mapping[Role, int]) -> str:
+    """Return replicas as people read them: ``prefill 1, decode 2``."""
+    return ", ".join(f"{role} {count}" for role, count in replicas.items())
+
+
+def allocation(observed: Observed, decision: Decision | None) -> Fit:
+    """Return the replicas to have: what was decided last, within the bounds as they are now."""
+    decided = decision is not None and decision.apply and set(decision.desired) == set(observed.desired)
+    return fit(decision.desired if decision is not None and decided else observed.desired, observed.policy)
+
+
+def scaling_change(observed: Observed, decision: Decision | None, allowed: Fit) -> ScalingChange | None:
+    """Return the change of replicas that a plan makes. None: there is none."""
+    told = any((observed.status.get(pool) or {}).get("desired") for pool in ("prefill", "decode"))
+    if not told or dict(observed.desired) == dict(allowed.replicas):
+        return None
+    made = ScalingChange(observed.desired, allowed.replicas, "")
+    if decision is not None and decision.apply and dict(decision.desired) == dict(allowed.replicas):
+        return ScalingChange(made.before, made.after, decision.reason)
+    return ScalingChange(made.before, made.after, f"{made}: the bounds of the spec have changed")
+
+
+def advised_change(decision: Decision | None) -> ScalingChange | None:
+    """Return the change that was decided and is not carried out, for the mode is Advisory. None: there is none."""
+    if decision is None or decision.apply or not decision.changed:
+        return None
+    return ScalingChange(decision.current, decision.desired, decision.reason)
