@@ -209,7 +209,7 @@ def take_over(figures: Figures, turnout: Installed) -> None:
 
 
 def _settled(turnout: Installed) -> bool:
-    pools = [turnout.get("llmdeployment", NAME)["status"].get(half, {}) for half in ("prefill", "decode")]
+    pools = [turnout.get("llmdeployment", NAME)["status"].get(role, {}) for role in ("prefill", "decode")]
     return all(pool.get("ready", 0) >= pool.get("desired", 1) for pool in pools) and _operators_ready(turnout)
 
 

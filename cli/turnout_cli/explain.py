@@ -134,7 +134,7 @@ def summary_lines(entry: dict[str, Any]) -> list[str]:
 
 def _step_lines(step: dict[str, Any]) -> list[str]:
     if step["kind"] == "failed":
-        return [f"{step['half']} on {step['backend']} failed ({step['fault']}): {step['message']}"]
+        return [f"{step['role']} on {step['backend']} failed ({step['fault']}): {step['message']}"]
     pair = f"decode on {step['decode']}"
     if step["prefill"] is not None:
         pair += f", prefill on {step['prefill']}"
@@ -146,10 +146,10 @@ def _table(candidates: Sequence[dict[str, Any]]) -> list[str]:
     if not candidates:
         return []
     figures = list(dict.fromkeys(name for candidate in candidates for name in candidate["figures"]))
-    rows = [["", "half", "backend", *figures]]
+    rows = [["", "role", "backend", *figures]]
     for candidate in candidates:
         values = [_figure(candidate["figures"].get(name)) for name in figures]
-        rows.append(["*" if candidate["chosen"] else "", candidate["half"], candidate["backend"], *values])
+        rows.append(["*" if candidate["chosen"] else "", candidate["role"], candidate["backend"], *values])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

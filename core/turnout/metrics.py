@@ -298,7 +298,7 @@ ROUTER_PEERS: Final = Metric(
     "routers",
     "Connections with other routers, by direction.",
     ("direction",),
-    ("`direction`: `told` (this router sends its requests there), `heard` (it receives theirs)."),
+    ("`direction`: `outgoing` (this router reports its requests), `incoming` (it receives reports)."),
 )
 ROUTER_PEER_REQUESTS: Final = Metric(
     "turnout_router_peer_requests",
@@ -323,7 +323,7 @@ ROUTER_PEER_MESSAGES_IGNORED: Final = Metric(
     "messages",
     "Messages without effect here, because the deployment, the worker or the request is unknown.",
     ("reason",),
-    "`reason`: `unknown_deployment`, `unbooked` (worker or request).",
+    "`reason`: `unknown_deployment`, `unknown_request` (worker or request).",
 )
 ROUTER_PEER_CONVERSATIONS_ENDED: Final = Metric(
     "turnout_router_peer_conversations_ended_total",

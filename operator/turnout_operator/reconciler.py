@@ -145,11 +145,11 @@ class Reconciler:
 
     def _tell(self, key: Key, planned: Plan, status: Raw, *, acted: bool, changed: bool) -> None:
         self._measured.add(key)
-        for half in ("prefill", "decode"):
-            pool = planned.status.get(half)
+        for role in ("prefill", "decode"):
+            pool = planned.status.get(role)
             if pool is not None:
-                self._metrics.desired.labels(str(key), half).set(pool["desired"])
-                self._metrics.ready.labels(str(key), half).set(pool["ready"])
+                self._metrics.desired.labels(str(key), role).set(pool["desired"])
+                self._metrics.ready.labels(str(key), role).set(pool["ready"])
         goodput = planned.status.get("goodputPercent")
         if goodput is not None:
             self._metrics.goodput.labels(str(key)).set(goodput)

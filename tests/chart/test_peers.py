@@ -27,7 +27,7 @@ def peers(pod: dict[str, object], token: str) -> tuple[int, int]:
     """Return how many routers *pod* tells, and how many it hears."""
     url = f"http://{pod['status']['podIP']}:9090/admin/peers"  # type: ignore[index]
     page = httpx.get(url, timeout=5, headers={"authorization": f"Bearer {token}"}).raise_for_status().json()
-    return sum(told["state"] == "told" for told in page["told"]), len(page["heard"])
+    return sum(one["state"] == "connected" for one in page["outgoing"]), len(page["incoming"])
 
 
 def know_each_other(turnout: Installation) -> list[dict[str, object]]:

@@ -33,12 +33,12 @@ ACCOUNT: dict[str, Any] = {
         {
             "kind": "chosen", "afterSeconds": 0.001, "decode": "d", "prefill": "p", "local": None, "sentence": "because",
             "candidates": [
-                {"backend": "d", "half": "decode", "chosen": True, "figures": {"queue": 0.25, "cachedTokens": 512}},
-                {"backend": "d2", "half": "decode", "chosen": False, "figures": {"queue": 1.5}},
+                {"backend": "d", "role": "decode", "chosen": True, "figures": {"queue": 0.25, "cachedTokens": 512}},
+                {"backend": "d2", "role": "decode", "chosen": False, "figures": {"queue": 1.5}},
             ],
         },
         {
-            "kind": "failed", "afterSeconds": 0.01, "half": "prefill", "backend": "p0", "fault": "reset", "message": "gone",
+            "kind": "failed", "afterSeconds": 0.01, "role": "prefill", "backend": "p0", "fault": "reset", "message": "gone",
         },
     ],
 }  # fmt: skip
@@ -82,9 +82,9 @@ def test_an_account_reads_from_top_to_bottom() -> None:
     assert places == sorted(places)
     assert "used not told" in text
     header, chosen, other = (
-        line.split() for line in text.splitlines() if " half " in line or " decode " in line[14:24]
+        line.split() for line in text.splitlines() if " role " in line or " decode " in line[14:24]
     )
-    assert header == ["half", "backend", "queue", "cachedTokens"]
+    assert header == ["role", "backend", "queue", "cachedTokens"]
     assert chosen == ["*", "decode", "d", "0.25", "512"]
     assert other == ["decode", "d2", "1.5"]
 

@@ -65,7 +65,7 @@ async def test_a_decision_can_be_looked_up_afterwards(tmp_path: Path) -> None:
     assert account["estimated"] == {"promptTokens": 500, "outputTokens": 9}
     (step,) = account["steps"]
     assert (step["decode"], step["prefill"]) == (decode.id, prefill.id)
-    assert [(c["backend"], c["half"], c["chosen"]) for c in step["candidates"]] == [
+    assert [(c["backend"], c["role"], c["chosen"]) for c in step["candidates"]] == [
         (decode.id, "decode", True),
         (prefill.id, "prefill", True),
     ]

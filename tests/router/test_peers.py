@@ -270,8 +270,12 @@ async def test_a_router_does_not_talk_to_itself_and_says_who_is_there(tmp_path: 
         await knowing(running, 2)
         for r in running:
             page = (await r.admin.get("/admin/peers")).json()
-            assert sorted(told["state"] for told in page["told"]) == ["this router itself", "told", "told"]
-            assert len({heard["identity"] for heard in page["heard"]} - {page["identity"]}) == 2
+            assert sorted(one["state"] for one in page["outgoing"]) == [
+                "connected",
+                "connected",
+                "this router itself",
+            ]
+            assert len({one["identity"] for one in page["incoming"]} - {page["identity"]}) == 2
             assert page["requestsOfOthers"] == 0
 
 
@@ -309,7 +313,7 @@ async def test_routers_with_different_fleets_do_not_confuse_each_other(tmp_path:
             async def counted() -> bool:
                 name = "turnout_router_peer_messages_ignored_total"
                 unknown = await a.metric(name, reason="unknown_deployment")
-                return unknown == 20 and await a.metric(name, reason="unbooked") > 0
+                return unknown == 20 and await a.metric(name, reason="unknown_request") > 0
 
             await eventually_async(counted)
             await hears(a, 0)

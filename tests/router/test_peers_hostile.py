@@ -237,7 +237,7 @@ async def test_a_wrong_secret_is_refused_on_either_side(tmp_path: Path) -> None:
 
         await eventually_async(refused)
         for r in running:
-            assert await r.metric("turnout_router_peers", direction="told") == 0
+            assert await r.metric("turnout_router_peers", direction="outgoing") == 0
             assert (await r.chat("hello " * 1000)).status_code == 200
             assert await r.metric("turnout_router_peer_messages_total", direction="received") == 0
 

@@ -549,7 +549,7 @@ async def test_routers_find_and_tell_each_other_after_a_failure(
                     [
                         await r.metric("turnout_router_peers", direction=direction) == 1
                         for r in (one, other)
-                        for direction in ("told", "heard")
+                        for direction in ("outgoing", "incoming")
                     ]
                 )
 

@@ -73,7 +73,7 @@ def test_a_choice_says_what_it_minimised() -> None:
     """Every candidate with its figures, cheapest first in each half, and a sentence of it."""
     reason = chosen().reason
     assert reason is not None
-    assert [(c.backend, c.half, c.chosen, c.figures[0]) for c in reason.candidates()] == [
+    assert [(c.backend, c.phase, c.chosen, c.figures[0]) for c in reason.candidates()] == [
         ("d2", "decode", True, ("tokensInFlight", 90)),
         ("d1", "decode", False, ("tokensInFlight", 500)),
         ("p1", "prefill", True, ("tokensInFlight", 0)),

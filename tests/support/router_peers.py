@@ -48,7 +48,7 @@ async def knowing(running: list[Running], peers: int) -> None:
             [
                 await r.metric("turnout_router_peers", direction=direction) == peers
                 for r in running
-                for direction in ("told", "heard")
+                for direction in ("outgoing", "incoming")
             ]
         )
 

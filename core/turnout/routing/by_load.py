@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from turnout.routing.candidates import eligible
 from turnout.routing.pair import Chooser, WorkerPair
-from turnout.routing.reason import Half, LeastLoaded, Ranking
+from turnout.routing.reason import LeastLoaded, Phase, Ranking
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -78,9 +78,9 @@ class LoadChooser(Chooser):
         return WorkerPair(decode, None if prefilling is None else prefilling.chosen, local, reason)
 
 
-def _least_loaded(half: Half, backends: Sequence[Backend], loads: Mapping[str, Load]) -> Ranking:
+def _least_loaded(phase: Phase, backends: Sequence[Backend], loads: Mapping[str, Load]) -> Ranking:
     costs = []
     for backend in backends:
         load = loads.get(backend.id)
         costs.append(_IDLE if load is None else (load.tokens, load.requests, load.last_pick))
-    return Ranking(half, backends[costs.index(min(costs))], backends, costs)
+    return Ranking(phase, backends[costs.index(min(costs))], backends, costs)

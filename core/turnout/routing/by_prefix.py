@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from turnout.routing.fleet import Backend
     from turnout.routing.ledger import BackendState, Prompt
     from turnout.routing.policy import Estimate, PrefixAware
-    from turnout.routing.reason import Half
+    from turnout.routing.reason import Phase
 
 
 @mypyc_attr(acyclic=True)
@@ -54,27 +54,27 @@ class PrefixReason:
 
     def candidates(self) -> tuple[Candidate, ...]:
         """Return who was compared, cheapest first."""
-        halves: tuple[tuple[Half, Estimate | None], ...] = (
+        phases: tuple[tuple[Phase, Estimate | None], ...] = (
             ("decode", self.decode),
             ("prefill", self.prefill),
         )
         return tuple(
             Candidate(
                 backend=cost.backend,
-                half=half,
+                phase=phase,
                 chosen=cost.backend == pick.state.id,
                 figures=cost.figures(),
             )
-            for half, pick in halves
+            for phase, pick in phases
             if pick is not None
             for cost in pick.costs()
         )
 
-    def _clause(self, half: Half, pick: Estimate) -> str:
+    def _clause(self, phase: Phase, pick: Estimate) -> str:
         cached = min(pick.cached, self.prompt_tokens)
         among = "the only one" if len(pick.compared) == 1 else f"the cheapest of {len(pick.compared)}"
         return (
-            f"{half} on {pick.state.id}: about {cached} tokens cached, first token expected in {pick.wait:.3f} s, "
+            f"{phase} on {pick.state.id}: about {cached} tokens cached, first token expected in {pick.wait:.3f} s, "
             f"cost {pick.cost:.3f} s, {among}"
         )
 

@@ -181,7 +181,7 @@ def build_fleet(
     where no other namespace claims the name or had it last. What has a name in *before* keeps it in either case, as
     long as its claim stands. API keys that several budgets hold are settled alike. ``NAMESPACE/NAME`` always leads to
     that deployment: a slash is allowed in no other name. Backends of unknown deployments are left out, and those that
-    are not ready where another one can do their half: see `in_service`.
+    are not ready where another worker can do the same phase: see `in_service`.
     """
     by_age = sorted(deployments, key=lambda d: (d.created, d.key))
     known = {d.key: d for d in by_age}
@@ -304,9 +304,9 @@ def namespace_of(key: str) -> str:
 
 
 def in_service(backends: Sequence[Backend]) -> tuple[Backend, ...]:
-    """Return the backends of one deployment that may be chosen: the ready ones of each half (prefill, decoding).
+    """Return the backends of one deployment that may be chosen: the ready ones of each phase (prefill, decode).
 
-    Where no backend of a half is ready, its unready ones are the last resort. On a starved machine readiness
+    Where no backend of a phase is ready, its unready ones are the last resort. On a starved machine readiness
     probes of all of them fail together although they still serve; where they do not, trying costs one more
     refused connection before the client is told the same.
     """

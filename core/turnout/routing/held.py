@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from turnout.routing.ledger import Prompt
     from turnout.routing.policy import PairEstimate, PrefixAware
-    from turnout.routing.reason import Half
+    from turnout.routing.reason import Phase
 
 PATIENCE: Final = 60.0
 """Seconds that a second of work lets others overtake."""
@@ -28,8 +28,8 @@ TRIES: Final = 8
 """Requests that are looked at, shortest first, before all others are taken to find no place either."""
 
 
-def short_half(picks: PairEstimate) -> Half | None:
-    """Return the half that would keep a request with *picks* waiting beyond the next iteration; None where neither would.
+def blocked_phase(picks: PairEstimate) -> Phase | None:
+    """Return the phase that would keep a request with *picks* waiting beyond the next iteration; None where neither would.
 
     Never one whose backend has no request in flight: no end of one would ever ask again.
     """
@@ -44,7 +44,7 @@ def short_half(picks: PairEstimate) -> Half | None:
 
 def must_wait(picks: PairEstimate) -> bool:
     """Say whether a request with *picks* had better be held: no backend would begin with it in the next iteration."""
-    return short_half(picks) is not None
+    return blocked_phase(picks) is not None
 
 
 class Place:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from turnout.routing.fleet import Backend
 
-Half = Literal["decode", "prefill"]
+Phase = Literal["decode", "prefill"]
 
 LOCAL_SENTENCES = {
     "aggregated": "it computes prompts itself",
@@ -30,7 +30,7 @@ class Candidate:
     """A backend that was compared, and the figures by which it was, in order of weight."""
 
     backend: str
-    half: Half
+    phase: Phase
     chosen: bool
     figures: tuple[tuple[str, float], ...]
 
@@ -51,9 +51,9 @@ class Reason(Protocol):
 
 
 class Ranking(NamedTuple):
-    """The backends compared for one half of a request. `costs` stand in the same order; the least one is chosen."""
+    """The backends compared for one phase of a request. `costs` stand in the same order; the least one is chosen."""
 
-    half: Half
+    phase: Phase
     chosen: Backend
     backends: Sequence[Backend]
     costs: Sequence[tuple[int, int, int]]
@@ -63,7 +63,7 @@ class Ranking(NamedTuple):
         """One clause for people."""
         tokens, requests, _ = self.costs[self.backends.index(self.chosen)]
         among = "the only one" if len(self.costs) == 1 else f"the least of {len(self.costs)}"
-        return f"{self.half} on {self.chosen.id}: {tokens} tokens in {requests} requests in flight, {among}"
+        return f"{self.phase} on {self.chosen.id}: {tokens} tokens in {requests} requests in flight, {among}"
 
     def candidates(self) -> tuple[Candidate, ...]:
         """Return who was compared, cheapest first."""
@@ -71,7 +71,7 @@ class Ranking(NamedTuple):
         return tuple(
             Candidate(
                 backend=backend.id,
-                half=self.half,
+                phase=self.phase,
                 chosen=backend is self.chosen,
                 figures=(("tokensInFlight", tokens), ("requestsInFlight", requests), ("lastPick", last)),
             )

@@ -42,7 +42,7 @@ WINDOW_SECONDS: Final = 60.0
 """Length of the window over which traffic is counted, in the deployment's seconds."""
 MIN_WINDOW_SECONDS: Final = 10.0
 """The same in real seconds, for deployments whose time runs fast."""
-_HALVES: Final = ("prefill", "decode")
+_PHASES: Final = ("prefill", "decode")
 NO_TRAFFIC: Final = Traffic({}, 0.0, answered=False)
 NOTHING_COUNTED: Final = RouterPage()
 P = TypeVar("P")
@@ -189,7 +189,7 @@ class Collector:
         now = time.monotonic()
         state.window.add(now, {uid: page.counters for uid, (_, page) in told.items()})
         state.window.forget(frozenset(self._routers))
-        held = {half: sum(page.held.get(half, 0) for _, page in told.values()) for half in _HALVES}
+        held = {phase: sum(page.held.get(phase, 0) for _, page in told.values()) for phase in _PHASES}
         state.traffic = Traffic(state.window.sums(), state.window.span(now), bool(told), held)
         state.reads += 1
 

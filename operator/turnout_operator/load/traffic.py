@@ -23,7 +23,7 @@ class Traffic:
     answered: bool
     """Whether any router answered the last scrape."""
     held: Mapping[str, int] = field(default_factory=dict)
-    """Requests that the routers which answered hold back now, by the half that could not begin with them."""
+    """Requests that the routers which answered hold back now, by the phase that cannot start them."""
 
     @property
     def is_quiet(self) -> bool:

@@ -108,7 +108,7 @@ class Endpoint:
     - `needs`: what is checked before a worker is bothered; `refused`: fields that cannot be honoured, and why.
     - `prompt`: the fields in which the prompt lies, for estimating its length.
     - `output_caps`: fields that bound the output, the first one that is given counts; () where nothing is generated.
-    - `prefill`: how the prefill half is asked; None where prompt and answer cannot be parted.
+    - `prefill`: how a prefill worker is asked; None where prompt and answer cannot be separated.
     - `stream`: how a stream is read: `chunks` of OpenAI's completions, or typed events; None: never streamed.
     - `usage`: where a whole answer's tokens stand.
     - `serves`: whether the engine computes something; what only counts tokens is no sign of load or goodput.

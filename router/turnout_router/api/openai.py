@@ -1,7 +1,7 @@
 """Requests for a model: what the router reads of them, and what it changes for the worker.
 
 Changed for every worker: engine-internal fields of clients are taken out, the model's name is one that the worker
-knows, and a stream of chunks is asked for its usage. Changed for the prefill half besides: as in vLLM's pull mode
+knows, and a stream of chunks is asked for its usage. Changed for the prefill worker besides: as in vLLM's pull mode
 (one token, not streamed, `kv_transfer_params` that ask to keep the cache for another worker).
 """
 
@@ -66,7 +66,7 @@ class Completion:
     """One request for a model, understood.
 
     `body` is the client's object without engine-internal fields and is never changed; all lists, objects and long texts in it are
-    JSON already (`orjson.Fragment`), so that they are written once for both halves, and what is kept of a request is no
+    JSON already (`orjson.Fragment`), so that they are written once for both workers, and what is kept of a request is no
     larger than what came; only `stream_options` stays an object. `prompt` is the JSON of the prompt's fields, in the
     endpoint's order, which is hashed as well; `prompt_tokens` is an estimate; `wants_usage` says whether the client asked a stream of chunks for its usage itself. `local` is why
     no prefill worker can take part, None where one can. `size_bytes` is what the client sent.
@@ -271,10 +271,10 @@ def capped(request: Completion, most_tokens: int | None) -> Completion:
 
 
 def prefill_body(request: Completion, backend: Backend) -> bytes:
-    """Return the body for the prefill worker. Raise ValueError where the endpoint knows no prefill half."""
+    """Return the body for the prefill worker. Raise ValueError where the endpoint has no prefill phase."""
     form = request.endpoint.prefill
     if form is None:
-        raise ValueError(f"{request.endpoint.path.decode()} has no prefill half")
+        raise ValueError(f"{request.endpoint.path.decode()} has no prefill phase")
     body = request.body | {"stream": False, form.cap: 1, "kv_transfer_params": KEEP_CACHE}
     body["model"] = _name_for(request.model, backend)
     for name in form.caps_if_given:

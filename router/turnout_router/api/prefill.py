@@ -1,4 +1,4 @@
-"""The prefill half of a request: what must be right before a prompt is computed, and what a prefill worker hands out.
+"""The prefill phase of a request: what must be right before a prompt is computed, and what a prefill worker hands out.
 
 Not compiled: msgspec reads the annotations of its structures, which mypyc leaves out.
 """

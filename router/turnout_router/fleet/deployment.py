@@ -153,7 +153,7 @@ class DeploymentRuntime:
         elif queue is not None:
             queue.advance()
         else:
-            counts = {half: Standing(self.clock.now) for half in ("prefill", "decode")}
+            counts = {phase: Standing(self.clock.now) for phase in ("prefill", "decode")}
             self.metrics.held = counts
             self.dispatch = DispatchQueue(
                 policy, counts, self.clock, self._parts.clock, lambda: self.admission.wait_seconds

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from turnout.routing.held import Held, short_half
+from turnout.routing.held import Held, blocked_phase
 from turnout_router.errors import overloaded
 from turnout_router.fleet.claims import Claim
 from turnout_router.http1.drive import Signal
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from turnout.routing.held import Place
     from turnout.routing.ledger import Prompt
     from turnout.routing.policy import PairEstimate, PrefixAware
-    from turnout.routing.reason import Half
+    from turnout.routing.reason import Phase
     from turnout_router.fleet.claims import Claimant
     from turnout_router.fleet.clock import DeploymentClock
     from turnout_router.metrics import Standing
@@ -34,11 +34,11 @@ the end of another router's request is no event here."""
 class _Waiter:
     """One request that waits, and what wakes it."""
 
-    __slots__ = ("half", "place", "request", "signal")
+    __slots__ = ("phase", "place", "request", "signal")
 
-    def __init__(self, request: Claimant, half: Half, place: Place, signal: Signal) -> None:
+    def __init__(self, request: Claimant, phase: Phase, place: Place, signal: Signal) -> None:
         self.request: Final = request
-        self.half: Final = half
+        self.phase: Final = phase
         self.place: Final = place
         self.signal: Final = signal
 
@@ -93,7 +93,7 @@ class DispatchQueue(Claim):
         pair = request.pair
         if pair is None or pair.estimate is None:
             return True
-        return not self._waiters and short_half(pair.estimate) is None
+        return not self._waiters and blocked_phase(pair.estimate) is None
 
     async def acquire(self, request: Claimant) -> None:
         """Return once a worker can start *request*, with these workers as its `pair`; None where there are none any more.
@@ -112,13 +112,13 @@ class DispatchQueue(Claim):
     async def _wait(self, request: Claimant, seconds: float) -> None:
         loop = asyncio.get_running_loop()
         prompt, pair = request.prompt, request.pair
-        half: Half = "decode"
+        phase: Phase = "decode"
         if pair is not None and pair.estimate is not None:
-            half = short_half(pair.estimate) or ("decode" if pair.prefill is None else "prefill")
+            phase = blocked_phase(pair.estimate) or ("decode" if pair.prefill is None else "prefill")
         place = self._held.push(prompt, self._clock.now())
-        waiter = _Waiter(request, half, place, Signal(loop))
+        waiter = _Waiter(request, phase, place, Signal(loop))
         self._waiters[prompt] = waiter
-        self._counts[half].add(1)
+        self._counts[phase].add(1)
         refusal = overloaded(f"no worker could begin with this request within {seconds:g} s", "queue_timeout")
         alarm = loop.call_later(seconds, waiter.signal.set, refusal)
         try:
@@ -190,7 +190,7 @@ class DispatchQueue(Claim):
 
     def _leave(self, prompt: Prompt, waiter: _Waiter) -> None:
         del self._waiters[prompt]
-        self._counts[waiter.half].add(-1)
+        self._counts[waiter.phase].add(-1)
         if not self._waiters and self._tick is not None:
             self._tick.cancel()
             self._tick = None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turnout.routing import Backend, WorkerPair
-    from turnout.routing.reason import Half
+    from turnout.routing.reason import Phase
     from turnout_router.errors import UpstreamError
     from turnout_router.outcome import Outcome, TokenUsage
 
@@ -43,13 +43,13 @@ class Chosen:
 
 @mypyc_attr(acyclic=True)
 class Failed:
-    """A worker failed its half of a request."""
+    """A worker failed its phase of a request."""
 
-    __slots__ = ("at", "backend", "fault", "half", "message")
+    __slots__ = ("at", "backend", "fault", "message", "phase")
 
-    def __init__(self, at: float, half: Half, backend: Backend, fault: str, message: str) -> None:
+    def __init__(self, at: float, phase: Phase, backend: Backend, fault: str, message: str) -> None:
         self.at: Final = at
-        self.half: Final = half
+        self.phase: Final = phase
         self.backend: Final = backend
         self.fault: Final = fault
         self.message: Final = message
@@ -110,9 +110,9 @@ class Decision:
         """Note how it ended."""
         self.outcome = outcome
 
-    def failed(self, at: float, half: Half, backend: Backend, error: UpstreamError) -> None:
+    def failed(self, at: float, phase: Phase, backend: Backend, error: UpstreamError) -> None:
         """Note a failure; of the error only its words are kept, for it would keep its frames."""
-        self.steps.append(Failed(at, half, backend, error.fault, str(error)))
+        self.steps.append(Failed(at, phase, backend, error.fault, str(error)))
 
     @property
     def sentence(self) -> str:
@@ -120,7 +120,7 @@ class Decision:
         parts, failures = "", []
         for step in self.steps:
             if isinstance(step, Failed):
-                failures.append(f"{step.half} on {step.backend.id} failed before ({step.fault})")
+                failures.append(f"{step.phase} on {step.backend.id} failed before ({step.fault})")
             elif step.reason is not None:
                 parts = step.reason.sentence
         held = (
@@ -239,7 +239,7 @@ def _step(step: Chosen | Failed, seconds: float | None) -> dict[str, Any]:
         return {
             "kind": "failed",
             "afterSeconds": seconds,
-            "half": step.half,
+            "role": step.phase,
             "backend": step.backend.id,
             "fault": step.fault,
             "message": step.message,
@@ -255,7 +255,7 @@ def _step(step: Chosen | Failed, seconds: float | None) -> dict[str, Any]:
         "candidates": [
             {
                 "backend": candidate.backend,
-                "half": candidate.half,
+                "role": candidate.phase,
                 "chosen": candidate.chosen,
                 "figures": dict(candidate.figures),
             }

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from turnout.routing import Backend, WorkerPair
     from turnout.routing.admission import Tier
     from turnout.routing.candidates import LocalReason
-    from turnout.routing.reason import Half
+    from turnout.routing.reason import Phase
     from turnout_router.api.identity import Identity
     from turnout_router.api.openai import Completion
     from turnout_router.api.usage import Tap, Usage
@@ -273,10 +273,10 @@ class ServedRequest(Claimant):
             return from_upstream(self.attempts.failure)
         return unavailable(f"No worker of {self.deployment.key} is ready.")
 
-    def note_failure(self, half: Half, backend: Backend, error: UpstreamError) -> None:
+    def note_failure(self, phase: Phase, backend: Backend, error: UpstreamError) -> None:
         """Note that *backend* has failed its part of the request."""
         self.attempts.failure = error
-        self.decision.failed(self.clock(), half, backend, error)
+        self.decision.failed(self.clock(), phase, backend, error)
 
     def prefilled_locally(self, reason: LocalReason) -> None:
         """Count a prompt that the decode worker computes itself."""

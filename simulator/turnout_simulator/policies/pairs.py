@@ -1,4 +1,4 @@
-"""Policies for prefill/decode pools: a peer's rule for each half, and Turnout's choice of the pair."""
+"""Policies for prefill/decode pools: a peer's rule for each phase, and Turnout's choice of the pair."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOCAL_BELOW_TOKENS: Final = 256
 
 _PREFILL: Final = 0
 _DECODE: Final = 1
-"""The halves of a request, as they are numbered when others are told of them."""
+"""The phases of a request, as they are numbered in reports to other routers."""
 
 
 class TwoPools:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
 UNKNOWN_DEPLOYMENT: Final = "unknown_deployment"
-UNBOOKED: Final = "unbooked"
+UNKNOWN_REQUEST: Final = "unknown_request"
 
 
 class PeerCounts:
@@ -25,7 +25,7 @@ class PeerCounts:
         self.requests = 0
         self.sent = 0
         self.received = 0
-        self.ignored: dict[str, int] = {UNKNOWN_DEPLOYMENT: 0, UNBOOKED: 0}
+        self.ignored: dict[str, int] = {UNKNOWN_DEPLOYMENT: 0, UNKNOWN_REQUEST: 0}
         self.ended: dict[str, int] = {}
 
     def end(self, fault: str) -> None:
@@ -35,8 +35,8 @@ class PeerCounts:
     def collect(self) -> Iterator[Metric]:
         """Return all that is counted."""
         peers = gauge_family(catalogue.ROUTER_PEERS)
-        peers.add_metric(["told"], self.telling)
-        peers.add_metric(["heard"], self.hearing)
+        peers.add_metric(["outgoing"], self.telling)
+        peers.add_metric(["incoming"], self.hearing)
         yield peers
         requests = gauge_family(catalogue.ROUTER_PEER_REQUESTS)
         requests.add_metric([], self.requests)

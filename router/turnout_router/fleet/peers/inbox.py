@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from turnout.routing.ledger import Prompt
 from turnout.routing.peers import PeerBook
-from turnout_router.fleet.peers.counts import UNBOOKED, UNKNOWN_DEPLOYMENT
+from turnout_router.fleet.peers.counts import UNKNOWN_DEPLOYMENT, UNKNOWN_REQUEST
 from turnout_router.fleet.peers.messages import Expected, FirstToken, Sent
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Inbox:
         self._book = PeerBook(MOST_REQUESTS, MOST_BLOCKS)
 
     def __len__(self) -> int:
-        """Return how many halves of requests the peer has open."""
+        """Return how many phases of requests the peer has open."""
         return len(self._book)
 
     def take(self, messages: Sequence[Message]) -> None:
@@ -75,4 +75,4 @@ class Inbox:
         if not self._book.sent(
             message.number, ledger, message.backend, prompt, message.matched, message.seconds, now, scale
         ):
-            self._counts.ignored[UNBOOKED] += 1
+            self._counts.ignored[UNKNOWN_REQUEST] += 1

@@ -158,7 +158,7 @@ class Link:
         self._held = []
         before = self._outbox.begin(self)
         self._counts.telling += 1
-        self.state = "told"
+        self.state = "connected"
         _LOG.info("peer %s:%d is told, of %d messages to begin with", *self.address, len(before))
         living = self._supervisor.once(PEER, self._live(writer), detail=f"signs of life to {self.address[0]}")
         # Without them the other side would take this router for gone, only later.

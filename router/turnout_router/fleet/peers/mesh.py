@@ -83,11 +83,11 @@ class Mesh:
         """Return who is told and who is heard, for people."""
         return {
             "identity": self._identity.number.hex(),
-            "told": [
+            "outgoing": [
                 {"address": f"{host}:{port}", "state": link.state}
                 for (host, port), (link, _) in self._links.items()
             ],
-            "heard": self._hearing.describe(),
+            "incoming": self._hearing.describe(),
             "requestsOfOthers": self.counts.requests,
         }
 
