@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from turnout.engine import Engine, EngineRequest, EngineSettings, Finished
+from turnout.simulation import Engine, EngineRequest, EngineSettings, Finished
 from turnout.sizing.latency import UnknownLatency, latency_model
 from turnout_devcluster.processes import dying_with_parent
 from turnout_simulator.generate import generate
@@ -29,7 +29,7 @@ from turnout_simulator.traces import BLOCK_TOKENS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from turnout.engine import Event
+    from turnout.simulation import Event
 
 MODEL = "hf://meta-llama/Llama-3.1-8B-Instruct"
 ACCELERATOR = "H100-SXM"

@@ -1,4 +1,4 @@
-"""Compare routing policies on a trace, replayed in virtual time over engines of `turnout.engine`.
+"""Compare routing policies on a trace, replayed in virtual time over engines of `turnout.simulation`.
 
     python benchmarks/routing/compare.py --trace FILE [--quick]
 

@@ -1,4 +1,4 @@
-"""Several engines of `turnout.engine` in one virtual time: whoever has something to do next goes first."""
+"""Several engines of `turnout.simulation` in one virtual time: whoever has something to do next goes first."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from turnout_simulator.policies.port import Sample
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from turnout.engine import Engine, EngineRequest, Event
+    from turnout.simulation import Engine, EngineRequest, Event
 
 
 class EngineFleet:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import TYPE_CHECKING, Final
 
-from turnout.engine import (
+from turnout.simulation import (
     Engine,
     EngineRequest,
     EngineSettings,
@@ -20,7 +20,7 @@ from turnout.engine import (
     Finished,
     FirstToken,
 )
-from turnout.engine.kv import KvCache
+from turnout.simulation.kv import KvCache
 from turnout.sizing.latency import LatencyModel, UnknownLatency, latency_model
 from turnout_simulator.fleet import EngineFleet
 from turnout_simulator.outcomes import Outcome

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnout.engine.kv import Holding, KvCache
 from turnout.routing.prefix import PrefixIndex
 from turnout.routing.shadow import LEAST_SHARE, ShadowCache
+from turnout.simulation.kv import Holding, KvCache
 
 
 def chain(conversation: int, blocks: int) -> tuple[int, ...]:

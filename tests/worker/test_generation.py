@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from turnout.engine import Finished
+from turnout.simulation import Finished
 from turnout_worker import openai
 from turnout_worker.completions import CompletionForm
 from turnout_worker.errors import error_body

@@ -165,7 +165,7 @@ async def test_an_engine_that_raises_is_not_driven_on(
 def test_a_worker_whose_engine_fails_ends_and_says_why() -> None:
     """The process ends with status 1, so that its pod starts anew; what ran ends with an error, and the log names it."""
     code = (
-        "from turnout.engine import Engine; from turnout_worker.main import main; advance = Engine.advance\n"
+        "from turnout.simulation import Engine; from turnout_worker.main import main; advance = Engine.advance\n"
         "def broken(self, now):\n"
         "    if self.stats().counters.generation_tokens > 20: raise KeyError('a block that is not there')\n"
         "    return advance(self, now)\n"

@@ -12,13 +12,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
-from turnout.engine import Decoded, Engine, Fetch, Finished, FirstToken, LeaseExpired, Preempted
+from turnout.simulation import Decoded, Engine, Fetch, Finished, FirstToken, LeaseExpired, Preempted
 from turnout_worker.errors import EngineLoopError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from turnout.engine import EngineRequest, EngineStats, Event
+    from turnout.simulation import EngineRequest, EngineStats, Event
     from turnout.sizing.latency import LatencyModel
     from turnout_worker.clock import ScaledClock
     from turnout_worker.kvevents import CacheEvents

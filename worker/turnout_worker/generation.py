@@ -16,7 +16,7 @@ from turnout_worker.text import TOKEN_BYTES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from turnout.engine import Finished
+    from turnout.simulation import Finished
     from turnout_worker.answer import Form
     from turnout_worker.errors import AnswerError
     from turnout_worker.http import Exchange

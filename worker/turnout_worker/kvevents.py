@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import zmq
 
-from turnout.engine import BlocksCached, BlocksEvicted
+from turnout.simulation import BlocksCached, BlocksEvicted
 from turnout_worker.errors import ConfigurationError
 from turnout_worker.text import TOKEN_BYTES, token_ids
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from turnout.engine import EngineRequest, JournaledKvCache
-    from turnout.engine.journal import Entry
+    from turnout.simulation import EngineRequest, JournaledKvCache
+    from turnout.simulation.journal import Entry
     from turnout_worker.settings import KvEventsSettings
 
 _log = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from turnout.metrics import (
 )
 
 if TYPE_CHECKING:
-    from turnout.engine import EngineSettings, EngineStats, Finished, FirstToken
     from turnout.metrics import Metric
+    from turnout.simulation import EngineSettings, EngineStats, Finished, FirstToken
 
 TASKS: Final = (
     "callback", "engine", "kv_events", "kv_fetch", "kv_replay", "request", "side_channel",

@@ -11,8 +11,8 @@ from uuid import uuid4
 
 import uvloop
 
-from turnout.engine import Engine, JournaledKvCache
-from turnout.engine.kv import KvCache
+from turnout.simulation import Engine, JournaledKvCache
+from turnout.simulation.kv import KvCache
 from turnout_runtime.supervision import Supervisor
 from turnout_worker.application import WorkerApplication
 from turnout_worker.clock import ScaledClock

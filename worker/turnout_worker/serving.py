@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import orjson
 
-from turnout.engine import DuplicateRequestError, EngineRequest, QueueFullError, RequestTooLargeError
+from turnout.simulation import DuplicateRequestError, EngineRequest, QueueFullError, RequestTooLargeError
 from turnout_worker import body, errors, inputs, messages, openai, pooling, responses, text
 from turnout_worker.completions import CompletionForm
 from turnout_worker.errors import (
@@ -24,7 +24,7 @@ from turnout_worker.errors import (
 from turnout_worker.generation import Answer, Generation
 
 if TYPE_CHECKING:
-    from turnout.engine import Finished
+    from turnout.simulation import Finished
     from turnout_runtime.supervision import Supervisor
     from turnout_worker.answer import Form
     from turnout_worker.body import Kind

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from turnout.engine import EngineSettings, SettingsError
+from turnout.simulation import EngineSettings, SettingsError
 from turnout.sizing.capacity import Misfit, fits
 from turnout.sizing.latency import LatencyModel, UnknownLatency, latency_model
 from turnout.sizing.models import MODELS

@@ -1,6 +1,6 @@
 """What a backend's prefix cache holds, as far as a router can tell from what it has sent there.
 
-A shadow follows the engine's own rules (`turnout.engine.kv`): blocks of running requests stay, the others go least
+A shadow follows the engine's own rules (`turnout.simulation.kv`): blocks of running requests stay, the others go least
 recently used first, the deepest of a prompt before its beginning; tokens of answers take room, too. It takes every
 request as admitted when it is sent, so it is off by what waits in the engine's queue. The answer's usage says how
 many tokens really were cached, and by that the shadow's capacity is corrected: an engine that forgets sooner than

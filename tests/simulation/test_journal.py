@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from turnout.engine import (
+from turnout.simulation import (
     BlocksCached,
     BlocksEvicted,
     CacheCleared,
@@ -21,7 +21,7 @@ from turnout.sizing.latency import LatencyModel
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from turnout.engine.journal import Entry
+    from turnout.simulation.journal import Entry
 
 LATENCY = LatencyModel(0.0045, 1.7e-5, 5e-10, 0.0064, 1e-5, 4e-8)
 BLOCK = 4

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from turnout.engine.kv import Holding, KvCache
+from turnout.simulation.kv import Holding, KvCache
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from turnout.engine.errors import SettingsError
+from turnout.simulation.errors import SettingsError
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 """vLLM's ``finished_reason``."""

@@ -1,15 +1,15 @@
 """A model of an inference engine for simulation: KV cache, batching and latencies in virtual time."""
 
-from turnout.engine.engine import Engine
-from turnout.engine.errors import (
+from turnout.simulation.engine import Engine
+from turnout.simulation.errors import (
     DuplicateRequestError,
     EngineError,
     QueueFullError,
     RequestTooLargeError,
     SettingsError,
 )
-from turnout.engine.journal import BlocksCached, BlocksEvicted, CacheCleared, JournaledKvCache
-from turnout.engine.request import (
+from turnout.simulation.journal import BlocksCached, BlocksEvicted, CacheCleared, JournaledKvCache
+from turnout.simulation.request import (
     Decoded,
     EngineRequest,
     EngineSettings,
@@ -21,7 +21,7 @@ from turnout.engine.request import (
     LeaseExpired,
     Preempted,
 )
-from turnout.engine.stats import Counters, EngineStats
+from turnout.simulation.stats import Counters, EngineStats
 
 __all__ = [
     "BlocksCached",

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from turnout.engine import (
+from turnout.simulation import (
     Engine,
     EngineRequest,
     EngineSettings,
@@ -17,7 +17,7 @@ from turnout.engine import (
     Finished,
     FirstToken,
 )
-from turnout.engine.steps import Steps
+from turnout.simulation.steps import Steps
 from turnout.sizing.latency import LatencyModel
 
 LATENCY = LatencyModel(0.0045, 1.7e-5, 5e-10, 0.0064, 1e-5, 4e-8)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
-from turnout.engine.kv import Holding
-from turnout.engine.request import Finished
+from turnout.simulation.kv import Holding
+from turnout.simulation.request import Finished
 
 if TYPE_CHECKING:
-    from turnout.engine.request import EngineRequest, FinishReason
+    from turnout.simulation.request import EngineRequest, FinishReason
 
 
 class State(Enum):

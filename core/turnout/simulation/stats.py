@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
-from turnout.engine.request import FinishReason  # noqa: TC001 - dataclass fields
+from turnout.simulation.request import FinishReason  # noqa: TC001 - dataclass fields
 
 
 @dataclass(slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from turnout.engine import (
+from turnout.simulation import (
     Decoded,
     DuplicateRequestError,
     Engine,

@@ -7,7 +7,7 @@ first served, as long as budget, sequences and blocks last. One simplification: 
 is admitted, not chunk by chunk.
 
 Nothing here looks at a clock. The driver says what time it is, with times that never go back; what the engine did up
-to then comes back as events. Iterations over an unchanging batch are advanced together (`turnout.engine.steps`), so
+to then comes back as events. Iterations over an unchanging batch are advanced together (`turnout.simulation.steps`), so
 the cost of a run of decode steps does not depend on their number.
 """
 
@@ -18,9 +18,9 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import TYPE_CHECKING, Final, Literal
 
-from turnout.engine.errors import DuplicateRequestError, QueueFullError, RequestTooLargeError
-from turnout.engine.kv import Holding, KvCache
-from turnout.engine.request import (
+from turnout.simulation.errors import DuplicateRequestError, QueueFullError, RequestTooLargeError
+from turnout.simulation.kv import Holding, KvCache
+from turnout.simulation.request import (
     Decoded,
     EngineRequest,
     EngineSettings,
@@ -31,9 +31,9 @@ from turnout.engine.request import (
     LeaseExpired,
     Preempted,
 )
-from turnout.engine.sequence import Sequence, State
-from turnout.engine.stats import Counters, EngineStats
-from turnout.engine.steps import Steps
+from turnout.simulation.sequence import Sequence, State
+from turnout.simulation.stats import Counters, EngineStats
+from turnout.simulation.steps import Steps
 
 if TYPE_CHECKING:
     from turnout.sizing.latency import LatencyModel
@@ -44,7 +44,7 @@ _IDLE: Final = Steps(0.0, 1.0, 0.0, 0)
 class Engine:
     """One engine. Drive it by `submit`, `abort`, `deliver`, `release` and `advance`, in the order of time.
 
-    *cache* is an empty one of `settings.kv_blocks` blocks, for who wants to read along (`turnout.engine.journal`).
+    *cache* is an empty one of `settings.kv_blocks` blocks, for who wants to read along (`turnout.simulation.journal`).
     """
 
     def __init__(self, settings: EngineSettings, latency: LatencyModel, cache: KvCache | None = None) -> None:
