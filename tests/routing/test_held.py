@@ -126,15 +126,15 @@ def test_a_request_that_waits_for_one_backend_does_not_block_the_others() -> Non
 
 
 def test_those_who_wait_count_as_overload() -> None:
-    """The affinity grows with the requests held as with those sent."""
+    """The congestion weight grows with the requests held as with those sent."""
     policy = router("a", "b")
     send(policy, prompt(1, 60))
     send(policy, prompt(2, 60))
-    before = chooser(policy)(prompt(3, 10)).decode.compared[0].affinity
+    before = chooser(policy)(prompt(3, 10)).decode.compared[0].congestion
     held = Held(policy)
     for each in range(10):
         held.push(prompt(10 + each, 10), 0.0)
-    assert chooser(policy)(prompt(3, 10)).decode.compared[0].affinity > 2 * before
+    assert chooser(policy)(prompt(3, 10)).decode.compared[0].congestion > 2 * before
 
 
 def test_who_leaves_is_forgotten() -> None:

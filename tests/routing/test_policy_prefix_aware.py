@@ -230,7 +230,13 @@ def test_the_reasons_add_up_and_agree_with_the_choice() -> None:
     costs = pick.costs()
     for each in costs:
         total = (
-            each.queue + each.prefill + each.affinity + each.decode + each.kv_wait + each.adapter - each.home
+            each.queue
+            + each.prefill
+            + each.congestion
+            + each.decode
+            + each.kv_wait
+            + each.adapter
+            - each.affinity_bonus
         )
         assert each.total == pytest.approx(total)
     assert [each.total for each in costs] == sorted(each.total for each in costs)

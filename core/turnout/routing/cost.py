@@ -2,20 +2,20 @@
 
 ::
 
-    cost = queue + (1 + affinity) * prefill + decode + kv_wait + adapter - home
+    cost = queue + (1 + congestion) * prefill + decode + kv_wait + adapter - affinity_bonus
 
-    affinity = 1 + 7 * mean over backends of min(waiting, 2 * fewest waiting + 1), in prompts without a first token
+    congestion = 1 + 7 * mean over backends of min(waiting, 2 * fewest waiting + 1), in prompts without a first token
     queue    = work of those prompts at this backend, less what must have been done of the first by now
     prefill  = work of the prompt's tokens that are not cached there
     decode   = 2 * decode step * (1 + (queue + prefill) / full iteration)
     kv_wait  = mean residence * max(0, (KV held + KV needed) / KV capacity - 1)
-    adapter  = time to load the LoRA adapter that the prompt asks for and the backend lacks, times 1 + affinity where
+    adapter  = time to load the LoRA adapter that the prompt asks for and the backend lacks, times 1 + congestion where
                another makes way for it; and the mean residence where running requests use all the room there is
-    home     = what is hoped to be cached at the session's home, see `turnout.routing.affinity`
+    affinity_bonus = what is expected to be cached at the session's affinity target, see `turnout.routing.session_affinity`
 
 queue + prefill + decode + kv_wait is about the time to first token, and choosing by that alone is selfish: an
 uncached prompt also takes a backend's time from everybody who comes later in the same busy period. That is what the
-affinity stands for, and why it grows with the number of those who wait: hardly any of it where backends idle, so that
+congestion stands for, and why it grows with the number of those who wait: hardly any of it where backends idle, so that
 a cached prefix never makes a request wait behind others for long; much of it under overload, where total work decides
 how fast the queues grow and where balancing perfectly recomputed prompts loses to everything else. The figures are
 what won on a conversation trace at 70, 90 and 110 % load (docs/routing-measured.md, with what lost).
@@ -30,8 +30,8 @@ from mypy_extensions import mypyc_attr
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-AFFINITY_BASE: Final = 1.0
-AFFINITY_PER_WAITING: Final = 7.0
+CONGESTION_BASE: Final = 1.0
+CONGESTION_PER_WAITING: Final = 7.0
 PROGRESS: Final = 0.85
 """Share of the elapsed time that counts as progress of the prompt under way, where nothing decodes: an iteration has
 its own overhead, and the prompt began when the iteration before it was over. What decodes take of a full iteration
@@ -47,19 +47,19 @@ ADAPTER_LOAD_SECONDS: Final = 0.5
 
 @mypyc_attr(acyclic=True)
 class Cost:
-    """One backend's cost in seconds, term by term (`affinity` being affinity * prefill).
+    """One backend's cost in seconds, term by term (`congestion` being congestion * prefill).
 
-    `total` is their sum less `home`, unless the chooser says otherwise. `waiting` are this router's prompts without a
+    `total` is their sum less `affinity_bonus`, unless the chooser says otherwise. `waiting` are this router's prompts without a
     first token there.
     """
 
     __slots__ = (
         "adapter",
-        "affinity",
+        "affinity_bonus",
         "backend",
         "cached_tokens",
+        "congestion",
         "decode",
-        "home",
         "kv_wait",
         "prefill",
         "queue",
@@ -74,7 +74,7 @@ class Cost:
         waiting: int,
         queue: float,
         prefill: float,
-        affinity: float,
+        congestion: float,
         decode: float,
         kv_wait: float,
         adapter: float,
@@ -84,12 +84,12 @@ class Cost:
         self.waiting = waiting
         self.queue = queue
         self.prefill = prefill
-        self.affinity = affinity
+        self.congestion = congestion
         self.decode = decode
         self.kv_wait = kv_wait
         self.adapter = adapter
-        self.home = 0.0
-        self.total = queue + prefill + affinity + decode + kv_wait + adapter
+        self.affinity_bonus = 0.0
+        self.total = queue + prefill + congestion + decode + kv_wait + adapter
 
     @property
     def wait(self) -> float:
@@ -102,17 +102,17 @@ class Cost:
             ("cost", round(self.total, 6)),
             ("queueSeconds", round(self.queue, 6)),
             ("prefillSeconds", round(self.prefill, 6)),
-            ("affinitySeconds", round(self.affinity, 6)),
+            ("congestionSeconds", round(self.congestion, 6)),
             ("decodeSeconds", round(self.decode, 6)),
             ("kvWaitSeconds", round(self.kv_wait, 6)),
             ("adapterSeconds", round(self.adapter, 6)),
-            ("homeSeconds", round(self.home, 6)),
+            ("affinityBonusSeconds", round(self.affinity_bonus, 6)),
             ("cachedTokens", self.cached_tokens),
             ("waiting", self.waiting),
         )
 
 
-def affinity(waiting: Sequence[float], most: float) -> float:
+def congestion_weight(waiting: Sequence[float], most: float) -> float:
     """Return the weight of work beyond the request's own waiting; *waiting* are prompts without a first token, by backend.
 
     None counts with more than *most*. Where a backend computes prompts that is twice the shortest queue and one: if one
@@ -122,4 +122,4 @@ def affinity(waiting: Sequence[float], most: float) -> float:
     total = 0.0
     for each in waiting:
         total += min(each, most)
-    return AFFINITY_BASE + AFFINITY_PER_WAITING * total / len(waiting)
+    return CONGESTION_BASE + CONGESTION_PER_WAITING * total / len(waiting)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 from mypy_extensions import mypyc_attr
 
-from turnout.routing.affinity import seed_of
 from turnout.routing.prefix import PrefixIndex
+from turnout.routing.session_affinity import seed_of
 from turnout.routing.shadow import ShadowCache
 
 if TYPE_CHECKING:
@@ -147,10 +147,10 @@ class Ticket:
 
     __slots__ = (
         "adapter",
+        "at_affinity_target",
         "block_tokens",
         "blocks",
         "expected_at",
-        "home",
         "matched",
         "private",
         "prompt_tokens",
@@ -184,8 +184,8 @@ class Ticket:
         self.running_since: float | None = None
         self.expected_at = inf
         """When its first token is taken to have come, where nobody can see it come."""
-        self.home = False
-        """Whether it was sent to its session's home, where others may have sent what this router knows nothing of."""
+        self.at_affinity_target = False
+        """Whether it was sent to its session's affinity target, where others may have sent what this router knows nothing of."""
 
     def text_tokens(self, block_tokens: int) -> int:
         """Return the prompt's length as if each of its blocks had *block_tokens* tokens: for those who know no better."""
@@ -315,7 +315,7 @@ class Ledger:
         if cached_tokens is not None:
             cached = cached_tokens * ticket.prompt_tokens // prompt_tokens if prompt_tokens else cached_tokens
             found = min(cached // ticket.block_tokens, len(ticket.blocks))
-            if found < ticket.matched or not ticket.home:
+            if found < ticket.matched or not ticket.at_affinity_target:
                 state.cache.correct(ticket.matched, found)
         state.cache.release(ticket.blocks, ticket.private)
         if ticket.adapter is not None:

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Final
 
 from mypy_extensions import mypyc_attr
 
-from turnout.routing.affinity import home_hash
 from turnout.routing.cost import (
     ADAPTER_LOAD_SECONDS,
-    AFFINITY_BASE,
+    CONGESTION_BASE,
     DECODE_WEIGHT,
     OVERBOOKED,
     PROGRESS,
     Cost,
-    affinity,
+    congestion_weight,
 )
+from turnout.routing.session_affinity import affinity_rank
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 _LEAST_WORK_SECONDS: Final = 1e-3
 
-HOME_SHARE_AT_REST: Final = 0.01
-HOME_SHARE: Final = 0.05
-HOME_SHARE_OF_OTHERS: Final = 0.2
-"""Shares of a prompt that are hoped for at its session's home. The first decides between workers that are alike, so
-that routers that know nothing of each other agree. The second is of what the affinity adds under load: where shadows
+AFFINITY_SHARE_AT_REST: Final = 0.01
+AFFINITY_SHARE: Final = 0.05
+AFFINITY_SHARE_OF_OTHERS: Final = 0.2
+"""Shares of a prompt that are expected at its session's affinity target. The first decides between workers that are alike, so
+that routers that know nothing of each other agree. The second is of what the congestion weight adds under load: where shadows
 are at a loss, it keeps a session's prompts together. The third, times others' share of all requests, is for routers
 that know only by scraping what others have sent."""
 STALL_WEIGHT: Final = 0.1
@@ -51,12 +51,22 @@ class Estimate:
     """A backend and what speaks for it: `matched` leading blocks are thought to be there, the rest takes `seconds`.
 
     `cached` is the same in tokens, where an engine's own word is known more exactly than in blocks of text.
-    `wait` are the seconds in which the first token is expected there. `at_home`: it is the session's home, where
+    `wait` are the seconds in which the first token is expected there. `at_affinity_target`: it is the session's affinity target, where
     others may have sent what this router knows nothing of. `compared` is what every backend would have cost. `backlog`
     are the seconds until the backend can begin with it, see `turnout.routing.held`.
     """
 
-    __slots__ = ("at_home", "backlog", "cached", "compared", "cost", "matched", "seconds", "state", "wait")
+    __slots__ = (
+        "at_affinity_target",
+        "backlog",
+        "cached",
+        "compared",
+        "cost",
+        "matched",
+        "seconds",
+        "state",
+        "wait",
+    )
 
     def __init__(  # noqa: PLR0917 - made for every request
         self,
@@ -69,7 +79,7 @@ class Estimate:
         compared: list[Cost],
         backlog: float,
         *,
-        at_home: bool = False,
+        at_affinity_target: bool = False,
     ) -> None:
         self.state = state
         self.matched = matched
@@ -79,7 +89,7 @@ class Estimate:
         self.wait = wait
         self.compared = compared
         self.backlog = backlog
-        self.at_home = at_home
+        self.at_affinity_target = at_affinity_target
 
     def costs(self) -> list[Cost]:
         """Return what every backend would have cost, cheapest first."""
@@ -144,7 +154,7 @@ class PrefixAware:
         ledger.advance(decodes, now)
         matches, exact = ledger.holdings(prompt)
         prefill = self._cheapest(prompt, prefills, matches, exact, now) if prefills else None
-        weight = self._affinity(decodes, now, pair=True)
+        weight = self._congestion_weight(decodes, now, pair=True)
         needed = ledger.blocks_of(prompt)
         idle = prefill is not None and not prefill.state.waiting
         margin = LOCAL_MARGIN_SECONDS if idle else 0.0
@@ -198,7 +208,7 @@ class PrefixAware:
     def sent(self, pick: Estimate, prompt: Prompt, now: float) -> Ticket:
         """Note that *prompt* has been sent as *pick* says. Report on the ticket through the ledger."""
         ticket = self.ledger.sent(pick.state, prompt, pick.matched, pick.seconds, now, pick.cached)
-        ticket.home = pick.at_home
+        ticket.at_affinity_target = pick.at_affinity_target
         return ticket
 
     def _cheapest(
@@ -210,9 +220,9 @@ class PrefixAware:
         now: float,
     ) -> Estimate:
         size = self.ledger.block_tokens
-        weight = self._affinity(states, now)
+        weight = self._congestion_weight(states, now)
         needed = self.ledger.blocks_of(prompt)
-        home = self._home(prompt, states, matches)
+        target = self._affinity_target(prompt, states, matches)
         chosen, least = states[0], inf
         best: Cost | None = None
         compared: list[Cost] = []
@@ -220,9 +230,9 @@ class PrefixAware:
             matched = matches[state.slot]
             cached = matched * size if exact is None else exact[state.slot]
             cost = self._cost(state, prompt, matched, cached, needed, weight, now)
-            if state is home:
-                cost.home = self._hope(states, cost.prefill, cost.affinity)
-                cost.total -= cost.home
+            if state is target:
+                cost.affinity_bonus = self._expected_hit_bonus(states, cost.prefill, cost.congestion)
+                cost.total -= cost.affinity_bonus
             compared.append(cost)
             if (
                 best is None
@@ -242,7 +252,7 @@ class PrefixAware:
             best.wait,
             compared,
             backlog,
-            at_home=chosen is home,
+            at_affinity_target=chosen is target,
         )
 
     def _cost(  # noqa: PLR0917 - called for every backend of every request
@@ -290,7 +300,7 @@ class PrefixAware:
             return 0.0
         return max(0.0, cost.kv_wait - OVERBOOKED * self.ledger.residence_seconds)
 
-    def _affinity(self, states: Sequence[BackendState], now: float, *, pair: bool = False) -> float:
+    def _congestion_weight(self, states: Sequence[BackendState], now: float, *, pair: bool = False) -> float:
         work_seconds = max(self.ledger.work_seconds, _LEAST_WORK_SECONDS)
         held_back = self.held_back / len(states)
         waiting: list[float] = []
@@ -301,33 +311,33 @@ class PrefixAware:
                 here += state.queue_of_others(now) / work_seconds
             waiting.append(here)
             fewest = min(fewest, here)
-        return affinity(waiting, inf if pair else 2 * fewest + 1)
+        return congestion_weight(waiting, inf if pair else 2 * fewest + 1)
 
-    def _home(
+    def _affinity_target(
         self, prompt: Prompt, states: Sequence[BackendState], matches: list[int]
     ) -> BackendState | None:
-        """Return the session's home: by the first block that this router knows no holder of. None: it knows all."""
+        """Return the session's affinity target: by the first block that this router knows no holder of. None: it knows all."""
         known = max(matches)
         if known >= len(prompt.blocks):
             return None
         block = prompt.blocks[known]
-        home, highest = None, -1
+        target, highest = None, -1
         for state in states:
-            rank = home_hash(block, state.seed)
+            rank = affinity_rank(block, state.seed)
             if rank > highest:
-                home, highest = state, rank
-        return home
+                target, highest = state, rank
+        return target
 
-    def _hope(self, states: Sequence[BackendState], prefill: float, charged: float) -> float:
-        """Return the seconds that are hoped for at the session's home."""
+    def _expected_hit_bonus(self, states: Sequence[BackendState], prefill: float, charged: float) -> float:
+        """Return the seconds that are expected at the session's affinity target."""
         own = others = 0
         for state in states:
             own += state.in_flight
             others += state.others_running
-        hope = HOME_SHARE_AT_REST * prefill + HOME_SHARE * (charged - AFFINITY_BASE * prefill)
+        bonus = AFFINITY_SHARE_AT_REST * prefill + AFFINITY_SHARE * (charged - CONGESTION_BASE * prefill)
         if others:
-            hope += HOME_SHARE_OF_OTHERS * others / (own + others) * (prefill + charged)
-        return hope
+            bonus += AFFINITY_SHARE_OF_OTHERS * others / (own + others) * (prefill + charged)
+        return bonus
 
 
 def _adapter_cost(state: BackendState, adapter: str, weight: float, residence_seconds: float) -> float:

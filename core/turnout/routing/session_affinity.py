@@ -1,8 +1,8 @@
-"""Where a session is at home: the backend that every router would name for it without asking any other.
+"""The affinity target of a session: the backend that every router names for it without asking any other.
 
 Rendezvous hashing (Thaler and Ravishankar, 1998) over the first block of the prompt that this router knows no holder
 of: after the system prompt that all share, the block that tells conversations apart. Removing a backend moves only
-the sessions that were at home there.
+the sessions whose target it was.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ def seed_of(name: str) -> int:
     return value
 
 
-def home_hash(block: int, seed: int) -> int:
-    """Return the rank of the backend with *seed* for *block*; the highest is its home.
+def affinity_rank(block: int, seed: int) -> int:
+    """Return the rank of the backend with *seed* for *block*; the highest is its affinity target.
 
     One multiplication (Fibonacci hashing): it runs for every backend of every request.
     """
