@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -208,3 +210,30 @@ def test_a_collecting_sink_keeps_a_whole_answer() -> None:
     other.end()
     for sink in (one, other):
         assert (sink.status, sink.fields, sink.body, sink.whole) == (200, ((b"a", b"b"),), b"answer", True)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+async def test_a_request_leaves_nothing_to_the_garbage_collector(tmp_path: Path, stream: bool) -> None:  # noqa: FBT001 - a parameter
+    """What is made for a request refers to nothing that refers back: else it would lie about until the next collection."""
+    async with mock_worker() as prefill, mock_worker() as decode:
+        content = config([("prefill", prefill.url), ("decode", decode.url)])
+        async with running_router(tmp_path, content, scrape_seconds=0) as r:
+            await ask(r, stream)
+            gc.collect()
+            gc.disable()
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            try:
+                for _ in range(5):
+                    await ask(r, stream)
+                gc.collect()
+                found = Counter(type(one).__name__ for one in gc.garbage if _is_ours(one))
+            finally:
+                gc.set_debug(0)
+                gc.garbage.clear()
+                gc.enable()
+            assert len(prefill.received) == len(decode.received) == 6
+            assert found == {}
+
+
+def _is_ours(value: object) -> bool:
+    return type(value).__module__.startswith(("turnout.", "turnout_router."))

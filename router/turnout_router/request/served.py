@@ -73,7 +73,6 @@ class ServedRequest(Claimant):
         "_began",
         "_claims",
         "_engine_usage",
-        "_handoff",
         "_identity",
         "_pinned",
         "_recorder",
@@ -128,7 +127,6 @@ class ServedRequest(Claimant):
         self._claims: tuple[Claim, ...] = () if pinned else deployment.claims
         self._acquired = 0
         self._shed = False
-        self._handoff: HandOff = Pull(self) if pulls else DispatchBoth(self)
         self._tap: Tap | None = None
         self._engine_usage: Usage | None = None
         self._sequence: Callable[[], int] | None = None
@@ -237,8 +235,11 @@ class ServedRequest(Claimant):
             self.decision.held_seconds = self.queued_seconds
 
     async def _serve(self) -> int:
+        # Not kept by the request: the two would refer to each other, and wait for the garbage collector.
+        pulls = self.deployment.profile.hand_off == "Pull"
+        handoff: HandOff = Pull(self) if pulls else DispatchBoth(self)
         while True:
-            pair = self._handoff.next_pair()
+            pair = handoff.next_pair()
             dispatch = self.deployment.dispatch
             if dispatch is not None:
                 self.pair = pair
@@ -247,7 +248,7 @@ class ServedRequest(Claimant):
             self._recorder.chosen(self.decision, pair)
             claim = self.deployment.begin_work(pair.decode, self.tokens, pair)
             try:
-                status = await self._handoff.attempt(pair, claim)
+                status = await handoff.attempt(pair, claim)
             finally:
                 claim.end()
             if status is not None:
