@@ -117,11 +117,16 @@ def test_names_and_keys_are_settled_over_namespaces(
         "spec": {"names": [name, f"{name}-r"], "targets": [{"deployment": "m"}]},
     }
 
-    def told(where: str, kind: str, called: str, reason: str, operator: OperatorProcess) -> str:
-        wait_until(
-            reason, lambda: ready(cluster, where, kind, called).get("reason") == reason, 30, (operator,)
-        )
-        return str(ready(cluster, where, kind, called)["message"])
+    def told(  # noqa: PLR0917 - of one test
+        where: str, kind: str, called: str, reason: str, operator: OperatorProcess, says: str = ""
+    ) -> None:
+        """Wait for *reason* with a message that holds *says*: its words may follow the reason a second later."""
+
+        def is_told() -> bool:
+            found = ready(cluster, where, kind, called)
+            return found.get("reason") == reason and says in found["message"]
+
+        wait_until(f"{reason} that says {says!r}", is_told, 30, (operator,))
 
     with OperatorProcess(cluster, home, tmp_path, arguments=flags) as operator:
         apply(cluster, namespace, plain("m", name), budget("b", digest))
@@ -133,7 +138,7 @@ def test_names_and_keys_are_settled_over_namespaces(
             (operator,),
         )
         apply(cluster, other, plain("m", name), budget("b", digest, foreign, scope="Cluster"), route)
-        assert f"served by {namespace}/m" in told(other, "llmd", "m", "ServedNameConflict", operator)
+        told(other, "llmd", "m", "ServedNameConflict", operator, f"served by {namespace}/m")
         told(other, "tokenbudget", "b", "KeyConflict", operator)
         assert get(cluster, other, "tokenbudget", "b")["status"]["acceptedKeys"] == ["k1"]
         told(other, "llmr", "r", "NameConflict", operator)
@@ -147,9 +152,9 @@ def test_names_and_keys_are_settled_over_namespaces(
         )
         apply(cluster, namespace, plain("m", name), budget("b", digest))
         told(namespace, "tokenbudget", "b", "KeysValid", operator)
-        assert f"served by {namespace}/m" in told(other, "llmd", "m", "ServedNameConflict", operator)
+        told(other, "llmd", "m", "ServedNameConflict", operator, f"served by {namespace}/m")
         apply(cluster, other, budget("b", foreign, scope="Cluster"))
-        assert f"namespace {home} alone" in told(other, "tokenbudget", "b", "ScopeNotAllowed", operator)
+        told(other, "tokenbudget", "b", "ScopeNotAllowed", operator, f"namespace {home} alone")
         # Given up by its spec, a name is free at once.
         apply(cluster, namespace, plain("m", f"{name}-2"))
         wait_until(
