@@ -188,3 +188,21 @@ async def test_a_repaired_worker_is_tried_alone(tmp_path: Path, role: str) -> No
                 return (await r.chat("Hi")).status_code == 200
 
             await eventually_async(serves, 20)
+
+
+async def test_what_a_worker_answers_is_known_after_a_client_has_left(tmp_path: Path) -> None:
+    """The exception of a request that was cancelled is not taken for what stopped the parser in a later one."""
+    async with sglang_workers("prefill", "decode") as workers:
+        _, decode = workers
+        async with running_router(tmp_path, fleet(workers)) as r:
+            decode.behaviour = "endless"
+            asking = asyncio.create_task(r.client.post("/v1/chat/completions", json=chat("Hi", stream=True)))
+            await eventually(lambda: bool(decode.received))
+            asking.cancel()
+            await eventually(lambda: decode.cancelled == 1)
+            decode.behaviour = "status"
+            body, headers = chat("Hi"), {"x-request-id": "after"}
+            answer = await r.client.post("/v1/chat/completions", json=body, headers=headers)
+            assert answer.status_code == 502
+            failed = [step for step in (await decision(r, "after"))["steps"] if step["kind"] == "failed"]
+            assert [step["fault"] for step in failed] == ["status"]

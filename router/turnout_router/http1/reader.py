@@ -77,6 +77,7 @@ class RequestReader:
         "_field_count",
         "_fields",
         "_gathered",
+        "_halted",
         "_has_body",
         "_head_checked",
         "_head_done",
@@ -124,6 +125,7 @@ class RequestReader:
         self._charged = 0
         self._body_total = 0
         self._head_total = 0
+        self._halted = False
         self._messages = 0
         self._chunks = 0
         self._target: bytes
@@ -304,7 +306,7 @@ class RequestReader:
         if self.discarding:
             if self._body_bytes > self._limits.small_body_bytes:
                 self.ended = True
-                raise _Refused
+                self.halt()
             return
         self._check_body_size(self._body_bytes)
         self._charge(size)
@@ -456,9 +458,9 @@ class RequestReader:
             self.refusal = _full()
 
     def _stopped_by(self, error: httptools.HttpParserError) -> None:
-        cause = error.__context__
-        if isinstance(error, httptools.HttpParserCallbackError) and not isinstance(cause, _Refused):
-            _LOG.error("reading a request ended in a fault of the router", exc_info=cause)
+        halted, self._halted = self._halted, False
+        if isinstance(error, httptools.HttpParserCallbackError) and not halted:
+            _LOG.error("reading a request ended in a fault of the router", exc_info=error)
             self.refusal = faulty()
         elif self.discarding:
             self.refusal = None
@@ -502,9 +504,16 @@ class RequestReader:
                 )
             )
 
+    def halt(self) -> NoReturn:
+        """Stop the parser, from one of its callbacks."""
+        self._halted = (
+            True  # the parser's error refers to what stopped it by `__context__`, which others overwrite
+        )
+        raise _Refused
+
     def _stop(self, error: ApiError) -> NoReturn:
         self.refusal = error
-        raise _Refused
+        self.halt()
 
 
 class _LateBody:
@@ -518,7 +527,7 @@ class _LateBody:
 
     def on_message_begin(self) -> None:
         if self._begun:
-            raise _Refused  # one body is all that is read here
+            self._reader.halt()  # one body is all that is read here
         self._begun = True
 
     def on_message_complete(self) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import select
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, NoReturn, Protocol, cast
 
 import httptools
 
@@ -62,6 +62,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_pending",
         "_pieces",
         "_pool",
+        "_raised",
         "_timeout_message",
         "_transport",
         "heard",
@@ -75,6 +76,9 @@ class UpstreamConnection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._parser = httptools.HttpResponseParser(self)
         self._answer: Answer | None = None
+        self._raised: BaseException | None = None
+        """What a callback of the parser has raised. The parser's own error refers to it by `__context__`, which is overwritten
+        where another exception is being handled anywhere below on the stack."""
         self._done: Signal | None = None
         self._fields: list[tuple[bytes, bytes]] = []
         self._pieces: list[bytes] = []
@@ -218,13 +222,13 @@ class UpstreamConnection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         """Raise UpstreamError, which stops the parser, where this answer has ended and something follows."""
         if self._complete:
-            raise UpstreamError("protocol", "it said more after its answer")
+            self._stop(UpstreamError("protocol", "it said more after its answer"))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take one field. Raise UpstreamError where there are too many, after a chunked body too."""
         self._field_count += 1
         if self._field_count > self._pool.limits.header_fields:
-            raise UpstreamError("protocol", "its answer has too many header fields")
+            self._stop(UpstreamError("protocol", "its answer has too many header fields"))
         if not self._head_done:
             self._fields.append((name.lower(), value))
 
@@ -241,7 +245,10 @@ class UpstreamConnection(asyncio.Protocol):
             if name in _FRAMING:
                 self._framed = True
         if self._answer is not None:
-            self._answer.on_head(status, fields)
+            try:
+                self._answer.on_head(status, fields)
+            except BaseException as error:  # noqa: BLE001 - kept, and raised again
+                self._stop(error)
 
     def on_body(self, data: bytes) -> None:
         """Keep a piece until the whole read is parsed."""
@@ -289,7 +296,7 @@ class UpstreamConnection(asyncio.Protocol):
         """Return what *error*, raised while the answer was read, means for the exchange."""
         cause: BaseException | None = error
         if isinstance(error, httptools.HttpParserCallbackError):
-            cause = error.__context__ or error  # what one of the callbacks above has raised
+            cause = self._raised or error
         if isinstance(cause, UpstreamError):
             return cause
         if isinstance(error, httptools.HttpParserUpgrade):
@@ -301,11 +308,17 @@ class UpstreamConnection(asyncio.Protocol):
         failure.__cause__ = cause
         return failure
 
+    def _stop(self, error: BaseException) -> NoReturn:
+        """Stop the parser, from one of its callbacks."""
+        self._raised = error
+        raise error
+
     def _release(self) -> Signal | None:
         done, self._done, self._answer = self._done, None, None
         self.resume()
         self._deadline = _NEVER
         self._pieces = []
+        self._raised = None
         return done
 
 
