@@ -52,7 +52,7 @@ class Settings:
         environment=ENV_WORKER_IMAGE,
     )
     router_service: str = option(
-        "turnout-router", "--router-service", "name of the router's Service, told in status.endpoint"
+        "turnout-router", "--router-service", "name of the router's Service, written to status.endpoint"
     )
     """In its own namespace."""
     admin_host: str = option(

@@ -49,7 +49,7 @@ def parser(environment: Mapping[str, str] = os.environ) -> argparse.ArgumentPars
         "--peers-port",
         type=read_port,
         metavar="PORT",
-        help="listen for other routers in front of the same workers here; for nobody else to reach "
+        help="listen here for other routers in front of the same workers; no other client should reach it "
         f"({terms.ROUTER_PEERS_PORT} where one of the next two is given)",
     )
     add(
@@ -70,7 +70,7 @@ def parser(environment: Mapping[str, str] = os.environ) -> argparse.ArgumentPars
         "--peers-secret-file",
         type=Path,
         metavar="FILE",
-        help="what only routers know; without it whoever reaches the peers port is believed",
+        help="secret that only routers know; without it the router trusts every peer that reaches the port",
     )
     add("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="what is logged")
     return found

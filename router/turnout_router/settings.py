@@ -196,7 +196,7 @@ class Settings:
     explain: ExplainMode = option(
         "keys",
         "--explain",
-        "who may ask with x-turnout-explain why a worker was chosen: keys whose TokenBudget allows it (and everybody with "
+        "which clients get the reason of a choice with x-turnout-explain: keys whose TokenBudget allows it (and everybody with "
         "--auth open), all, or nobody",
         choices=get_args(ExplainMode),
     )

@@ -18,7 +18,7 @@ MAX_CHARACTERS: Final = 16_384
 MAX_NAMES: Final = 128
 MAX_KV_TOKENS: Final = 1 << 24
 """Twice what the smallest known model has on 16 of the largest accelerators. A router keeps some memory for each block
-of a worker's KV cache, and whoever may create pods in a namespace writes this number."""
+of a worker's KV cache, and any user who may create pods in a namespace can write this number."""
 
 
 def _known(version: int) -> int:

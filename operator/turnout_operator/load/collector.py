@@ -159,7 +159,7 @@ class Collector:
             await asyncio.wait(asked)
 
     def take_news(self) -> frozenset[Key]:
-        """Return the deployments of which routers have told something new since the last call."""
+        """Return the deployments for which routers have reported something new since the last call."""
         news, self._news = frozenset(self._news), set()
         return news
 
