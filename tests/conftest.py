@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -53,6 +54,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Confi
         return
     slow = {item.path for item in items if item.get_closest_marker("cluster")}
     items.sort(key=lambda item: 0 if "end_to_end" in item.path.parts else 1 if item.path in slow else 2)
+
+
+@pytest.fixture(autouse=True)
+def no_exception_stays_handled() -> Iterator[None]:
+    """Fail a test after which the thread still counts an exception as being handled.
+
+    Compiled code does so where a coroutine is suspended in an `except` or `finally` block: every later exception gets that one
+    as its context, and its frames are kept.
+    """
+    before = sys.exc_info()[1]
+    yield
+    left = sys.exc_info()[1]
+    assert left is None or left is before, f"still being handled: {left!r}"
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

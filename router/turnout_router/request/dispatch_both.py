@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Final
 from turnout_router.api.openai import dispatched_body
 from turnout_router.errors import ApiError, Refusal, UpstreamError, from_upstream, malformed, stream_broken
 from turnout_router.request.handoff import HandOff
-from turnout_router.upstream.answers import Collected, check_status
 
 if TYPE_CHECKING:
     from turnout.routing import Backend, WorkerPair
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 _ROOMS: Final = 2**63 - 2**20
 """Rooms are numbers of 63 bits; above the first one there is space for those of further prompts and choices."""
 _NO_TRANSFER_HOST: Final = "2.2.2.2"
-_CLIENT_ERROR: Final = 400
 _AFTER_ANSWER_SECONDS: Final = 1.0
 """How long a prefill worker's answer is waited for when the decode worker's has ended: it has been due for long by then."""
 
@@ -70,19 +68,31 @@ class DispatchBoth(HandOff):
             return await self._alone(decode, body, claim)
         room = self._room_of(pair.prefill)
         loop = asyncio.get_running_loop()
-        prefilling = loop.create_task(self._prefill(pair.prefill, pair, room), name="prefill")
+        prefilling = loop.create_task(
+            request.prefill(
+                pair.prefill, pair, dispatched_body(request.completion, pair.prefill, room), repeatable=False
+            ),
+            name="prefill",
+        )
         decoding = loop.create_task(
             request.decode(
                 decode, dispatched_body(request.completion, decode, room), claim, is_first_use=False
             ),
             name="decode",
         )
+        raised: BaseException | None = None
+        status = None
         try:
-            return await self._both(pair, pair.prefill, prefilling, decoding)
-        finally:
-            for task in (prefilling, decoding):
-                task.cancel()
-            await asyncio.wait({prefilling, decoding})
+            status = await self._both(pair, pair.prefill, prefilling, decoding)
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            raised = error
+        # Not in a `finally`: see tests/house/test_compiled.py for what a wait there does in compiled code.
+        for task in (prefilling, decoding):
+            task.cancel()
+        await asyncio.wait({prefilling, decoding})
+        if raised is not None:
+            raise raised
+        return status
 
     def _room_of(self, prefill: Backend | None) -> dict[str, object]:
         """Return the fields by which two workers find each other; for one worker on trial, those of no transfer."""
@@ -113,7 +123,7 @@ class DispatchBoth(HandOff):
         self,
         pair: WorkerPair,
         prefill: Backend,
-        prefilling: asyncio.Task[None],
+        prefilling: asyncio.Task[bytes],
         decoding: asyncio.Task[int],
     ) -> int | None:
         """Return what `attempt` does. Neither task need have ended by then."""
@@ -144,31 +154,6 @@ class DispatchBoth(HandOff):
             raise error if error is not None else RuntimeError("a prefill has failed without an error")
         self._note_prefill_failure(prefill, error)
         return None
-
-    async def _prefill(self, backend: Backend, pair: WorkerPair, room: dict[str, object]) -> None:
-        """Have *backend* compute the prompt. Raise Refusal where it refuses the request (4xx), UpstreamError where it fails."""
-        request = self._request
-        completion, deployment, limits = request.completion, request.deployment, request.limits
-        answer = Collected(limits.prefill_answer_bytes + completion.size_bytes)
-        claim = deployment.begin_work(backend, completion.prompt_tokens, pair)
-        request.reached_worker = True
-        try:
-            pool = deployment.pools.of((backend.host, backend.port))
-            await pool.exchange(
-                request.post(pool.host, dispatched_body(completion, backend, room)),
-                answer,
-                seconds=deployment.health.patience(backend, limits.prefill_seconds),
-                idle_seconds=None,
-                what="the prefill",
-                repeatable=False,
-            )
-        finally:
-            claim.end()
-        check_status(answer.status, "the prefill worker")
-        if answer.status >= _CLIENT_ERROR:
-            body = completion.endpoint.dialect.error_of(answer.status, answer.body)
-            raise Refusal("the prefill worker refused the request", answer.status, body)
-        request.decision.prefilled_at = request.clock()
 
     def _note_prefill_failure(self, backend: Backend, error: UpstreamError) -> None:
         """Learn from the failure. Raise ApiError where it is the last one."""

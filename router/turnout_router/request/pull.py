@@ -16,14 +16,11 @@ from turnout_router.api.openai import decode_body, prefill_body
 from turnout_router.api.prefill import Handed, check_before_prefill, handed_in
 from turnout_router.errors import Refusal, UpstreamError, from_upstream, stream_broken
 from turnout_router.request.handoff import HandOff
-from turnout_router.upstream.answers import Collected, check_status
 
 if TYPE_CHECKING:
     from turnout.routing import Backend, WorkerPair
     from turnout_router.fleet.inflight import InFlightClaim
     from turnout_router.request.served import ServedRequest
-
-_CLIENT_ERROR = 400
 
 
 @mypyc_attr(free_list_len=1)
@@ -78,7 +75,10 @@ class Pull(HandOff):
         if handed is None and pair.prefill is not None:
             check_before_prefill(request.completion, request.deployment.context_tokens)
             try:
-                handed = await self._prefill(pair.prefill, pair)
+                answer = await request.prefill(
+                    pair.prefill, pair, prefill_body(request.completion, pair.prefill)
+                )
+                handed = handed_in(answer, pair.prefill, request.clock())
             except Refusal as refusal:
                 attempts.succeed(pair.prefill)
                 return request.refuse(pair.prefill, refusal)
@@ -101,34 +101,6 @@ class Pull(HandOff):
         if handed is not None:
             attempts.succeed(handed.backend)
         return status
-
-    async def _prefill(self, backend: Backend, pair: WorkerPair) -> Handed:
-        """Return what *backend* hands out. Raise Refusal where it refuses the request (4xx), UpstreamError where it fails."""
-        request = self._request
-        completion, deployment, limits = request.completion, request.deployment, request.limits
-        answer = Collected(limits.prefill_answer_bytes + completion.size_bytes)
-        claim = deployment.begin_work(backend, completion.prompt_tokens, pair)
-        request.reached_worker = True
-        try:
-            pool = deployment.pools.of((backend.host, backend.port))
-            await pool.exchange(
-                request.post(pool.host, prefill_body(completion, backend)),
-                answer,
-                seconds=deployment.health.patience(backend, limits.prefill_seconds),
-                idle_seconds=None,
-                what="the prefill",
-            )
-            usage = completion.endpoint.usage_of(answer.body)
-            claim.found(usage.cached, usage.prompt)
-        finally:
-            claim.end()
-        check_status(answer.status, "the prefill worker")
-        if answer.status >= _CLIENT_ERROR:
-            body = completion.endpoint.dialect.error_of(answer.status, answer.body)
-            raise Refusal("the prefill worker refused the request", answer.status, body)
-        handed = handed_in(answer.body, backend, request.clock())
-        request.decision.prefilled_at = request.clock()
-        return handed
 
     def _note_prefill_failure(self, backend: Backend, error: UpstreamError) -> None:
         self._request.note_failure("prefill", backend, error)

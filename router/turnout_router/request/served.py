@@ -14,6 +14,7 @@ from mypy_extensions import mypyc_attr
 
 from turnout_router.errors import (
     ApiError,
+    Refusal,
     UpstreamError,
     deadline_passed,
     from_upstream,
@@ -27,6 +28,7 @@ from turnout_router.request.decisions import Decision
 from turnout_router.request.dispatch_both import DispatchBoth
 from turnout_router.request.pull import Pull
 from turnout_router.request.relay import Relay
+from turnout_router.upstream.answers import Collected, check_status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
     from turnout_router.api.identity import Identity
     from turnout_router.api.openai import Completion
     from turnout_router.api.usage import Tap, Usage
-    from turnout_router.errors import Refusal
     from turnout_router.fleet.claims import Claim
     from turnout_router.fleet.deployment import DeploymentRuntime
     from turnout_router.fleet.inflight import InFlightClaim
@@ -294,6 +295,38 @@ class ServedRequest(Claimant):
         suffix = b"-%d" % retries if retries else b""
         fields = ((b"x-request-id", self._identity.sent + suffix), *self._identity.trace)
         return post(self.completion.endpoint.path, host, body, fields)
+
+    async def prefill(
+        self, backend: Backend, pair: WorkerPair, body: bytes, *, repeatable: bool = True
+    ) -> bytes:
+        """Have *backend* compute the prompt for *pair*'s decode worker, and return its answer.
+
+        *repeatable*: *body* can be sent twice. Raise Refusal for a 4xx, UpstreamError where the worker fails.
+        """
+        completion, deployment, limits = self.completion, self.deployment, self.limits
+        answer = Collected(limits.prefill_answer_bytes + completion.size_bytes)
+        claim = deployment.begin_work(backend, completion.prompt_tokens, pair)
+        self.reached_worker = True
+        try:
+            pool = deployment.pools.of((backend.host, backend.port))
+            await pool.exchange(
+                self.post(pool.host, body),
+                answer,
+                seconds=deployment.health.patience(backend, limits.prefill_seconds),
+                idle_seconds=None,
+                what="the prefill",
+                repeatable=repeatable,
+            )
+            usage = completion.endpoint.usage_of(answer.body)
+            claim.found(usage.cached, usage.prompt)
+        finally:
+            claim.end()
+        check_status(answer.status, "the prefill worker")
+        if answer.status >= _CLIENT_ERROR:
+            refused = completion.endpoint.dialect.error_of(answer.status, answer.body)
+            raise Refusal("the prefill worker refused the request", answer.status, refused)
+        self.decision.prefilled_at = self.clock()
+        return answer.body
 
     async def decode(self, backend: Backend, body: bytes, claim: InFlightClaim, *, is_first_use: bool) -> int:
         """Have *backend* answer into the sink, and return the status that it took.
