@@ -75,8 +75,9 @@ coverage: $(READY) ## Measure what the tests without a cluster cover, and that i
 	@$(BIN)/pytest -n $(JOBS) -m "not cluster" --cov --cov-report=html $(ARGS)
 
 .PHONY: check
-check: $(READY) ## Formatting, lint, types, import contracts, generated files.
-	@echo "[check] ruff, mypy, ty, import-linter, crds, settings, docs"
+check: $(READY) ## Words, formatting, lint, types, import contracts, generated files.
+	@echo "[check] codespell, ruff, mypy, ty, import-linter, crds, settings, docs"
+	@$(BIN)/codespell $$(git ls-files)
 	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
 	@$(BIN)/ty check --quiet

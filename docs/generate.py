@@ -1,6 +1,6 @@
 """Writes the pages of the reference that follow from the code: `python docs/generate.py`, with `--check` in `make check`.
 
-resources.md follows from the CRDs, metrics.md from the catalogue of metrics.
+resources.md follows from the CRDs, metrics.md from the catalog of metrics.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 
 from turnout.api.crds import custom_resource_definitions
 from turnout.api.rules import VALIDATIONS
-from turnout.metrics import CATALOGUE, LABELS, Metric, Service
+from turnout.metrics import CATALOG, LABELS, Metric, Service
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -33,7 +33,7 @@ _LONG_DEFAULT: Final = 40
 
 def pages() -> dict[str, str]:
     """Return the text of each page by its file name."""
-    return {"resources.md": resources(custom_resource_definitions()), "metrics.md": metrics(CATALOGUE)}
+    return {"resources.md": resources(custom_resource_definitions()), "metrics.md": metrics(CATALOG)}
 
 
 def resources(definitions: Mapping[str, Mapping[str, Any]]) -> str:
@@ -47,13 +47,13 @@ def resources(definitions: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def metrics(catalogue: tuple[Metric, ...]) -> str:
+def metrics(catalog: tuple[Metric, ...]) -> str:
     """Return the reference of all metrics, by service."""
     lines = [_NOTE.format(source="core/turnout/metrics.py"), _METRICS_HEAD]
     for service in get_args(Service):
         lines += ["", f"## {_SERVICES[service][0]}", _SERVICES[service][1], ""]
         lines += ["| Metric | Type, unit | Labels | Meaning |", "|---|---|---|---|"]
-        lines += [_metric(metric) for metric in catalogue if metric.service == service]
+        lines += [_metric(metric) for metric in catalog if metric.service == service]
     lines += ["", "## Labels", "", "| Label | Meaning |", "|---|---|"]
     lines += [f"| `{label}` | {meaning} |" for label, meaning in LABELS.items()]
     return "\n".join(lines) + "\n" + _METRICS_TAIL
@@ -177,7 +177,7 @@ Workers expose vLLM's metrics under vLLM's names, also those of the simulated en
 |---|---|---|
 | `vllm:num_requests_running`, `vllm:num_requests_waiting` | operator, router | load, draining |
 | `vllm:num_requests_waiting_by_reason{reason="deferred"}` | operator, router | requests whose KV cache is on its way are no load |
-| `vllm:kv_cache_usage_perc` | operator, router | KV-cache utilisation |
+| `vllm:kv_cache_usage_perc` | operator, router | KV-cache utilization |
 | `vllm:request_queue_time_seconds_sum`, `vllm:request_prefill_time_seconds_sum` | operator | how busy prefill is |
 | `vllm:prefix_cache_queries_total`, `vllm:prefix_cache_hits_total`, `vllm:external_prefix_cache_hits_total`, `vllm:prompt_tokens_by_source_total` | router | prompt tokens that still have to be computed |
 | `vllm:lora_requests_info` | router | which adapters a worker has in use |

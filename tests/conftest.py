@@ -30,8 +30,8 @@ EXISTING: Final = "TURNOUT_TEST_KUBECONFIG"
 """Kubeconfig of a cluster to test on instead of starting one. Tests that kill its parts cannot pass there."""
 
 # How long an example takes is the neighbours' doing as well.
-settings.register_profile("neighbours", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("neighbours")
+settings.register_profile("neighbors", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("neighbors")
 
 
 class ScopeScheduling(LoadScopeScheduling):

@@ -57,7 +57,7 @@ def _turnout(port: int, spare: int, workers: Sequence[int], folder: Path) -> lis
 
 
 def interpreter() -> str:
-    """Return Debian's Python where it is of this version: like the image's, it was built with profile-guided optimisation.
+    """Return Debian's Python where it is of this version: like the image's, it was built with profile-guided optimization.
 
     An interpreter that was built without takes an eighth more instructions for the same requests.
     """

@@ -68,11 +68,11 @@ def _panel(axes: Any, rows: Sequence[Row], title: str) -> None:
         axes.set_axis_off()
         return
     places = range(len(rows))
-    colours = [OWN_COLOUR if row["policy"].startswith("Turnout") else PEER_COLOUR for row in rows]
+    colors = [OWN_COLOUR if row["policy"].startswith("Turnout") else PEER_COLOUR for row in rows]
     means, tails = [row["ttft_mean_s"] for row in rows], [row["ttft_p90_s"] for row in rows]
-    axes.hlines(list(places), means, tails, color=colours)
-    axes.scatter(means, places, color=colours, s=28, zorder=3)
-    axes.scatter(tails, places, color=colours, s=28, marker="|", zorder=3)
+    axes.hlines(list(places), means, tails, color=colors)
+    axes.scatter(means, places, color=colors, s=28, zorder=3)
+    axes.scatter(tails, places, color=colors, s=28, marker="|", zorder=3)
     for place, row in zip(places, rows, strict=True):
         axes.text(row["ttft_p90_s"] * 1.06, place, f"{row['ttft_mean_s']:.2f}", va="center", fontsize=6.5)
     axes.set_yticks(list(places), [row["policy"] for row in rows], fontsize=7)

@@ -1,4 +1,4 @@
-"""The catalogue of Turnout's metrics: what each is called, what it counts, in which unit, by which labels.
+"""The catalog of Turnout's metrics: what each is called, what it counts, in which unit, by which labels.
 
 Services take names, labels and help from here when they make their metrics, and ``docs/reference/metrics.md`` is
 written from it, so a metric is described once. Workers also expose vLLM's metrics under vLLM's own names; those are
@@ -485,7 +485,7 @@ NODE_TASK_FAILURES: Final = Metric(
     ("task",),
 )
 
-CATALOGUE: Final = (
+CATALOG: Final = (
     ROUTER_FLEET_STALE,
     ROUTER_NAMESPACE_UNREADABLE,
     ROUTER_FLEET_UPDATES,

@@ -30,7 +30,7 @@ _SWEEP_SECONDS: Final = 0.05
 _STATE_FIELD: Final = 0
 _PARENT_FIELD: Final = 1
 _START_FIELD: Final = 19
-"""Indices into /proc/PID/stat behind the parenthesised name: fields 3, 4 and 22 of proc(5)."""
+"""Indices into /proc/PID/stat behind the parenthesized name: fields 3, 4 and 22 of proc(5)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from turnout import metrics as catalogue
+from turnout import metrics as catalog
 
 TASKS: Final = ("admin", "lease", "namespaces", "queue", "resync", "scaling", "scrapes", "watches")
 """Long-lived tasks, as label ``task`` names them."""
@@ -17,26 +17,26 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.leader = self._gauge(catalogue.OPERATOR_LEADER)
-        self.namespaces = self._gauge(catalogue.OPERATOR_NAMESPACES)
+        self.leader = self._gauge(catalog.OPERATOR_LEADER)
+        self.namespaces = self._gauge(catalog.OPERATOR_NAMESPACES)
         self.territory(0, 0)
         self.reconcile_seconds = Histogram(
-            catalogue.OPERATOR_RECONCILE_SECONDS.name,
-            catalogue.OPERATOR_RECONCILE_SECONDS.help,
-            catalogue.OPERATOR_RECONCILE_SECONDS.labels,
+            catalog.OPERATOR_RECONCILE_SECONDS.name,
+            catalog.OPERATOR_RECONCILE_SECONDS.help,
+            catalog.OPERATOR_RECONCILE_SECONDS.labels,
             buckets=(0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0),
             registry=self.registry,
         )
-        self.reconcile_errors = self._counter(catalogue.OPERATOR_RECONCILE_ERRORS)
-        self.api_requests = self._counter(catalogue.OPERATOR_API_REQUESTS)
-        self.queue = self._gauge(catalogue.OPERATOR_QUEUE_LENGTH)
-        self.unreadable = self._gauge(catalogue.OPERATOR_NAMESPACE_UNREADABLE)
-        self.desired = self._gauge(catalogue.OPERATOR_DESIRED_REPLICAS)
-        self.ready = self._gauge(catalogue.OPERATOR_READY_REPLICAS)
-        self.goodput = self._gauge(catalogue.OPERATOR_GOODPUT)
-        self.decisions = self._counter(catalogue.OPERATOR_SCALING_DECISIONS)
-        self.scrape_failures = self._counter(catalogue.OPERATOR_SCRAPE_FAILURES)
-        self.task_failures = self._counter(catalogue.OPERATOR_TASK_FAILURES)
+        self.reconcile_errors = self._counter(catalog.OPERATOR_RECONCILE_ERRORS)
+        self.api_requests = self._counter(catalog.OPERATOR_API_REQUESTS)
+        self.queue = self._gauge(catalog.OPERATOR_QUEUE_LENGTH)
+        self.unreadable = self._gauge(catalog.OPERATOR_NAMESPACE_UNREADABLE)
+        self.desired = self._gauge(catalog.OPERATOR_DESIRED_REPLICAS)
+        self.ready = self._gauge(catalog.OPERATOR_READY_REPLICAS)
+        self.goodput = self._gauge(catalog.OPERATOR_GOODPUT)
+        self.decisions = self._counter(catalog.OPERATOR_SCALING_DECISIONS)
+        self.scrape_failures = self._counter(catalog.OPERATOR_SCRAPE_FAILURES)
+        self.task_failures = self._counter(catalog.OPERATOR_TASK_FAILURES)
         for task in TASKS:
             self.task_failures.labels(task)
 
@@ -58,8 +58,8 @@ class Metrics:
         for metric in (self.desired, self.ready, self.goodput, self.decisions):
             metric.remove_by_labels({"deployment": deployment})
 
-    def _gauge(self, metric: catalogue.Metric) -> Gauge:
+    def _gauge(self, metric: catalog.Metric) -> Gauge:
         return Gauge(metric.name, metric.help, metric.labels, registry=self.registry)
 
-    def _counter(self, metric: catalogue.Metric) -> Counter:
+    def _counter(self, metric: catalog.Metric) -> Counter:
         return Counter(metric.name, metric.help, metric.labels, registry=self.registry)

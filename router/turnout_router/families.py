@@ -1,4 +1,4 @@
-"""Metric families of Prometheus' client, described by the catalogue."""
+"""Metric families of Prometheus' client, described by the catalog."""
 
 from __future__ import annotations
 

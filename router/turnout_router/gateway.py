@@ -1,6 +1,6 @@
 """The API's endpoints: who asks, for what, and who serves it. Everything that is not listed here does not exist.
 
-Paths are compared as they were sent, never decoded or normalised: no spelling of a path leads to a worker's own
+Paths are compared as they were sent, never decoded or normalized: no spelling of a path leads to a worker's own
 endpoints.
 """
 

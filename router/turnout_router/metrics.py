@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from turnout import metrics as catalogue
+from turnout import metrics as catalog
 from turnout_router.families import counter_family, gauge_family, histogram_family
 from turnout_router.tasks import LOOP, TASKS
 
@@ -46,27 +46,27 @@ NO_DEPLOYMENT: Final = ""
 """Label of requests that named no deployment: unknown names, malformed bodies, wrong keys."""
 
 _COUNTERS: Final = (
-    ("arrivals", catalogue.ROUTER_ARRIVALS),
-    ("finished", catalogue.ROUTER_FINISHED),
-    ("good", catalogue.ROUTER_GOOD),
-    ("prompt_tokens", catalogue.ROUTER_PROMPT_TOKENS),
-    ("output_tokens", catalogue.ROUTER_OUTPUT_TOKENS),
+    ("arrivals", catalog.ROUTER_ARRIVALS),
+    ("finished", catalog.ROUTER_FINISHED),
+    ("good", catalog.ROUTER_GOOD),
+    ("prompt_tokens", catalog.ROUTER_PROMPT_TOKENS),
+    ("output_tokens", catalog.ROUTER_OUTPUT_TOKENS),
 )
 _GAUGES: Final = (
-    ("in_flight", catalogue.ROUTER_IN_FLIGHT),
-    ("waiting", catalogue.ROUTER_WAITING),
+    ("in_flight", catalog.ROUTER_IN_FLIGHT),
+    ("waiting", catalog.ROUTER_WAITING),
 )
 _HISTOGRAMS: Final = (
-    ("first_token", catalogue.ROUTER_TIME_TO_FIRST_TOKEN),
-    ("inter_token", catalogue.ROUTER_INTER_TOKEN_LATENCY),
-    ("duration", catalogue.ROUTER_REQUEST_DURATION),
+    ("first_token", catalog.ROUTER_TIME_TO_FIRST_TOKEN),
+    ("inter_token", catalog.ROUTER_INTER_TOKEN_LATENCY),
+    ("duration", catalog.ROUTER_REQUEST_DURATION),
 )
 _COUNTERS_BY: Final = (
-    ("codes", catalogue.ROUTER_REQUESTS),
-    ("shed", catalogue.ROUTER_SHED),
-    ("retries", catalogue.ROUTER_RETRIES),
-    ("local_prefills", catalogue.ROUTER_LOCAL_PREFILLS),
-    ("scrapes", catalogue.ROUTER_SCRAPES),
+    ("codes", catalog.ROUTER_REQUESTS),
+    ("shed", catalog.ROUTER_SHED),
+    ("retries", catalog.ROUTER_RETRIES),
+    ("local_prefills", catalog.ROUTER_LOCAL_PREFILLS),
+    ("scrapes", catalog.ROUTER_SCRAPES),
 )
 
 
@@ -189,11 +189,11 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.fleet_stale = self._gauge(catalogue.ROUTER_FLEET_STALE)
-        self.unreadable = self._gauge(catalogue.ROUTER_NAMESPACE_UNREADABLE)
-        self.fleet_updates = self._counter(catalogue.ROUTER_FLEET_UPDATES)
-        self.fleet_rejected = self._counter(catalogue.ROUTER_FLEET_REJECTED)
-        failures = self._counter(catalogue.ROUTER_TASK_FAILURES)
+        self.fleet_stale = self._gauge(catalog.ROUTER_FLEET_STALE)
+        self.unreadable = self._gauge(catalog.ROUTER_NAMESPACE_UNREADABLE)
+        self.fleet_updates = self._counter(catalog.ROUTER_FLEET_UPDATES)
+        self.fleet_rejected = self._counter(catalog.ROUTER_FLEET_REJECTED)
+        failures = self._counter(catalog.ROUTER_TASK_FAILURES)
         self._task_failures = {name: failures.labels(name) for name in TASKS}
         self._deployments: dict[str, DeploymentMetrics] = {}
         self.registry.register(self)
@@ -242,16 +242,16 @@ class Metrics:
             yield counter
         yield from _held(deployments)
 
-    def _gauge(self, metric: catalogue.Metric) -> Gauge:
+    def _gauge(self, metric: catalog.Metric) -> Gauge:
         return Gauge(metric.name, metric.help, metric.labels, registry=self.registry)
 
-    def _counter(self, metric: catalogue.Metric) -> Counter:
+    def _counter(self, metric: catalog.Metric) -> Counter:
         return Counter(metric.name, metric.help, metric.labels, registry=self.registry)
 
 
 def _held(deployments: dict[str, DeploymentMetrics]) -> Iterator[Metric]:
-    number = gauge_family(catalogue.ROUTER_HELD)
-    seconds = counter_family(catalogue.ROUTER_HELD_SECONDS)
+    number = gauge_family(catalog.ROUTER_HELD)
+    seconds = counter_family(catalog.ROUTER_HELD_SECONDS)
     for key, one in deployments.items():
         for role, standing in one.held.items():
             number.add_metric([key, role], standing.number)

@@ -18,7 +18,7 @@ BLOCK_BYTES: Final = BLOCK_TOKENS * BYTES_PER_TOKEN
 
 _POOL_BYTES: Final = 1 << 16
 _STRIDE: Final = 40_503
-"""Odd, near the golden ratio of the pool's size: neighbouring ids get distant text."""
+"""Odd, near the golden ratio of the pool's size: neighboring ids get distant text."""
 
 _WORDS: Final = (
     *("signal", "points", "platform", "train", "station", "freight", "yard", "junction", "siding", "driver"),

@@ -57,7 +57,7 @@ class Setting:
 
 
 def default_latency() -> LatencyModel:
-    """Return the latencies of the 8B model on one H100. Raise ValueError where the catalogue has lost them."""
+    """Return the latencies of the 8B model on one H100. Raise ValueError where the catalog has lost them."""
     found = latency_model(MODEL, ACCELERATOR, 1)
     if isinstance(found, UnknownLatency):
         raise ValueError(found.message)  # noqa: TRY004 - no wrong type: a missing entry

@@ -132,7 +132,7 @@ def test_upgrade_changes_the_crds_and_rollback_changes_them_back(
 
 
 def test_object_older_than_a_rule_is_told_so(bare_cluster: Cluster, tmp_path: Path) -> None:
-    """An object that a newer rule would refuse ends in a condition, and can still be labelled and put right."""
+    """An object that a newer rule would refuse ends in a condition, and can still be labeled and put right."""
     clear(bare_cluster)
     install(bare_cluster, *SMALL, chart=copy_without_rules(tmp_path))
     apply(bare_cluster, edited(deployment(), {"spec.decode.replicas": {"min": 3, "max": 1}}))

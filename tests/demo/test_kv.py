@@ -1,4 +1,4 @@
-"""KV utilisation read from workers' metrics."""
+"""KV utilization read from workers' metrics."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ CONFIG = ClusterConfig(
 
 
 def test_a_reused_pid_is_never_signalled() -> None:
-    """A process with the pid but another start time is a stranger: not alive, not signalled, not waited for."""
+    """A process with the pid but another start time is a stranger: not alive, not signaled, not waited for."""
     with subprocess.Popen(["sleep", "60"]) as child:
         real = identify(child.pid)
         assert real is not None

@@ -277,7 +277,7 @@ async def test_splice_without_a_target_closes() -> None:
 
 
 def test_process_is_not_taken_for_a_later_one() -> None:
-    """A process id with another start time is another process: it is neither alive nor signalled."""
+    """A process id with another start time is another process: it is neither alive nor signaled."""
     mine = start_time(os.getpid())
     assert mine is not None
     other = Process(os.getpid(), mine - 1)

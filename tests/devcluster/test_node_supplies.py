@@ -249,7 +249,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_given_is_told(ns: Namespace, case: str) -> None:
-    """A wish that the node cannot fulfil ends in a Warning event that says so; the pod does not run."""
+    """A wish that the node cannot fulfill ends in a Warning event that says so; the pod does not run."""
     manifest, message = REFUSED[case]
     ns.apply(manifest)
     ns.wait(lambda: message in ns.events("x"), "the event")

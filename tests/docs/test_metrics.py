@@ -1,4 +1,4 @@
-"""The catalogue of metrics is complete: what is named anywhere is in it, and what is in it is exposed as described."""
+"""The catalog of metrics is complete: what is named anywhere is in it, and what is in it is exposed as described."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from support.router_mock_backend import mock_worker
 from support.router_running import DEPLOYMENT, config, running_router
 from support.worker_process import free_port, running_worker
-from turnout.metrics import CATALOGUE, LABELS, ROUTER_LOCAL_PREFILLS, ROUTER_RETRIES, Metric
+from turnout.metrics import CATALOG, LABELS, ROUTER_LOCAL_PREFILLS, ROUTER_RETRIES, Metric
 from turnout.routing.candidates import LocalReason
 from turnout_devcluster.node.failures import TaskFailures
 from turnout_operator.metrics import Metrics
@@ -31,11 +31,11 @@ OF_SERIES = re.compile(r"_(bucket|sum|count|created)$")
 
 
 def of(service: Service) -> dict[str, Metric]:
-    return {metric.name: metric for metric in CATALOGUE if metric.service == service}
+    return {metric.name: metric for metric in CATALOG if metric.service == service}
 
 
 def check(page: str, service: Service) -> None:
-    """Compare a metrics page with the catalogue: the same names, kinds, help and labels; vLLM's own are left out."""
+    """Compare a metrics page with the catalog: the same names, kinds, help and labels; vLLM's own are left out."""
     found = {}
     for family in text_string_to_metric_families(page):
         if not family.name.startswith("turnout_"):
@@ -61,7 +61,7 @@ def test_every_metric_that_is_named_is_in_the_catalogue() -> None:
         capture_output=True,
         check=True,
     ).stdout.decode()
-    known = {metric.name for metric in CATALOGUE}
+    known = {metric.name for metric in CATALOG}
     unknown = {}
     for path in map(Path, filter(None, listed.split("\0"))):
         if path.suffix not in {".md", ".py", ".yaml", ".yml", ".tpl", ".txt", ".json", ".toml"}:
@@ -77,8 +77,8 @@ def test_every_metric_that_is_named_is_in_the_catalogue() -> None:
 
 def test_the_catalogue_is_consistent() -> None:
     """Names are unique and end as Prometheus wants, and every label is explained."""
-    assert len({metric.name for metric in CATALOGUE}) == len(CATALOGUE)
-    for metric in CATALOGUE:
+    assert len({metric.name for metric in CATALOG}) == len(CATALOG)
+    for metric in CATALOG:
         assert metric.name.endswith("_total") == (metric.kind == "counter"), metric.name
         if metric.unit == "seconds":
             assert metric.name.removesuffix("_total").endswith("_seconds"), metric.name

@@ -332,7 +332,7 @@ async def test_a_port_that_cannot_be_forwarded_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.cluster
 async def test_the_routers_of_a_cluster_are_found(cluster: Cluster, namespace: str, tmp_path: Path) -> None:
-    """With nothing but a kubeconfig: the pod that is labelled as a router is found and asked."""
+    """With nothing but a kubeconfig: the pod that is labeled as a router is found and asked."""
     async with mock_worker() as worker:
         file = tmp_path / "router.yaml"
         file.write_text(yaml.safe_dump(config([("aggregated", worker.url)])))

@@ -153,10 +153,10 @@ async def test_those_who_ask_alike_at_once_ask_once(worker: WorkerProcess) -> No
         assert noted == ["asked"]
 
 
-@pytest.mark.parametrize("behaviour", ["status", "reset", "garbage", "hang", "ok", "endless_head"])
-async def test_an_engine_that_does_not_answer_is_left_alone(behaviour: str) -> None:
+@pytest.mark.parametrize("behavior", ["status", "reset", "garbage", "hang", "ok", "endless_head"])
+async def test_an_engine_that_does_not_answer_is_left_alone(behavior: str) -> None:
     """An error, a reset, garbage, silence, an answer without tokens: no tokens, in time, and no question for a while."""
-    async with mock_worker(behaviour=behaviour) as deaf:
+    async with mock_worker(behavior=behavior) as deaf:
         with tokenizer() as (tokens, noted):
             loop = asyncio.get_running_loop()
             began = loop.time()
@@ -169,7 +169,7 @@ async def test_an_engine_that_does_not_answer_is_left_alone(behaviour: str) -> N
 
 async def test_another_engine_is_asked_instead(worker: WorkerProcess) -> None:
     """One that is dead costs one request its exactness; the next one asks somebody else."""
-    async with mock_worker(behaviour="reset") as dead:
+    async with mock_worker(behavior="reset") as dead:
         with tokenizer() as (tokens, noted):
             engines = [engine(dead.port), engine(worker.port)]
             await tokens.read(*asked(), engines, [SIZE])
@@ -222,7 +222,7 @@ async def test_what_is_too_long_is_not_asked_for(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("status", [400, 413, 422])
 async def test_a_prompt_that_an_engine_refuses_is_the_clients_fault(status: int) -> None:
     """Its engine is asked for the next prompt all the same: one client's mistakes cost others nothing."""
-    async with mock_worker(behaviour="status", status=status) as strict:
+    async with mock_worker(behavior="status", status=status) as strict:
         with tokenizer() as (tokens, noted):
             for number in range(3):
                 assert await tokens.read(*asked(f"{number}"), [engine(strict.port)], [SIZE]) is None

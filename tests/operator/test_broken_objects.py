@@ -93,7 +93,7 @@ def test_what_cannot_be_used_says_why(lax: Cluster, operator: OperatorProcess, n
 def test_an_object_of_an_older_schema_loads(lax: Cluster, operator: OperatorProcess) -> None:
     """Fields that this version does not know are left out; it serves."""
     old = manifest("old", phase="Running", replicaBudget=3)
-    old["spec"]["model"]["quantisation"] = "int3"
+    old["spec"]["model"]["quantization"] = "int3"
     apply(lax, "default", old)
     wait_until("Ready", lambda: ready(lax, "old").get("status") == "True", processes=(operator,))
     lax.kubectl("delete", "llmd", "old")

@@ -155,19 +155,19 @@ def test_labels_that_somebody_takes_off_come_back(
     wait_until("Ready", lambda: ready(cluster, namespace), processes=(operator,))
     label = "app.kubernetes.io/managed-by"
 
-    def labelled() -> bool:
+    def labeled() -> bool:
         found = get(cluster, namespace, "service", "llama-decode")
         return found["metadata"]["labels"].get(label) == "turnout-operator"
 
     for _ in range(2):
         cluster.kubectl("label", "service", "llama-decode", f"{label}-", "--namespace", namespace)
-        wait_until("the label is back", labelled, 15, processes=(operator,))
+        wait_until("the label is back", labeled, 15, processes=(operator,))
 
 
 def test_pods_are_drained_before_the_pool_shrinks(
     cluster: Cluster, namespace: str, home: str, node: TestNode, operator: OperatorProcess
 ) -> None:
-    """Load grows the decode pool; when it is over, the pod that leaves was labelled, and waited for, until it was idle."""
+    """Load grows the decode pool; when it is over, the pod that leaves was labeled, and waited for, until it was idle."""
     apply(cluster, home, _router())  # without what clients experience nothing is taken away
     scaling = {"scaleDown": {"stabilization": "20s"}}
     apply(cluster, namespace, manifest(prefill=None, decode=(1, 3), scaling=scaling))

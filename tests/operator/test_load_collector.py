@@ -164,7 +164,7 @@ async def test_held_time_without_workers_is_no_occupancy(scraped: Scraped) -> No
 async def test_a_routers_own_page_tells_it_in_the_deployments_seconds(tmp_path: Path) -> None:
     """One request held at time scale 2 adds 2 s in each real second, under the names that the operator reads."""
     scale, long = 2, "word " * 80_000  # which takes an H100 some 7 s
-    async with mock_worker(behaviour="gated") as busy:
+    async with mock_worker(behavior="gated") as busy:
         content = config([("aggregated", busy.url)], queueing="Router", timeScale=scale)
         async with running_router(tmp_path, content) as r:
             asking = [asyncio.create_task(r.chat(long, stream=True))]

@@ -68,7 +68,7 @@ def ended(exit_code: int, message: str, reason: str = "Error") -> dict[str, Any]
     [
         (QUOTA, "gets no more pods: pods are forbidden: failed quota: compute: must specify limits.memory"),
         (WEBHOOK, f"gets no more pods: {WEBHOOK}"),
-        ("two\nlines\tand \x1b[31m colours", "gets no more pods: two lines and [31m colours"),
+        ("two\nlines\tand \x1b[31m colors", "gets no more pods: two lines and [31m colors"),
     ],
     ids=["quota", "webhook", "control characters"],
 )

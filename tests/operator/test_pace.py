@@ -71,7 +71,7 @@ def test_an_idle_deployment_is_read_less_often() -> None:
 
 
 def test_what_may_shrink_is_read_at_full_pace() -> None:
-    """Its stabilisation window must be seen whole; and what drains leaves as soon as it is idle."""
+    """Its stabilization window must be seen whole; and what drains leaves as soon as it is idle."""
     fleet = serving()
     for _ in range(5):
         fleet.step(kept(fleet.observed(), decode=3))

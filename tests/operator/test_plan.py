@@ -160,7 +160,7 @@ def test_scaling_up_applies_and_tells() -> None:
 
 
 def test_scaling_down_drains_first() -> None:
-    """The victim is labelled, keeps serving its requests, and goes only once it is idle."""
+    """The victim is labeled, keeps serving its requests, and goes only once it is idle."""
     fleet = settled(Fleet(raw_deployment(decode=(1, 6))))
     settled(fleet, decided(fleet, prefill=1, decode=2))
     busy, idle = sorted(name for name in fleet.pods if "decode" in name)

@@ -43,7 +43,7 @@ def prompts(received: list[Any]) -> list[str]:
 async def test_what_finds_no_room_waits_in_order_and_beyond_that_is_turned_away(tmp_path: Path) -> None:
     """One is served, two wait, the fourth gets 503 with Retry-After at once; then the two are served as they came."""
     async with (
-        mock_worker(behaviour="gated") as worker,
+        mock_worker(behavior="gated") as worker,
         running_router(tmp_path, config([("aggregated", worker.url)]), admission=ONE_AT_A_TIME) as r,
     ):
         asking = []
@@ -67,7 +67,7 @@ async def test_what_finds_no_room_waits_in_order_and_beyond_that_is_turned_away(
 async def test_who_waits_too_long_is_turned_away(tmp_path: Path) -> None:
     """503 with Retry-After when the time to wait is over; the worker never hears of it."""
     async with (
-        mock_worker(behaviour="gated") as worker,
+        mock_worker(behavior="gated") as worker,
         running_router(
             tmp_path,
             config([("aggregated", worker.url)]),
@@ -88,7 +88,7 @@ async def test_who_waits_too_long_is_turned_away(tmp_path: Path) -> None:
 async def test_a_client_that_leaves_the_queue_makes_way(tmp_path: Path) -> None:
     """Its place is free at once, and its request is sent nowhere."""
     async with (
-        mock_worker(behaviour="gated") as worker,
+        mock_worker(behavior="gated") as worker,
         running_router(tmp_path, config([("aggregated", worker.url)]), admission=ONE_AT_A_TIME) as r,
     ):
         first = asyncio.create_task(ask(r, "first"))
@@ -118,7 +118,7 @@ async def test_priorities_from_key_and_header(tmp_path: Path) -> None:
         for priority, key in keys.items()
     ]
     high, normal = ({"authorization": f"Bearer {key}"} for key in keys.values())
-    async with mock_worker(behaviour="gated") as worker:
+    async with mock_worker(behavior="gated") as worker:
         fleet["deployments"][0]["backends"] = [{"role": "aggregated", "url": worker.url}]
         async with running_router(tmp_path, fleet, admission=ONE_AT_A_TIME) as r:
             asking = {}
@@ -143,7 +143,7 @@ async def test_priorities_from_key_and_header(tmp_path: Path) -> None:
 async def test_more_workers_bring_more_room(tmp_path: Path) -> None:
     """Who waits is let in as soon as a further worker is there."""
     async with (
-        mock_worker(behaviour="gated") as one,
+        mock_worker(behavior="gated") as one,
         mock_worker() as other,
         running_router(tmp_path, config([("aggregated", one.url)]), admission=ONE_AT_A_TIME) as r,
     ):
@@ -213,7 +213,7 @@ def test_a_client_can_only_step_back(granted: Any, wanted: bytes | None, tier: i
 
 async def test_a_deployments_own_bounds_hold(tmp_path: Path) -> None:
     """What a deployment says of its room, its queue and the wait stands over the router's flags; others keep those."""
-    async with mock_worker(behaviour="gated") as worker, mock_worker(behaviour="gated") as other:
+    async with mock_worker(behavior="gated") as worker, mock_worker(behavior="gated") as other:
         content = config(
             [("aggregated", worker.url)],
             admission={"requestsPerWorker": 1, "waitingRequests": 1, "maxWait": "300ms"},
@@ -245,7 +245,7 @@ async def _has(received: list[Any], count: int = 1) -> bool:
 
 async def test_bounds_that_change_hold_at_once(tmp_path: Path) -> None:
     """A deployment that is given more room lets in who waits."""
-    async with mock_worker(behaviour="gated") as worker:
+    async with mock_worker(behavior="gated") as worker:
         narrow, wide = (
             config([("aggregated", worker.url)], admission={"requestsPerWorker": count}) for count in (1, 2)
         )
@@ -263,7 +263,7 @@ async def test_bounds_that_change_hold_at_once(tmp_path: Path) -> None:
 
 async def test_tokens_that_wait_are_bounded(tmp_path: Path) -> None:
     """A long prompt finds no place in a queue in which a short one still does."""
-    async with mock_worker(behaviour="gated") as worker:
+    async with mock_worker(behavior="gated") as worker:
         content = config(
             [("aggregated", worker.url)], admission={"requestsPerWorker": 1, "waitingTokens": 1000}
         )

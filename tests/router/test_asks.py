@@ -44,7 +44,7 @@ def is_late(answer: httpx.Response) -> bool:
 async def test_a_request_that_waits_past_its_deadline_is_sent_to_no_worker(tmp_path: Path) -> None:
     """It leaves the queue, is counted as shed, and who waits behind it goes on."""
     async with (
-        mock_worker(behaviour="gated") as worker,
+        mock_worker(behavior="gated") as worker,
         running_router(
             tmp_path,
             config([("aggregated", worker.url)]),
@@ -68,7 +68,7 @@ async def test_a_worker_that_has_not_begun_by_the_deadline_is_let_off(
 ) -> None:
     """Its connection is closed, so that it computes no further; it is not blamed for the client's hurry."""
     async with (
-        mock_worker(behaviour="gated") as worker,
+        mock_worker(behavior="gated") as worker,
         running_router(tmp_path, config([("aggregated", worker.url)])) as r,
     ):
         for count in range(4):
@@ -85,7 +85,7 @@ async def test_a_worker_that_has_not_begun_by_the_deadline_is_let_off(
 async def test_a_prefill_that_takes_past_the_deadline_ends_both_halves(tmp_path: Path) -> None:
     """The decode worker never hears of the request."""
     async with (
-        mock_worker(behaviour="gated") as prefill,
+        mock_worker(behavior="gated") as prefill,
         mock_worker() as decode,
         running_router(tmp_path, pair(prefill, decode, policy="LeastLoaded")) as r,
     ):
@@ -108,7 +108,7 @@ async def test_a_stream_that_has_begun_runs_on(tmp_path: Path) -> None:
 async def test_anthropics_clients_are_told_in_their_form(tmp_path: Path) -> None:
     """A deadline that is over is a timeout_error there."""
     async with (
-        mock_worker(behaviour="hang") as worker,
+        mock_worker(behavior="hang") as worker,
         running_router(tmp_path, config([("aggregated", worker.url)])) as r,
     ):
         answer = await r.client.post("/v1/messages", json=chat(max_tokens=5), headers=SOON)

@@ -79,7 +79,7 @@ async def test_a_client_that_leaves_before_the_first_token_frees_the_worker(
     """Whichever half is at work learns at once that nobody waits any more."""
     async with mock_worker() as prefill, mock_worker() as decode:
         hanging = prefill if role == "prefill" else decode
-        hanging.behaviour = "hang"
+        hanging.behavior = "hang"
         async with running_router(tmp_path, pair(prefill, decode)) as r:
             asking = asyncio.create_task(r.chat(LONG, stream=True))
             await eventually(lambda: hanging.received)
@@ -93,7 +93,7 @@ async def test_a_client_that_leaves_before_the_first_token_frees_the_worker(
 async def test_a_client_that_leaves_in_the_middle_of_a_stream_frees_the_worker(tmp_path: Path) -> None:
     """The worker stops generating."""
     async with (
-        mock_worker(behaviour="endless", pause_seconds=0.01) as worker,
+        mock_worker(behavior="endless", pause_seconds=0.01) as worker,
         running_router(tmp_path, config([("aggregated", worker.url)])) as r,
     ):
         async with r.client.stream("POST", "/v1/chat/completions", json=chat(stream=True)) as answer:
@@ -105,7 +105,7 @@ async def test_a_client_that_leaves_in_the_middle_of_a_stream_frees_the_worker(t
 async def test_a_client_that_does_not_read_holds_the_worker_back(tmp_path: Path) -> None:
     """What lies between a fast worker and a client that reads nothing is bounded; in the end the client is dropped."""
     async with (
-        mock_worker(behaviour="endless", piece="x" * 8192) as worker,
+        mock_worker(behavior="endless", piece="x" * 8192) as worker,
         running_router(
             tmp_path, config([("aggregated", worker.url)]), client=ClientLimits(stall_seconds=1.5)
         ) as r,

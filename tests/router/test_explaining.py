@@ -81,7 +81,7 @@ async def test_a_decision_can_be_looked_up_afterwards(tmp_path: Path) -> None:
 async def test_failures_are_part_of_the_account(tmp_path: Path) -> None:
     """A worker that failed is named with what went wrong, before the choice that served."""
     async with (
-        mock_worker(behaviour="status", status=500) as bad,
+        mock_worker(behavior="status", status=500) as bad,
         mock_worker() as good,
         running_router(tmp_path, config([("aggregated", bad.url), ("aggregated", good.url)])) as r,
     ):
@@ -103,7 +103,7 @@ async def test_failures_are_part_of_the_account(tmp_path: Path) -> None:
 async def test_a_refusal_is_explained_too(tmp_path: Path) -> None:
     """Where everybody fails, the error carries the reason, and so does the account."""
     async with (
-        mock_worker(behaviour="status", status=500) as bad,
+        mock_worker(behavior="status", status=500) as bad,
         running_router(tmp_path, config([("aggregated", bad.url)])) as r,
     ):
         answer = await r.client.post(

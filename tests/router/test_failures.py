@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 BEFORE_THE_FIRST_BYTE = ["status", "reset", "cut_in_head", "garbage", "endless_head", "head_then_cut"]
 
 
-@pytest.mark.parametrize("behaviour", BEFORE_THE_FIRST_BYTE)
-async def test_a_decode_worker_that_fails_at_once_is_replaced(tmp_path: Path, behaviour: str) -> None:
+@pytest.mark.parametrize("behavior", BEFORE_THE_FIRST_BYTE)
+async def test_a_decode_worker_that_fails_at_once_is_replaced(tmp_path: Path, behavior: str) -> None:
     """Every request is served by the other worker, and nobody notices."""
     async with (
-        mock_worker(behaviour=behaviour) as bad,
+        mock_worker(behavior=behavior) as bad,
         mock_worker() as good,
         running_router(tmp_path, config([("aggregated", bad.url), ("aggregated", good.url)])) as r,
     ):
@@ -39,7 +39,7 @@ async def test_a_decode_worker_that_fails_at_once_is_replaced(tmp_path: Path, be
 async def test_an_answer_that_breaks_before_it_is_complete_is_asked_for_again(tmp_path: Path) -> None:
     """An answer that is not streamed is held until it is whole, so that half of one is never delivered."""
     async with (
-        mock_worker(behaviour="cut") as bad,
+        mock_worker(behavior="cut") as bad,
         mock_worker() as good,
         running_router(tmp_path, config([("aggregated", bad.url), ("aggregated", good.url)])) as r,
     ):
@@ -49,12 +49,12 @@ async def test_an_answer_that_breaks_before_it_is_complete_is_asked_for_again(tm
 
 
 @pytest.mark.parametrize(
-    "behaviour", ["status", "reset", "cut_in_head", "garbage", "endless_head", "bad_params"]
+    "behavior", ["status", "reset", "cut_in_head", "garbage", "endless_head", "bad_params"]
 )
-async def test_a_prefill_worker_that_fails_is_replaced_by_another(tmp_path: Path, behaviour: str) -> None:
+async def test_a_prefill_worker_that_fails_is_replaced_by_another(tmp_path: Path, behavior: str) -> None:
     """The decode worker gets a cache from the one that works."""
     async with (
-        mock_worker(behaviour=behaviour) as bad,
+        mock_worker(behavior=behavior) as bad,
         mock_worker() as good,
         mock_worker() as decode,
         running_router(
@@ -71,14 +71,14 @@ async def test_a_prefill_worker_that_fails_is_replaced_by_another(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "behaviour", ["status", "reset", "cut_in_head", "garbage", "endless_head", "bad_params", "hang"]
+    "behavior", ["status", "reset", "cut_in_head", "garbage", "endless_head", "bad_params", "hang"]
 )
 async def test_without_another_prefill_worker_the_decode_worker_does_both(
-    tmp_path: Path, behaviour: str
+    tmp_path: Path, behavior: str
 ) -> None:
     """A failed prefill is never the client's: the prompt is computed locally, and counted as such."""
     async with (
-        mock_worker(behaviour=behaviour) as bad,
+        mock_worker(behavior=behavior) as bad,
         mock_worker() as decode,
         running_router(tmp_path, pair(bad, decode), upstream=UpstreamLimits(prefill_seconds=0.5)) as r,
     ):
@@ -106,7 +106,7 @@ async def test_a_retry_of_decoding_begins_with_a_new_prefill(tmp_path: Path) -> 
     """What a prefill worker hands out can be used once: the second decode worker never gets the first one's."""
     async with (
         mock_worker() as prefill,
-        mock_worker(behaviour="reset") as bad,
+        mock_worker(behavior="reset") as bad,
         mock_worker() as good,
         running_router(
             tmp_path,
@@ -125,7 +125,7 @@ async def test_a_retry_of_decoding_begins_with_a_new_prefill(tmp_path: Path) -> 
 async def test_a_stream_that_breaks_says_so(tmp_path: Path) -> None:
     """After the first byte nothing is repeated: an error event, no [DONE], and the connection is closed."""
     async with (
-        mock_worker(behaviour="cut") as worker,
+        mock_worker(behavior="cut") as worker,
         running_router(tmp_path, config([("aggregated", worker.url)])) as r,
     ):
         seen = b""
@@ -145,7 +145,7 @@ async def test_a_stream_that_breaks_says_so(tmp_path: Path) -> None:
 async def test_a_stream_without_its_end_is_a_broken_one(tmp_path: Path) -> None:
     """A worker that closes its stream in good order, but without [DONE], has not finished it either."""
     async with (
-        mock_worker(behaviour="cut_cleanly") as worker,
+        mock_worker(behavior="cut_cleanly") as worker,
         running_router(tmp_path, config([("aggregated", worker.url)])) as r,
     ):
         seen = b""
@@ -158,11 +158,11 @@ async def test_a_stream_without_its_end_is_a_broken_one(tmp_path: Path) -> None:
     assert b"[DONE]" not in seen
 
 
-@pytest.mark.parametrize("behaviour", ["cut", "cut_cleanly", "stream_error"])
-async def test_the_official_client_sees_a_broken_stream_as_an_error(tmp_path: Path, behaviour: str) -> None:
+@pytest.mark.parametrize("behavior", ["cut", "cut_cleanly", "stream_error"])
+async def test_the_official_client_sees_a_broken_stream_as_an_error(tmp_path: Path, behavior: str) -> None:
     """It raises, and is told nothing of the worker's inside."""
     async with (
-        mock_worker(behaviour=behaviour) as worker,
+        mock_worker(behavior=behavior) as worker,
         running_router(tmp_path, config([("aggregated", worker.url)])) as r,
         AsyncOpenAI(base_url=r.base_url, api_key="any", max_retries=0) as client,
     ):
@@ -198,7 +198,7 @@ async def test_a_deployment_without_workers_answers_503(tmp_path: Path) -> None:
 async def test_a_workers_full_queue_is_503_and_no_fault_of_its_health(tmp_path: Path) -> None:
     """Being full speaks not against a worker: it is not ejected."""
     async with (
-        mock_worker(behaviour="status", status=503) as worker,
+        mock_worker(behavior="status", status=503) as worker,
         running_router(tmp_path, config([("aggregated", worker.url)])) as r,
     ):
         for _ in range(4):
@@ -211,7 +211,7 @@ async def test_a_workers_full_queue_is_503_and_no_fault_of_its_health(tmp_path: 
 async def test_a_client_error_of_the_worker_is_passed_on(tmp_path: Path) -> None:
     """4xx is the client's own: passed on as it is, not repeated."""
     async with (
-        mock_worker(behaviour="status", status=400) as worker,
+        mock_worker(behavior="status", status=400) as worker,
         mock_worker() as other,
         running_router(tmp_path, pair(worker, other)) as r,
     ):
@@ -225,7 +225,7 @@ async def test_a_client_error_of_the_worker_is_passed_on(tmp_path: Path) -> None
 async def test_a_worker_that_never_answers_ends_in_504(tmp_path: Path) -> None:
     """The wait for a first byte has an end."""
     async with (
-        mock_worker(behaviour="hang") as worker,
+        mock_worker(behavior="hang") as worker,
         running_router(
             tmp_path,
             config([("aggregated", worker.url)]),
@@ -241,14 +241,14 @@ async def test_a_worker_that_never_answers_ends_in_504(tmp_path: Path) -> None:
 async def test_a_worker_that_fails_is_left_alone_and_comes_back(tmp_path: Path) -> None:
     """Three failures in a row eject it; once it works again it is probed and used."""
     async with (
-        mock_worker(behaviour="status") as bad,
+        mock_worker(behavior="status") as bad,
         mock_worker() as good,
         running_router(tmp_path, config([("aggregated", bad.url), ("aggregated", good.url)])) as r,
     ):
         for _ in range(12):
             assert (await r.chat()).status_code == 200
         assert len(bad.received) == 3
-        bad.behaviour = "ok"
+        bad.behavior = "ok"
 
         async def used_again() -> bool:
             await r.chat()

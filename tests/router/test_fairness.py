@@ -184,7 +184,7 @@ async def test_who_keeps_a_connection_busy_with_nothing_keeps_nobody_out(tmp_pat
 async def test_where_all_are_busy_a_connection_more_is_refused(tmp_path: Path) -> None:
     """Nobody's request is given up for a new connection; that gets 503."""
     async with (
-        mock_worker(behaviour="gated") as worker,
+        mock_worker(behavior="gated") as worker,
         running_router(
             tmp_path, config([("aggregated", worker.url)]), client=ClientLimits(connections=3)
         ) as r,

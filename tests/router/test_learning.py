@@ -89,7 +89,7 @@ async def test_the_least_of_all_workers_counts_and_follows_them(tmp_path: Path) 
             await eventually(lambda: length_known(r) == 2048)
             new.models = listed(8192)
             await eventually(lambda: length_known(r) == 4096)
-            new.models, new.behaviour = b"", "reset"
+            new.models, new.behavior = b"", "reset"
             asked = new.models_asked
             await eventually(lambda: new.models_asked > asked + 1)
             assert length_known(r) == 4096

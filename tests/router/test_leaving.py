@@ -50,7 +50,7 @@ async def leave(
 
 
 @pytest.mark.parametrize(
-    ("half", "behaviour", "stream"),
+    ("half", "behavior", "stream"),
     [
         ("prefill", "hang", True),
         ("prefill", "hang", False),
@@ -61,12 +61,12 @@ async def leave(
     ],
 )
 async def test_a_client_that_leaves_is_heard_of_at_once(
-    tmp_path: Path, half: str, behaviour: str, *, stream: bool
+    tmp_path: Path, half: str, behavior: str, *, stream: bool
 ) -> None:
     """While the prompt is computed, before the answer's head, before its first token, in its middle: within 0.2 s."""
     async with mock_worker(pause_seconds=0.01) as prefill, mock_worker(pause_seconds=0.01) as decode:
         at_work: MockWorker = prefill if half == "prefill" else decode
-        at_work.behaviour = behaviour
+        at_work.behavior = behavior
         async with running_router(tmp_path, pair(prefill, decode, policy="LeastLoaded")) as r:
             body = json.dumps(chat(LONG, stream=stream)).encode()
             took = [
@@ -103,7 +103,7 @@ async def test_a_client_that_leaves_while_it_sends_is_forgotten(tmp_path: Path) 
 async def test_a_prefill_worker_that_dies_during_the_exchange(tmp_path: Path) -> None:
     """Its prompt is computed by the decode worker itself, and the client notices nothing."""
     async with mock_worker() as decode:
-        async with mock_worker(behaviour="hang") as prefill:
+        async with mock_worker(behavior="hang") as prefill:
             router = running_router(tmp_path, pair(prefill, decode, policy="LeastLoaded"))
             r = await router.__aenter__()
             asking = asyncio.create_task(r.chat(LONG, stream=True))
@@ -123,7 +123,7 @@ async def test_a_prefill_worker_that_dies_after_the_exchange(tmp_path: Path) -> 
     """The decode worker cannot fetch what was handed out: the prompt is computed anew, elsewhere or by itself."""
     async with (
         mock_worker() as prefill,
-        mock_worker(behaviour="cannot_fetch") as decode,
+        mock_worker(behavior="cannot_fetch") as decode,
         running_router(tmp_path, pair(prefill, decode, policy="LeastLoaded")) as r,
     ):
         answer = await r.chat(LONG, stream=True)

@@ -77,7 +77,7 @@ async def under_way(r: Running, worker: MockWorker) -> asyncio.Task[httpx.Respon
 
 async def test_the_shortest_goes_first(tmp_path: Path) -> None:
     """While a worker computes a long prompt others wait here, and its first token lets the shorter one go before the longer."""
-    async with mock_worker(behaviour="gated") as worker, running_router(tmp_path, queueing(worker)) as r:
+    async with mock_worker(behavior="gated") as worker, running_router(tmp_path, queueing(worker)) as r:
         asking = [await under_way(r, worker)]
         asking.append(asyncio.create_task(ask(r, "longer", LONG)))
         await held(r, 1)
@@ -95,7 +95,7 @@ async def test_the_shortest_goes_first(tmp_path: Path) -> None:
 async def test_the_engine_queues_unless_the_router_is_asked_to(tmp_path: Path) -> None:
     """By default every request is sent at once."""
     async with (
-        mock_worker(behaviour="gated") as worker,
+        mock_worker(behavior="gated") as worker,
         running_router(tmp_path, config([("aggregated", worker.url)])) as r,
     ):
         asking = [asyncio.create_task(ask(r, name, LONG)) for name in ("a", "b", "c")]
@@ -107,7 +107,7 @@ async def test_the_engine_queues_unless_the_router_is_asked_to(tmp_path: Path) -
 async def test_what_is_free_takes_what_is_held(tmp_path: Path) -> None:
     """A worker that joins gets the one that waited, with the reason and how long it was held."""
     async with (
-        mock_worker(behaviour="gated") as busy,
+        mock_worker(behavior="gated") as busy,
         mock_worker() as free,
         running_router(tmp_path, queueing(busy)) as r,
     ):
@@ -156,7 +156,7 @@ def slow_down(r: Running) -> None:
 
 async def test_pairs_are_waited_for_too(tmp_path: Path) -> None:
     """While the prefill worker and the decode worker compute prompts, a third one is held, and served when they are done."""
-    async with mock_worker(behaviour="gated") as prefill, mock_worker(behaviour="gated") as decode:
+    async with mock_worker(behavior="gated") as prefill, mock_worker(behavior="gated") as decode:
         content = config([("prefill", prefill.url), ("decode", decode.url)], queueing="Router")
         async with running_router(tmp_path, content) as r:
             slow_down(r)
@@ -185,7 +185,7 @@ async def test_who_is_held_too_long_is_turned_away(tmp_path: Path) -> None:
     """503 with Retry-After after the time that admission grants; the worker never hears of it."""
     limits = AdmissionLimits(wait_seconds=0.3)
     async with (
-        mock_worker(behaviour="gated") as worker,
+        mock_worker(behavior="gated") as worker,
         running_router(tmp_path, queueing(worker), admission=limits) as r,
     ):
         first = await under_way(r, worker)
@@ -201,7 +201,7 @@ async def test_who_is_held_too_long_is_turned_away(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", ["leaves", "deadline"])
 async def test_who_does_not_wait_any_longer_is_sent_nowhere(tmp_path: Path, how: str) -> None:
     """A client that leaves, or whose deadline passes, leaves the line at once."""
-    async with mock_worker(behaviour="gated") as worker, running_router(tmp_path, queueing(worker)) as r:
+    async with mock_worker(behavior="gated") as worker, running_router(tmp_path, queueing(worker)) as r:
         first = await under_way(r, worker)
         headers = {"x-turnout-timeout": "0.3"} if how == "deadline" else {}
         second = asyncio.create_task(ask(r, "second", LONG, **headers))
@@ -218,7 +218,7 @@ async def test_who_does_not_wait_any_longer_is_sent_nowhere(tmp_path: Path, how:
 
 async def test_when_everybody_is_gone_nobody_is_waited_for(tmp_path: Path) -> None:
     """503 at once, not when the time to wait is over."""
-    async with mock_worker(behaviour="gated") as worker, running_router(tmp_path, queueing(worker)) as r:
+    async with mock_worker(behavior="gated") as worker, running_router(tmp_path, queueing(worker)) as r:
         first = await under_way(r, worker)
         second = asyncio.create_task(ask(r, "second", LONG))
         await held(r, 1)
@@ -233,7 +233,7 @@ async def test_when_everybody_is_gone_nobody_is_waited_for(tmp_path: Path) -> No
 
 async def test_a_deployment_that_queues_no_longer_lets_all_go(tmp_path: Path) -> None:
     """When the field is changed, who is held is sent at once."""
-    async with mock_worker(behaviour="gated") as worker, running_router(tmp_path, queueing(worker)) as r:
+    async with mock_worker(behavior="gated") as worker, running_router(tmp_path, queueing(worker)) as r:
         asking = [await under_way(r, worker)]
         asking += [asyncio.create_task(ask(r, name, LONG)) for name in ("b", "c")]
         await held(r, 2)
@@ -246,7 +246,7 @@ async def test_a_deployment_that_queues_no_longer_lets_all_go(tmp_path: Path) ->
 
 async def test_answers_in_one_piece_let_others_go_in_time(tmp_path: Path) -> None:
     """They show no first token: when it is expected, what is held goes on, although the answer is still to come."""
-    async with mock_worker(behaviour="gated") as worker, running_router(tmp_path, queueing(worker)) as r:
+    async with mock_worker(behavior="gated") as worker, running_router(tmp_path, queueing(worker)) as r:
         first = asyncio.create_task(r.client.post("/v1/chat/completions", json=chat(prompt("first", 16_000))))
         await eventually(lambda: names(worker) == ["first"])
         second = asyncio.create_task(ask(r, "second", LONG))
@@ -262,7 +262,7 @@ async def test_answers_in_one_piece_let_others_go_in_time(tmp_path: Path) -> Non
 )
 async def test_a_request_for_which_choosing_fails_is_sent_off_and_holds_up_nobody(tmp_path: Path) -> None:
     """Its own caller is told; those behind it go on."""
-    async with mock_worker(behaviour="gated") as worker, running_router(tmp_path, queueing(worker)) as r:
+    async with mock_worker(behavior="gated") as worker, running_router(tmp_path, queueing(worker)) as r:
         asking = [await under_way(r, worker)]
         backends = r.router._backends
         deployment = backends.of(DEPLOYMENT)

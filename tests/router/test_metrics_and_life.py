@@ -157,7 +157,7 @@ async def test_a_drain_lets_streams_finish(tmp_path: Path) -> None:
 async def test_a_stream_that_outlives_the_grace_period_is_told(tmp_path: Path) -> None:
     """It ends with an error event, not with a bare end."""
     async with (
-        mock_worker(behaviour="endless", pause_seconds=0.02) as worker,
+        mock_worker(behavior="endless", pause_seconds=0.02) as worker,
         running_router(tmp_path, config([("aggregated", worker.url)]), shutdown_grace_seconds=0.3) as r,
     ):
         seen = b""

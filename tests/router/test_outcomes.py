@@ -102,47 +102,45 @@ CASES = {
     "finished, streamed, without usage": Case(
         ask_streamed, "finished", 200, (ESTIMATE, 6), worker={"usage": False}, has_first_token=True
     ),
-    "refused by the worker": Case(
-        ask_streamed, "refused", 400, worker={"behaviour": "status", "status": 400}
-    ),
-    "failed": Case(ask_streamed, "failed", 502, worker={"behaviour": "status"}, retries=2),
+    "refused by the worker": Case(ask_streamed, "refused", 400, worker={"behavior": "status", "status": 400}),
+    "failed": Case(ask_streamed, "failed", 502, worker={"behavior": "status"}, retries=2),
     "finished by another worker": Case(
         ask_streamed,
         "finished",
         200,
         (7, 6),
         "engine",
-        worker={"behaviour": "reset"},
+        worker={"behavior": "reset"},
         retries=1,
         has_first_token=True,
         second_worker=True,
     ),
     "a broken stream": Case(
-        ask_streamed, "broken", 502, (ESTIMATE, 3), worker={"behaviour": "cut"}, has_first_token=True
+        ask_streamed, "broken", 502, (ESTIMATE, 3), worker={"behavior": "cut"}, has_first_token=True
     ),
     "the client left before the first token": Case(
-        leave_before_the_first_token, "client_left", 499, (ESTIMATE, 0), worker={"behaviour": "gated"}
+        leave_before_the_first_token, "client_left", 499, (ESTIMATE, 0), worker={"behavior": "gated"}
     ),
     "the client left after the first token": Case(
         leave_after_the_first_token,
         "client_left",
         499,
         (ESTIMATE, 1),
-        worker={"behaviour": "endless", "pause_seconds": 0.01},
+        worker={"behavior": "endless", "pause_seconds": 0.01},
         has_first_token=True,
     ),
     "the client's deadline": Case(
-        ask_within_a_moment, "deadline", 504, (ESTIMATE, 0), worker={"behaviour": "gated"}
+        ask_within_a_moment, "deadline", 504, (ESTIMATE, 0), worker={"behavior": "gated"}
     ),
     "shed": Case(
         ask_where_there_is_no_room,
         "shed",
         503,
-        worker={"behaviour": "gated"},
+        worker={"behavior": "gated"},
         admission=AdmissionLimits(requests_per_worker=1, waiting=0),
     ),
     "the router's shutdown": Case(
-        be_cut_by_the_shutdown, "shutdown", 503, (ESTIMATE, 0), worker={"behaviour": "gated"}
+        be_cut_by_the_shutdown, "shutdown", 503, (ESTIMATE, 0), worker={"behavior": "gated"}
     ),
 }
 
@@ -158,10 +156,10 @@ async def test_a_request_has_one_outcome_however_it_ends(tmp_path: Path, case: C
                 case.second_worker
             ):  # equals take turns: the second request is the one that meets the bad worker
                 other_first = chat(PROMPT)
-                worker.behaviour = "ok"
+                worker.behavior = "ok"
                 while not other.received:
                     await r.client.post("/v1/chat/completions", json=other_first)
-                worker.behaviour = case.worker["behaviour"]
+                worker.behavior = case.worker["behavior"]
             await case.does(r, worker)
 
             async def has_ended() -> bool:

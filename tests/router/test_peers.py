@@ -52,8 +52,8 @@ def one_pool(*workers: MockWorker, policy: str = "PrefixAware") -> dict[str, obj
 async def test_a_prefix_that_one_router_sent_is_known_to_the_other(tmp_path: Path) -> None:
     """The other router follows, to a worker that would be the home of half of the prompts at most."""
     async with (
-        mock_worker(behaviour="gated") as busy,
-        mock_worker(behaviour="gated") as idle,
+        mock_worker(behavior="gated") as busy,
+        mock_worker(behavior="gated") as idle,
         routers(tmp_path, one_pool(busy, idle)) as (a, b),
     ):
         await knowing([a, b], 1)
@@ -106,8 +106,8 @@ async def test_a_conversation_that_hops_between_routers_stays_with_its_worker(tm
 async def test_what_one_router_has_in_flight_is_seen_by_the_other(tmp_path: Path) -> None:
     """Two requests at a time, one through each: never on the same worker; afterwards all books are closed."""
     async with (
-        mock_worker(behaviour="gated") as one,
-        mock_worker(behaviour="gated") as two,
+        mock_worker(behavior="gated") as one,
+        mock_worker(behavior="gated") as two,
         routers(tmp_path, one_pool(one, two)) as (a, b),
     ):
         await knowing([a, b], 1)
@@ -132,7 +132,7 @@ async def test_both_halves_of_a_pair_are_told_each_on_its_worker(tmp_path: Path)
     """A prefill worker computes, a decode worker waits: the other router sees one request on each, then none."""
     async with (
         mock_worker() as prefill,
-        mock_worker(behaviour="gated") as decode,
+        mock_worker(behavior="gated") as decode,
         routers(tmp_path, pair(prefill, decode)) as (a, b),
     ):
         await knowing([a, b], 1)
@@ -150,7 +150,7 @@ async def test_both_halves_of_a_pair_are_told_each_on_its_worker(tmp_path: Path)
 async def test_an_answer_in_one_piece_is_told_with_what_its_first_token_should_take(tmp_path: Path) -> None:
     """Nobody sees its first token, so the other router takes it to come when it is expected."""
     async with (
-        mock_worker(behaviour="gated") as one,
+        mock_worker(behavior="gated") as one,
         mock_worker() as two,
         routers(tmp_path, one_pool(one, two)) as (a, b),
     ):
@@ -171,7 +171,7 @@ async def test_an_answer_in_one_piece_is_told_with_what_its_first_token_should_t
 
 async def test_a_router_that_is_killed_takes_its_requests_out_of_the_others_books(tmp_path: Path) -> None:
     """Killed with a request in flight; then started again, and told and heard as before."""
-    async with mock_worker(behaviour="gated") as one, mock_worker(behaviour="gated") as two:
+    async with mock_worker(behavior="gated") as one, mock_worker(behavior="gated") as two:
         content = one_pool(one, two)
         theirs, ours, public = free_port(), free_port(), free_port()
         flags = ("--peers-port", str(theirs), "--peer", f"127.0.0.1:{ours}")
@@ -206,7 +206,7 @@ async def test_who_joins_late_is_told_what_is_in_flight(tmp_path: Path) -> None:
     """Sent before there was anybody to tell, with its first token told, too."""
     async with (
         mock_worker(tokens=1_000_000, pause_seconds=0.05) as one,
-        mock_worker(behaviour="gated") as two,
+        mock_worker(behavior="gated") as two,
     ):
         content = one_pool(one, two)
         first, second = free_port(), free_port()
@@ -235,7 +235,7 @@ async def test_who_joins_late_is_told_what_is_in_flight(tmp_path: Path) -> None:
 
 async def test_who_joins_late_is_told_what_workers_have_cached(tmp_path: Path) -> None:
     """Requests that are over say where their prefixes are: a router that starts anew follows them."""
-    async with mock_worker(behaviour="gated") as busy, mock_worker(behaviour="gated") as idle:
+    async with mock_worker(behavior="gated") as busy, mock_worker(behavior="gated") as idle:
         content = one_pool(busy, idle)
         first, second = free_port(), free_port()
         (tmp_path / "late").mkdir()

@@ -53,14 +53,14 @@ async def served_again(r: Running, has_served: Any, **more: Any) -> float:
     return time.monotonic() - began
 
 
-@pytest.mark.parametrize("behaviour", ["status", "reset", "garbage", "hang"])
+@pytest.mark.parametrize("behavior", ["status", "reset", "garbage", "hang"])
 @pytest.mark.parametrize("healthy", [True, False])
 async def test_a_repaired_worker_serves_again_within_seconds(
-    tmp_path: Path, behaviour: str, *, healthy: bool
+    tmp_path: Path, behavior: str, *, healthy: bool
 ) -> None:
     """Whether its /health told of the fault or not; and while it is down by its own word, no request is wasted on it."""
     async with (
-        mock_worker(behaviour=behaviour, healthy=healthy) as bad,
+        mock_worker(behavior=behavior, healthy=healthy) as bad,
         mock_worker() as good,
         running_router(
             tmp_path,
@@ -77,7 +77,7 @@ async def test_a_repaired_worker_serves_again_within_seconds(
             for _ in range(10):
                 assert (await r.chat(stream=True)).status_code == 200
             assert len(bad.received) == asked
-        bad.behaviour, bad.healthy = "ok", True
+        bad.behavior, bad.healthy = "ok", True
         before = len(bad.received)
         assert (
             await served_again(r, lambda: len(bad.received) > before + 2, stream=True) < BACK_WITHIN_SECONDS
@@ -103,12 +103,12 @@ async def test_a_restarted_worker_serves_again_within_seconds(tmp_path: Path) ->
 async def test_a_worker_that_completes_no_texts_is_not_left_alone_for_ever(tmp_path: Path) -> None:
     """501 to the router's trial is an answer: the worker works, and may serve what its model can."""
     async with (
-        mock_worker(behaviour="reset") as bad,
+        mock_worker(behavior="reset") as bad,
         mock_worker() as good,
         running_router(tmp_path, config([("aggregated", bad.url), ("aggregated", good.url)])) as r,
     ):
         await eject(r, bad.id)
-        bad.behaviour, bad.status = "status", 501
+        bad.behavior, bad.status = "status", 501
         before = len(bad.received)
         assert await served_again(r, lambda: len(bad.received) > before) < BACK_WITHIN_SECONDS
     assert bad.trials
@@ -120,7 +120,7 @@ async def test_no_client_waits_for_a_worker_that_hangs(tmp_path: Path, *, stream
     limits = UpstreamLimits()
     policy = type(limits.health)(first_seconds=0.2, longest_seconds=0.2, probe_seconds=0.3)
     async with (
-        mock_worker(behaviour="reset") as bad,
+        mock_worker(behavior="reset") as bad,
         mock_worker() as good,
         running_router(
             tmp_path,
@@ -129,13 +129,13 @@ async def test_no_client_waits_for_a_worker_that_hangs(tmp_path: Path, *, stream
         ) as r,
     ):
         await eject(r, bad.id)
-        bad.behaviour = "hang"
+        bad.behavior = "hang"
         before = len(bad.received)
         while bad.left < 3:  # trials that were given up
             assert (await r.chat(stream=stream)).status_code == 200
         assert bad.trials >= 3
         assert len(bad.received) == before
-        bad.behaviour = "ok"
+        bad.behavior = "ok"
         again = await served_again(r, lambda: len(bad.received) > before + 1, stream=stream)
         assert again < BACK_WITHIN_SECONDS
         assert await ejected(r) == set()
@@ -144,14 +144,14 @@ async def test_no_client_waits_for_a_worker_that_hangs(tmp_path: Path, *, stream
 async def test_a_model_that_completes_no_texts_recovers_too(tmp_path: Path) -> None:
     """An embedding model answers the router's trial with 400: that is a sign of life, too."""
     async with (
-        mock_worker(behaviour="reset") as bad,
+        mock_worker(behavior="reset") as bad,
         mock_worker() as good,
         running_router(tmp_path, config([("aggregated", bad.url), ("aggregated", good.url)])) as r,
     ):
         await eject(r, bad.id)
-        bad.behaviour, bad.status = "status", 400
+        bad.behavior, bad.status = "status", 400
         await eventually(lambda: bad.trials > 0)
-        bad.behaviour = "ok"
+        bad.behavior = "ok"
         before = len(bad.received)
         assert await served_again(r, lambda: len(bad.received) > before) < BACK_WITHIN_SECONDS
 
@@ -161,7 +161,7 @@ async def test_a_decode_worker_that_cannot_fetch_caches_is_found_out(tmp_path: P
     async with (
         mock_worker() as one,
         mock_worker() as other,
-        mock_worker(behaviour="cannot_fetch") as bad,
+        mock_worker(behavior="cannot_fetch") as bad,
         mock_worker() as good,
         running_router(
             tmp_path,
@@ -193,9 +193,9 @@ async def test_a_decode_worker_that_cannot_fetch_caches_is_found_out(tmp_path: P
 async def test_a_retry_budget_bounds_what_an_outage_multiplies(tmp_path: Path) -> None:
     """With every worker failing, retries end when their budget is spent: from then on one try per request, and a fifth."""
     async with (
-        mock_worker(behaviour="status") as a,
-        mock_worker(behaviour="status") as b,
-        mock_worker(behaviour="status") as c,
+        mock_worker(behavior="status") as a,
+        mock_worker(behavior="status") as b,
+        mock_worker(behavior="status") as c,
         running_router(tmp_path, config([("aggregated", w.url) for w in (a, b, c)])) as r,
     ):
         for _ in range(60):
@@ -209,7 +209,7 @@ async def test_a_retry_budget_bounds_what_an_outage_multiplies(tmp_path: Path) -
 async def test_a_retried_request_is_counted_and_billed_once(tmp_path: Path) -> None:
     """Half of an answer from the worker that died counts for nothing: tokens are those of the answer delivered."""
     async with (
-        mock_worker(behaviour="cut") as bad,
+        mock_worker(behavior="cut") as bad,
         mock_worker() as good,
         running_router(tmp_path, config([("aggregated", bad.url), ("aggregated", good.url)])) as r,
     ):

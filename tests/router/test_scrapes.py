@@ -372,7 +372,7 @@ async def test_nobody_is_asked_where_it_would_change_nothing(tmp_path: Path) -> 
 async def test_workers_that_are_down_or_gone_are_not_asked(tmp_path: Path) -> None:
     """An ejected worker is known by its /health, one that left the fleet by nothing."""
     async with (
-        mock_worker(page=page(), behaviour="reset", healthy=False) as bad,
+        mock_worker(page=page(), behavior="reset", healthy=False) as bad,
         mock_worker(page=page()) as gone,
         mock_worker(page=page()) as good,
         running_router(

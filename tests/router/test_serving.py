@@ -125,8 +125,8 @@ async def test_concurrent_requests_spread_over_the_workers(
     `test_prompts_of_little_work_are_shared_out`.
     """
     async with (
-        mock_worker(behaviour="gated") as a,
-        mock_worker(behaviour="gated") as b,
+        mock_worker(behavior="gated") as a,
+        mock_worker(behavior="gated") as b,
         running_router(tmp_path, config([("aggregated", a.url), ("aggregated", b.url)], policy=policy)) as r,
         asyncio.TaskGroup() as group,
     ):

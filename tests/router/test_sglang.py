@@ -88,14 +88,14 @@ async def test_several_choices_and_prompts_share_the_first_number_of_their_rooms
 
 
 @pytest.mark.parametrize("role", ["prefill", "decode"])
-@pytest.mark.parametrize("behaviour", ["status", "full"])
+@pytest.mark.parametrize("behavior", ["status", "full"])
 async def test_a_worker_that_fails_is_replaced_in_a_new_room(
-    tmp_path: Path, role: str, behaviour: str
+    tmp_path: Path, role: str, behavior: str
 ) -> None:
     """The other one, which waits for it, is cancelled; no client sees anything."""
     async with sglang_workers("prefill", "prefill", "decode", "decode") as workers:
         bad = next(one for one in workers if one.role == role)
-        bad.behaviour = behaviour
+        bad.behavior = behavior
         async with running_router(tmp_path, fleet(workers, policy="LeastLoaded")) as r:
             while not bad.received:
                 answer = await r.client.post("/v1/chat/completions", json=chat("Hi", stream=True))
@@ -117,7 +117,7 @@ async def test_no_worker_left_is_an_error_of_the_api(tmp_path: Path) -> None:
             answer = await r.client.post("/v1/embeddings", json={"model": MODEL, "input": "Hi"})
             assert answer.status_code == 400
             assert "not served by a model whose prefill and decode workers are separate" in answer.text
-            prefill.behaviour = "status"
+            prefill.behavior = "status"
             assert (await r.chat("Hi")).status_code in {502, 503}
         assert not decode.trials
 
@@ -126,7 +126,7 @@ async def test_no_worker_left_is_an_error_of_the_api(tmp_path: Path) -> None:
 async def test_a_refusal_of_either_worker_is_passed_on(tmp_path: Path, role: str) -> None:
     """In OpenAI's form, once, and held against neither."""
     async with sglang_workers("prefill", "decode") as workers:
-        next(one for one in workers if one.role == role).behaviour = "refuses"
+        next(one for one in workers if one.role == role).behavior = "refuses"
         async with running_router(tmp_path, fleet(workers)) as r:
             answer = await r.chat("Hi")
             assert answer.status_code == 400
@@ -142,7 +142,7 @@ async def test_a_refusal_of_either_worker_is_passed_on(tmp_path: Path, role: str
 async def test_a_stream_that_breaks_ends_with_an_error(tmp_path: Path) -> None:
     """After the first token nothing is repeated, and the router has counted what came."""
     async with sglang_workers("prefill", "decode") as workers:
-        workers[1].behaviour = "breaks"
+        workers[1].behavior = "breaks"
         async with running_router(tmp_path, fleet(workers)) as r:
             with pytest.raises(httpx.RemoteProtocolError):
                 await r.client.post(
@@ -160,7 +160,7 @@ async def test_a_client_that_leaves_cancels_both(tmp_path: Path) -> None:
         prefill, decode = workers
         prefill.rooms.arrived.clear()
         async with running_router(tmp_path, fleet(workers)) as r:
-            decode.behaviour = "endless"
+            decode.behavior = "endless"
             asking = asyncio.create_task(r.client.post("/v1/chat/completions", json=chat("Hi", stream=True)))
             await eventually(lambda: bool(decode.received and prefill.received))
             asking.cancel()
@@ -172,7 +172,7 @@ async def test_a_repaired_worker_is_tried_alone(tmp_path: Path, role: str) -> No
     """By the host that stands for no transfer; then it serves again."""
     async with sglang_workers("prefill", "decode") as workers:
         bad = next(one for one in workers if one.role == role)
-        bad.behaviour = "status"
+        bad.behavior = "status"
         async with running_router(tmp_path, fleet(workers), upstream=SOON) as r:
 
             async def is_ejected() -> bool:
@@ -182,7 +182,7 @@ async def test_a_repaired_worker_is_tried_alone(tmp_path: Path, role: str) -> No
 
             await eventually_async(is_ejected)
             await eventually(lambda: bad.trials > 0)
-            bad.behaviour = "ok"
+            bad.behavior = "ok"
 
             async def serves() -> bool:
                 return (await r.chat("Hi")).status_code == 200
@@ -195,12 +195,12 @@ async def test_what_a_worker_answers_is_known_after_a_client_has_left(tmp_path: 
     async with sglang_workers("prefill", "decode") as workers:
         _, decode = workers
         async with running_router(tmp_path, fleet(workers)) as r:
-            decode.behaviour = "endless"
+            decode.behavior = "endless"
             asking = asyncio.create_task(r.client.post("/v1/chat/completions", json=chat("Hi", stream=True)))
             await eventually(lambda: bool(decode.received))
             asking.cancel()
             await eventually(lambda: decode.cancelled == 1)
-            decode.behaviour = "status"
+            decode.behavior = "status"
             body, headers = chat("Hi"), {"x-request-id": "after"}
             answer = await r.client.post("/v1/chat/completions", json=body, headers=headers)
             assert answer.status_code == 502

@@ -150,7 +150,7 @@ async def test_a_full_decode_worker_costs_no_second_prefill(tmp_path: Path, told
         assert all(request.body["kv_transfer_params"] for request in good.received)
         local = await r.metric("turnout_router_local_prefills_total", deployment=DEPLOYMENT)
         assert local == 0
-        good.behaviour, good.status = "status", 503
+        good.behavior, good.status = "status", 503
         before = len(prefill.received)
         answer = await r.chat(LONG, stream=True)
         assert answer.status_code == 503
@@ -259,8 +259,8 @@ async def test_an_abort_that_is_only_text_is_an_answer(tmp_path: Path) -> None:
 async def test_the_same_5xx_from_two_workers_is_the_requests_fault(tmp_path: Path) -> None:
     """A poisonous request, sent again and again, takes no worker out of service."""
     async with (
-        mock_worker(behaviour="status") as one,
-        mock_worker(behaviour="status") as other,
+        mock_worker(behavior="status") as one,
+        mock_worker(behavior="status") as other,
         running_router(tmp_path, config([("aggregated", one.url), ("aggregated", other.url)])) as r,
     ):
         for _ in range(6):
@@ -294,7 +294,7 @@ async def test_a_stream_that_breaks_off_on_two_workers_is_the_requests_fault(tmp
 async def test_a_worker_that_alone_answers_5xx_is_ejected(tmp_path: Path) -> None:
     """Where another worker answers the same request well, the first one is at fault."""
     async with (
-        mock_worker(behaviour="status") as bad,
+        mock_worker(behavior="status") as bad,
         mock_worker() as good,
         running_router(tmp_path, config([("aggregated", bad.url), ("aggregated", good.url)])) as r,
     ):
@@ -306,7 +306,7 @@ async def test_a_worker_that_alone_answers_5xx_is_ejected(tmp_path: Path) -> Non
 async def test_an_ejected_prefill_worker_costs_no_time(tmp_path: Path) -> None:
     """Only the requests that found it out wait for it; then decode workers compute prompts at once."""
     async with (
-        mock_worker(behaviour="hang") as prefill,
+        mock_worker(behavior="hang") as prefill,
         mock_worker() as one,
         mock_worker() as other,
     ):
@@ -529,7 +529,7 @@ async def test_statuses_that_are_no_answers_are_tried_elsewhere(
 ) -> None:
     """A worker's 429 means that it is full, and a redirection leads nowhere."""
     async with (
-        mock_worker(behaviour="status", status=status) as bad,
+        mock_worker(behavior="status", status=status) as bad,
         mock_worker() as good,
     ):
         async with running_router(tmp_path, config([("aggregated", bad.url), ("aggregated", good.url)])) as r:
@@ -556,8 +556,8 @@ async def test_prefill_workers_that_fail_alike_are_blamed_where_the_request_was_
 ) -> None:
     """Both answer 500 to everything; a decode worker serves the requests, so these are not at fault."""
     async with (
-        mock_worker(behaviour="status") as one,
-        mock_worker(behaviour="status") as other,
+        mock_worker(behavior="status") as one,
+        mock_worker(behavior="status") as other,
         mock_worker() as decode,
         running_router(
             tmp_path,

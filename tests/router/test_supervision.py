@@ -358,7 +358,7 @@ async def test_a_check_or_a_trial_that_fails_is_survived(
     count = len(kinds)
     raising(monkeypatch, kinds)
     async with router(tmp_path, upstream=SOON) as (r, one, _):
-        one.behaviour = "reset"
+        one.behavior = "reset"
 
         async def ejected() -> bool:
             assert (await r.chat()).status_code == 200
@@ -366,7 +366,7 @@ async def test_a_check_or_a_trial_that_fails_is_survived(
             return any(b["ejected"] for b in groups[DEPLOYMENT])
 
         await eventually_async(ejected)
-        one.behaviour = "ok"
+        one.behavior = "ok"
         await survives(r, "check", count)
         one.received.clear()
 

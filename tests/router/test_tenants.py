@@ -330,9 +330,9 @@ async def test_a_name_in_two_namespaces_stays_where_it_is() -> None:
 async def test_one_deployments_failures_do_not_use_up_anothers_retries(tmp_path: Path) -> None:
     """A deployment all of whose workers fail is asked without end; a failure of another one is repaired all the same."""
     async with AsyncExitStack() as stack:
-        broken = [await stack.enter_async_context(mock_worker(behaviour="reset")) for _ in range(3)]
+        broken = [await stack.enter_async_context(mock_worker(behavior="reset")) for _ in range(3)]
         good = await stack.enter_async_context(mock_worker())
-        bad = await stack.enter_async_context(mock_worker(behaviour="reset"))
+        bad = await stack.enter_async_context(mock_worker(behavior="reset"))
         content = {
             "deployments": [
                 {

@@ -200,7 +200,7 @@ def test_advisory_says_but_does_not_act() -> None:
 
 
 def test_nothing_shrinks_before_a_whole_window_was_seen() -> None:
-    """A restarted operator takes nothing away until it has watched for the stabilisation time; then one replica."""
+    """A restarted operator takes nothing away until it has watched for the stabilization time; then one replica."""
     idle = facts(pool("prefill", 3, kv=0.0), pool("decode", 3, kv=0.01))
     early = after(idle, policy_of(), 295.0)
     assert not early.changed
@@ -222,7 +222,7 @@ def test_one_step_down_at_a_time() -> None:
 
 
 def test_a_need_within_the_window_holds_replicas() -> None:
-    """A peak keeps its replicas for the stabilisation time, and the reason says so."""
+    """A peak keeps its replicas for the stabilization time, and the reason says so."""
     policy = policy_of()
     idle = facts(IDLE_PREFILL, pool("decode", 3, kv=0.1))
     seen = after(idle, policy, 200.0).memory

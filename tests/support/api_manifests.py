@@ -332,9 +332,9 @@ REFUSED = [
         "spec.model.servedNames",
     ),
     Refused(
-        "model-without-organisation",
+        "model-without-organization",
         deployment({"spec.model.source": "Llama-3.1-8B-Instruct"}),
-        "not a model source: write hf://ORGANISATION/NAME, such as hf://meta-llama/Llama-3.1-8B-Instruct",
+        "not a model source: write hf://ORGANIZATION/NAME, such as hf://meta-llama/Llama-3.1-8B-Instruct",
     ),
     Refused(
         "no-model",

@@ -63,7 +63,7 @@ class TestNode:
     held_back: set[str] = field(default_factory=set)
     """Parts of names: pods with one of them in their name do not get ready."""
     router_page: str = ""
-    """What pods labelled as routers say on the routers' metrics port."""
+    """What pods labeled as routers say on the routers' metrics port."""
     exempt: set[str] = field(default_factory=set)
     """Names of pods that stay ready all the same."""
     gone: list[str] = field(default_factory=list)

@@ -28,13 +28,13 @@ class Received:
 class MockWorker:
     """How it behaves, and what it has seen.
 
-    `behaviour`: ok, status (answers `status`), hang (does not answer as long as it is so), reset (closes without an answer), garbage,
+    `behavior`: ok, status (answers `status`), hang (does not answer as long as it is so), reset (closes without an answer), garbage,
     cut (streams half of the tokens and dies), cut_cleanly (ends there as if that were all), endless (streams until the other side leaves), stream_error (an error
     event after half of the tokens), bad_params (a prefill without a cache), head_then_cut (200, then closes), head_then_hang,
     cut_in_head, endless_head, cannot_fetch (500 where it is to take over another one's cache), gated (waits for `gate` before it answers).
     """
 
-    behaviour: str = "ok"
+    behavior: str = "ok"
     status: int = 500
     tokens: int = 6
     pause_seconds: float = 0.0
@@ -142,10 +142,10 @@ class MockWorker:
         status = 200 if self.page else 404
         writer.write(b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n%b" % (status, len(self.page), self.page))
 
-    async def _answer(self, body: dict[str, Any], writer: asyncio.StreamWriter) -> bool:  # noqa: C901, PLR0911, PLR0912 - one per behaviour
-        match self.behaviour:
+    async def _answer(self, body: dict[str, Any], writer: asyncio.StreamWriter) -> bool:  # noqa: C901, PLR0911, PLR0912 - one per behavior
+        match self.behavior:
             case "hang":
-                while self.behaviour == "hang":  # noqa: ASYNC110 - tests assign it like any other field
+                while self.behavior == "hang":  # noqa: ASYNC110 - tests assign it like any other field
                     await asyncio.sleep(0.01)
             case "gated":
                 await self.gate.wait()
@@ -173,7 +173,7 @@ class MockWorker:
                 self._json(writer, {"object": "error", "message": "secret of the worker"}, self.status)
                 return True
         if (body.get("kv_transfer_params") or {}).get("do_remote_decode"):
-            given = None if self.behaviour == "bad_params" else self._params(body)
+            given = None if self.behavior == "bad_params" else self._params(body)
             self._json(writer, {"id": "p", "choices": [], "kv_transfer_params": given})
             return True
         if body.get("stream"):
@@ -181,7 +181,7 @@ class MockWorker:
         usage = self._usage()
         text = self.piece * self.tokens
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "length"}
-        if self.behaviour == "cut":
+        if self.behavior == "cut":
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 500\r\n\r\n{")
             await writer.drain()
             writer.transport.abort()
@@ -222,26 +222,26 @@ class MockWorker:
         writer.write(
             b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
         )
-        if self.behaviour == "head_then_cut":
+        if self.behavior == "head_then_cut":
             await writer.drain()
             writer.transport.abort()
             return False
-        if self.behaviour == "head_then_hang":
+        if self.behavior == "head_then_hang":
             await writer.drain()
             await asyncio.Event().wait()
         await self._event(writer, self._chunk(body, {"role": "assistant", "content": ""}))
         count = 0
-        while count < self.tokens or self.behaviour == "endless":
+        while count < self.tokens or self.behavior == "endless":
             await self._event(writer, self._chunk(body, {"content": self.piece}))
             count += 1
-            if count * 2 >= self.tokens and self.behaviour in {"cut", "cut_cleanly"}:
-                if self.behaviour == "cut":
+            if count * 2 >= self.tokens and self.behavior in {"cut", "cut_cleanly"}:
+                if self.behavior == "cut":
                     writer.transport.abort()
                 else:
                     writer.write(b"0\r\n\r\n")
                     await writer.drain()
                 return False
-            if count * 2 >= self.tokens and self.behaviour == "stream_error":
+            if count * 2 >= self.tokens and self.behavior == "stream_error":
                 await self._event(writer, {"error": {"message": "secret of the worker", "code": 500}})
                 break
             if self.pause_seconds:
@@ -277,9 +277,9 @@ class MockWorker:
 
 
 @asynccontextmanager
-async def mock_worker(**behaviour: Any) -> AsyncIterator[MockWorker]:
+async def mock_worker(**behavior: Any) -> AsyncIterator[MockWorker]:
     """Run a `MockWorker` on a free port."""
-    worker = MockWorker(**behaviour)
+    worker = MockWorker(**behavior)
     connections: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -83,9 +83,9 @@ class RecordingWorker:
 
 
 @asynccontextmanager
-async def recording_worker(**behaviour: Any) -> AsyncIterator[RecordingWorker]:
+async def recording_worker(**behavior: Any) -> AsyncIterator[RecordingWorker]:
     """Run a `RecordingWorker` on a free port."""
-    worker = RecordingWorker(**behaviour)
+    worker = RecordingWorker(**behavior)
     serving: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -33,12 +33,12 @@ class Rooms:
 
 @dataclass
 class SGLangWorker:
-    """One worker. *behaviour*: ok, status (500), full (503), refuses (400), breaks (in the middle of its stream)."""
+    """One worker. *behavior*: ok, status (500), full (503), refuses (400), breaks (in the middle of its stream)."""
 
     role: Role
     rooms: Rooms
     bootstrap_port: int
-    behaviour: str = "ok"
+    behavior: str = "ok"
     url: str = ""
     host: str = ""
     received: list[dict[str, Any]] = field(default_factory=list)
@@ -59,11 +59,11 @@ class SGLangWorker:
             self.trials += 1
         else:
             self.received.append(body)
-        if self.behaviour == "status":
+        if self.behavior == "status":
             return web.json_response({"error": {"message": "of the test", "code": 500}}, status=500)
-        if self.behaviour == "full":
+        if self.behavior == "full":
             return web.json_response({"error": {"message": "The queue is full.", "code": 503}}, status=503)
-        if self.behaviour == "refuses":
+        if self.behavior == "refuses":
             said = {"object": "error", "message": "too long", "type": "BadRequestError", "code": 400}
             return web.json_response(said, status=400)
         try:
@@ -90,10 +90,10 @@ class SGLangWorker:
         for word in (text, " and", " more"):
             chunk = {"choices": [{"index": 0, "delta": {"content": word}, "finish_reason": None}]}
             await answer.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
-            if self.behaviour == "breaks":
+            if self.behavior == "breaks":
                 assert request.transport is not None
                 request.transport.close()
-        if self.behaviour == "endless":
+        if self.behavior == "endless":
             await asyncio.Event().wait()
         last = {"choices": [], "usage": usage}
         await answer.write(b"data: " + json.dumps(last).encode() + b"\n\ndata: [DONE]\n\n")

@@ -150,7 +150,7 @@ def test_a_prompt_beyond_the_maximum_is_refused(worker: WorkerProcess) -> None:
 
 
 def test_request_ids_come_back(worker: WorkerProcess) -> None:
-    """X-Request-Id is honoured, on errors too; without one there is a new one each time."""
+    """X-Request-Id is honored, on errors too; without one there is a new one each time."""
     url = f"{worker.url}/v1/completions"
     answer = httpx.post(url, json={"prompt": "x", "max_tokens": 1}, headers={"X-Request-Id": "mine"})
     assert answer.headers["x-request-id"] == "mine"

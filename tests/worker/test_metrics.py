@@ -36,7 +36,7 @@ WANTED = {
 
 
 def test_metrics_say_what_happened_under_vllms_names() -> None:
-    """After known requests every metric is there once, labelled, and the sums are right, in engine seconds."""
+    """After known requests every metric is there once, labeled, and the sums are right, in engine seconds."""
     with running_worker(time_scale=10) as worker:
         for _ in range(2):
             ask = {"prompt": "x" * 640, "max_tokens": 21, "ignore_eos": True}

@@ -1,4 +1,4 @@
-"""KV-cache utilisation of the pools, as the workers tell it in their metrics."""
+"""KV-cache utilization of the pools, as the workers tell it in their metrics."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def pool_utilization(http: httpx.AsyncClient, workers: Mapping[str, Iterab
 
 
 async def _read(http: httpx.AsyncClient, url: str) -> float | None:
-    """Return one worker's utilisation; None where it does not answer, as one that leaves does not."""
+    """Return one worker's utilization; None where it does not answer, as one that leaves does not."""
     try:
         answer = await http.get(f"{url}/metrics", timeout=_TIMEOUT_SECONDS)
     except httpx.HTTPError:

@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 BLUE: Final = "#0072B2"
 ORANGE: Final = "#D55E00"
 GREEN: Final = "#009E73"
-GREY: Final = "#666666"
-"""Okabe and Ito's palette: told apart with every common colour blindness."""
+GRAY: Final = "#666666"
+"""Okabe and Ito's palette: told apart with every common color blindness."""
 
 RATE_SECONDS: Final = 20.0
 """Arrivals are averaged over this long, in the deployment's seconds."""
 
 
 def draw(samples: Sequence[Sample], *, goodput_target_percent: int, title: str) -> Figure:
-    """Return the plot of *samples*. Lines are labelled where they run, so that no legend is needed."""
+    """Return the plot of *samples*. Lines are labeled where they run, so that no legend is needed."""
     minutes = [sample.at_seconds / 60 for sample in samples]
     figure = Figure(figsize=(9, 7.2), layout="constrained")
     load, replicas, goodput = figure.subplots(3, 1, sharex=True)
@@ -88,10 +88,10 @@ def _replicas(axes: Axes, minutes: Sequence[float], samples: Sequence[Sample]) -
             [each.decode_ready for each in samples],
         ),
     )
-    for name, colour, desired, ready in pools:
-        axes.step(minutes, desired, where="post", color=colour, linewidth=1, linestyle=":")
-        axes.step(minutes, ready, where="post", color=colour, linewidth=1.8, label=name)
-    axes.plot([], [], color=GREY, linewidth=1, linestyle=":", label="asked for")
+    for name, color, desired, ready in pools:
+        axes.step(minutes, desired, where="post", color=color, linewidth=1, linestyle=":")
+        axes.step(minutes, ready, where="post", color=color, linewidth=1.8, label=name)
+    axes.plot([], [], color=GRAY, linewidth=1, linestyle=":", label="asked for")
     axes.set_ylabel("ready replicas")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=2))
     axes.set_ylim(bottom=0)
@@ -104,7 +104,7 @@ def _goodput(axes: Axes, minutes: Sequence[float], samples: Sequence[Sample], ta
         for minute, sample in zip(minutes, samples, strict=True)
         if sample.recent.goodput_percent is not None
     ]
-    axes.axhline(target, color=GREY, linewidth=1, linestyle="--")
+    axes.axhline(target, color=GRAY, linewidth=1, linestyle="--")
     axes.annotate(
         f"target {target} %",
         (1, target),
@@ -113,7 +113,7 @@ def _goodput(axes: Axes, minutes: Sequence[float], samples: Sequence[Sample], ta
         textcoords="offset points",
         ha="right",
         va="top",
-        color=GREY,
+        color=GRAY,
         fontsize=9,
     )
     axes.plot([minute for minute, _ in told], [value for _, value in told], color=GREEN, linewidth=1.8)

@@ -116,7 +116,7 @@ class _Observer:
             await asyncio.sleep(SAMPLE_SECONDS)
 
     async def read_kv(self) -> None:
-        """Keep the pools' KV utilisation current, until cancelled."""
+        """Keep the pools' KV utilization current, until cancelled."""
         while True:
             self._kv = await pool_utilization(self._http, self._watched.fleet.workers)
             await asyncio.sleep(KV_SECONDS)

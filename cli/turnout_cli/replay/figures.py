@@ -76,7 +76,7 @@ class Figures:
 
 
 def percentile(values: Sequence[float], percent: float) -> float | None:
-    """Return the *percent*-th percentile of *values*, in any order, linear between neighbours.
+    """Return the *percent*-th percentile of *values*, in any order, linear between neighbors.
 
     The definition that numpy and most tools default to (Hyndman and Fan's type 7). None for no values.
     """

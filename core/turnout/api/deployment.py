@@ -38,7 +38,7 @@ _Source = Annotated[
     str,
     Rule(
         f"self.matches('{_SOURCE_PATTERN}')",
-        "not a model source: write hf://ORGANISATION/NAME, such as hf://meta-llama/Llama-3.1-8B-Instruct",
+        "not a model source: write hf://ORGANIZATION/NAME, such as hf://meta-llama/Llama-3.1-8B-Instruct",
         lambda text: _SOURCE.fullmatch(text) is not None,
     ),
 ]
@@ -49,7 +49,7 @@ class ModelSource(Model):
 
     source: _Source = Field(
         max_length=256,
-        description="Where the model comes from: hf://ORGANISATION/NAME on the Hugging Face hub.",
+        description="Where the model comes from: hf://ORGANIZATION/NAME on the Hugging Face hub.",
     )
     revision: str = Field(
         default="main",
@@ -76,7 +76,7 @@ class LoraAdapter(Model):
     name: LoneName = Field(description="What clients put into the field `model` to be answered with it.")
     source: _Source = Field(
         max_length=256,
-        description="Where it comes from: hf://ORGANISATION/NAME on the Hugging Face hub.",
+        description="Where it comes from: hf://ORGANIZATION/NAME on the Hugging Face hub.",
     )
 
 
@@ -113,7 +113,7 @@ class SimulatedEngine(Model):
         ge=1,
         le=100,
         description="How many seconds of the engine's life pass in one second. Everything measured on this "
-        "deployment (latencies, goodput, stabilisation windows) is in the engine's seconds.",
+        "deployment (latencies, goodput, stabilization windows) is in the engine's seconds.",
     )
     seed: int = Field(
         default=0, ge=0, le=2**31 - 1, description="The same seed and prompt give the same text."

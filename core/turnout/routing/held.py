@@ -3,7 +3,7 @@
 An engine serves first come, first served, and what has been sent can neither be taken back nor overtaken. So a prompt
 that would only wait at its backend, behind other prompts or for KV room, loses nothing by waiting in the router, and
 may gain: it goes where a place is free first, what arrives later and takes less work goes before it (shortest job
-first, which minimises the mean wait), and no engine fills its KV cache with what it cannot serve yet. A backend
+first, which minimizes the mean wait), and no engine fills its KV cache with what it cannot serve yet. A backend
 always has about one full iteration of prompts in advance, so that none runs dry while the router hears of it.
 
 Nobody waits for ever: a request counts as if it had come `PATIENCE` times its own work later than it did, so that only

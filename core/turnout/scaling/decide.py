@@ -2,7 +2,7 @@
 
 1. Need: what the load of each pool asks for (``need``), and whether clients' goodput blames a pool (``feedback``).
 2. Wish: grow at once, at most to twice what is ready, credit given for replicas on their way, and not at all while
-   some find no node with the same accelerators; shrink by one, when nothing within the stabilisation window needed
+   some find no node with the same accelerators; shrink by one, when nothing within the stabilization window needed
    the last one, with a margin (``wish``).
 3. Fit: bounds, ratio, accelerator budget (``fit``). Growth of one pool takes no replica from the other.
 
@@ -39,7 +39,7 @@ def decide(facts: LoadFacts, policy: Policy, memory: Memory, now: float) -> Deci
     """Return the replicas that each pool should have at *now* (the deployment's seconds, never going back).
 
     *facts* must hold every pool of *policy* (KeyError otherwise). The decision's memory goes into the next call; with
-    an empty one nothing shrinks until a whole stabilisation window has been seen.
+    an empty one nothing shrinks until a whole stabilization window has been seen.
     """
     current = {role: facts.pool(role).replicas for role in policy.roles}
     if policy.mode == "Paused":

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from turnout.terms import Role
 
 MAX_BUCKETS: Final = 32
-"""The stabilisation window is remembered in at most so many buckets, whatever its length."""
+"""The stabilization window is remembered in at most so many buckets, whatever its length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Memory:
     last_seconds: float | None = None
     """When facts were last usable."""
     buckets: tuple[Bucket, ...] = ()
-    """Needs within the stabilisation window, oldest first."""
+    """Needs within the stabilization window, oldest first."""
     pools: tuple[PoolMemory, ...] = ()
 
 

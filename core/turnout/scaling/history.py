@@ -1,4 +1,4 @@
-"""What decisions remember: smoothed load, needs within the stabilisation window, and which load was too much."""
+"""What decisions remember: smoothed load, needs within the stabilization window, and which load was too much."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STRAIN_SECONDS: Final = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The stabilisation window up to now."""
+    """The stabilization window up to now."""
 
     needed: tuple[int, ...]
     """Highest need of each pool within it, in the order of the policy's pools."""

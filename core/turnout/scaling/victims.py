@@ -1,6 +1,6 @@
 """Which pods leave when a pool shrinks, and when each may go.
 
-A pod leaves in two steps (contracts.md): it is labelled draining, so that the router stops choosing it, and the pool's
+A pod leaves in two steps (contracts.md): it is labeled draining, so that the router stops choosing it, and the pool's
 replicas are lowered once it is idle or its deadline has passed. Everything here is stateless: labels and
 annotations on the pods are the only state. Seconds are real ones, for drains are in real time.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 DRAIN_DEADLINE_SECONDS: Final = 120.0
 """After so long a draining pod goes with what it still has; its preStop hook and grace period follow."""
 SETTLE_SECONDS: Final = 2.0
-"""So long an idle pod stays after it was labelled: a router may have chosen it before it saw the label."""
+"""So long an idle pod stays after it was labeled: a router may have chosen it before it saw the label."""
 
 COST_GOING: Final = -1000
 COST_DRAINING: Final = -100
@@ -37,7 +37,7 @@ class PodFacts:
     kv_utilization: float | None = None
     """KV cache in use, 0 to 1. None: it did not answer."""
     draining_since_seconds: float | None = None
-    """When it was labelled draining. None: it is not draining."""
+    """When it was labeled draining. None: it is not draining."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def drain_progress(
 
     *leaving* is the pool's replicas in its Deployment less those that shall stay. Pods that drain already remain the
     victims; when fewer must leave than drain, those with most requests are taken back into service. A pod may leave
-    when it is not ready (it serves nobody), when it is known to be idle and was labelled *settle_seconds* ago, or when
+    when it is not ready (it serves nobody), when it is known to be idle and was labeled *settle_seconds* ago, or when
     *deadline_seconds* have passed since.
     """
     ranked = sorted(pods, key=_order)

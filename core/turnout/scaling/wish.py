@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 MAX_GROWTH: Final = 2
 """A pool grows to at most so many times what is ready of it, as HPA and AIBrix limit it."""
 STEP_SHARE: Final = 0.2
-"""Share of the stabilisation window between two steps down: the effect of one is seen before the next."""
+"""Share of the stabilization window between two steps down: the effect of one is seen before the next."""
 
 MIN_EXPERIENCE_SECONDS: Final = 30.0
 """So long clients must have had the replicas of now, also where the goodput is about a shorter time: routers that have
@@ -32,11 +32,11 @@ class PoolView:
     minimum: int
     """Fewest replicas that the user allows."""
     window_need: int
-    """Highest need, with margin, within the stabilisation window."""
+    """Highest need, with margin, within the stabilization window."""
     window_missing_seconds: float
     """How much of the window has not been seen yet."""
     window_seconds: float
-    """Length of the stabilisation window."""
+    """Length of the stabilization window."""
     experience_seconds: float
     """Length of the time that the goodput is about."""
     suspect: str = ""
@@ -121,7 +121,7 @@ def _held(view: PoolView, now: float) -> str:
         (bool(view.incomplete), f"not shrunk, for {view.incomplete}"),
         (
             view.window_missing_seconds > 0,
-            f"may shrink after {view.window_missing_seconds:.0f} s more of the stabilisation window",
+            f"may shrink after {view.window_missing_seconds:.0f} s more of the stabilization window",
         ),
         (
             view.window_need >= facts.replicas,

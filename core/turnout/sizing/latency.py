@@ -22,7 +22,7 @@ from turnout.sizing.accelerators import ACCELERATORS
 from turnout.sizing.models import MODELS
 
 ITERATION_OVERHEAD_SECONDS: Final = 0.0035
-"""What an iteration costs beside its kernels: scheduling, input preparation, sampling, detokenising. vLLM spends
+"""What an iteration costs beside its kernels: scheduling, input preparation, sampling, detokenizing. vLLM spends
 2 to 5 ms on it at the batch sizes of interest; the middle is taken."""
 
 PREFILL_EFFICIENCY_PER_DOUBLING: Final = 0.823

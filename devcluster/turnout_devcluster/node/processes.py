@@ -1,4 +1,4 @@
-"""Local processes: telling one from a later one of the same number, signalling, waiting, running."""
+"""Local processes: telling one from a later one of the same number, signaling, waiting, running."""
 
 from __future__ import annotations
 

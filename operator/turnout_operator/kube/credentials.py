@@ -89,7 +89,7 @@ async def _read(environment: Mapping[str, str]) -> Configuration:
         raise ConfigurationError(f"{source} cannot be used: {error}; {_ADVICE}") from error
     if found.tls_server_name:
         raise ConfigurationError(
-            f"the kubeconfig {paths} sets tls-server-name, which the watches cannot honour: "
+            f"the kubeconfig {paths} sets tls-server-name, which the watches cannot honor: "
             "give the server's address as its certificate has it"
         )
     if not found.api_key and not found.cert_file and found.host.startswith("https"):

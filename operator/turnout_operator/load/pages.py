@@ -8,7 +8,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from turnout import metrics as catalogue
+from turnout import metrics as catalog
 from turnout_prom.exposition import samples
 
 if TYPE_CHECKING:
@@ -28,19 +28,19 @@ MAX_COUNT: Final = 1e15
 MAX_SECONDS: Final = 1e12
 """More time than any counter of seconds has counted."""
 
-FINISHED: Final = catalogue.ROUTER_FINISHED.name
-GOOD: Final = catalogue.ROUTER_GOOD.name
-ARRIVALS: Final = catalogue.ROUTER_ARRIVALS.name
+FINISHED: Final = catalog.ROUTER_FINISHED.name
+GOOD: Final = catalog.ROUTER_GOOD.name
+ARRIVALS: Final = catalog.ROUTER_ARRIVALS.name
 """Read for what it starts: a deployment that was left alone is decided about again."""
-REQUESTS: Final = catalogue.ROUTER_REQUESTS.name
+REQUESTS: Final = catalog.ROUTER_REQUESTS.name
 REFUSED: Final = "refused"
 """Requests answered with 503, derived from REQUESTS."""
-TTFT: Final = catalogue.ROUTER_TIME_TO_FIRST_TOKEN.name
-ITL: Final = catalogue.ROUTER_INTER_TOKEN_LATENCY.name
+TTFT: Final = catalog.ROUTER_TIME_TO_FIRST_TOKEN.name
+ITL: Final = catalog.ROUTER_INTER_TOKEN_LATENCY.name
 _COUNTERS: Final = frozenset({FINISHED, GOOD, ARRIVALS})
 _BUCKETS: Final = frozenset({f"{TTFT}_bucket", f"{ITL}_bucket"})
-_HELD: Final = catalogue.ROUTER_HELD.name
-_HELD_SECONDS: Final = catalogue.ROUTER_HELD_SECONDS.name
+_HELD: Final = catalog.ROUTER_HELD.name
+_HELD_SECONDS: Final = catalog.ROUTER_HELD_SECONDS.name
 ROUTER: Final = _COUNTERS | _BUCKETS | {REQUESTS, _HELD, _HELD_SECONDS}
 """Metrics of a router's page that are read."""
 

@@ -35,9 +35,9 @@ class Shrink:
 def shrink(pool: ObservedPool, stay: int, namespace: str, now: float) -> Shrink:
     """Return how *pool* comes nearer to *stay* replicas without cutting a stream."""
     alive = pool.alive
-    labelled = [pod for pod in alive if pod.draining]
+    labeled = [pod for pod in alive if pod.draining]
     # Pods above the Deployment's own number (its rolling update's surge) are not ours to drain.
-    leaving = max(0, min(len(alive) - stay, pool.replicas - stay + len(labelled)))
+    leaving = max(0, min(len(alive) - stay, pool.replicas - stay + len(labeled)))
     plan = drain_progress([_facts(pod) for pod in alive], leaving, now)
     by_name = {pod.name: pod for pod in alive}
     patches = [

@@ -49,7 +49,7 @@ class ObservedPod:
     terminating: bool
     """Being deleted: it no longer counts for anything but the accelerators it holds."""
     draining_since: float | None
-    """When it was labelled draining, in seconds since the epoch. None: it is in service."""
+    """When it was labeled draining, in seconds since the epoch. None: it is in service."""
     deletion_cost: int
     unschedulable_since: float | None = None
     """Since when the scheduler finds no node. None: it has one, or was not looked at yet."""

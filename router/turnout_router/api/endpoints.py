@@ -105,7 +105,7 @@ class Prefill:
 class Endpoint:
     """One path that leads to workers.
 
-    - `needs`: what is checked before a worker is bothered; `refused`: fields that cannot be honoured, and why.
+    - `needs`: what is checked before a worker is bothered; `refused`: fields that cannot be honored, and why.
     - `prompt`: the fields in which the prompt lies, for estimating its length.
     - `output_caps`: fields that bound the output, the first one that is given counts; () where nothing is generated.
     - `prefill`: how a prefill worker is asked; None where prompt and answer cannot be separated.
@@ -130,7 +130,7 @@ class Endpoint:
     key_field: bytes | None = None
 
     def check(self, body: Mapping[str, Any]) -> None:
-        """Raise ApiError (400) that says what is missing or cannot be honoured."""
+        """Raise ApiError (400) that says what is missing or cannot be honored."""
         for need in self.needs:
             need.check(body)
         for name, why in self.refused:

@@ -152,7 +152,7 @@ class _Kubeconfig:
             raise ConfigError(f"the kubeconfig {self._paths} cannot be used: {error}") from error
         if found.tls_server_name:
             raise ConfigError(
-                f"the kubeconfig {self._paths} sets tls-server-name, which cannot be honoured here: "
+                f"the kubeconfig {self._paths} sets tls-server-name, which cannot be honored here: "
                 "give the server's address as its certificate has it"
             )
         if not found.api_key and not found.cert_file and found.host.startswith("https:"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from turnout import metrics as catalogue
+from turnout import metrics as catalog
 from turnout_router.families import counter_family, gauge_family
 
 if TYPE_CHECKING:
@@ -91,24 +91,24 @@ class Counts:
             states[key, state_of(worker.stream)] += 1
             blocks[key] = blocks.get(key, 0) + len(worker.stream.cache)
             lags[key] = max(lags.get(key, 0.0), worker.lag)
-        events = counter_family(catalogue.ROUTER_KV_EVENTS)
+        events = counter_family(catalog.ROUTER_KV_EVENTS)
         for key, sums in totals.items():
             for name, number in sums.items():
                 events.add_metric([key, name], number)
         yield events
-        followed = gauge_family(catalogue.ROUTER_KV_EVENTS_WORKERS)
+        followed = gauge_family(catalog.ROUTER_KV_EVENTS_WORKERS)
         for (key, state), number in states.items():
             followed.add_metric([key, state], number)
         yield followed
-        known = gauge_family(catalogue.ROUTER_KV_EVENTS_BLOCKS)
+        known = gauge_family(catalog.ROUTER_KV_EVENTS_BLOCKS)
         for key, number in blocks.items():
             known.add_metric([key], number)
         yield known
-        lag = gauge_family(catalogue.ROUTER_KV_EVENTS_LAG)
+        lag = gauge_family(catalog.ROUTER_KV_EVENTS_LAG)
         for key, seconds in lags.items():
             lag.add_metric([key], seconds)
         yield lag
-        prompts = counter_family(catalogue.ROUTER_TOKENIZED)
+        prompts = counter_family(catalog.ROUTER_TOKENIZED)
         for (key, outcome), number in self._tokenized.items():
             prompts.add_metric([key, outcome], number)
         yield prompts

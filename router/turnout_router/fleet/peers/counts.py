@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from turnout import metrics as catalogue
+from turnout import metrics as catalog
 from turnout_router.families import counter_family, gauge_family
 
 if TYPE_CHECKING:
@@ -34,22 +34,22 @@ class PeerCounts:
 
     def collect(self) -> Iterator[Metric]:
         """Return all that is counted."""
-        peers = gauge_family(catalogue.ROUTER_PEERS)
+        peers = gauge_family(catalog.ROUTER_PEERS)
         peers.add_metric(["outgoing"], self.telling)
         peers.add_metric(["incoming"], self.hearing)
         yield peers
-        requests = gauge_family(catalogue.ROUTER_PEER_REQUESTS)
+        requests = gauge_family(catalog.ROUTER_PEER_REQUESTS)
         requests.add_metric([], self.requests)
         yield requests
-        messages = counter_family(catalogue.ROUTER_PEER_MESSAGES)
+        messages = counter_family(catalog.ROUTER_PEER_MESSAGES)
         messages.add_metric(["sent"], self.sent)
         messages.add_metric(["received"], self.received)
         yield messages
-        ignored = counter_family(catalogue.ROUTER_PEER_MESSAGES_IGNORED)
+        ignored = counter_family(catalog.ROUTER_PEER_MESSAGES_IGNORED)
         for reason, count in self.ignored.items():
             ignored.add_metric([reason], count)
         yield ignored
-        ended = counter_family(catalogue.ROUTER_PEER_CONVERSATIONS_ENDED)
+        ended = counter_family(catalog.ROUTER_PEER_CONVERSATIONS_ENDED)
         for reason, count in tuple(self.ended.items()):
             ended.add_metric([reason], count)
         yield ended
