@@ -178,7 +178,7 @@ async def test_a_conversation_stays_with_its_worker_from_the_first_turn_on(
             text += f"Turn {turn}: " + PROMPT[:390]
             blocks = other.ask(text)
             numbers = chain(other.tokens_of(text), 16)
-            exact = r.router._backends.of(DEPLOYMENT).policy.ledger.exact
+            exact = r.router._backends.of(DEPLOYMENT).policy.tracker.exact
             assert exact is not None
             await eventually(lambda e=exact, n=numbers: max(e.index.match(n, 2)) == len(n))
             assert await cached_tokens(r, text) == {one.id: 0, other.id: 16 * blocks}
@@ -242,7 +242,7 @@ async def test_two_routers_find_the_same_worker(tmp_path: Path, stack: ExitStack
             went = await ask(one, prompt)
             holder = next(w for w in workers if w.id == went)
             numbers = chain(holder.tokens_of(prompt), 16)
-            exact = other.router._backends.of(DEPLOYMENT).policy.ledger.exact
+            exact = other.router._backends.of(DEPLOYMENT).policy.tracker.exact
             assert exact is not None
             await eventually(lambda e=exact, n=numbers: max(e.index.match(n, 3)) == len(n))
             assert await ask(other, prompt) == went
@@ -262,7 +262,7 @@ async def test_what_an_engine_has_evicted_does_not_count(tmp_path: Path, stack: 
         last = PROMPT.replace("railway", "market")
         numbers = chain(first.tokens_of(last), 16)
         first.ask(last)
-        exact = r.router._backends.of(DEPLOYMENT).policy.ledger.exact
+        exact = r.router._backends.of(DEPLOYMENT).policy.tracker.exact
         assert exact is not None
         await eventually(lambda: max(exact.index.match(numbers, 2)) == len(numbers))
         assert (await known(r, first.id))["blocks"] <= 2048 // 16

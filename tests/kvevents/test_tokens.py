@@ -13,7 +13,7 @@ from support.faults import Behind, errors_of_awaiting
 from support.router_mock_backend import mock_worker
 from support.worker_process import NAME, WorkerProcess, running_worker
 from turnout.routing import Backend
-from turnout.routing.ledger import Prompt
+from turnout.routing.load_tracker import Prompt
 from turnout.routing.tokens import Tokenized, chain
 from turnout_router.api.endpoints import CHAT, RESPONSE, TEXT, Endpoint
 from turnout_router.api.openai import Completion, parse

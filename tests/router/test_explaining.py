@@ -9,7 +9,7 @@ import pytest
 from support.router_mock_backend import mock_worker
 from support.router_running import LONG, MODEL, chat, config, pair, running_router
 from turnout.routing import UNCONSTRAINED, Backend, LoadChooser, WorkerPair
-from turnout.routing.ledger import Prompt
+from turnout.routing.load_tracker import Prompt
 from turnout_router.errors import UpstreamError
 from turnout_router.outcome import Outcome, TokenUsage
 from turnout_router.request.decisions import Decision, Decisions

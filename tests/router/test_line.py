@@ -21,7 +21,7 @@ from support.router_running import (
 )
 from turnout.routing import UNCONSTRAINED
 from turnout.routing.admission import NORMAL, AdmissionLimits
-from turnout.routing.ledger import Prompt
+from turnout.routing.load_tracker import Prompt
 from turnout_router.fleet import claims
 from turnout_router.fleet.claims import Claimant
 

@@ -163,8 +163,8 @@ async def test_an_answer_in_one_piece_is_told_with_what_its_first_token_should_t
                 break
         await hears(b, 1)
         state = next(state for state in states_of(b) if state.id == one.id)
-        (ticket,) = state.waiting
-        await eventually(lambda: ticket.expected_at < asyncio.get_running_loop().time() + 10)
+        (request,) = state.waiting
+        await eventually(lambda: request.expected_at < asyncio.get_running_loop().time() + 10)
         one.gate.set()
         await asyncio.gather(*held)
 

@@ -17,7 +17,7 @@ from support.router_mock_backend import mock_worker
 from support.router_peers import connect, knowing, routers
 from support.router_running import config, eventually, eventually_async
 from support.worker_process import free_port
-from turnout.routing.ledger import Ledger, Prompt, Ticket
+from turnout.routing.load_tracker import InFlightRequest, LoadTracker, Prompt
 from turnout.routing.policy import PrefixAware
 from turnout.routing.work import WorkModel
 from turnout_router.api.prefixes import MAX_BLOCKS
@@ -60,23 +60,23 @@ KEY = "default/tiny"
 
 
 class Books:
-    """Ledgers of one deployment with one worker."""
+    """LoadTrackers of one deployment with one worker."""
 
     def __init__(self) -> None:
-        self.ledger = Ledger(256)
-        self.ledger.set_backends([("w", 10_000_000)])
+        self.tracker = LoadTracker(256)
+        self.tracker.set_backends([("w", 10_000_000)])
 
-    def ledger_of(self, deployment: str) -> tuple[Ledger, float] | None:
-        return (self.ledger, 1.0) if deployment == KEY else None
+    def load_tracker_of(self, deployment: str) -> tuple[LoadTracker, float] | None:
+        return (self.tracker, 1.0) if deployment == KEY else None
 
     @property
     def in_flight(self) -> int:
-        return self.ledger.states["w"].in_flight
+        return self.tracker.states["w"].in_flight
 
-    def ticket(self, blocks: int = 2) -> tuple[Ticket, Prompt]:
+    def request(self, blocks: int = 2) -> tuple[InFlightRequest, Prompt]:
         prompt = Prompt(256 * blocks, tuple(secrets.randbits(64) for _ in range(blocks)))
-        policy = PrefixAware(self.ledger, WorkModel())
-        pick = policy.choose(prompt, list(self.ledger.states.values()), 0.0)
+        policy = PrefixAware(self.tracker, WorkModel())
+        pick = policy.choose(prompt, list(self.tracker.states.values()), 0.0)
         return policy.sent(pick, prompt, 0.0), prompt
 
 
@@ -349,7 +349,7 @@ async def test_a_peer_that_does_not_read_is_bounded_cut_off_and_told_anew() -> N
             await eventually(lambda: peer.heard)
             numbers = []
             most = 0
-            longest = books.ticket(MAX_BLOCKS)
+            longest = books.request(MAX_BLOCKS)
             async with asyncio.timeout(60):
                 while "slow" not in one.counts.ended:
                     numbers += [one.outbox.sent(KEY, *longest) for _ in range(10)]
@@ -362,7 +362,7 @@ async def test_a_peer_that_does_not_read_is_bounded_cut_off_and_told_anew() -> N
                 one.outbox.finished(number, None, 0)
             await eventually(lambda: peer.heard[1:] == [3 + RECENT_BLOCKS // MAX_BLOCKS])
             assert one.counts.ended["slow"] == 1
-            one.outbox.sent(KEY, *books.ticket())
+            one.outbox.sent(KEY, *books.request())
             await eventually(lambda: peer.heard[1:] == [4 + RECENT_BLOCKS // MAX_BLOCKS])
     finally:
         server.close()
@@ -425,10 +425,12 @@ async def test_the_adapters_of_others_requests_are_in_use() -> None:
     here, there = Books(), Books()
     async with mesh(there) as (_, port), mesh(here, port) as (one, _):
         prompt = Prompt(512, (1, 2), adapter="sql")
-        number = one.outbox.sent(KEY, here.ledger.sent(here.ledger.states["w"], prompt, 0, 0.1, 0.0), prompt)
-        await eventually(lambda: there.ledger.states["w"].adapter_uses == {"sql": 1})
+        number = one.outbox.sent(
+            KEY, here.tracker.sent(here.tracker.states["w"], prompt, 0, 0.1, 0.0), prompt
+        )
+        await eventually(lambda: there.tracker.states["w"].adapter_uses == {"sql": 1})
         one.outbox.finished(number, None, 0)
-        await eventually(lambda: not there.ledger.states["w"].adapter_uses)
+        await eventually(lambda: not there.tracker.states["w"].adapter_uses)
 
 
 async def test_a_peer_that_is_away_is_told_as_soon_as_it_listens() -> None:
@@ -436,12 +438,12 @@ async def test_a_peer_that_is_away_is_told_as_soon_as_it_listens() -> None:
     port = free_port()
     here, there = Books(), Books()
     async with mesh(here, port) as (one, _):
-        ticket, prompt = here.ticket()
-        number = one.outbox.sent(KEY, ticket, prompt)
+        request, prompt = here.request()
+        number = one.outbox.sent(KEY, request, prompt)
         one.outbox.first_token(number)
         await eventually(lambda: one.counts.ended.get("closed"))
         async with mesh(there, port=port):
-            await eventually(lambda: there.ledger.states["w"].running == 1)
+            await eventually(lambda: there.tracker.states["w"].running == 1)
             one.outbox.finished(number, 256, 512)
             await eventually(lambda: there.in_flight == 0)
 
@@ -451,9 +453,9 @@ async def test_what_is_kept_for_late_joiners_is_bounded() -> None:
     books, counts = Books(), PeerCounts()
     outbox = Outbox(asyncio.get_running_loop(), counts, 0.0)
     for blocks, kept in ((2, RECENT_REQUESTS), (MAX_BLOCKS, RECENT_BLOCKS // MAX_BLOCKS)):
-        ticket = books.ticket(blocks)
+        request = books.request(blocks)
         for _ in range(RECENT_REQUESTS + 10):
-            number = outbox.sent(KEY, *ticket)
+            number = outbox.sent(KEY, *request)
             outbox.finished(number, None, 0)
         told = outbox.begin(Deaf())
         assert len(told) == 2 * kept
@@ -526,7 +528,7 @@ async def test_whatever_a_peer_tells_is_written_read_and_forgotten(said: list[Se
     assert read == said
     assert counts.requests == len(inbox)
     inbox.close()
-    state = books.ledger.states["w"]
+    state = books.tracker.states["w"]
     assert (counts.requests, books.in_flight, state.cache.held, state.adapter_uses) == (0, 0, 0, {})
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from turnout.routing.held import PATIENCE, TRIES, Held, Place, must_wait
-from turnout.routing.ledger import Ledger, Prompt, Ticket
+from turnout.routing.load_tracker import InFlightRequest, LoadTracker, Prompt
 from turnout.routing.policy import PairEstimate, PrefixAware
 from turnout.routing.work import WorkModel
 
@@ -19,9 +19,9 @@ BLOCK = 512
 
 
 def router(*names: str, tokens: int = 400_000) -> PrefixAware:
-    ledger = Ledger(BLOCK)
-    ledger.set_backends((name, tokens) for name in names)
-    return PrefixAware(ledger, WorkModel())
+    tracker = LoadTracker(BLOCK)
+    tracker.set_backends((name, tokens) for name in names)
+    return PrefixAware(tracker, WorkModel())
 
 
 def prompt(number: int, blocks: int) -> Prompt:
@@ -29,11 +29,11 @@ def prompt(number: int, blocks: int) -> Prompt:
 
 
 def chooser(policy: PrefixAware, now: float = 0.0) -> Callable[[Prompt], PairEstimate]:
-    states = list(policy.ledger.states.values())
+    states = list(policy.tracker.states.values())
     return lambda what: PairEstimate(policy, what, policy.choose(what, states, now), None)
 
 
-def send(policy: PrefixAware, what: Prompt, now: float = 0.0) -> Ticket:
+def send(policy: PrefixAware, what: Prompt, now: float = 0.0) -> InFlightRequest:
     picks = chooser(policy, now)(what)
     return policy.sent(picks.decode, picks.prompt, now)
 
@@ -63,7 +63,7 @@ def test_what_would_only_wait_is_held_until_a_first_token() -> None:
     held = Held(policy)
     place = held.push(prompt(3, 4), 0.0)
     assert released(policy, held) == []
-    policy.ledger.first_token(first, 0.7)
+    policy.tracker.first_token(first, 0.7)
     found = held.next(chooser(policy, 0.7))
     assert found is not None
     assert (found[0], found[1].decode.state) == (place, first.state)
@@ -75,12 +75,12 @@ def test_a_full_kv_cache_holds_requests_until_one_ends() -> None:
     """Nothing is computed any more, but there is no room: the end of an answer makes it."""
     policy = router("a", tokens=100 * BLOCK)
     running = [send(policy, prompt(each, 30)) for each in range(3)]
-    for ticket in running:
-        policy.ledger.first_token(ticket, 1.0)
+    for request in running:
+        policy.tracker.first_token(request, 1.0)
     held = Held(policy)
     place = held.push(prompt(9, 30), 1.0)
     assert released(policy, held, 1.0) == []
-    policy.ledger.finished(running[0], 5.0)
+    policy.tracker.finished(running[0], 5.0)
     assert released(policy, held, 5.0) == [place]
 
 
@@ -100,7 +100,7 @@ def test_the_shortest_goes_first_but_nobody_waits_for_ever() -> None:
         held = Held(policy)
         waits = held.push(long, 0.0)
         comes = held.push(short, later)
-        policy.ledger.first_token(busy, later)
+        policy.tracker.first_token(busy, later)
         found = held.next(chooser(policy, later))
         assert found is not None
         assert found[0] is (comes if overtakes else waits)
@@ -110,17 +110,17 @@ def test_a_request_that_waits_for_one_backend_does_not_block_the_others() -> Non
     """The first in line prefers a busy backend, where its prefix is; who comes behind it takes the idle one."""
     policy = router("a", "b")
     cached = prompt(1, 60)
-    at_home, other = policy.ledger.states.values()
+    at_home, other = policy.tracker.states.values()
     done = policy.sent(policy.choose(cached, [at_home], 0.0), cached, 0.0)
-    policy.ledger.first_token(done, 0.0)
-    policy.ledger.finished(done, 0.0)
+    policy.tracker.first_token(done, 0.0)
+    policy.tracker.finished(done, 0.0)
     held = Held(policy)
     for state in (at_home, other):
         policy.sent(
             policy.choose(prompt(50 + state.slot, 60), [state], 0.0), prompt(50 + state.slot, 60), 0.0
         )
     waits, goes = held.push(cached, 0.0), held.push(prompt(2, 20), 0.0)
-    policy.ledger.first_token(next(iter(other.waiting)), 0.4)
+    policy.tracker.first_token(next(iter(other.waiting)), 0.4)
     assert released(policy, held, 0.4) == [goes]
     assert waits.waits
 
@@ -148,7 +148,7 @@ def test_who_leaves_is_forgotten() -> None:
         held.withdraw(place)
     assert (len(held), policy.held_back) == (1, 1)
     assert len(held._places) <= 2 * len(held) + TRIES
-    policy.ledger.first_token(busy, 9.0)
+    policy.tracker.first_token(busy, 9.0)
     assert released(policy, held, 9.0) == places[:1]
     assert policy.held_back == 0
 
@@ -172,7 +172,7 @@ def test_every_request_goes_exactly_once(sizes: list[int], leave: set[int], bloc
     """However long, however small the caches: when all that runs has ended, everybody who stayed has been sent."""
     policy = router("a", "b", tokens=blocks * BLOCK)
     held = Held(policy)
-    running: list[Ticket] = []
+    running: list[InFlightRequest] = []
     places = [held.push(prompt(each, size), 0.0) for each, size in enumerate(sizes)]
     stay = [place for each, place in enumerate(places) if each not in leave]
     for place in places:
@@ -185,7 +185,7 @@ def test_every_request_goes_exactly_once(sizes: list[int], leave: set[int], bloc
             sent.append(found[0])
         if not running:
             break
-        policy.ledger.first_token(running[0], second)
-        policy.ledger.finished(running.pop(0), second)
+        policy.tracker.first_token(running[0], second)
+        policy.tracker.finished(running.pop(0), second)
     assert sorted(map(id, sent)) == sorted(map(id, stay))
     assert len(held) == 0

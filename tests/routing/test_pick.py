@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turnout.routing import UNCONSTRAINED, Backend, Constraints, LoadChooser, WorkerPair
-from turnout.routing.ledger import Prompt
+from turnout.routing.load_tracker import Prompt
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from turnout.routing import Backend, Constraints, LoadChooser, WorkerPair, estimate_prompt_tokens
-from turnout.routing.ledger import Prompt
+from turnout.routing.load_tracker import Prompt
 
 if TYPE_CHECKING:
     from turnout.routing.candidates import LocalReason

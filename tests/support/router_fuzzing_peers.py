@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
 
-from turnout.routing.ledger import Ledger
+from turnout.routing.load_tracker import LoadTracker
 from turnout_router.fleet.peers.counts import PeerCounts
 from turnout_router.fleet.peers.greeting import Identity, greet, welcome
 from turnout_router.fleet.peers.inbox import Inbox
@@ -116,11 +116,11 @@ def _changed(value: object, draw: random.Random, depth: int) -> object:
 
 class _Books:
     def __init__(self) -> None:
-        self.ledger = Ledger(256)
-        self.ledger.set_backends([("w", 4096)])
+        self.tracker = LoadTracker(256)
+        self.tracker.set_backends([("w", 4096)])
 
-    def ledger_of(self, deployment: str) -> tuple[Ledger, float] | None:
-        return (self.ledger, 2.0) if deployment == _KEY else None
+    def load_tracker_of(self, deployment: str) -> tuple[LoadTracker, float] | None:
+        return (self.tracker, 2.0) if deployment == _KEY else None
 
 
 def check_peer(
@@ -137,7 +137,7 @@ def check_peer(
         loop.run_until_complete(_begin(identity, cut(data, draw)))
     loop.run_until_complete(_talk(cut(data, draw), inbox))
     inbox.close()
-    (state,) = books.ledger.states.values()
+    (state,) = books.tracker.states.values()
     assert (counts.requests, len(inbox)) == (0, 0)
     assert (state.in_flight, state.queued_tokens, state.context_tokens, state.cache.held) == (0, 0, 0, 0)
     assert state.queued_seconds == 0.0

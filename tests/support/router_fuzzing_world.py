@@ -452,10 +452,10 @@ class World:
         for key, ports in self._ports.items():
             counts = self.metrics.of(key)
             assert (counts.in_flight, counts.waiting) == (0, 0)
-            book = self.backends.ledger_of(key)
-            assert book is not None
+            found = self.backends.load_tracker_of(key)
+            assert found is not None
             for id_ in (f"w{port}" for port in ports):
-                state = book[0].states[id_]
+                state = found[0].states[id_]
                 assert (state.in_flight, state.queued_tokens, state.context_tokens) == (0, 0, 0), state
         for group in self.backends.describe()["deployments"].values():
             for worker in group:

@@ -69,7 +69,7 @@ def states_of(r: Running) -> list[Any]:
     backends = r.router._backends
     (deployment,) = backends._runtimes.values()
     assert deployment.policy is not None
-    return list(deployment.policy.ledger.states.values())
+    return list(deployment.policy.tracker.states.values())
 
 
 @contextmanager

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from turnout.routing.candidates import Constraints
     from turnout.routing.fleet import Backend
-    from turnout.routing.ledger import Prompt
+    from turnout.routing.load_tracker import Prompt
 
 _IDLE = (0, 0, -1)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from turnout.routing.events import BlockHash
-    from turnout.routing.ledger import BackendState, Prompt
+    from turnout.routing.load_tracker import BackendState, Prompt
     from turnout.routing.tokens import Tokenized
 
 MIN_BLOCK_TOKENS: Final = 16

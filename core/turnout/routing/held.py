@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from turnout.routing.ledger import Prompt
+    from turnout.routing.load_tracker import Prompt
     from turnout.routing.policy import PairEstimate, PrefixAware
     from turnout.routing.reason import Phase
 
@@ -83,9 +83,9 @@ class Held:
 
     def push(self, prompt: Prompt, now: float) -> Place:
         """Let a request wait from *now* on."""
-        ledger = self._policy.ledger
-        matches, exact = ledger.holdings(prompt)
-        most = max(matches, default=0) * ledger.block_tokens if exact is None else max(exact, default=0)
+        tracker = self._policy.tracker
+        matches, exact = tracker.holdings(prompt)
+        most = max(matches, default=0) * tracker.block_tokens if exact is None else max(exact, default=0)
         cached = min(most, prompt.tokens - 1)
         work = self._policy.work.prefill(prompt.tokens - cached, cached)
         self._numbers += 1

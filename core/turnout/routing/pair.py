@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from turnout.routing.candidates import Constraints, LocalReason
     from turnout.routing.fleet import Backend
-    from turnout.routing.ledger import Prompt
+    from turnout.routing.load_tracker import Prompt
     from turnout.routing.policy import PairEstimate
     from turnout.routing.reason import Reason
 

@@ -25,7 +25,7 @@ from turnout.routing.session_affinity import affinity_rank
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from turnout.routing.ledger import BackendState, Ledger, Prompt, Scrape, Ticket
+    from turnout.routing.load_tracker import BackendState, InFlightRequest, LoadTracker, Prompt, Scrape
     from turnout.routing.work import WorkModel
 
 _LEAST_WORK_SECONDS: Final = 1e-3
@@ -112,10 +112,10 @@ class PairEstimate:
 
 
 class PrefixAware:
-    """The policy for one deployment, over the backends of its `ledger`."""
+    """The policy for one deployment, over the backends of its `tracker`."""
 
-    def __init__(self, ledger: Ledger, work: WorkModel) -> None:
-        self.ledger = ledger
+    def __init__(self, tracker: LoadTracker, work: WorkModel) -> None:
+        self.tracker = tracker
         self.work = work
         self.held_back = 0
         """Requests that wait in the router, see `turnout.routing.held`: they make for an overload like those sent."""
@@ -124,8 +124,8 @@ class PrefixAware:
         """Return the cheapest of *states*, which are aggregated workers or prefill workers. Raise ValueError for none."""
         if not states:
             raise ValueError("there is no backend to choose from")
-        self.ledger.advance(states, now)
-        matches, exact = self.ledger.holdings(prompt)
+        self.tracker.advance(states, now)
+        matches, exact = self.tracker.holdings(prompt)
         return self._cheapest(prompt, states, matches, exact, now)
 
     def choose_pair(
@@ -149,13 +149,13 @@ class PrefixAware:
         """
         if not decodes:
             raise ValueError("there is no backend to decode with")
-        ledger, work, size = self.ledger, self.work, self.ledger.block_tokens
-        ledger.advance(prefills, now)
-        ledger.advance(decodes, now)
-        matches, exact = ledger.holdings(prompt)
+        tracker, work, size = self.tracker, self.work, self.tracker.block_tokens
+        tracker.advance(prefills, now)
+        tracker.advance(decodes, now)
+        matches, exact = tracker.holdings(prompt)
         prefill = self._cheapest(prompt, prefills, matches, exact, now) if prefills else None
         weight = self._congestion_weight(decodes, now, pair=True)
-        needed = ledger.blocks_of(prompt)
+        needed = tracker.blocks_of(prompt)
         idle = prefill is not None and not prefill.state.waiting
         margin = LOCAL_MARGIN_SECONDS if idle else 0.0
         compared: list[Cost] = []
@@ -199,17 +199,17 @@ class PrefixAware:
 
     def scraped(self, backend_id: str, scrape: Scrape, now: float) -> None:
         """Take note of a scrape of one backend; of one that is not known nothing is noted."""
-        state = self.ledger.states.get(backend_id)
+        state = self.tracker.states.get(backend_id)
         if state is not None:
-            tokens = self.ledger.scraped(state, scrape, now)
-            prompts = max(1.0, tokens / max(1.0, self.ledger.uncached_tokens))
+            tokens = self.tracker.scraped(state, scrape, now)
+            prompts = max(1.0, tokens / max(1.0, self.tracker.uncached_tokens))
             state.others_queue = prompts * self.work.prefill(round(tokens / prompts), 0)
 
-    def sent(self, pick: Estimate, prompt: Prompt, now: float) -> Ticket:
-        """Note that *prompt* has been sent as *pick* says. Report on the ticket through the ledger."""
-        ticket = self.ledger.sent(pick.state, prompt, pick.matched, pick.seconds, now, pick.cached)
-        ticket.at_affinity_target = pick.at_affinity_target
-        return ticket
+    def sent(self, pick: Estimate, prompt: Prompt, now: float) -> InFlightRequest:
+        """Note that *prompt* has been sent as *pick* says. Report on the request through the tracker."""
+        request = self.tracker.sent(pick.state, prompt, pick.matched, pick.seconds, now, pick.cached)
+        request.at_affinity_target = pick.at_affinity_target
+        return request
 
     def _cheapest(
         self,
@@ -219,9 +219,9 @@ class PrefixAware:
         exact: list[int] | None,
         now: float,
     ) -> Estimate:
-        size = self.ledger.block_tokens
+        size = self.tracker.block_tokens
         weight = self._congestion_weight(states, now)
-        needed = self.ledger.blocks_of(prompt)
+        needed = self.tracker.blocks_of(prompt)
         target = self._affinity_target(prompt, states, matches)
         chosen, least = states[0], inf
         best: Cost | None = None
@@ -266,7 +266,7 @@ class PrefixAware:
         now: float,
     ) -> Cost:
         """Return what *prompt* costs at *state*, which holds *matched* of its blocks and *tokens* of its tokens."""
-        work, ledger, cache = self.work, self.ledger, state.cache
+        work, tracker, cache = self.work, self.tracker, state.cache
         cached = min(tokens, prompt.tokens - 1)
         prefill = work.prefill(prompt.tokens - cached, cached)
         queue = state.queued_seconds
@@ -279,17 +279,17 @@ class PrefixAware:
             queue -= min(done, first.seconds)
         if state.scraped_at is not None and state.others_running:
             queue += state.queue_of_others(now)
-            share = state.share_of_others(now, ledger.residence_seconds)
+            share = state.share_of_others(now, tracker.residence_seconds)
             held += int(state.others_kv * share)
             running += state.others_running * share
-            context += state.others_kv * share * ledger.block_tokens
+            context += state.others_kv * share * tracker.block_tokens
             step = running * work.decode_per_sequence + context * work.decode_per_context_token
         decode = DECODE_WEIGHT * step * (1 + (queue + prefill) / work.full_iteration)
         over = held / cache.capacity - 1
-        kv_wait = ledger.residence_seconds * over if over > 0 else 0.0
+        kv_wait = tracker.residence_seconds * over if over > 0 else 0.0
         adapter = 0.0
         if prompt.adapter is not None and prompt.adapter not in state.adapter_uses:
-            adapter = _adapter_cost(state, prompt.adapter, weight, ledger.residence_seconds)
+            adapter = _adapter_cost(state, prompt.adapter, weight, tracker.residence_seconds)
         waiting = len(state.waiting)
         charged = weight * prefill
         return Cost(state.id, tokens, waiting, queue, prefill, charged, decode, kv_wait, adapter)
@@ -298,10 +298,10 @@ class PrefixAware:
         """Return the seconds until a backend has KV room, overbooked by as much as answers have yet to grow."""
         if not cost.kv_wait:
             return 0.0
-        return max(0.0, cost.kv_wait - OVERBOOKED * self.ledger.residence_seconds)
+        return max(0.0, cost.kv_wait - OVERBOOKED * self.tracker.residence_seconds)
 
     def _congestion_weight(self, states: Sequence[BackendState], now: float, *, pair: bool = False) -> float:
-        work_seconds = max(self.ledger.work_seconds, _LEAST_WORK_SECONDS)
+        work_seconds = max(self.tracker.work_seconds, _LEAST_WORK_SECONDS)
         held_back = self.held_back / len(states)
         waiting: list[float] = []
         fewest = inf

@@ -14,7 +14,7 @@ from turnout.routing import (
 )
 from turnout.routing.by_load import LoadChooser
 from turnout.routing.by_prefix import PrefixChooser
-from turnout.routing.ledger import Ledger, Prompt
+from turnout.routing.load_tracker import LoadTracker, Prompt
 from turnout.routing.policy import PrefixAware
 from turnout.routing.work import WorkModel
 from turnout_router.api.prefixes import BLOCK_TOKENS, prompt_blocks
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from turnout.routing import Backend, DeploymentRoute, HealthPolicy
     from turnout.routing.admission import AdmissionLimits
     from turnout.routing.candidates import Constraints
-    from turnout.routing.ledger import BackendState, Scrape
+    from turnout.routing.load_tracker import BackendState, Scrape
     from turnout.routing.pair import Chooser
     from turnout_router.api.openai import Completion
     from turnout_router.fleet.claims import Claim
@@ -136,8 +136,8 @@ class DeploymentRuntime:
         below = route.local_prefill_below_tokens if locally else 0
         if route.policy == "PrefixAware":
             if self.policy is None:
-                self.policy = PrefixAware(Ledger(BLOCK_TOKENS), WorkModel())
-            self.policy.ledger.set_backends((b.id, b.kv_tokens or ASSUMED_KV_TOKENS) for b in backends)
+                self.policy = PrefixAware(LoadTracker(BLOCK_TOKENS), WorkModel())
+            self.policy.tracker.set_backends((b.id, b.kv_tokens or ASSUMED_KV_TOKENS) for b in backends)
             self._chooser = PrefixChooser(self.policy, below, may_compute_locally=locally)
         else:
             self.policy = None
@@ -270,7 +270,7 @@ class DeploymentRuntime:
             state.adapters = self._adapters.setdefault(backend.id, LoadedAdapters()).used(name)
 
     def _state_of(self, backend: Backend) -> BackendState | None:
-        return None if self.policy is None else self.policy.ledger.states.get(backend.id)
+        return None if self.policy is None else self.policy.tracker.states.get(backend.id)
 
     def describe(self) -> list[dict[str, Any]]:
         """Return the workers with load and health, for people."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from turnout.routing.held import Place
-    from turnout.routing.ledger import Prompt
+    from turnout.routing.load_tracker import Prompt
     from turnout.routing.policy import PairEstimate, PrefixAware
     from turnout.routing.reason import Phase
     from turnout_router.fleet.claims import Claimant

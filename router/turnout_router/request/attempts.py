@@ -16,7 +16,7 @@ from turnout.routing.candidates import UNCONSTRAINED, Constraints
 if TYPE_CHECKING:
     from turnout.routing import Backend, WorkerPair
     from turnout.routing.candidates import LocalReason
-    from turnout.routing.ledger import Prompt
+    from turnout.routing.load_tracker import Prompt
     from turnout_router.errors import UpstreamError
     from turnout_router.fleet.deployment import DeploymentRuntime
 

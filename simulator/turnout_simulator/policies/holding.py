@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from turnout.routing.held import Held, Place, must_wait
-from turnout.routing.ledger import Prompt
+from turnout.routing.load_tracker import Prompt
 from turnout.routing.policy import PairEstimate
 from turnout_simulator.policies.own import Turnout
 from turnout_simulator.policies.pairs import TurnoutPairs
@@ -46,7 +46,7 @@ class HoldingTurnout(Turnout):
         return PairEstimate(self._policy, prompt, self._policy.choose(prompt, self._states, now), None)
 
     def _sent(self, arrival: Arrival, picks: PairEstimate, now: float) -> int:
-        self._tickets[arrival.number] = self._policy.sent(picks.decode, picks.prompt, now)
+        self._requests[arrival.number] = self._policy.sent(picks.decode, picks.prompt, now)
         return picks.decode.state.slot
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import zmq
 
 from turnout.routing.exact import ExactCaches
-from turnout.routing.ledger import Prompt
+from turnout.routing.load_tracker import Prompt
 from turnout_router.fleet.kvevents.counts import Counts, Worker, state_of
 from turnout_router.fleet.kvevents.replay import Turns
 from turnout_router.fleet.kvevents.subscription import Subscription
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from turnout.routing import Backend, DeploymentRoute, Fleet
-    from turnout.routing.ledger import Ledger
+    from turnout.routing.load_tracker import LoadTracker
     from turnout_router.api.openai import Completion
     from turnout_router.upstream.pools import Pools
 
@@ -31,7 +31,7 @@ MAX_SOCKETS: Final = 60_000
 
 
 class ExactMode:
-    """Follows the workers that publish KV events, and puts what they say into their deployments' ledgers."""
+    """Follows the workers that publish KV events, and puts what they say into their deployments' trackers."""
 
     def __init__(
         self,
@@ -54,10 +54,10 @@ class ExactMode:
         self._engines: dict[str, dict[str, list[Backend]]] = {}  # by deployment and revision
         self._followed: dict[str, tuple[Backend, Subscription]] = {}
 
-    def update(self, fleet: Fleet, ledgers: Mapping[str, Ledger]) -> None:
-        """Follow exactly the workers of *fleet* that publish events and are chosen by *ledgers*."""
+    def update(self, fleet: Fleet, trackers: Mapping[str, LoadTracker]) -> None:
+        """Follow exactly the workers of *fleet* that publish events and are chosen by *trackers*."""
         publishing = {
-            key: [b for b in fleet.backends.get(key, ()) if b.kv_events is not None] for key in ledgers
+            key: [b for b in fleet.backends.get(key, ()) if b.kv_events is not None] for key in trackers
         }
         wanted = {b.id: b for group in publishing.values() for b in group}
         for id_, (known, subscription) in tuple(self._followed.items()):
@@ -72,8 +72,8 @@ class ExactMode:
             if group
         }
         self._engines = {}
-        for key, ledger in ledgers.items():
-            ledger.exact = caches = self._caches.get(key)
+        for key, tracker in trackers.items():
+            tracker.exact = caches = self._caches.get(key)
             if caches is None:
                 continue
             caches.set_engines((b.id, b.revision, self._room_of(b)) for b in publishing[key])

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from turnout_router.fleet.peers.counts import PeerCounts
     from turnout_router.fleet.peers.greeting import Identity
-    from turnout_router.fleet.peers.inbox import Ledgers
+    from turnout_router.fleet.peers.inbox import LoadTrackers
     from turnout_runtime.supervision import Supervisor
 
 _LOG = logging.getLogger("turnout_router.fleet.peers")
@@ -40,13 +40,13 @@ class Hearing:
     def __init__(
         self,
         identity: Identity,
-        ledgers: Ledgers,
+        trackers: LoadTrackers,
         counts: PeerCounts,
         clock: Callable[[], float],
         supervisor: Supervisor,
     ) -> None:
         self._identity = identity
-        self._ledgers = ledgers
+        self._trackers = trackers
         self._counts = counts
         self._clock = clock
         self._supervisor = supervisor
@@ -146,7 +146,7 @@ class Hearing:
         before = self._heard.get(identity)
         if before is not None:
             before.replace()
-        inbox = Inbox(self._ledgers, self._counts, self._clock)
+        inbox = Inbox(self._trackers, self._counts, self._clock)
         heard = self._heard[identity] = _Heard(inbox, writer)
         self._counts.hearing += 1
         _LOG.info("%s tells of its requests", heard.address)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from turnout_router.fleet.peers.finding import PeerSource
-    from turnout_router.fleet.peers.inbox import Ledgers
+    from turnout_router.fleet.peers.inbox import LoadTrackers
     from turnout_runtime.supervision import Group, Supervisor
 
     Addresses = frozenset[tuple[str, int]]
@@ -37,7 +37,7 @@ class Mesh:
 
     def __init__(
         self,
-        ledgers: Ledgers,
+        trackers: LoadTrackers,
         sources: Sequence[PeerSource],
         secret: bytes | None,
         batch_seconds: float,
@@ -48,7 +48,7 @@ class Mesh:
         self.outbox = Outbox(loop, self.counts, batch_seconds, supervisor.note)
         self._supervisor = supervisor
         self._identity = Identity(secret)
-        self._hearing = Hearing(self._identity, ledgers, self.counts, loop.time, supervisor)
+        self._hearing = Hearing(self._identity, trackers, self.counts, loop.time, supervisor)
         self._taken = Links(self._identity.number)
         self._sources = sources
         self._found: dict[int, Addresses] = {}

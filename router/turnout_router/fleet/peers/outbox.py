@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Sequence
 
-    from turnout.routing.ledger import Prompt, Ticket
+    from turnout.routing.load_tracker import InFlightRequest, Prompt
     from turnout_router.fleet.peers.counts import PeerCounts
     from turnout_router.fleet.peers.messages import Message
     from turnout_router.tasks import Note
@@ -66,21 +66,21 @@ class Outbox:
         self._recent_blocks = 0
         self.hearers: set[Hearer] = set()
 
-    def sent(self, deployment: str, ticket: Ticket, prompt: Prompt) -> int:
-        """Tell that *prompt* was sent as *ticket* says; return the number to go on with."""
+    def sent(self, deployment: str, request: InFlightRequest, prompt: Prompt) -> int:
+        """Tell that *prompt* was sent as *request* says; return the number to go on with."""
         self._numbers += 1
-        backend = "" if ticket.state is None else ticket.state.id
+        backend = "" if request.state is None else request.state.id
         self._batch.append(
             Sent(
                 self._numbers,
                 deployment,
                 backend,
-                ticket.text_tokens(BLOCK_TOKENS),
-                ticket.blocks,
+                request.text_tokens(BLOCK_TOKENS),
+                request.blocks,
                 prompt.expected_output_tokens,
-                ticket.matched,
-                ticket.seconds,
-                ticket.adapter,
+                request.matched,
+                request.seconds,
+                request.adapter,
             )
         )
         if self._timer is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from turnout.routing.ledger import Scrape
+from turnout.routing.load_tracker import Scrape
 from turnout_prom.search import PageError
 from turnout_router.errors import UpstreamError
 from turnout_router.fleet.scrapes.pace import Looks, period

@@ -107,7 +107,7 @@ class BackendState:
         """How many find room there at a time. 0: nobody knows."""
         self.adapter_uses: dict[str, int] = {}
         """This router's requests by adapter. An adapter in use is not unloaded."""
-        self.waiting: dict[Ticket, None] = {}  # without a first token, in the order sent
+        self.waiting: dict[InFlightRequest, None] = {}  # without a first token, in the order sent
         self.queued_seconds = 0.0
         self.queued_tokens = 0
         """Uncached prompt tokens of `waiting`, and the seconds to compute them."""
@@ -142,8 +142,8 @@ class BackendState:
         return max(0.0, 1 - (now - self.scraped_at) / residence_seconds)
 
 
-class Ticket:
-    """One request on one backend, from being sent to its end. Made by `Ledger.sent`."""
+class InFlightRequest:
+    """One request on one backend, from being sent to its end. Made by `LoadTracker.sent`."""
 
     __slots__ = (
         "adapter",
@@ -194,7 +194,7 @@ class Ticket:
         return max(1, self.prompt_tokens * block_tokens // self.block_tokens)
 
 
-class Ledger:
+class LoadTracker:
     """All backends. Bounded by them: a shadow holds no more than its backend's capacity and the requests in flight."""
 
     def __init__(self, block_tokens: int) -> None:
@@ -242,7 +242,7 @@ class Ledger:
         seconds: float,
         now: float,
         cached: int = -1,
-    ) -> Ticket:
+    ) -> InFlightRequest:
         """Note that *prompt* has been sent: *matched* of its blocks are thought to be there, the rest takes *seconds*.
 
         *cached*: how many of its tokens are there, where more is known than whole blocks; -1 where not.
@@ -250,7 +250,7 @@ class Ledger:
         private = self.blocks_of(prompt) - len(prompt.blocks)
         size = self.block_tokens if prompt.tokenized is None else prompt.tokenized.block_tokens
         uncached = max(1, prompt.tokens - (matched * size if cached < 0 else cached))
-        ticket = Ticket(
+        request = InFlightRequest(
             state,
             prompt,
             private=private,
@@ -261,10 +261,10 @@ class Ledger:
         )
         if not state.waiting:
             state.began = now
-        state.waiting[ticket] = None
+        state.waiting[request] = None
         state.queued_seconds += seconds
-        state.queued_tokens += ticket.uncached_tokens
-        self.uncached_tokens += LEARNING_RATE * (ticket.uncached_tokens - self.uncached_tokens)
+        state.queued_tokens += request.uncached_tokens
+        self.uncached_tokens += LEARNING_RATE * (request.uncached_tokens - self.uncached_tokens)
         self._picks += 1
         state.last_pick = self._picks
         state.cache.admit(prompt.blocks, private)
@@ -273,7 +273,7 @@ class Ledger:
         blocks = len(prompt.blocks) + private
         self.request_blocks += LEARNING_RATE * (blocks - self.request_blocks)
         self.work_seconds += LEARNING_RATE * (seconds - self.work_seconds)
-        return ticket
+        return request
 
     def advance(self, states: Sequence[BackendState], now: float) -> None:
         """Note the first tokens that were expected by *now*. Prompts are computed in the order in which they were sent."""
@@ -284,44 +284,46 @@ class Ledger:
                     break
                 self.first_token(first, now)
 
-    def first_token(self, ticket: Ticket, now: float) -> None:
-        """Note that the prompt of *ticket* has been computed."""
-        state = ticket.state
-        if state is None or ticket not in state.waiting:
+    def first_token(self, request: InFlightRequest, now: float) -> None:
+        """Note that the prompt of *request* has been computed."""
+        state = request.state
+        if state is None or request not in state.waiting:
             return
-        self._computed(state, ticket, now)
-        ticket.running_since = now
+        self._computed(state, request, now)
+        request.running_since = now
         state.running += 1
-        state.context_tokens += ticket.prompt_tokens
+        state.context_tokens += request.prompt_tokens
 
     def finished(
-        self, ticket: Ticket, now: float, cached_tokens: int | None = None, prompt_tokens: int = 0
+        self, request: InFlightRequest, now: float, cached_tokens: int | None = None, prompt_tokens: int = 0
     ) -> None:
         """Note an end, whatever its kind. *cached_tokens* as the usage says, None where it does not say.
 
         *prompt_tokens*, where the usage says it, puts the estimate of the prompt's length right: blocks are parts
         of the prompt, whatever a token is.
         """
-        state = ticket.state
+        state = request.state
         if state is None:
             return
-        ticket.state = None
-        if ticket in state.waiting:
-            self._computed(state, ticket, now)
-        elif ticket.running_since is not None:
+        request.state = None
+        if request in state.waiting:
+            self._computed(state, request, now)
+        elif request.running_since is not None:
             state.running -= 1
-            state.context_tokens -= ticket.prompt_tokens
-            self.residence_seconds += LEARNING_RATE * (now - ticket.running_since - self.residence_seconds)
+            state.context_tokens -= request.prompt_tokens
+            self.residence_seconds += LEARNING_RATE * (now - request.running_since - self.residence_seconds)
         if cached_tokens is not None:
-            cached = cached_tokens * ticket.prompt_tokens // prompt_tokens if prompt_tokens else cached_tokens
-            found = min(cached // ticket.block_tokens, len(ticket.blocks))
-            if found < ticket.matched or not ticket.at_affinity_target:
-                state.cache.correct(ticket.matched, found)
-        state.cache.release(ticket.blocks, ticket.private)
-        if ticket.adapter is not None:
-            uses = state.adapter_uses.pop(ticket.adapter) - 1
+            cached = (
+                cached_tokens * request.prompt_tokens // prompt_tokens if prompt_tokens else cached_tokens
+            )
+            found = min(cached // request.block_tokens, len(request.blocks))
+            if found < request.matched or not request.at_affinity_target:
+                state.cache.correct(request.matched, found)
+        state.cache.release(request.blocks, request.private)
+        if request.adapter is not None:
+            uses = state.adapter_uses.pop(request.adapter) - 1
             if uses:
-                state.adapter_uses[ticket.adapter] = uses
+                state.adapter_uses[request.adapter] = uses
 
     def scraped(self, state: BackendState, scrape: Scrape, now: float) -> float:
         """Take note of a scrape of *state*. Return the uncached prompt tokens that others have waiting there."""
@@ -355,11 +357,11 @@ class Ledger:
             len(prompt.blocks), -(-(prompt.tokens + prompt.expected_output_tokens) // self.block_tokens)
         )
 
-    def _computed(self, state: BackendState, ticket: Ticket, now: float) -> None:
-        del state.waiting[ticket]
+    def _computed(self, state: BackendState, request: InFlightRequest, now: float) -> None:
+        del state.waiting[request]
         state.began = now
-        state.queued_tokens -= ticket.uncached_tokens
-        state.queued_seconds = state.queued_seconds - ticket.seconds if state.waiting else 0.0
+        state.queued_tokens -= request.uncached_tokens
+        state.queued_seconds = state.queued_seconds - request.seconds if state.waiting else 0.0
 
     def _next_slot(self) -> int:
         self.slots += 1

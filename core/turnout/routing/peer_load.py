@@ -13,10 +13,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from turnout.routing.ledger import Ledger, Prompt, Ticket
+    from turnout.routing.load_tracker import InFlightRequest, LoadTracker, Prompt
 
 
-class PeerBook:
+class PeerLoad:
     """One peer's requests in flight, by the numbers that it gave them: *most* at a time, with *most_blocks* in all.
 
     Times are seconds of this router's clock; of a deployment's own time `scale` pass in one of them.
@@ -32,7 +32,7 @@ class PeerBook:
         self._most = most
         self._most_blocks = most_blocks
         self._blocks = 0
-        self._open: dict[int, tuple[Ledger, Ticket, float]] = {}
+        self._open: dict[int, tuple[LoadTracker, InFlightRequest, float]] = {}
 
     def __len__(self) -> int:
         """Return the number of requests that are open."""
@@ -41,7 +41,7 @@ class PeerBook:
     def sent(  # noqa: PLR0917 - what the message says, and where it belongs
         self,
         number: int,
-        ledger: Ledger,
+        tracker: LoadTracker,
         backend_id: str,
         prompt: Prompt,
         matched: int,
@@ -49,12 +49,12 @@ class PeerBook:
         now: float,
         scale: float = 1.0,
     ) -> bool:
-        """Book that the peer has sent *prompt* to a backend of *ledger*; otherwise as `Ledger.sent`.
+        """Book that the peer has sent *prompt* to a backend of *tracker*; otherwise as `LoadTracker.sent`.
 
         Return False, and book nothing, for a backend that is not known, a number that is open already, and what goes
         beyond the most that may be open.
         """
-        state = ledger.states.get(backend_id)
+        state = tracker.states.get(backend_id)
         blocks = self._blocks + len(prompt.blocks)
         if (
             state is None
@@ -64,8 +64,8 @@ class PeerBook:
         ):
             return False
         matched = max(0, min(matched, len(prompt.blocks)))
-        ticket = ledger.sent(state, prompt, matched, max(0.0, seconds), now * scale)
-        self._open[number] = (ledger, ticket, scale)
+        request = tracker.sent(state, prompt, matched, max(0.0, seconds), now * scale)
+        self._open[number] = (tracker, request, scale)
         self._blocks = blocks
         return True
 
@@ -74,8 +74,8 @@ class PeerBook:
         entry = self._open.get(number)
         if entry is None:
             return False
-        ledger, ticket, scale = entry
-        ledger.first_token(ticket, now * scale)
+        tracker, request, scale = entry
+        tracker.first_token(request, now * scale)
         return True
 
     def expected(self, number: int, wait: float, now: float) -> bool:
@@ -86,20 +86,20 @@ class PeerBook:
         entry = self._open.get(number)
         if entry is None:
             return False
-        _, ticket, scale = entry
-        ticket.expected_at = now * scale + max(0.0, wait)
+        _, request, scale = entry
+        request.expected_at = now * scale + max(0.0, wait)
         return True
 
     def finished(
         self, number: int, now: float, cached_tokens: int | None = None, prompt_tokens: int = 0
     ) -> bool:
-        """Book the end of *number*, as `Ledger.finished`. Return False where it is not open."""
+        """Book the end of *number*, as `LoadTracker.finished`. Return False where it is not open."""
         entry = self._open.pop(number, None)
         if entry is None:
             return False
-        ledger, ticket, scale = entry
-        self._blocks -= len(ticket.blocks)
-        ledger.finished(ticket, now * scale, cached_tokens, prompt_tokens)
+        tracker, request, scale = entry
+        self._blocks -= len(request.blocks)
+        tracker.finished(request, now * scale, cached_tokens, prompt_tokens)
         return True
 
     def lost(self, now: float) -> int:
@@ -109,9 +109,9 @@ class PeerBook:
         as if it had run as long as most do.
         """
         count = len(self._open)
-        for ledger, ticket, scale in self._open.values():
-            since = ticket.running_since
-            ledger.finished(ticket, now * scale if since is None else since + ledger.residence_seconds)
+        for tracker, request, scale in self._open.values():
+            since = request.running_since
+            tracker.finished(request, now * scale if since is None else since + tracker.residence_seconds)
         self._open.clear()
         self._blocks = 0
         return count
