@@ -95,7 +95,7 @@ class Distribution:
         family.add_metric([label], buckets, self._sum)
 
 
-class Standing:
+class WaitingTime:
     """Requests that wait in the router for a worker of one role: their number, and that number summed over time."""
 
     __slots__ = ("_clock", "_number", "_seconds", "_since")
@@ -118,7 +118,7 @@ class Standing:
 
     @property
     def seconds(self) -> float:
-        """Seconds that they have waited so far, all together."""
+        """Seconds that requests have waited so far, in total."""
         return self._seconds + self._number * (self._clock() - self._since)
 
 
@@ -160,7 +160,7 @@ class DeploymentMetrics:
         self.retries: dict[str, int] = {}
         self.local_prefills: dict[str, int] = {}
         self.scrapes: dict[str, int] = {}
-        self.held: dict[str, Standing] = {}
+        self.held: dict[str, WaitingTime] = {}
         """By the role of the worker that they wait for; empty where the deployment has no dispatch queue."""
 
     def answered(self, status: int) -> None:
@@ -253,8 +253,8 @@ def _held(deployments: dict[str, DeploymentMetrics]) -> Iterator[Metric]:
     number = gauge_family(catalog.ROUTER_HELD)
     seconds = counter_family(catalog.ROUTER_HELD_SECONDS)
     for key, one in deployments.items():
-        for role, standing in one.held.items():
-            number.add_metric([key, role], standing.number)
-            seconds.add_metric([key, role], standing.seconds)
+        for role, waiting in one.held.items():
+            number.add_metric([key, role], waiting.number)
+            seconds.add_metric([key, role], waiting.seconds)
     yield number
     yield seconds

@@ -193,7 +193,7 @@ def test_a_large_cache_is_forgotten_at_once_and_swept_in_turns() -> None:
 
 def test_what_an_engine_says_concerns_its_own_deployment_alone() -> None:
     """An engine that claims another deployment's prompts, hash for hash, changes nothing there."""
-    (tracker, own), (others, hostile) = make_tracker("one", "two"), tracker("one", "two")
+    (tracker, own), (others, hostile) = make_tracker("one", "two"), make_tracker("one", "two")
     hold(own, "two", 1600)
     before = tracker.holdings(prompt()), others.holdings(prompt())
     assert before[0] != before[1]

@@ -53,7 +53,7 @@ class Estimate:
     `cached` is the same in tokens, where an engine's own word is known more exactly than in blocks of text.
     `wait` are the seconds in which the first token is expected there. `at_affinity_target`: it is the session's affinity target, where
     others may have sent what this router knows nothing of. `compared` is what every backend would have cost. `backlog`
-    are the seconds until the backend can begin with it, see `turnout.routing.held`.
+    are the seconds until the backend can begin with it, see `turnout.routing.shortest_job`.
     """
 
     __slots__ = (
@@ -117,8 +117,8 @@ class PrefixAware:
     def __init__(self, tracker: LoadTracker, work: WorkModel) -> None:
         self.tracker = tracker
         self.work = work
-        self.held_back = 0
-        """Requests that wait in the router, see `turnout.routing.held`: they make for an overload like those sent."""
+        self.held_requests = 0
+        """Requests that wait in the router, see `turnout.routing.shortest_job`: they count as load like those sent."""
 
     def choose(self, prompt: Prompt, states: Sequence[BackendState], now: float) -> Estimate:
         """Return the cheapest of *states*, which are aggregated workers or prefill workers. Raise ValueError for none."""
@@ -302,11 +302,11 @@ class PrefixAware:
 
     def _congestion_weight(self, states: Sequence[BackendState], now: float, *, pair: bool = False) -> float:
         work_seconds = max(self.tracker.work_seconds, _LEAST_WORK_SECONDS)
-        held_back = self.held_back / len(states)
+        held = self.held_requests / len(states)
         waiting: list[float] = []
         fewest = inf
         for state in states:
-            here = len(state.waiting) + held_back
+            here = len(state.waiting) + held
             if state.others_queue:
                 here += state.queue_of_others(now) / work_seconds
             waiting.append(here)

@@ -24,7 +24,7 @@ from turnout_router.fleet.dispatch import DispatchQueue
 from turnout_router.fleet.inflight import InFlightClaim, WorkerLoad
 from turnout_router.fleet.scrapes.adapters import LoadedAdapters, blocks_under
 from turnout_router.fleet.worker_health import WorkerHealth
-from turnout_router.metrics import Standing
+from turnout_router.metrics import WaitingTime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -153,7 +153,7 @@ class DeploymentRuntime:
         elif queue is not None:
             queue.advance()
         else:
-            counts = {phase: Standing(self.clock.now) for phase in ("prefill", "decode")}
+            counts = {phase: WaitingTime(self.clock.now) for phase in ("prefill", "decode")}
             self.metrics.held = counts
             self.dispatch = DispatchQueue(
                 policy, counts, self.clock, self._parts.clock, lambda: self.admission.wait_seconds
