@@ -30,6 +30,8 @@ from mypy_extensions import mypyc_attr
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from turnout.routing.load_tracker import BackendState
+
 CONGESTION_BASE: Final = 1.0
 CONGESTION_PER_WAITING: Final = 7.0
 PROGRESS: Final = 0.85
@@ -123,3 +125,42 @@ def congestion_weight(waiting: Sequence[float], most: float) -> float:
     for each in waiting:
         total += min(each, most)
     return CONGESTION_BASE + CONGESTION_PER_WAITING * total / len(waiting)
+
+
+def queue_seconds(state: BackendState, step: float, full_iteration: float, now: float) -> float:
+    """Return `queue`: the work of this router's waiting prompts at *state*, less the progress of the first.
+
+    *step* is what the running answers add to an iteration, which slows the progress down.
+    """
+    seconds = state.queued_seconds
+    if not seconds:
+        return seconds
+    first = next(iter(state.waiting))
+    done = PROGRESS * (now - state.began) / (1 + step / full_iteration)
+    return seconds - min(done, first.seconds)
+
+
+def decode_seconds(step: float, prefill_seconds: float, full_iteration: float) -> float:
+    """Return `decode`: *step*, once for each iteration during *prefill_seconds* of queue and prefill, and once more."""
+    return DECODE_WEIGHT * step * (1 + prefill_seconds / full_iteration)
+
+
+def kv_wait_seconds(blocks: int, capacity: int, residence_seconds: float) -> float:
+    """Return `kv_wait`: how long until *blocks*, held and needed together, fit into *capacity*."""
+    over = blocks / capacity - 1
+    return residence_seconds * over if over > 0 else 0.0
+
+
+def adapter_seconds(
+    state: BackendState, adapter: str | None, weight: float, residence_seconds: float
+) -> float:
+    """Return `adapter`: 0 without one, and where a request of this router uses it at *state* now."""
+    if adapter is None or adapter in state.adapter_uses:
+        return 0.0
+    room = state.adapter_room
+    in_use = len(state.adapter_uses)
+    wait = residence_seconds if 0 < room <= in_use else 0.0
+    if adapter in state.adapters:
+        return wait
+    displaces = 0 < room <= len(state.adapters)
+    return wait + ADAPTER_LOAD_SECONDS * (1 + weight if displaces else 1.0)

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Final
 from mypy_extensions import mypyc_attr
 
 from turnout.routing.cost import (
-    ADAPTER_LOAD_SECONDS,
     CONGESTION_BASE,
-    DECODE_WEIGHT,
     OVERBOOKED,
-    PROGRESS,
     Cost,
+    adapter_seconds,
     congestion_weight,
+    decode_seconds,
+    kv_wait_seconds,
+    queue_seconds,
 )
 from turnout.routing.session_affinity import affinity_rank
 
@@ -267,32 +268,31 @@ class PrefixAware:
     ) -> Cost:
         """Return what *prompt* costs at *state*, which holds *matched* of its blocks and *tokens* of its tokens."""
         work, tracker, cache = self.work, self.tracker, state.cache
+        iteration, residence = work.full_iteration, tracker.residence_seconds
         cached = min(tokens, prompt.tokens - 1)
         prefill = work.prefill(prompt.tokens - cached, cached)
-        queue = state.queued_seconds
-        held = cache.held + needed - matched
         running, context = float(state.running), float(state.context_tokens)
         step = running * work.decode_per_sequence + context * work.decode_per_context_token
-        if queue:
-            first = next(iter(state.waiting))
-            done = PROGRESS * (now - state.began) / (1 + step / work.full_iteration)
-            queue -= min(done, first.seconds)
+        queue = queue_seconds(state, step, iteration, now)
+        blocks = cache.held + needed - matched
         if state.scraped_at is not None and state.others_running:
             queue += state.queue_of_others(now)
-            share = state.share_of_others(now, tracker.residence_seconds)
-            held += int(state.others_kv * share)
+            share = state.share_of_others(now, residence)
+            blocks += int(state.others_kv * share)
             running += state.others_running * share
             context += state.others_kv * share * tracker.block_tokens
             step = running * work.decode_per_sequence + context * work.decode_per_context_token
-        decode = DECODE_WEIGHT * step * (1 + (queue + prefill) / work.full_iteration)
-        over = held / cache.capacity - 1
-        kv_wait = tracker.residence_seconds * over if over > 0 else 0.0
-        adapter = 0.0
-        if prompt.adapter is not None and prompt.adapter not in state.adapter_uses:
-            adapter = _adapter_cost(state, prompt.adapter, weight, tracker.residence_seconds)
-        waiting = len(state.waiting)
-        charged = weight * prefill
-        return Cost(state.id, tokens, waiting, queue, prefill, charged, decode, kv_wait, adapter)
+        return Cost(
+            state.id,
+            tokens,
+            len(state.waiting),
+            queue,
+            prefill,
+            weight * prefill,
+            decode_seconds(step, queue + prefill, iteration),
+            kv_wait_seconds(blocks, cache.capacity, residence),
+            adapter_seconds(state, prompt.adapter, weight, residence),
+        )
 
     def _wait_for_room(self, cost: Cost) -> float:
         """Return the seconds until a backend has KV room, overbooked by as much as answers have yet to grow."""
@@ -338,14 +338,3 @@ class PrefixAware:
         if others:
             bonus += AFFINITY_SHARE_OF_OTHERS * others / (own + others) * (prefill + charged)
         return bonus
-
-
-def _adapter_cost(state: BackendState, adapter: str, weight: float, residence_seconds: float) -> float:
-    """Return what it costs to serve *adapter* where no request of this router uses it now, see `turnout.routing.cost`."""
-    room = state.adapter_room
-    in_use = len(state.adapter_uses)
-    wait = residence_seconds if 0 < room <= in_use else 0.0
-    if adapter in state.adapters:
-        return wait
-    displaces = 0 < room <= len(state.adapters)
-    return wait + ADAPTER_LOAD_SECONDS * (1 + weight if displaces else 1.0)
