@@ -20,7 +20,7 @@ from turnout_router.fleet.discovery.file import FileSource, read_config
 from turnout_router.fleet.discovery.kubernetes import KubernetesSource
 from turnout_router.fleet.kube import load_access
 from turnout_router.fleet.learning import Learner
-from turnout_router.fleet.peers.finding import NamedPeers, PodPeers
+from turnout_router.fleet.peers.discovery import PodPeers, StaticPeers
 from turnout_router.fleet.peers.mesh import Mesh, read_secret
 from turnout_router.fleet.scrapes.scraper import Scraper
 from turnout_router.gateway import Gateway
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from turnout.routing import Fleet
     from turnout_router.fleet.discovery import FleetSource
-    from turnout_router.fleet.peers.finding import PeerSource
+    from turnout_router.fleet.peers.discovery import PeerSource
     from turnout_router.settings import PeerSettings, Settings
 
 _LOG = logging.getLogger("turnout_router")
@@ -69,7 +69,7 @@ class Router:
             None if settings.peers is None else _mesh_of(settings.peers, self._backends, self._supervisor)
         )
         if self._mesh is not None:
-            self._backends.report_to(self._mesh.outbox)
+            self._backends.report_to(self._mesh.sender)
             self._metrics.registry.register(self._mesh.counts)
         self._admin = AdminServer(
             admin_app(
@@ -212,7 +212,7 @@ def _mesh_of(settings: PeerSettings, backends: Backends, supervisor: Supervisor)
         _LOG.warning(
             "no --peers-secret-file: every peer that reaches the peers' port is believed, and can mislead this router's choices"
         )
-    sources: list[PeerSource] = [NamedPeers(settings.hosts)] if settings.hosts else []
+    sources: list[PeerSource] = [StaticPeers(settings.hosts)] if settings.hosts else []
     if settings.pods is not None:
         sources.append(PodPeers(load_access(), *settings.pods))
     return Mesh(backends, sources, secret, settings.batch_seconds, supervisor)

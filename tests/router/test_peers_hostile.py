@@ -22,18 +22,16 @@ from turnout.routing.policy import PrefixAware
 from turnout.routing.work import WorkModel
 from turnout_router.api.prefixes import MAX_BLOCKS
 from turnout_router.errors import ConfigError
-from turnout_router.fleet.peers import link
+from turnout_router.fleet.peers import client
+from turnout_router.fleet.peers.client import ConnectedPeers
 from turnout_router.fleet.peers.counts import PeerCounts
-from turnout_router.fleet.peers.finding import NamedPeers, addresses_in
-from turnout_router.fleet.peers.greeting import Identity, greet, welcome
-from turnout_router.fleet.peers.hearing import MAX_CONNECTIONS, MAX_PER_ADDRESS
-from turnout_router.fleet.peers.inbox import Inbox
-from turnout_router.fleet.peers.link import Links
+from turnout_router.fleet.peers.discovery import StaticPeers, addresses_in
+from turnout_router.fleet.peers.handshake import PeerIdentity, accept_handshake, open_handshake
 from turnout_router.fleet.peers.mesh import Mesh, read_secret
 from turnout_router.fleet.peers.messages import (
     BLOCKS,
+    HEARTBEAT,
     MAX_FRAME_BYTES,
-    SIGN_OF_LIFE,
     Challenge,
     Expected,
     Finished,
@@ -43,10 +41,12 @@ from turnout_router.fleet.peers.messages import (
     Sent,
     framed,
     frames,
-    read_greeting,
+    read_handshake,
     read_messages,
 )
-from turnout_router.fleet.peers.outbox import RECENT_BLOCKS, RECENT_REQUESTS, Outbox
+from turnout_router.fleet.peers.receiver import PeerReceiver
+from turnout_router.fleet.peers.sender import RECENT_BLOCKS, RECENT_REQUESTS, PeerSender
+from turnout_router.fleet.peers.server import MAX_CONNECTIONS, MAX_PER_ADDRESS
 from turnout_router.options import parse_options, settings_of
 from turnout_runtime.supervision import Supervisor
 
@@ -89,7 +89,7 @@ async def mesh(
     books: Books, *peers: int, secret: bytes | None = None, port: int = 0
 ) -> AsyncIterator[tuple[Mesh, int]]:
     supervisor = Supervisor(lambda _: None, logging.getLogger("test"))
-    sources = [NamedPeers([("127.0.0.1", peer) for peer in peers])] if peers else []
+    sources = [StaticPeers([("127.0.0.1", peer) for peer in peers])] if peers else []
     one = Mesh(books, sources, secret, 0.005, supervisor)
     port = await one.start("127.0.0.1", port)
     task = asyncio.create_task(one.run())
@@ -104,13 +104,13 @@ async def mesh(
 
 
 @asynccontextmanager
-async def telling(
-    port: int, identity: Identity | None = None
+async def connected_peer(
+    port: int, identity: PeerIdentity | None = None
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """Play a router that tells."""
     reader, writer = await connect(port)
     try:
-        await greet(identity or Identity(), reader, writer, lambda _: None)
+        await open_handshake(identity or PeerIdentity(), reader, writer, lambda _: None)
         yield reader, writer
     finally:
         writer.transport.abort()
@@ -130,7 +130,7 @@ class ForgetfulPeer:
     """A router that reads nothing of its first conversation, and all of those that follow."""
 
     def __init__(self) -> None:
-        self.heard: list[int] = []
+        self.received: list[int] = []
         """Requests that it was told of, by conversation."""
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -144,15 +144,15 @@ class ForgetfulPeer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            await welcome(Identity(), reader, writer)
-            self.heard.append(0)
-            if len(self.heard) == 1:
+            await accept_handshake(PeerIdentity(), reader, writer)
+            self.received.append(0)
+            if len(self.received) == 1:
                 await asyncio.Event().wait()
             while True:
                 messages = await read_messages(reader)
-                self.heard[-1] += sum(isinstance(message, Sent) for message in messages)
+                self.received[-1] += sum(isinstance(message, Sent) for message in messages)
                 if not messages:
-                    writer.write(SIGN_OF_LIFE)
+                    writer.write(HEARTBEAT)
         finally:
             writer.transport.abort()
 
@@ -168,8 +168,8 @@ GARBAGE = {
     "HTTP": b"GET / HTTP/1.1\r\nhost: x\r\n\r\n",
     "a length without end": b"\xff\xff\xff\xff",
     "MessagePack of something else": framed({"version": 1}),
-    "a greeting of the wrong side": framed([3, b""]),
-    "an unknown greeting": framed([9, 1, 2, 3]),
+    "a handshake of the wrong side": framed([3, b""]),
+    "an unknown handshake": framed([9, 1, 2, 3]),
     "zeros": bytes(64),
     "random": bytes(range(7, 255)) * 3,
 }
@@ -179,7 +179,7 @@ GARBAGE = {
 async def test_a_stranger_is_cut_off_and_the_routers_go_on(said: bytes) -> None:
     """Whatever comes instead of a hello ends that connection, books nothing, and harms no other."""
     books = Books()
-    async with mesh(books) as (one, port), telling(port) as (_, peer):
+    async with mesh(books) as (one, port), connected_peer(port) as (_, peer):
         peer.write(framed([sent(1)]))
         await eventually(lambda: books.in_flight == 1)
         reader, writer = await connect(port)
@@ -208,14 +208,14 @@ NONSENSE = {
 async def test_a_peer_that_talks_nonsense_is_dropped_with_all_that_it_told(said: bytes) -> None:
     """What it has in flight is not believed any longer."""
     books = Books()
-    async with mesh(books) as (one, port), telling(port) as (reader, writer):
+    async with mesh(books) as (one, port), connected_peer(port) as (reader, writer):
         writer.write(framed([sent(1)]))
         await eventually(lambda: books.in_flight == 1)
         writer.write(said)
         await closed(reader)
         await eventually(lambda: books.in_flight == 0)
         assert one.counts.ended == {"garbage": 1}
-        assert (one.counts.hearing, one.counts.requests) == (0, 0)
+        assert (one.counts.incoming, one.counts.requests) == (0, 0)
 
 
 async def test_a_wrong_secret_is_refused_on_either_side(tmp_path: Path) -> None:
@@ -257,18 +257,18 @@ async def test_routers_with_the_same_secret_talk(tmp_path: Path) -> None:
 
 async def test_a_proof_holds_for_one_conversation_only() -> None:
     """A recorded hello does not open a second one: the nonce is another."""
-    identity = Identity(b"secret")
+    identity = PeerIdentity(b"secret")
     async with mesh(Books(), secret=b"secret") as (one, port):
         reader, writer = await connect(port)
-        challenge = await read_greeting(reader)
+        challenge = await read_handshake(reader)
         proof = identity.proof(b"turnout teller", challenge, identity.number, b"n" * 16)
         hello = framed([2, 1, identity.number, b"n" * 16, BLOCKS, proof])
         writer.write(hello)
-        assert type(await read_greeting(reader)).__name__ == "Welcome"
+        assert type(await read_handshake(reader)).__name__ == "Welcome"
         again, writer_again = await connect(port)
-        await read_greeting(again)
+        await read_handshake(again)
         writer_again.write(hello)
-        refused = await read_greeting(again)
+        refused = await read_handshake(again)
         assert "wrong secret" in refused.reason
         await closed(again)
         assert one.counts.ended == {"secret": 1}
@@ -284,9 +284,9 @@ async def test_prompts_that_are_cut_otherwise_and_other_versions_are_refused() -
             (2, BLOCKS, "version"),
         ):
             reader, writer = await connect(port)
-            await read_greeting(reader)
+            await read_handshake(reader)
             writer.write(framed([2, version, b"i" * 16, b"n" * 16, blocks, b""]))
-            assert reason in (await read_greeting(reader)).reason
+            assert reason in (await read_handshake(reader)).reason
             await closed(reader)
             writer.close()
         assert one.counts.ended == {"blocks": 1, "version": 1}
@@ -297,7 +297,7 @@ async def test_nobody_writes_lines_into_the_log(caplog: pytest.LogCaptureFixture
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(framed(Challenge(1, b"x" * 16, b"n" * 16)))
-        await read_greeting(reader)
+        await read_handshake(reader)
         writer.write(framed(Refused("no\nERROR all is lost")))
         await writer.drain()
         writer.close()
@@ -306,7 +306,7 @@ async def test_nobody_writes_lines_into_the_log(caplog: pytest.LogCaptureFixture
     async with mesh(Books(), server.sockets[0].getsockname()[1]) as (one, port):
         await eventually(lambda: one.counts.ended.get("refused"))
         reader, writer = await connect(port)
-        await read_greeting(reader)
+        await read_handshake(reader)
         writer.write(framed([2, 1, b"i" * 16, b"n" * 16, "a\nb", b""]))
         await closed(reader)
         writer.close()
@@ -316,9 +316,9 @@ async def test_nobody_writes_lines_into_the_log(caplog: pytest.LogCaptureFixture
 
 
 async def test_who_says_nothing_is_cut_off() -> None:
-    """Neither a greeting that does not come nor a peer without a sign of life is waited for."""
+    """Neither a handshake that does not come nor a peer without a sign of life is waited for."""
     books = Books()
-    async with mesh(books) as (one, port), telling(port) as (reader, writer):
+    async with mesh(books) as (one, port), connected_peer(port) as (reader, writer):
         writer.write(framed([sent(1)]))
         await eventually(lambda: books.in_flight == 1)
         stranger, stranger_writer = await connect(port)
@@ -330,13 +330,13 @@ async def test_who_says_nothing_is_cut_off() -> None:
 
 
 async def test_signs_of_life_are_returned_and_keep_a_quiet_peer() -> None:
-    """A router that has nothing to tell is heard all the same."""
-    async with mesh(Books()) as (one, port), telling(port) as (reader, writer):
+    """A router that has nothing to tell is received all the same."""
+    async with mesh(Books()) as (one, port), connected_peer(port) as (reader, writer):
         for _ in range(3):
-            writer.write(SIGN_OF_LIFE)
+            writer.write(HEARTBEAT)
             async with asyncio.timeout(2):
                 assert await read_messages(reader) == []
-        assert one.counts.hearing == 1
+        assert one.counts.incoming == 1
 
 
 async def test_a_peer_that_does_not_read_is_bounded_cut_off_and_told_anew() -> None:
@@ -346,24 +346,24 @@ async def test_a_peer_that_does_not_read_is_bounded_cut_off_and_told_anew() -> N
     try:
         books = Books()
         async with mesh(books, server.sockets[0].getsockname()[1]) as (one, _):
-            await eventually(lambda: peer.heard)
+            await eventually(lambda: peer.received)
             numbers = []
             most = 0
             longest = books.request(MAX_BLOCKS)
             async with asyncio.timeout(60):
                 while "slow" not in one.counts.ended:
-                    numbers += [one.outbox.sent(KEY, *longest) for _ in range(10)]
-                    (told,) = [each for each, _ in one._links.values()]
+                    numbers += [one.sender.sent(KEY, *longest) for _ in range(10)]
+                    (told,) = [each for each, _ in one._clients.values()]
                     if told._writer is not None:
                         most = max(most, told._writer.transport.get_write_buffer_size())
                     await asyncio.sleep(0.001)
-            assert most < link.UNREAD_BYTES + 64 * 40_000
+            assert most < client.UNREAD_BYTES + 64 * 40_000
             for number in numbers[3:]:
-                one.outbox.finished(number, None, 0)
-            await eventually(lambda: peer.heard[1:] == [3 + RECENT_BLOCKS // MAX_BLOCKS])
+                one.sender.finished(number, None, 0)
+            await eventually(lambda: peer.received[1:] == [3 + RECENT_BLOCKS // MAX_BLOCKS])
             assert one.counts.ended["slow"] == 1
-            one.outbox.sent(KEY, *books.request())
-            await eventually(lambda: peer.heard[1:] == [4 + RECENT_BLOCKS // MAX_BLOCKS])
+            one.sender.sent(KEY, *books.request())
+            await eventually(lambda: peer.received[1:] == [4 + RECENT_BLOCKS // MAX_BLOCKS])
     finally:
         server.close()
         await peer.stop()
@@ -371,15 +371,15 @@ async def test_a_peer_that_does_not_read_is_bounded_cut_off_and_told_anew() -> N
 
 async def test_a_router_that_connects_again_replaces_its_old_connection() -> None:
     """Its machine forgot the connection without a word: what it told there is dropped, what it tells now counts."""
-    books, identity = Books(), Identity()
-    async with mesh(books) as (one, port), telling(port, identity) as (old, writer):
+    books, identity = Books(), PeerIdentity()
+    async with mesh(books) as (one, port), connected_peer(port, identity) as (old, writer):
         writer.write(framed([sent(1), sent(2)]))
         await eventually(lambda: books.in_flight == 2)
-        async with telling(port, identity) as (_, new):
+        async with connected_peer(port, identity) as (_, new):
             await closed(old)
             new.write(framed([sent(1)]))
             await eventually(lambda: books.in_flight == 1)
-            assert one.counts.hearing == 1
+            assert one.counts.incoming == 1
         await eventually(lambda: books.in_flight == 0)
 
 
@@ -387,7 +387,7 @@ async def test_a_router_that_connects_again_replaces_its_old_connection() -> Non
 async def test_strangers_do_not_keep_routers_out(addresses: int) -> None:
     """Who has proved nothing makes way, the oldest first; who tells already is not touched."""
     books = Books()
-    async with mesh(books) as (one, port), telling(port) as (_, first):
+    async with mesh(books) as (one, port), connected_peer(port) as (_, first):
         first.write(framed([sent(1)]))
         await eventually(lambda: books.in_flight == 1)
         strangers = [
@@ -396,11 +396,11 @@ async def test_strangers_do_not_keep_routers_out(addresses: int) -> None:
         ]
         await eventually(lambda: "too_many" in one.counts.ended)
         most = MAX_PER_ADDRESS + 1 if addresses == 1 else MAX_CONNECTIONS
-        assert len(one._hearing._all) <= most
-        async with telling(port) as (_, second):
+        assert len(one._server._all) <= most
+        async with connected_peer(port) as (_, second):
             second.write(framed([sent(1)]))
             await eventually(lambda: books.in_flight == 2)
-            assert one.counts.hearing == 2
+            assert one.counts.incoming == 2
         for _, writer in strangers:
             writer.transport.abort()
 
@@ -409,14 +409,14 @@ async def test_routers_at_one_address_are_bounded() -> None:
     """Where no secret is asked for anybody is believed: one address takes no more than its part."""
     async with mesh(Books()) as (one, port), contextlib.AsyncExitStack() as stack:
         for _ in range(MAX_PER_ADDRESS):
-            await stack.enter_async_context(telling(port))
+            await stack.enter_async_context(connected_peer(port))
         reader, writer = await connect(port)
         await closed(reader)
         writer.close()
         assert one.counts.ended == {"too_many": 1}
-        assert one.counts.hearing == MAX_PER_ADDRESS
+        assert one.counts.incoming == MAX_PER_ADDRESS
         other = await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.2", 0))
-        assert isinstance(await read_greeting(other[0]), Challenge)
+        assert isinstance(await read_handshake(other[0]), Challenge)
         other[1].transport.abort()
 
 
@@ -425,11 +425,11 @@ async def test_the_adapters_of_others_requests_are_in_use() -> None:
     here, there = Books(), Books()
     async with mesh(there) as (_, port), mesh(here, port) as (one, _):
         prompt = Prompt(512, (1, 2), adapter="sql")
-        number = one.outbox.sent(
+        number = one.sender.sent(
             KEY, here.tracker.sent(here.tracker.states["w"], prompt, 0, 0.1, 0.0), prompt
         )
         await eventually(lambda: there.tracker.states["w"].adapter_uses == {"sql": 1})
-        one.outbox.finished(number, None, 0)
+        one.sender.finished(number, None, 0)
         await eventually(lambda: not there.tracker.states["w"].adapter_uses)
 
 
@@ -439,46 +439,46 @@ async def test_a_peer_that_is_away_is_told_as_soon_as_it_listens() -> None:
     here, there = Books(), Books()
     async with mesh(here, port) as (one, _):
         request, prompt = here.request()
-        number = one.outbox.sent(KEY, request, prompt)
-        one.outbox.first_token(number)
+        number = one.sender.sent(KEY, request, prompt)
+        one.sender.first_token(number)
         await eventually(lambda: one.counts.ended.get("closed"))
         async with mesh(there, port=port):
             await eventually(lambda: there.tracker.states["w"].running == 1)
-            one.outbox.finished(number, 256, 512)
+            one.sender.finished(number, 256, 512)
             await eventually(lambda: there.in_flight == 0)
 
 
 async def test_what_is_kept_for_late_joiners_is_bounded() -> None:
     """By requests and by blocks; what is kept is the latest, told as over."""
     books, counts = Books(), PeerCounts()
-    outbox = Outbox(asyncio.get_running_loop(), counts, 0.0)
+    sender = PeerSender(asyncio.get_running_loop(), counts, 0.0)
     for blocks, kept in ((2, RECENT_REQUESTS), (MAX_BLOCKS, RECENT_BLOCKS // MAX_BLOCKS)):
         request = books.request(blocks)
         for _ in range(RECENT_REQUESTS + 10):
-            number = outbox.sent(KEY, *request)
-            outbox.finished(number, None, 0)
-        told = outbox.begin(Deaf())
+            number = sender.sent(KEY, *request)
+            sender.finished(number, None, 0)
+        told = sender.begin(Deaf())
         assert len(told) == 2 * kept
         assert told[-1] == Finished(number, None, 0)
-    outbox.stop()
+    sender.stop()
 
 
 def test_one_router_under_two_addresses_is_told_once() -> None:
     """Neither itself nor somebody who is told already."""
-    links = Links(b"me")
-    links.take(b"you")
+    connected = ConnectedPeers(b"me")
+    connected.take(b"you")
     for identity, fault in ((b"me", "self"), (b"you", "twice")):
         with pytest.raises(PeerError) as raised:
-            links.take(identity)
+            connected.take(identity)
         assert raised.value.fault == fault
-    links.free(b"you")
-    links.take(b"you")
+    connected.free(b"you")
+    connected.take(b"you")
 
 
 @given(st.binary(max_size=600))
 async def test_whatever_bytes_come_only_known_errors_follow(data: bytes) -> None:
     """Greetings and messages alike: understood, refused, or an end too early."""
-    for read in (read_greeting, read_messages):
+    for read in (read_handshake, read_messages):
         reader = asyncio.StreamReader()
         reader.feed_data(len(data).to_bytes(4, "big") + data)
         reader.feed_eof()
@@ -518,16 +518,16 @@ async def test_whatever_a_peer_tells_is_written_read_and_forgotten(said: list[Se
     reader.feed_data(b"".join(frames(said)))
     reader.feed_eof()
     books, counts = Books(), PeerCounts()
-    inbox = Inbox(books, counts, lambda: 1.0)
+    receiver = PeerReceiver(books, counts, lambda: 1.0)
     read: list[object] = []
     with contextlib.suppress(EOFError):
         while True:
             messages = await read_messages(reader)
             read += messages
-            inbox.take(messages)
+            receiver.take(messages)
     assert read == said
-    assert counts.requests == len(inbox)
-    inbox.close()
+    assert counts.requests == len(receiver)
+    receiver.close()
     state = books.tracker.states["w"]
     assert (counts.requests, books.in_flight, state.cache.held, state.adapter_uses) == (0, 0, 0, {})
 

@@ -36,12 +36,12 @@ from turnout_router.fleet.discovery import file, kubernetes
 from turnout_router.fleet.discovery.file import FileSource
 from turnout_router.fleet.discovery.kubernetes import KubernetesSource
 from turnout_router.fleet.kube import Access
-from turnout_router.fleet.peers import link
-from turnout_router.fleet.peers.finding import NamedPeers
-from turnout_router.fleet.peers.hearing import Hearing
-from turnout_router.fleet.peers.link import Link
+from turnout_router.fleet.peers import client
+from turnout_router.fleet.peers.client import PeerClient
+from turnout_router.fleet.peers.discovery import StaticPeers
 from turnout_router.fleet.peers.mesh import Mesh
-from turnout_router.fleet.peers.outbox import Outbox
+from turnout_router.fleet.peers.sender import PeerSender
+from turnout_router.fleet.peers.server import PeerServer
 from turnout_router.fleet.scrapes.scraper import Scraper
 from turnout_router.http1 import listener, tls
 from turnout_router.http1.tls import Certificate
@@ -508,13 +508,13 @@ async def test_the_certificate_is_followed_after_a_failure(monkeypatch: pytest.M
     ("task", "owner", "method"),
     [
         ("peers", Mesh, "_follow"),
-        ("peer_finding", NamedPeers, "run"),
-        ("peer", Link, "run"),
-        ("peer", Link, "_converse"),
-        ("peer", Link, "_tell"),
-        ("peer", Link, "_live"),
-        ("peer_hearing", Hearing, "_converse"),
-        ("peers", Outbox, "_flush"),
+        ("peer_finding", StaticPeers, "run"),
+        ("peer", PeerClient, "run"),
+        ("peer", PeerClient, "_run_session"),
+        ("peer", PeerClient, "_report"),
+        ("peer", PeerClient, "_send_heartbeats"),
+        ("peer_hearing", PeerServer, "_run_session"),
+        ("peers", PeerSender, "_flush"),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
@@ -522,11 +522,11 @@ async def test_routers_find_and_tell_each_other_after_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, owner: type, method: str
 ) -> None:
     """Each kind of exception in whatever one router does for the other one; it is told and heard again, and serves."""
-    monkeypatch.setattr(link, "_BACK_OFF_SECONDS", (0.01,))
+    monkeypatch.setattr(client, "_BACK_OFF_SECONDS", (0.01,))
     kinds: list[Any] = [
         error for error in errors() if not isinstance(error, TimeoutError | OSError | EOFError)
     ]
-    if owner is not Outbox and method != "_follow":
+    if owner is not PeerSender and method != "_follow":
         kinds.append(asyncio.CancelledError("of what it waited for"))
     count = len(kinds)
     ports = free_port(), free_port()

@@ -1,11 +1,11 @@
-"""Another router's requests in this router's books, as that router tells of them.
+"""Another router's requests in this router's load tracker, as that router reports them.
 
-Routers in front of the same workers tell each other of each request that it was sent, that its first token has come, and
-that it has ended. Each is booked as if it were an own one, so that choices, shadows and running means see all of them,
-and what a scrape finds beyond that is what nobody told of.
+Routers in front of the same workers report to each other that a request was sent, that its first token has come, and
+that it has ended. Each is tracked as if it were this router's own, so that choices, shadow caches and running means include all
+of them. What a scrape shows beyond that are requests that no router reported.
 
-Messages may come late, twice, in a wrong order or not at all: none of that can do more than leave a request open, and
-all that a peer has open goes with the peer.
+Messages may come late, twice, in a wrong order or not at all: the worst outcome is a request that stays open, and
+all open requests of a peer are dropped when it disconnects.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ class PeerLoad:
         now: float,
         scale: float = 1.0,
     ) -> bool:
-        """Book that the peer has sent *prompt* to a backend of *tracker*; otherwise as `LoadTracker.sent`.
+        """Note that the peer has sent *prompt* to a backend of *tracker*; otherwise as `LoadTracker.sent`.
 
-        Return False, and book nothing, for a backend that is not known, a number that is open already, and what goes
-        beyond the most that may be open.
+        Return False, and note nothing, for an unknown backend, for a number that is open already, and beyond the most
+        that may be open.
         """
         state = tracker.states.get(backend_id)
         blocks = self._blocks + len(prompt.blocks)
@@ -70,7 +70,7 @@ class PeerLoad:
         return True
 
     def first_token(self, number: int, now: float) -> bool:
-        """Book that the prompt of *number* has been computed. Return False where it is not open."""
+        """Note that the prompt of *number* has been computed. Return False if it is not open."""
         entry = self._open.get(number)
         if entry is None:
             return False
@@ -79,9 +79,9 @@ class PeerLoad:
         return True
 
     def expected(self, number: int, wait: float, now: float) -> bool:
-        """Book that nobody will see the first token of *number*, which is taken to come in *wait* of its own seconds.
+        """Note that the first token of *number* cannot be observed, and is expected in *wait* of its own seconds.
 
-        Return False where it is not open.
+        Return False if it is not open.
         """
         entry = self._open.get(number)
         if entry is None:
@@ -93,7 +93,7 @@ class PeerLoad:
     def finished(
         self, number: int, now: float, cached_tokens: int | None = None, prompt_tokens: int = 0
     ) -> bool:
-        """Book the end of *number*, as `LoadTracker.finished`. Return False where it is not open."""
+        """Note the end of *number*, as `LoadTracker.finished`. Return False if it is not open."""
         entry = self._open.pop(number, None)
         if entry is None:
             return False
@@ -103,10 +103,10 @@ class PeerLoad:
         return True
 
     def lost(self, now: float) -> int:
-        """Close all that is open, for the peer is gone, and return how many these were.
+        """Close all open requests, because the peer is gone, and return their number.
 
-        What they have left in caches stays believed. How long answers run is not learnt from them: a running one ends
-        as if it had run as long as most do.
+        The shadow caches keep their blocks. The mean residence does not learn from them: a running one ends
+        as if it had run for the mean time.
         """
         count = len(self._open)
         for tracker, request, scale in self._open.values():

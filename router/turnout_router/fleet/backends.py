@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from turnout.routing import Backend, HealthPolicy
     from turnout.routing.load_tracker import LoadTracker
     from turnout_router.fleet.kvevents import ExactMode
-    from turnout_router.fleet.peers.outbox import Outbox
+    from turnout_router.fleet.peers.sender import PeerSender
     from turnout_router.metrics import Metrics
     from turnout_router.upstream.pools import Pools
 
@@ -62,9 +62,9 @@ class Backends:
         self.pools.retain((b.host, b.port) for b in present)
         self._metrics.fleet_updates.inc()
 
-    def report_to(self, outbox: Outbox) -> None:
-        """Report this router's requests to other routers through *outbox*."""
-        self._parts.outbox = outbox
+    def report_to(self, sender: PeerSender) -> None:
+        """Report this router's requests to other routers through *sender*."""
+        self._parts.sender = sender
 
     def stop(self) -> None:
         """Follow no worker's events any more."""

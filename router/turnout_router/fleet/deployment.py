@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from turnout_router.fleet.claims import Claim
     from turnout_router.fleet.kvevents import ExactMode
     from turnout_router.fleet.learning import Facts
-    from turnout_router.fleet.peers.outbox import Outbox
+    from turnout_router.fleet.peers.sender import PeerSender
     from turnout_router.metrics import DeploymentMetrics
     from turnout_router.upstream.pools import Pools
 
@@ -51,11 +51,11 @@ _FULL: Final = RetryBudget()
 class RouterParts:
     """What all deployments of a router share.
 
-    `outbox` reports requests to other routers, None where there are none. `exact` follows workers that publish KV events,
+    `sender` reports requests to other routers, None where there are none. `exact` follows workers that publish KV events,
     None as long as none does. `facts` are what workers say of their models.
     """
 
-    __slots__ = ("admission", "clock", "exact", "facts", "health_policy", "outbox", "pools")
+    __slots__ = ("admission", "clock", "exact", "facts", "health_policy", "pools", "sender")
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class RouterParts:
         self.clock: Final = clock
         self.admission: Final = admission
         self.facts: Final = facts
-        self.outbox: Outbox | None = None
+        self.sender: PeerSender | None = None
         self.exact: ExactMode | None = None
 
 
@@ -239,8 +239,8 @@ class DeploymentRuntime:
         if estimate is not None:
             if estimate.prompt.adapter is not None:
                 self._loads_adapter(backend, estimate.prompt.adapter)
-            if self._parts.outbox is not None:
-                claim.publish(self._parts.outbox, self.key, estimate)
+            if self._parts.sender is not None:
+                claim.publish(self._parts.sender, self.key, estimate)
         return claim
 
     @property

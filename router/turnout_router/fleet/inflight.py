@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from turnout.routing.policy import PairEstimate
     from turnout_router.fleet.clock import DeploymentClock
     from turnout_router.fleet.dispatch import DispatchQueue
-    from turnout_router.fleet.peers.outbox import Outbox
+    from turnout_router.fleet.peers.sender import PeerSender
 
 
 class WorkerLoad:
@@ -38,9 +38,9 @@ class InFlightClaim:
         "_dispatch",
         "_load",
         "_number",
-        "_outbox",
         "_prompt_tokens",
         "_request",
+        "_sender",
         "_tokens",
         "_tracker",
         "_wait",
@@ -66,7 +66,7 @@ class InFlightClaim:
         self._cached_tokens: int | None = None
         self._prompt_tokens = 0
         self._wait = 0.0
-        self._outbox: Outbox | None = None
+        self._sender: PeerSender | None = None
         self._number = 0
         if estimate is not None:
             own = estimate.decode
@@ -76,17 +76,17 @@ class InFlightClaim:
             self._request = estimate.policy.sent(own, estimate.prompt, clock.now())
             self._wait = own.wait
 
-    def publish(self, outbox: Outbox, deployment: str, estimate: PairEstimate) -> None:
+    def publish(self, sender: PeerSender, deployment: str, estimate: PairEstimate) -> None:
         """Report it to other routers, too, from its beginning to its end."""
         if self._request is not None:
-            self._outbox = outbox
-            self._number = outbox.sent(deployment, self._request, estimate.prompt)
+            self._sender = sender
+            self._number = sender.sent(deployment, self._request, estimate.prompt)
 
     def first_token(self) -> None:
         """Note that the prompt has been computed; a second time means nothing."""
         if self._tracker is not None and self._request is not None:
-            if self._outbox is not None and self._request.running_since is None:
-                self._outbox.first_token(self._number)
+            if self._sender is not None and self._request.running_since is None:
+                self._sender.first_token(self._number)
             self._tracker.first_token(self._request, self._clock.now())
             if self._dispatch is not None:
                 self._dispatch.advance()
@@ -95,8 +95,8 @@ class InFlightClaim:
         """Take the first token to come when it is expected: an answer in one piece does not show it."""
         if self._request is not None:
             self._request.expected_at = self._clock.now() + self._wait
-            if self._outbox is not None:
-                self._outbox.expected(self._number, self._wait)
+            if self._sender is not None:
+                self._sender.expected(self._number, self._wait)
 
     def found(self, cached_tokens: int | None, prompt_tokens: int) -> None:
         """Keep what usage says of the worker's own cache."""
@@ -108,7 +108,7 @@ class InFlightClaim:
         self._load.requests -= 1
         if self._tracker is not None and self._request is not None:
             self._tracker.finished(self._request, self._clock.now(), self._cached_tokens, self._prompt_tokens)
-            if self._outbox is not None:
-                self._outbox.finished(self._number, self._cached_tokens, self._prompt_tokens)
+            if self._sender is not None:
+                self._sender.finished(self._number, self._cached_tokens, self._prompt_tokens)
             if self._dispatch is not None:
                 self._dispatch.advance()

@@ -1,4 +1,4 @@
-"""What one other router tells of its requests, booked in this router's trackers."""
+"""The messages of one other router about its requests, entered into this router's load trackers."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from turnout_router.fleet.peers.messages import Message
 
 MOST_REQUESTS: Final = 65_536
-"""Halves of requests that a peer may have open: more than its client connections allow it."""
+"""Requests that a peer may have open, prefill and decode counted separately: more than its client connections allow."""
 MOST_BLOCKS: Final = 1 << 20
-"""Blocks of their prompts: what half a gigabyte of bodies, the most that a router takes, come to in pairs."""
+"""Blocks of their prompts: twice those of half a gigabyte of bodies, the most that a router keeps in memory."""
 
 
 class LoadTrackers(Protocol):
-    """Knows this router's books."""
+    """Gives access to this router's load trackers."""
 
     def load_tracker_of(self, deployment: str) -> tuple[LoadTracker, float] | None:
         """Return the tracker of *deployment* and its time scale; None where no prefix-aware policy serves it."""
 
 
-class Inbox:
-    """One peer's messages, from the beginning of a conversation to its end."""
+class PeerReceiver:
+    """One peer's messages, from the beginning of a connection to its end."""
 
     def __init__(self, trackers: LoadTrackers, counts: PeerCounts, clock: Callable[[], float]) -> None:
         self._trackers = trackers
@@ -39,11 +39,11 @@ class Inbox:
         self._load = PeerLoad(MOST_REQUESTS, MOST_BLOCKS)
 
     def __len__(self) -> int:
-        """Return how many phases of requests the peer has open."""
+        """Return how many requests the peer has open, prefill and decode counted separately."""
         return len(self._load)
 
     def take(self, messages: Sequence[Message]) -> None:
-        """Book *messages*, in their order."""
+        """Apply *messages*, in their order."""
         load, counts, now = self._load, self._counts, self._clock()
         before = len(load)
         counts.received += len(messages)
@@ -59,7 +59,7 @@ class Inbox:
         counts.requests += len(load) - before
 
     def close(self) -> int:
-        """Drop all that the peer has open, and return how many these were."""
+        """Drop all requests that the peer has open, and return their number."""
         dropped = self._load.lost(self._clock())
         self._counts.requests -= dropped
         return dropped
