@@ -31,7 +31,7 @@ from turnout_router.metrics import Metrics
 from turnout_router.options import parse_options, settings_of
 from turnout_router.request.checks import HealthChecks
 from turnout_router.tasks import CERTIFICATE, CHECKS, FLEET, LOOP, LOOP_WATCH, MODELS, PEERS, SCRAPES
-from turnout_router.upstream.pools import Pools
+from turnout_router.upstream.pools import ConnectionPools
 from turnout_runtime.supervision import Supervisor
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Router:
         self._source = source
         self._metrics = Metrics()
         self._supervisor = Supervisor(self._metrics.task_failed, _LOG)
-        self._pools = Pools(settings.upstream, self._supervisor.note)
+        self._pools = ConnectionPools(settings.upstream, self._supervisor.note)
         self._backends = Backends(
             self._pools, self._metrics, settings.upstream.health, loop.time, settings.admission
         )

@@ -12,7 +12,7 @@ from turnout.routing import UNCONSTRAINED, Backend, LoadChooser, WorkerPair
 from turnout.routing.load_tracker import Prompt
 from turnout_router.errors import UpstreamError
 from turnout_router.outcome import Outcome, TokenUsage
-from turnout_router.request.decisions import Decision, Decisions
+from turnout_router.request.decisions import Decisions, RouteDecision
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -125,8 +125,8 @@ def outcome(status: int) -> Outcome:
     return Outcome("finished", status, TokenUsage(1, 1, None, "engine"), 0.0, 1.0, None, 0.0, 0, None)
 
 
-def decision(name: str) -> Decision:
-    return Decision(
+def decision(name: str) -> RouteDecision:
+    return RouteDecision(
         id=name,
         path="/p",
         model="m",

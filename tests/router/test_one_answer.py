@@ -17,7 +17,7 @@ from support.router_running import Running, chat, config, eventually, running_ro
 from turnout_router.http1.http import get
 from turnout_router.settings import UpstreamLimits
 from turnout_router.upstream.answers import Collected
-from turnout_router.upstream.pools import Pools
+from turnout_router.upstream.pools import ConnectionPools
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -201,7 +201,7 @@ async def test_what_follows_a_stream_is_given_to_nobody(
 
 async def test_what_has_come_before_a_request_is_no_answer_to_it() -> None:
     """It lies in the socket, and the event loop has not yet seen it when the connection is to be used again."""
-    pools = Pools(UpstreamLimits())
+    pools = ConnectionPools(UpstreamLimits())
     pools.start()
     listening = socket.create_server(("127.0.0.1", 0))
     listening.settimeout(10)  # of the thread that accepts

@@ -51,7 +51,7 @@ from turnout_router.request.checks import HealthChecks
 from turnout_router.settings import PeerSettings, Settings, UpstreamLimits
 from turnout_router.tasks import TASKS
 from turnout_router.upstream.answers import Collected
-from turnout_router.upstream.pools import Pool, Pools
+from turnout_router.upstream.pools import ConnectionPool, ConnectionPools
 from turnout_runtime.supervision import Backoff, Supervisor
 
 if TYPE_CHECKING:
@@ -214,9 +214,9 @@ class Raising:
 
 
 @asynccontextmanager
-async def pool_of(worker: MockWorker) -> AsyncIterator[tuple[Pool, list[str]]]:
+async def pool_of(worker: MockWorker) -> AsyncIterator[tuple[ConnectionPool, list[str]]]:
     noted: list[str] = []
-    kept = Pools(UpstreamLimits(), lambda name, _: noted.append(name))
+    kept = ConnectionPools(UpstreamLimits(), lambda name, _: noted.append(name))
     kept.start()
     try:
         yield kept.of(("127.0.0.1", worker.port)), noted
@@ -224,7 +224,7 @@ async def pool_of(worker: MockWorker) -> AsyncIterator[tuple[Pool, list[str]]]:
         kept.stop()
 
 
-async def ask(pool: Pool, answer: Any, body: dict[str, Any] | None = None) -> None:
+async def ask(pool: ConnectionPool, answer: Any, body: dict[str, Any] | None = None) -> None:
     data = json.dumps(body or chat()).encode()
     head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(data)
     async with asyncio.timeout(10):
@@ -301,7 +301,7 @@ async def test_what_a_scrape_waits_for_may_fail(tmp_path: Path, monkeypatch: pyt
         await eventually(lambda: one.scrapes > before[0] and other.scrapes > before[1])
 
 
-def raising_pools(real: Pools, kinds: list[BaseException], marked: bytes = b"") -> Any:
+def raising_pools(real: ConnectionPools, kinds: list[BaseException], marked: bytes = b"") -> Any:
     """Return pools whose exchanges of requests with *marked* in them raise *kinds*, one each, before they do their work."""
 
     def of(address: tuple[str, int]) -> Any:

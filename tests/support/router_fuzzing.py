@@ -36,7 +36,7 @@ from turnout_router.metrics import Metrics
 from turnout_router.request.relay import Relay
 from turnout_router.settings import ClientLimits, Settings, UpstreamLimits
 from turnout_router.upstream.connection import UpstreamConnection
-from turnout_router.upstream.pools import Pool, Pools
+from turnout_router.upstream.pools import ConnectionPool, ConnectionPools
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable
@@ -242,7 +242,7 @@ class Checks:
         logging.getLogger("turnout_router").addHandler(self.faults)
         metrics = Metrics()
         self.upstream = UpstreamLimits(head_bytes=1024, event_bytes=1024, hold_bytes=512)
-        backends = Backends(Pools(self.upstream), metrics, HealthPolicy(), self.clock.time)
+        backends = Backends(ConnectionPools(self.upstream), metrics, HealthPolicy(), self.clock.time)
         fleet = build_fleet([DeploymentRoute("default/tiny", ("tiny-1b",))], [], [], [])
         backends.update(fleet)
         assert fleet != Fleet()
@@ -294,7 +294,7 @@ class Checks:
 
     def worker(self, data: bytes, draw: random.Random) -> None:
         """Hold a connection to a worker against *data*: it ends with an answer or an UpstreamError, and is let go."""
-        pool = Pool(("127.0.0.1", 1), self.upstream)
+        pool = ConnectionPool(("127.0.0.1", 1), self.upstream)
         connection = UpstreamConnection(pool, cast("asyncio.AbstractEventLoop", self.clock))
         wire = Wire()
         connection.connection_made(wire)

@@ -22,7 +22,7 @@ from turnout_router.http1.connection import Connection
 from turnout_router.http1.listener import Listener
 from turnout_router.metrics import Metrics
 from turnout_router.settings import ClientLimits, Settings, UpstreamLimits
-from turnout_router.upstream.pools import Pools
+from turnout_router.upstream.pools import ConnectionPools
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -314,7 +314,7 @@ class World:
         self.workers: dict[int, Callable[[bytes, bytes], Answer]] = {}
         self.complaints = Complaints()
         self.metrics = Metrics()
-        self._pools = Pools(LIMITS)
+        self._pools = ConnectionPools(LIMITS)
         self.backends = Backends(self._pools, self.metrics, LIMITS.health, self.loop.time)
         self._ports = {KEY: (PREFILL, DECODE), "default/plain": (OTHER, OTHER + 1)}
         self.gateway = Gateway(Settings(upstream=LIMITS), self.backends, self.metrics, self.loop.time)

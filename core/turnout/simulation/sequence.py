@@ -25,7 +25,7 @@ class State(Enum):
     """In the batch."""
 
 
-class Sequence:
+class EngineSequence:
     """What an engine knows of one request."""
 
     __slots__ = (

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from turnout_router.fleet.kvevents import ExactMode
     from turnout_router.fleet.peers.sender import PeerSender
     from turnout_router.metrics import Metrics
-    from turnout_router.upstream.pools import Pools
+    from turnout_router.upstream.pools import ConnectionPools
 
 
 class Backends:
@@ -25,7 +25,7 @@ class Backends:
 
     def __init__(
         self,
-        pools: Pools,
+        pools: ConnectionPools,
         metrics: Metrics,
         policy: HealthPolicy,
         clock: Callable[[], float],

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from turnout_router.fleet.learning import Facts
     from turnout_router.fleet.peers.sender import PeerSender
     from turnout_router.metrics import DeploymentMetrics
-    from turnout_router.upstream.pools import Pools
+    from turnout_router.upstream.pools import ConnectionPools
 
 ASSUMED_KV_TOKENS: Final = 400_000
 """KV cache of a worker whose size is not known: about an 8B model on one accelerator of 80 GB. What usage says of cached
@@ -59,7 +59,7 @@ class RouterParts:
 
     def __init__(
         self,
-        pools: Pools,
+        pools: ConnectionPools,
         health_policy: HealthPolicy,
         clock: Callable[[], float],
         admission: AdmissionLimits,
@@ -168,7 +168,7 @@ class DeploymentRuntime:
             queue.dissolve()
 
     @property
-    def pools(self) -> Pools:
+    def pools(self) -> ConnectionPools:
         """The connections to workers."""
         return self._parts.pools
 

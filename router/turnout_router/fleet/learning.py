@@ -102,7 +102,7 @@ class Facts:
 
 
 class Learner:
-    """Asks each worker for its models: when it is new or of another revision, and then once a minute."""
+    """Requests each worker's list of models: when it is new or of another revision, and then once a minute."""
 
     def __init__(self, backends: Backends, supervisor: Supervisor) -> None:
         self._backends = backends

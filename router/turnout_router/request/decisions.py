@@ -56,7 +56,7 @@ class Failed:
 
 
 @mypyc_attr(acyclic=True)
-class Decision:
+class RouteDecision:
     """One request's way. Times are on the router's clock; tokens are estimates; what was used stands in `outcome`.
 
     `weight` is about how many figures it holds.
@@ -149,9 +149,9 @@ class Decisions:
         self._most = most
         self._most_figures = most_figures
         self._figures = 0
-        self._kept: OrderedDict[str, Decision] = OrderedDict()
+        self._kept: OrderedDict[str, RouteDecision] = OrderedDict()
 
-    def begin(self, decision: Decision) -> None:
+    def begin(self, decision: RouteDecision) -> None:
         """Keep *decision*, which has just begun, and forget what is too old."""
         before = self._kept.pop(decision.id, None)
         if before is not None:
@@ -160,7 +160,7 @@ class Decisions:
         self._figures += decision.weight
         self._shrink()
 
-    def chosen(self, decision: Decision, pair: WorkerPair) -> None:
+    def chosen(self, decision: RouteDecision, pair: WorkerPair) -> None:
         """Note a choice."""
         reason = pair.reason
         decision.steps.append(Chosen(self._clock(), pair))
@@ -177,7 +177,7 @@ class Decisions:
     def find(self, request_id: str) -> dict[str, Any] | None:
         """Return all that is known of one request, None where it is not kept (any more)."""
         decision = self._kept.get(request_id)
-        return None if decision is None else self._account(decision)
+        return None if decision is None else self._details(decision)
 
     def recent(self, most: int, deployment: str | None = None) -> list[dict[str, Any]]:
         """Return the last *most* decisions in short, newest first."""
@@ -189,7 +189,7 @@ class Decisions:
             _, oldest = self._kept.popitem(last=False)
             self._figures -= oldest.weight
 
-    def _summary(self, decision: Decision) -> dict[str, Any]:
+    def _summary(self, decision: RouteDecision) -> dict[str, Any]:
         began = self._wall() - (self._clock() - decision.began)
         outcome = decision.outcome
         return {
@@ -204,7 +204,7 @@ class Decisions:
             "sentence": decision.sentence,
         }
 
-    def _account(self, decision: Decision) -> dict[str, Any]:
+    def _details(self, decision: RouteDecision) -> dict[str, Any]:
         def after(at: float | None) -> float | None:
             return None if at is None else round(at - decision.began, 4)
 

@@ -24,7 +24,7 @@ from turnout_router.fleet.claims import Claimant
 from turnout_router.http1.http import JSON, post
 from turnout_router.outcome import Outcome, TokenUsage
 from turnout_router.request.attempts import Attempts
-from turnout_router.request.decisions import Decision
+from turnout_router.request.decisions import RouteDecision
 from turnout_router.request.dispatch_both import DispatchBoth
 from turnout_router.request.pull import Pull
 from turnout_router.request.relay import Relay
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from turnout.routing.admission import Tier
     from turnout.routing.candidates import LocalReason
     from turnout.routing.reason import Phase
-    from turnout_router.api.identity import Identity
+    from turnout_router.api.identity import RequestIdentity
     from turnout_router.api.openai import Completion
     from turnout_router.api.usage import Tap, Usage
     from turnout_router.fleet.claims import Claim
@@ -98,7 +98,7 @@ class ServedRequest(Claimant):
         sink: Sink,
         completion: Completion,
         deployment: DeploymentRuntime,
-        identity: Identity,
+        identity: RequestIdentity,
         recorder: Recorder,
         limits: UpstreamLimits,
         tier: Tier,
@@ -133,7 +133,7 @@ class ServedRequest(Claimant):
         self._sequence: Callable[[], int] | None = None
         """Gives the number of the next event, where the answer under way is a stream of events."""
         self._began = clock()
-        self.decision: Final = Decision(
+        self.decision: Final = RouteDecision(
             id=identity.shown.decode(),
             path=completion.endpoint.path.decode(),
             model=completion.model,
@@ -180,7 +180,7 @@ class ServedRequest(Claimant):
         return outcome
 
     def _end(self, ending: Ending, status: int) -> Outcome:
-        self.attempts.weigh(served=ending in {"finished", "refused"})
+        self.attempts.judge_failures(served=ending in {"finished", "refused"})
         tap, failure = self._tap, self.attempts.failure
         outcome = Outcome(
             ending,
@@ -352,7 +352,7 @@ class ServedRequest(Claimant):
             self.clock,
             endpoint=endpoint,
             several=completion.local == "request_form",
-            on_first=partial(self._note_first_token, claim) if self.attempts.suspects else claim.first_token,
+            on_first=partial(self._note_first_token, claim) if self.attempts.has_provisional_failures else claim.first_token,
         )
         pool = self.deployment.pools.of((backend.host, backend.port))
         self.reached_worker = True
@@ -389,7 +389,7 @@ class ServedRequest(Claimant):
     def _note_first_token(self, claim: InFlightClaim) -> None:
         """Note that the worker of *claim* computes what others have failed on."""
         claim.first_token()
-        self.attempts.weigh(served=True)
+        self.attempts.judge_failures(served=True)
 
     def _answer(self, error: ApiError) -> None:
         """Answer with *error*, in whatever form is still possible."""

@@ -1,6 +1,6 @@
 """One connection to a worker: bounded in what it may say and how long it may take.
 
-A worker's answer is pushed into an `Answer` as it is parsed, all that one read brought at once; nothing is copied or
+A worker's answer is pushed into an `AnswerHandler` as it is parsed, all that one read brought at once; nothing is copied or
 queued on the way. There is one answer per request: what follows it, in the same read or later, is nobody's, and the
 connection is dropped (RFC 9112, sections 6.3 and 9.2).
 
@@ -22,14 +22,14 @@ from turnout_router.tasks import WORKER
 
 if TYPE_CHECKING:
     from turnout_router.http1.http import Fields
-    from turnout_router.upstream.pools import Pool
+    from turnout_router.upstream.pools import ConnectionPool
 
 _NEVER: Final = float("inf")
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 _FIRST_FINAL_STATUS: Final = 200
 
 
-class Answer(Protocol):
+class AnswerHandler(Protocol):
     """What takes a worker's answer. Both methods may raise UpstreamError to stop it."""
 
     def on_head(self, status: int, fields: Fields) -> None:
@@ -70,12 +70,12 @@ class UpstreamConnection(asyncio.Protocol):
         "reused",
     )
 
-    def __init__(self, pool: Pool, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, pool: ConnectionPool, loop: asyncio.AbstractEventLoop) -> None:
         self._pool = pool
         self._loop = loop
         self._transport: asyncio.Transport
         self._parser = httptools.HttpResponseParser(self)
-        self._answer: Answer | None = None
+        self._answer: AnswerHandler | None = None
         self._raised: BaseException | None = None
         """What a callback of the parser has raised. The parser's own error refers to it by `__context__`, which is overwritten
         where another exception is being handled anywhere below on the stack."""
@@ -102,12 +102,12 @@ class UpstreamConnection(asyncio.Protocol):
     # What the exchange says
 
     def begin(
-        self, request: bytes, answer: Answer, *, seconds: float, idle_seconds: float | None, what: str
+        self, request: bytes, answer: AnswerHandler, *, seconds: float, idle_seconds: float | None, what: str
     ) -> Signal:
         """Send *request* and return the signal of its end, which comes with UpstreamError where it failed.
 
         *seconds* is how long the answer may take, all of it; where *idle_seconds* is given, only until it makes progress (see
-        `Answer.on_body`), and each further progress may take that long. *what* names the exchange in messages.
+        `AnswerHandler.on_body`), and each further progress may take that long. *what* names the exchange in messages.
         """
         self._answer = answer
         done = self._done = Signal(self._loop)

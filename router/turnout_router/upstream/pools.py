@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
     from turnout_router.settings import UpstreamLimits
     from turnout_router.tasks import Note
-    from turnout_router.upstream.connection import Answer
+    from turnout_router.upstream.connection import AnswerHandler
 
 _SWEEP_SECONDS: Final = 0.25
 
 Address = tuple[str, int]
 
 
-class Pool:
+class ConnectionPool:
     """Connections to one worker: those in use, and those kept for the next exchange (last in, first out).
 
     *note* is called with what was raised where nothing should have been.
@@ -43,7 +43,7 @@ class Pool:
     async def exchange(
         self,
         request: bytes,
-        answer: Answer,
+        answer: AnswerHandler,
         *,
         seconds: float,
         idle_seconds: float | None,
@@ -77,7 +77,7 @@ class Pool:
         self,
         connection: UpstreamConnection,
         request: bytes,
-        answer: Answer,
+        answer: AnswerHandler,
         seconds: float,
         idle_seconds: float | None,
         *,
@@ -182,14 +182,14 @@ class ConnectionTaker(Protocol):
     def __call__(self, connection: UpstreamConnection, /) -> None: ...  # noqa: D102 - said above
 
 
-class Pools:
+class ConnectionPools:
     """One pool per worker's address; those of workers that left are closed."""
 
     def __init__(self, limits: UpstreamLimits, note: Note = only_logged) -> None:
         self._limits = limits
         self.note = note
-        self._pools: dict[Address, Pool] = {}
-        self._leaving: list[Pool] = []
+        self._pools: dict[Address, ConnectionPool] = {}
+        self._leaving: list[ConnectionPool] = []
         self._sweeping: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -202,11 +202,11 @@ class Pools:
             self._sweeping.cancel()
         self.retain(())
 
-    def of(self, address: Address) -> Pool:
+    def of(self, address: Address) -> ConnectionPool:
         """Return the pool of *address*."""
         pool = self._pools.get(address)
         if pool is None:
-            pool = self._pools[address] = Pool(address, self._limits, self.note)
+            pool = self._pools[address] = ConnectionPool(address, self._limits, self.note)
         return pool
 
     def retain(self, addresses: Iterable[Address]) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from turnout.routing import Backend, DeploymentRoute, Fleet
     from turnout.routing.load_tracker import LoadTracker
     from turnout_router.api.openai import Completion
-    from turnout_router.upstream.pools import Pools
+    from turnout_router.upstream.pools import ConnectionPools
 
 MAX_SOCKETS: Final = 60_000
 """Three for a worker; ZeroMQ's own default is 1023."""
@@ -35,7 +35,7 @@ class ExactMode:
 
     def __init__(
         self,
-        pools: Pools,
+        pools: ConnectionPools,
         clock: Callable[[], float],
         registry: CollectorRegistry,
         room_of: Callable[[Backend], int],

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from turnout.routing import Backend
     from turnout.routing.load_tracker import Prompt
     from turnout_router.api.openai import Completion
-    from turnout_router.upstream.pools import Pools
+    from turnout_router.upstream.pools import ConnectionPools
 
-Outcome = Literal["known", "asked", "failed", "unfit"]
+TokenizeOutcome = Literal["known", "asked", "failed", "unfit"]
 """The tokens were kept; an engine was asked; none answered; the request cannot be compared, or the engine refuses it."""
 
 BASE_SECONDS: Final = 0.2
@@ -128,7 +128,10 @@ class Tokenizer:
     """Knows prompts' tokens. *noted* is told the outcome of each question."""
 
     def __init__(
-        self, pools: Pools, clock: Callable[[], float], noted: Callable[[str, Outcome], None]
+        self,
+        pools: ConnectionPools,
+        clock: Callable[[], float],
+        noted: Callable[[str, TokenizeOutcome], None],
     ) -> None:
         self._pools = pools
         self._clock = clock

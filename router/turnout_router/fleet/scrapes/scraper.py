@@ -35,10 +35,10 @@ _OK: Final = 200
 
 
 class Scraper:
-    """Asks the workers among which a prefix-aware policy chooses, each once every *seconds*, never twice at a time.
+    """Scrapes the workers among which a prefix-aware policy chooses, each once every *seconds*, never twice at a time.
 
-    More seldom where that would be too many pages for the router or too much of a worker's time, see `scrapes.pace`.
-    *others* returns how many other routers ask the same workers, as far as this one knows.
+    Less often where that would be too many pages for the router or too much of a worker's time, see `scrapes.pace`.
+    *others* returns how many other routers scrape the same workers, as far as this one knows.
     """
 
     def __init__(
