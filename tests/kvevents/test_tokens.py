@@ -21,7 +21,7 @@ from turnout_router.api.prefixes import BLOCK_BYTES, BLOCK_TOKENS, prompt_blocks
 from turnout_router.fleet.kvevents import tokens as module
 from turnout_router.fleet.kvevents.tokens import Tokenizer
 from turnout_router.settings import UpstreamLimits
-from turnout_router.upstream.pools import Pools
+from turnout_router.upstream.pools import ConnectionPools
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +36,7 @@ SIZE = 16
 def tokenizer() -> Iterator[tuple[Tokenizer, list[str]]]:
     """Run a tokenizer; beside it, the outcomes that it counts."""
     noted: list[str] = []
-    pools = Pools(UpstreamLimits())
+    pools = ConnectionPools(UpstreamLimits())
     pools.start()
     running = Tokenizer(pools, asyncio.get_running_loop().time, lambda _, outcome: noted.append(outcome))
     try:

@@ -11,9 +11,9 @@ import msgspec
 from turnout.routing.facts import ModelCard, ModelFacts, model_facts
 from turnout_router.collector import collector_off
 from turnout_router.errors import UpstreamError
-from turnout_router.http1.http import get
+from turnout_router.fleet.worker_tasks import WorkerTasks
 from turnout_router.tasks import MODEL
-from turnout_router.upstream.answers import Collected
+from turnout_router.upstream.fetch import fetch
 
 if TYPE_CHECKING:
     from turnout.routing import Backend, Fleet
@@ -106,17 +106,16 @@ class Learner:
 
     def __init__(self, backends: Backends, supervisor: Supervisor) -> None:
         self._backends = backends
-        self._supervisor = supervisor
+        self._tasks = WorkerTasks(supervisor, MODEL)
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._due: dict[str, tuple[str, float]] = {}  # revision, and when to ask next
-        self._asked: set[str] = set()
 
     async def run(self) -> None:
         """Ask until cancelled. One worker that takes its time holds up none of the others."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            busy = self._asked | {backend.id for backend in self._backends.ejected()}
+            busy = self._tasks.running | {backend.id for backend in self._backends.ejected()}
             known, self._due = self._due, {}
             for backend in [b for group in self._backends.fleet.backends.values() for b in group]:
                 due = known.get(backend.id)
@@ -124,12 +123,7 @@ class Learner:
                     due = backend.revision, 0.0
                 self._due[backend.id] = due
                 if due[1] <= loop.time() and backend.id not in busy:
-                    self._begin(backend)
-
-    def _begin(self, backend: Backend) -> None:
-        self._asked.add(backend.id)
-        task = self._supervisor.once(MODEL, self._ask(backend), detail=backend.id)
-        task.add_done_callback(lambda _: self._asked.discard(backend.id))
+                    self._tasks.start(backend, self._ask(backend))
 
     async def _ask(self, backend: Backend) -> None:
         self._put_off(backend, RETRY_SECONDS)  # also where something is raised
@@ -150,14 +144,11 @@ class Learner:
 
     async def _answer_of(self, backend: Backend) -> tuple[ModelCard, ...]:
         """Return what *backend* answers; nothing where it does not, or what cannot be read."""
-        answer = Collected(MAX_ANSWER_BYTES)
+        pool = self._backends.pools.of((backend.host, backend.port))
+        what = "the answer to /v1/models"
         try:
-            await self._backends.pools.of((backend.host, backend.port)).exchange(
-                get(b"/v1/models", f"{backend.host}:{backend.port}".encode()),
-                answer,
-                seconds=ANSWER_SECONDS,
-                idle_seconds=None,
-                what="the answer to /v1/models",
+            answer = await fetch(
+                pool, b"/v1/models", what, limit_bytes=MAX_ANSWER_BYTES, seconds=ANSWER_SECONDS
             )
         except UpstreamError:
             return ()

@@ -30,7 +30,7 @@ _MAX_PROVISIONAL: Final = 8
 class WorkerHealth:
     """Failures, ejections and trials of a deployment's workers. Healthy workers take no memory."""
 
-    __slots__ = ("_clock", "_policy", "_states", "_provisional")
+    __slots__ = ("_clock", "_policy", "_provisional", "_states")
 
     def __init__(self, policy: HealthPolicy, clock: Callable[[], float]) -> None:
         self._policy = policy

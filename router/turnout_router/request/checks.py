@@ -13,12 +13,12 @@ from turnout_router.api.endpoints import TEXT
 from turnout_router.api.identity import RequestIdentity
 from turnout_router.api.openai import parse
 from turnout_router.errors import UpstreamError
-from turnout_router.http1.http import get
+from turnout_router.fleet.worker_tasks import WorkerTasks
 from turnout_router.http1.sink import CollectingSink
 from turnout_router.request.recording import NoRecorder
 from turnout_router.request.served import ServedRequest
 from turnout_router.tasks import CHECK
-from turnout_router.upstream.answers import Collected
+from turnout_router.upstream.fetch import fetch
 
 if TYPE_CHECKING:
     from turnout.routing import Backend
@@ -55,24 +55,18 @@ class HealthChecks:
         self._backends = backends
         self._limits = limits
         self._recorder = NoRecorder()
-        self._supervisor = supervisor
+        self._tasks = WorkerTasks(supervisor, CHECK)
         self._slots = asyncio.Semaphore(_AT_ONCE)
-        self._asked: set[str] = set()
 
     async def run(self) -> None:
         """Check until cancelled. A slow worker, or a check that fails, does not delay the others."""
         while True:
             await asyncio.sleep(_EVERY_SECONDS)
             for backend in self._backends.ejected():
-                if backend.id not in self._asked:
-                    self._begin(backend)
+                if backend.id not in self._tasks.running:
+                    self._tasks.start(backend, self._check(backend))
 
-    def _begin(self, backend: Backend) -> None:
-        self._asked.add(backend.id)
-        task = self._supervisor.once(CHECK, self._look_after(backend), detail=backend.id)
-        task.add_done_callback(lambda _: self._asked.discard(backend.id))
-
-    async def _look_after(self, backend: Backend) -> None:
+    async def _check(self, backend: Backend) -> None:
         answered = await self._answers(backend)
         deployment = self._backends.of(backend.deployment)
         if deployment is None:
@@ -82,17 +76,11 @@ class HealthChecks:
             await self._try(deployment, backend)
 
     async def _answers(self, backend: Backend) -> bool:
-        answer = Collected(_MOST_BYTES)
+        what = "the answer to /health"
         async with self._slots:
             pool = self._backends.pools.of((backend.host, backend.port))
             try:
-                await pool.exchange(
-                    get(b"/health", pool.host),
-                    answer,
-                    seconds=_ANSWER_SECONDS,
-                    idle_seconds=None,
-                    what="the answer to /health",
-                )
+                answer = await fetch(pool, b"/health", what, limit_bytes=_MOST_BYTES, seconds=_ANSWER_SECONDS)
             except UpstreamError:
                 return False
         return answer.status < _SERVER_ERROR

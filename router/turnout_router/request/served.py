@@ -352,7 +352,9 @@ class ServedRequest(Claimant):
             self.clock,
             endpoint=endpoint,
             several=completion.local == "request_form",
-            on_first=partial(self._note_first_token, claim) if self.attempts.has_provisional_failures else claim.first_token,
+            on_first=partial(self._note_first_token, claim)
+            if self.attempts.has_provisional_failures
+            else claim.first_token,
         )
         pool = self.deployment.pools.of((backend.host, backend.port))
         self.reached_worker = True

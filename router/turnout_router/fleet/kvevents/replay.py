@@ -52,6 +52,22 @@ def receive(socket: zmq.Socket[bytes]) -> list[bytes]:
     return frames
 
 
+def guarded(
+    step: Callable[[], None], is_closed: Callable[[], bool], fail: Callable[[Exception], None]
+) -> Callable[[], None]:
+    """Return *step* as a callback of the event loop that does nothing once *is_closed*; *fail* gets what it raises."""
+
+    def call() -> None:
+        if is_closed():
+            return
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001 - whatever it is, no other worker's events are harmed by it
+            fail(error)
+
+    return call
+
+
 class Pace:
     """Shares out time among those who read: one slice after the other, in turn, and as much time for others in between.
 
@@ -188,8 +204,8 @@ class Slices:
             self._loop.remove_reader(self._fd)
 
 
-class Asker(Protocol):
-    """Is told of the replay that it asked for."""
+class ReplayListener(Protocol):
+    """Receives the batches of a replay that it started, and its end."""
 
     def replayed(self, number: int, batch: Batch) -> None:
         """Take one batch."""
@@ -239,7 +255,7 @@ class Turns:
 
 
 class Replay:
-    """One replay: asks *where* for everything from number *first* on when its turn has come, and tells *asker* of it."""
+    """One replay: when its turn has come, requests all batches from number *first* on at *where*, and passes them to *listener*."""
 
     def __init__(
         self,
@@ -247,23 +263,23 @@ class Replay:
         turns: Turns,
         where: str,
         first: int,
-        asker: Asker,
+        listener: ReplayListener,
     ) -> None:
         self._context = context
         self._loop = turns.loop
         self._turns = turns
         self._where = where
         self._first = first
-        self._asker = asker
+        self._listener = listener
         self._answered = False
         self._begun = False
         self._closed = False
         self._socket: zmq.Socket[bytes] | None = None
         self._slices: Slices | None = None
         self._patience: asyncio.Handle | None = None
-        self._on_turn = self._guarded(self._begin)
-        self._on_readable = self._guarded(self._read)
-        self._on_silence = self._guarded(self._expire)
+        self._on_turn = self._guard(self._begin)
+        self._on_readable = self._guard(self._read)
+        self._on_silence = self._guard(self._expire)
         turns.take(self._on_turn)
 
     def close(self) -> None:
@@ -283,21 +299,15 @@ class Replay:
             if self._slices is not None:
                 ending.callback(self._slices.close)
 
-    def _guarded(self, step: Callable[[], None]) -> Callable[[], None]:
-        """Return *step* as a callback of the event loop: where it raises, the replay is over and its asker begins anew."""
+    def _guard(self, step: Callable[[], None]) -> Callable[[], None]:
+        return guarded(step, lambda: self._closed, self._fail)
 
-        def call() -> None:
-            if self._closed:
-                return
-            try:
-                step()
-            except Exception as error:  # noqa: BLE001 - whatever it is, no other worker's events are harmed by it
-                try:
-                    self.close()
-                finally:
-                    self._asker.failed(error)
-
-        return call
+    def _fail(self, error: Exception) -> None:
+        """End the replay, and make its listener start over: *error* was raised."""
+        try:
+            self.close()
+        finally:
+            self._listener.failed(error)
 
     def _begin(self) -> None:
         self._begun = True
@@ -323,7 +333,7 @@ class Replay:
             self._slices.run()
 
     def _take_next(self) -> bool:
-        if self._asker.is_behind():
+        if self._listener.is_behind():
             return True
         if self._closed or self._socket is None:
             return False
@@ -343,7 +353,7 @@ class Replay:
             self._end(whole=True)
             return
         batch = batch_of(frames[-1])
-        self._asker.replayed(int.from_bytes(frames[-2], "big"), None if batch is None else batch.events)
+        self._listener.replayed(int.from_bytes(frames[-2], "big"), None if batch is None else batch.events)
         self._wait()
 
     def _expire(self) -> None:
@@ -354,7 +364,7 @@ class Replay:
 
     def _end(self, *, whole: bool) -> None:
         self.close()
-        self._asker.replay_ended(answered=self._answered, whole=whole)
+        self._listener.replay_ended(answered=self._answered, whole=whole)
 
 
 def endpoint(host: str, port: int) -> str:

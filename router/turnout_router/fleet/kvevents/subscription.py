@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Final
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from turnout_router.fleet.kvevents.replay import WAITING_BATCHES, Replay, Slices, Turns, endpoint, receive
+from turnout_router.fleet.kvevents.replay import (
+    WAITING_BATCHES,
+    Replay,
+    Slices,
+    Turns,
+    endpoint,
+    guarded,
+    receive,
+)
 from turnout_router.fleet.kvevents.wire import FRAMES, MAX_MESSAGE_BYTES, NUMBER_BYTES, batch_of
 from turnout_router.tasks import KV_EVENTS, only_logged
 from turnout_runtime.supervision import Backoff
@@ -78,11 +86,11 @@ class Subscription:
         self._stopped = False
         self._failures = 0
         self._began = self._loop.time()
-        self._on_start = self._guarded(self._connect)
-        self._on_monitored = self._guarded(self._watch)
-        self._on_readable = self._guarded(self._read)
-        self._on_confirm = self._guarded(self._confirm)
-        self._on_retry = self._guarded(self._retry)
+        self._on_start = self._guard(self._connect)
+        self._on_monitored = self._guard(self._watch)
+        self._on_readable = self._guard(self._read)
+        self._on_confirm = self._guard(self._confirm)
+        self._on_retry = self._guard(self._retry)
 
     def start(self) -> None:
         """Connect, now and whenever the connection is lost. Raises nothing."""
@@ -103,18 +111,8 @@ class Subscription:
         self._failures = 1 if lasted >= _AFTER_FAILURE.reset_seconds else self._failures + 1
         self._timer = self._loop.call_later(_AFTER_FAILURE.pause(self._failures), self._on_start)
 
-    def _guarded(self, step: Callable[[], None]) -> Callable[[], None]:
-        """Return *step* as a callback of the event loop, after whose failure the worker is followed anew."""
-
-        def call() -> None:
-            if self._stopped:
-                return
-            try:
-                step()
-            except Exception as error:  # noqa: BLE001 - whatever it is, no other worker's events are harmed by it
-                self.failed(error)
-
-        return call
+    def _guard(self, step: Callable[[], None]) -> Callable[[], None]:
+        return guarded(step, lambda: self._stopped, self.failed)
 
     def _let_go(self) -> None:
         try:
