@@ -240,7 +240,7 @@ class Gateway:
         return within(max(0.0, directives.seconds - spent_seconds), request, response)
 
     def _may_explain(self, grant: Grant | None) -> bool:
-        """Say whether the holder of *grant* may learn of workers and their load."""
+        """Return whether the holder of *grant* may learn of workers and their load."""
         if self._settings.explain == "keys":
             return self._settings.auth == "open" or (grant is not None and grant.explain)
         return self._settings.explain == "all"

@@ -175,7 +175,7 @@ class Router:
         self._gateway.ready = True
 
     def stale(self, reason: str) -> None:
-        """Go on with the last fleet, and say so."""
+        """Go on with the last fleet, and log that."""
         if reason and reason != self._stale:
             _LOG.warning("going on with the last fleet known: %s", reason)
         elif self._stale and not reason:
@@ -184,7 +184,7 @@ class Router:
         self._metrics.fleet_stale.set(1 if reason else 0)
 
     def unreadable(self, namespace: str, resource: str, reason: str) -> None:
-        """Say which part of the fleet is left out, once, and show it as long as it lasts."""
+        """Log once which part of the fleet is left out, and show it as long as it lasts."""
         where = f"{resource} of {f'namespace {namespace}' if namespace else 'all namespaces'}"
         if reason:
             _LOG.warning("cannot be read, going on without: %s: %s", where, reason)
@@ -194,7 +194,7 @@ class Router:
             self._metrics.unreadable.remove(namespace, resource)
 
     def rejected(self, what: str) -> None:
-        """Count and say what was left out."""
+        """Count and log what was left out."""
         _LOG.warning("left out: %s", what)
         self._metrics.fleet_rejected.inc()
 
@@ -210,7 +210,7 @@ def _mesh_of(settings: PeerSettings, backends: Backends, supervisor: Supervisor)
     secret = None if settings.secret_file is None else read_secret(settings.secret_file)
     if secret is None:
         _LOG.warning(
-            "no --peers-secret-file: every peer that reaches the peers' port is believed, and can mislead this router's choices"
+            "no --peers-secret-file: every process that reaches the peers' port is accepted, and can mislead this router's choices"
         )
     sources: list[PeerSource] = [StaticPeers(settings.hosts)] if settings.hosts else []
     if settings.pods is not None:

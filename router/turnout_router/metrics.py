@@ -123,7 +123,7 @@ class WaitingTime:
 
 
 class DeploymentMetrics:
-    """One deployment's counts. Whoever counts adds to them; `_COUNTERS` and its kin say what each means."""
+    """One deployment's counters, which other modules increment; `_COUNTERS` and the like describe each of them."""
 
     __slots__ = (
         "arrivals",

@@ -25,7 +25,7 @@ class TokenUsage:
     """Tokens that a request has used.
 
     `cached` is the part of `prompt` that the engine had in its cache, None where it did not say.
-    `counted_by`: "engine" where the answer said so. Else "router": `prompt` is its estimate from the time at which a worker
+    `counted_by`: "engine" if the answer has usage. Else "router": `prompt` is its estimate from the time at which a worker
     was sent the request (0 before), `output` the number of events with text that have come.
     """
 

@@ -185,7 +185,7 @@ BAD_FILES: dict[str, tuple[str | bytes, str]] = {
     "only a comment": ("# the fleet\n---\n", "is empty"),
     "cut after the key": ("deployments:", "deployments: Input should be a valid list"),
     "cut within the key": ("deploym", "Input should be"),
-    "without deployments": ("budgets: []", "does not say `deployments`"),
+    "without deployments": ("budgets: []", "has no `deployments`"),
     "said twice": (
         "deployments: []\nroutes: []\ndeployments: []",
         "says 'deployments' twice in one place, line 3",

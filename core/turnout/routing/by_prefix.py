@@ -53,7 +53,7 @@ class PrefixReason:
         return len(self.decode.compared) + (0 if self.prefill is None else len(self.prefill.compared))
 
     def candidates(self) -> tuple[Candidate, ...]:
-        """Return who was compared, cheapest first."""
+        """Return the workers that were compared, cheapest first."""
         phases: tuple[tuple[Phase, Estimate | None], ...] = (
             ("decode", self.decode),
             ("prefill", self.prefill),

@@ -14,8 +14,8 @@
     affinity_bonus = what is expected to be cached at the session's affinity target, see `turnout.routing.session_affinity`
 
 queue + prefill + decode + kv_wait is about the time to first token, and choosing by that alone is selfish: an
-uncached prompt also takes a backend's time from everybody who comes later in the same busy period. That is what the
-congestion stands for, and why it grows with the number of those who wait: hardly any of it where backends idle, so that
+uncached prompt also takes a backend's time from all requests that come later in the same busy period. The congestion
+term stands for that, and grows with the number of waiting requests: it is small while backends are idle, so that
 a cached prefix never makes a request wait behind others for long; much of it under overload, where total work decides
 how fast the queues grow and where balancing perfectly recomputed prompts loses to everything else. The figures are
 what won on a conversation trace at 70, 90 and 110 % load (docs/routing-measured.md, with what lost).
@@ -42,7 +42,7 @@ DECODE_WEIGHT: Final = 2.0
 """Once for the iterations that the prompt shares with the decodes, once for the streams that it stalls."""
 OVERBOOKED: Final = 0.1
 """Share of a KV cache that may be promised beyond its capacity before requests are held back for it: each request is
-reckoned with all of its answer, and takes room only as that grows."""
+counted with its whole answer, and takes room only as that grows."""
 ADAPTER_LOAD_SECONDS: Final = 0.5
 """Reading a LoRA adapter of some 100 MB from disk into an accelerator."""
 

@@ -1,8 +1,8 @@
 """What a router knows of each backend: its own requests in flight there, a shadow of its cache, scraped metrics.
 
-Own accounting comes first, for it is never stale. A scrape adds what other routers have sent: whatever the engine
-holds beyond the own requests at that moment. From then on that is taken to be worked off as time passes, so that an
-old scrape counts for nothing by itself.
+The router's own accounting comes first, because it is never stale. A scrape adds what other routers have sent: all that the
+engine holds beyond this router's requests at that moment. From then on that is assumed to be completed as time passes, so that
+an old scrape loses its effect.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from turnout.routing.tokens import Tokenized
 
 DRAIN: Final = 0.5
-"""Seconds of prefill that an engine is taken to work off in a second: decodes share its iterations."""
+"""Assumed prefill progress: seconds of queued prefill completed per second. Decodes share the engine's iterations."""
 LEARNING_RATE: Final = 0.01
 """Weight of one request in the running means, which so reach over the last hundred or so."""
 FIRST_RESIDENCE_SECONDS: Final = 10.0
@@ -34,11 +34,11 @@ FIRST_UNCACHED_TOKENS: Final = 8192.0
 
 @mypyc_attr(acyclic=True, free_list_len=1)
 class Prompt:
-    """What a choice needs to know of a request.
+    """The part of a request on which the choice of a worker depends.
 
     `blocks` are chain hashes of its full blocks: equal ones stand for equal text from the beginning on. `adapter` is
-    the LoRA adapter that it asks for. `tokenized` are its tokens as an engine reads them, where engines say what they
-    hold.
+    the LoRA adapter that it requests. `tokenized` are its tokens as an engine reads them, if engines publish what they
+    have cached.
     """
 
     __slots__ = ("adapter", "blocks", "expected_output_tokens", "tokenized", "tokens")
@@ -67,8 +67,8 @@ class Scrape:
     kv_usage: float
     """Share of its KV blocks that are held, 0 to 1."""
     pending_tokens: int = 0
-    """Uncached prompt tokens of running requests whose first token is still to come. No engine says that in one
-    figure, three of vLLM's counters together do: prefix_cache_queries - prefix_cache_hits (when a prompt is
+    """Uncached prompt tokens of running requests whose first token is still to come. No engine exposes that in one
+    figure; three of vLLM's counters together give it: prefix_cache_queries - prefix_cache_hits (when a prompt is
     admitted) - prompt_tokens by local compute (when its first token is there)."""
 
 
@@ -104,7 +104,7 @@ class BackendState:
         self.adapters: frozenset[str] = frozenset()
         """LoRA adapters that it has loaded."""
         self.adapter_room = 0
-        """How many find room there at a time. 0: nobody knows."""
+        """How many adapters it has room for at a time. 0: unknown."""
         self.adapter_uses: dict[str, int] = {}
         """This router's requests by adapter. An adapter in use is not unloaded."""
         self.waiting: dict[InFlightRequest, None] = {}  # without a first token, in the order sent
@@ -183,12 +183,12 @@ class InFlightRequest:
         self.seconds = seconds
         self.running_since: float | None = None
         self.expected_at = inf
-        """When its first token is taken to have come, where nobody can see it come."""
+        """When its first token is assumed to have come, if it cannot be observed."""
         self.at_affinity_target = False
-        """Whether it was sent to its session's affinity target, where others may have sent what this router knows nothing of."""
+        """Whether it was sent to its session's affinity target, where other routers may have sent requests that this router does not know of."""
 
     def text_tokens(self, block_tokens: int) -> int:
-        """Return the prompt's length as if each of its blocks had *block_tokens* tokens: for those who know no better."""
+        """Return the prompt's length as if each of its blocks had *block_tokens* tokens: for routers that do not know its tokens."""
         if self.block_tokens == block_tokens:
             return self.prompt_tokens
         return max(1, self.prompt_tokens * block_tokens // self.block_tokens)
@@ -299,7 +299,7 @@ class LoadTracker:
     ) -> None:
         """Note an end, whatever its kind. *cached_tokens* as the usage says, None where it does not say.
 
-        *prompt_tokens*, where the usage says it, puts the estimate of the prompt's length right: blocks are parts
+        *prompt_tokens*, where the usage says it, corrects the estimate of the prompt's length: blocks are parts
         of the prompt, whatever a token is.
         """
         state = request.state
@@ -337,13 +337,13 @@ class LoadTracker:
         return max(0.0, scrape.pending_tokens + waiting * self.uncached_tokens - state.queued_tokens)
 
     def matches(self, prompt: Prompt) -> list[int]:
-        """Return, by slot, how many leading blocks of *prompt* each backend holds: by its own word, else as believed."""
+        """Return, by slot, how many leading blocks of *prompt* each backend holds: as its engine reports, else as its shadow cache estimates."""
         return self.holdings(prompt)[0]
 
     def holdings(self, prompt: Prompt) -> tuple[list[int], list[int] | None]:
         """Return `matches`, and by slot how many leading tokens of *prompt* each backend holds.
 
-        None instead of the latter where no engine's word can be compared with *prompt*: then it is whole blocks.
+        None instead of the latter if no engine's report can be compared with *prompt*: then only whole blocks are known.
         """
         matches = self.index.match(prompt.blocks, self.slots)
         tokenized = prompt.tokenized

@@ -48,4 +48,4 @@ class Chooser(ABC):
     def choose(
         self, backends: Sequence[Backend], prompt: Prompt, constraints: Constraints, now: float
     ) -> WorkerPair | None:
-        """Return who of *backends* serves *prompt* at *now*, the deployment's own time; None where none can decode."""
+        """Return the ones of *backends* that serve *prompt* at *now*, the deployment's own time; None where none can decode."""

@@ -1,7 +1,7 @@
 """Turnout's choice of a backend: prefix-aware, charged by work, from its own accounting; for pools of either kind.
 
-`turnout.routing.cost` has the formula. Without a clock and without I/O: the caller says what time it is, reports what
-becomes of each request, and hands in scrapes. The router and the simulator run this same code.
+`turnout.routing.cost` has the formula. Without a clock and without I/O: the caller passes the time, reports each
+request's progress, and passes scrapes in. The router and the simulator run this same code.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ AFFINITY_SHARE_AT_REST: Final = 0.01
 AFFINITY_SHARE: Final = 0.05
 AFFINITY_SHARE_OF_OTHERS: Final = 0.2
 """Shares of a prompt that are expected at its session's affinity target. The first decides between workers that are alike, so
-that routers that know nothing of each other agree. The second is of what the congestion weight adds under load: where shadows
+that routers that do not exchange messages agree. The second is of what the congestion weight adds under load: where shadows
 are at a loss, it keeps a session's prompts together. The third, times others' share of all requests, is for routers
 that know only by scraping what others have sent."""
 STALL_WEIGHT: Final = 0.1
@@ -49,11 +49,11 @@ LOCAL_MARGIN_SECONDS: Final = 0.1
 
 @mypyc_attr(acyclic=True)
 class Estimate:
-    """A backend and what speaks for it: `matched` leading blocks are thought to be there, the rest takes `seconds`.
+    """A backend and its estimate: `matched` leading blocks are expected to be cached there, the rest takes `seconds`.
 
-    `cached` is the same in tokens, where an engine's own word is known more exactly than in blocks of text.
+    `cached` is the same in tokens, which an engine's own events give more exactly than blocks of text.
     `wait` are the seconds in which the first token is expected there. `at_affinity_target`: it is the session's affinity target, where
-    others may have sent what this router knows nothing of. `compared` is what every backend would have cost. `backlog`
+    other routers may have sent requests that this router does not know of. `compared` is what every backend would have cost. `backlog`
     are the seconds until the backend can begin with it, see `turnout.routing.shortest_job`.
     """
 
@@ -99,7 +99,7 @@ class Estimate:
 
 @mypyc_attr(acyclic=True)
 class PairEstimate:
-    """What was picked for a request, and by whom: a worker that decodes and, unless it computes the prompt, one that does."""
+    """The workers that *policy* picked for a request: one that decodes and, unless it computes the prompt itself, one for prefill."""
 
     __slots__ = ("decode", "policy", "prefill", "prompt")
 
@@ -139,7 +139,7 @@ class PrefixAware:
         local_below_tokens: int = 0,
         may_compute_locally: bool = True,
     ) -> PairEstimate:
-        """Return who decodes *prompt* and who computes it. Raise ValueError where nobody can decode.
+        """Return the workers that decode and compute *prompt*. Raise ValueError if there is none to decode.
 
         The decode worker's cost with a remote prompt is the cheapest prefill worker's, the transfer of what it
         lacks, its decode step and its wait for KV room; with a local one it is that of an aggregated worker and the
@@ -316,7 +316,7 @@ class PrefixAware:
     def _affinity_target(
         self, prompt: Prompt, states: Sequence[BackendState], matches: list[int]
     ) -> BackendState | None:
-        """Return the session's affinity target: by the first block that this router knows no holder of. None: it knows all."""
+        """Return the session's affinity target: by the first block that, as far as this router knows, no backend holds. None: each block has a holder."""
         known = max(matches)
         if known >= len(prompt.blocks):
             return None

@@ -37,7 +37,7 @@ def estimate_prompt_tokens(
 
 
 def needs_local_prefill(body: Mapping[str, Any]) -> bool:
-    """Say whether only the decoding worker can compute this prompt.
+    """Return whether only the decoding worker can compute this prompt.
 
     So it is with several choices, beams or prompts in one request (the exchange of caches is for one sequence)
     and with log probabilities of the prompt, which the prefill worker would keep to itself.

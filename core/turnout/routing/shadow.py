@@ -1,4 +1,4 @@
-"""What a backend's prefix cache holds, as far as a router can tell from what it has sent there.
+"""A backend's prefix cache, estimated from the requests that the router has sent there.
 
 A shadow follows the engine's own rules (`turnout.simulation.kv`): blocks of running requests stay, the others go least
 recently used first, the deepest of a prompt before its beginning; tokens of answers take room, too. It takes every
@@ -85,7 +85,7 @@ class ShadowCache:
     def correct(self, expected_blocks: int, found_blocks: int) -> None:
         """Learn from a request of which *expected_blocks* were thought to be cached and *found_blocks* were.
 
-        One block more or less says nothing: the engine's blocks end elsewhere.
+        One block more or less is no evidence: the engine's blocks end elsewhere.
         """
         if found_blocks + 1 < expected_blocks:
             self._room = max(self._room * (1 - STEP), self.capacity * LEAST_SHARE)

@@ -6,7 +6,7 @@ admitted last loses its blocks and waits first in line (preemption by recompute)
 first served, as long as budget, sequences and blocks last. One simplification: a prompt gets all its blocks when it
 is admitted, not chunk by chunk.
 
-Nothing here looks at a clock. The driver says what time it is, with times that never go back; what the engine did up
+Nothing here reads a clock. The driver passes the time, which never goes back; what the engine did up
 to then comes back as events. Iterations over an unchanging batch are advanced together (`turnout.simulation.steps`), so
 the cost of a run of decode steps does not depend on their number.
 """
@@ -44,7 +44,7 @@ _IDLE: Final = Steps(0.0, 1.0, 0.0, 0)
 class Engine:
     """One engine. Drive it by `submit`, `abort`, `deliver`, `release` and `advance`, in the order of time.
 
-    *cache* is an empty one of `settings.kv_blocks` blocks, for who wants to read along (`turnout.simulation.journal`).
+    *cache* is an empty one of `settings.kv_blocks` blocks, for a caller that reads it as well (`turnout.simulation.journal`).
     """
 
     def __init__(self, settings: EngineSettings, latency: LatencyModel, cache: KvCache | None = None) -> None:
@@ -61,7 +61,7 @@ class Engine:
         self._pinned: dict[str, Holding] = {}
         self._timers: list[tuple[float, int, Literal["lease", "arrival"], str, Holding]] = []
         self._timer_numbers = count()
-        # The batch in flight. Its steps are credited to its sequences only when somebody needs to know.
+        # The batch in flight. Its steps are credited to its sequences only when they are read.
         self._steps = _IDLE
         self._busy = False
         self._done = 0  # steps that are over
@@ -113,7 +113,7 @@ class Engine:
         return True
 
     def deliver(self, request_id: str, now: float) -> bool:
-        """Say that the prefill worker sends the KV that a `Fetch` asked for; the transfer begins now."""
+        """Note that the prefill worker sends the KV that a `Fetch` requested; the transfer begins now."""
         self._advance(now)
         sequence = self._sequences.get(request_id)
         if sequence is None or sequence.state is not State.FETCHING:
@@ -159,7 +159,7 @@ class Engine:
         return sequence.generated + (self._uncredited if sequence.state is State.RUNNING else 0)
 
     def stats(self) -> EngineStats:
-        """Return the engine as it is. Reading books nothing: when it is done must not change what is evicted."""
+        """Return the engine as it is. Reading changes nothing: its time must not influence what is evicted."""
         steps = self._uncredited
         counters = self.counters.copy()
         counters.generation_tokens += steps * len(self._decodes)
@@ -187,7 +187,7 @@ class Engine:
         if sum(h.private for h in holdings) != self._kv.private:
             raise AssertionError("private blocks are lost or held twice")
         if {b for h in holdings for b in h.shared} != self._kv.referenced():
-            raise AssertionError("a block is referenced by nobody or free and referenced")
+            raise AssertionError("a block is neither free nor referenced, or both")
 
     # Time ---------------------------------------------------------------------------------------------------------
 
@@ -335,7 +335,7 @@ class Engine:
     def _make_room(self, at: float) -> tuple[list[EngineSequence], int, bool]:
         """Preempt until every decode can take its next token.
 
-        Returns the decodes, how many blocks their next tokens need, and whether anybody was preempted.
+        Returns the decodes, how many blocks their next tokens need, and whether a sequence was preempted.
         """
         size, preempted = self.settings.block_size, False
         while True:

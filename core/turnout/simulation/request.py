@@ -118,12 +118,12 @@ class Finished:
     """When it was first given blocks; None where it ended in the queue."""
     first_token_at: float | None
     pinned_until: float | None = None
-    """End of the lease on its KV, where it was asked to be pinned."""
+    """End of the lease on its KV, if it was pinned."""
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseExpired:
-    """Nobody fetched a pinned prompt in time: its blocks are free again."""
+    """A pinned prompt was not fetched in time: its blocks are free again."""
 
     at: float
     id: str

@@ -26,7 +26,7 @@ class State(Enum):
 
 
 class EngineSequence:
-    """What an engine knows of one request."""
+    """An engine's state of one request."""
 
     __slots__ = (
         "arrived_at",

@@ -1,4 +1,4 @@
-"""How requests are called, by clients, workers and people, and what else their fields say to the router itself."""
+"""The ids of requests for clients, workers and people, and the fields that are for the router itself."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Backends:
         self.fleet = Fleet()
         self.pools = pools
         self.facts = Facts()
-        """What workers say of their models."""
+        """What workers report of their models."""
         self._metrics = metrics
         self._parts = RouterParts(pools, policy, clock, admission or AdmissionLimits(), self.facts)
         self._runtimes: dict[str, DeploymentRuntime] = {}

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from turnout_router.upstream.pools import ConnectionPools
 
 ASSUMED_KV_TOKENS: Final = 400_000
-"""KV cache of a worker whose size is not known: about an 8B model on one accelerator of 80 GB. What usage says of cached
+"""KV cache of a worker whose size is not known: about an 8B model on one accelerator of 80 GB. Usage with cached
 tokens corrects it."""
 _FULL: Final = RetryBudget()
 
@@ -52,7 +52,7 @@ class RouterParts:
     """What all deployments of a router share.
 
     `sender` reports requests to other routers, None where there are none. `exact` follows workers that publish KV events,
-    None as long as none does. `facts` are what workers say of their models.
+    None as long as none does. `facts` are what workers report of their models.
     """
 
     __slots__ = ("admission", "clock", "exact", "facts", "health_policy", "pools", "sender")
@@ -180,7 +180,7 @@ class DeploymentRuntime:
 
     @property
     def context_tokens(self) -> int | None:
-        """How many tokens prompt and answer may have together, as the workers say; None where they have not."""
+        """How many tokens prompt and answer may have together, as the workers report; None if they have not yet."""
         facts = self._parts.facts.of(self.key)
         return None if facts is None else facts.max_model_len
 
@@ -189,7 +189,7 @@ class DeploymentRuntime:
         self._retry_budget = after_request(self._retry_budget)
 
     def take_retry(self, *, overloaded: bool = False) -> bool:
-        """Take one retry out of the budget, or say that there is none. *overloaded*: a worker is full, none has failed."""
+        """Take one retry out of the budget; return False if there is none. *overloaded*: a worker is full, none has failed."""
         if not may_retry(self._retry_budget, overloaded=overloaded):
             return False
         self._retry_budget = after_retry(self._retry_budget)
@@ -249,11 +249,11 @@ class DeploymentRuntime:
         return self.backends if self.policy is not None and len(self.backends) > 1 else ()
 
     def may_scrape(self, backend: Backend) -> bool:
-        """Say whether *backend* is still there and not ejected."""
+        """Return whether *backend* is still there and not ejected."""
         return self._state_of(backend) is not None and not self.health.is_ejected(backend)
 
     def scraped(self, backend: Backend, scrape: Scrape) -> None:
-        """Take note of what *backend* has just said of its load."""
+        """Take note of the load that *backend* has just reported."""
         if self.policy is not None:
             self.policy.scraped(backend.id, scrape, self.clock.now())
 

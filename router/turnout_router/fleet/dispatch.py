@@ -89,7 +89,7 @@ class DispatchQueue(Claim):
         return len(self._waiters)
 
     def try_acquire(self, request: Claimant) -> bool:
-        """Say whether *request* need not wait: its pair can start it now, and no other request waits already."""
+        """Return whether *request* need not wait: its pair can start it now, and no other request waits already."""
         pair = request.pair
         if pair is None or pair.estimate is None:
             return True

@@ -99,7 +99,7 @@ class InFlightClaim:
                 self._sender.expected(self._number, self._wait)
 
     def found(self, cached_tokens: int | None, prompt_tokens: int) -> None:
-        """Keep what usage says of the worker's own cache."""
+        """Keep the cached tokens that the answer's usage reports."""
         self._cached_tokens, self._prompt_tokens = cached_tokens, prompt_tokens
 
     def end(self) -> None:

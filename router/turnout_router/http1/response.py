@@ -35,7 +35,7 @@ class ResponseError(Exception):
 
 
 class Caller:
-    """Who uses a connection: the *credential* as it was sent, and what it *grants* among all *known* keys."""
+    """The caller on a connection: the *credential* as it was sent, and what it *grants* among all *known* keys."""
 
     __slots__ = ("credential", "grants", "known")
 
@@ -58,7 +58,7 @@ class Owner(Protocol):
         """Cancel what serves the request under way, if one is."""
 
     def is_closing_after(self) -> bool:
-        """Say whether the connection ends after the present answer."""
+        """Return whether the connection ends after the present answer."""
 
 
 class Response(Sink):

@@ -1,6 +1,6 @@
 """Where the answer to a request goes: to a client (`response.Response`), or into memory (`CollectingSink`).
 
-What serves a request knows nothing else of who wants it. Trials of workers collect their answers; so will whatever judges
+The code that serves a request knows its destination only as a sink. Trials of workers collect their answers; so will whatever judges
 an answer before a client sees it.
 """
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Source(Protocol):
-    """Where an answer comes from; told to wait while the sink takes it more slowly than it comes."""
+    """The source of an answer, which is paused while the sink takes it more slowly than it comes."""
 
     def pause(self) -> None:
         """Send nothing more for now."""

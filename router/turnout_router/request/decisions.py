@@ -1,4 +1,4 @@
-"""What was decided about recent requests, for people who ask: a ring, bounded in requests and in figures.
+"""What was decided about recent requests, for people: a ring, bounded in requests and in figures.
 
 A request costs a few appends here; sentences and tables are made when they are read. A client may use one id for
 several requests: then the last of them is found.
@@ -29,7 +29,7 @@ MAX_SENTENCE: Final = 2000
 
 @mypyc_attr(acyclic=True)
 class Chosen:
-    """A choice without what it was made from: only what can be told of it is kept."""
+    """A choice without the figures that it was made from: only its description is kept."""
 
     __slots__ = ("at", "decode", "local", "prefill", "reason")
 
@@ -126,7 +126,7 @@ class RouteDecision:
         held = (
             f"held {self.held_seconds:.3f} s until a worker could begin with it" if self.held_seconds else ""
         )
-        return "; ".join([*filter(None, [parts, held]), *failures]) or "nobody could be chosen"
+        return "; ".join([*filter(None, [parts, held]), *failures]) or "no worker could be chosen"
 
     def header(self) -> bytes:
         """Return the sentence as the value of a header field: one line of ASCII."""

@@ -180,7 +180,7 @@ class DispatchBoth(HandOff):
             attempts.blame(decode, error)
             attempts.avoid(decode)
             if prefill is not None and error.fault == "status":
-                # Likely the cache could not be fetched: the prefill worker is as suspect as this one.
+                # Likely the cache could not be fetched: the prefill worker may have failed as well as this one.
                 attempts.blame(prefill, error)
                 attempts.exclude(prefill)
         self._retry_or_raise(error, on_trial=on_trial)

@@ -1,4 +1,4 @@
-"""What is kept of requests: counts, latencies, goodput, decisions. Of how one ended, its `Outcome` says all."""
+"""Recording of requests: counts, latencies, goodput, decisions. All that is known of an end comes from its `Outcome`."""
 
 from __future__ import annotations
 

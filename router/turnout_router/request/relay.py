@@ -241,9 +241,9 @@ class Relay:
             if self._held_bytes <= _ERROR_BYTES:
                 held.append(data)
                 return
-            said = b"".join((*held, data))[:_ERROR_BYTES]
+            body = b"".join((*held, data))[:_ERROR_BYTES]
             raise Refusal(
-                "it refused the request", self.status, self._endpoint.dialect.error_of(self.status, said)
+                "it refused the request", self.status, self._endpoint.dialect.error_of(self.status, body)
             )
         if self._held_bytes > self._limits.hold_bytes:
             self._held = None

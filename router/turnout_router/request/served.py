@@ -65,7 +65,7 @@ _WITHOUT_USAGE: Final = frozenset({"refused", "failed", "shed"})
 class ServedRequest(Claimant):
     """Serves one completion. `run` always ends with an answer in the sink, unless the sink is gone, and with an `Outcome`.
 
-    *pinned* are the workers that serve it, without a choice: a trial of a worker. `expired` is set by whoever cancels it
+    *pinned* are the workers that serve it, without a choice: a trial of a worker. `expired` is set by the caller that cancels it
     because the client's own time is over. `reached_worker`: a worker has been sent the prompt.
     """
 
@@ -207,10 +207,10 @@ class ServedRequest(Claimant):
         return "broken" if self.sink.started else "failed"
 
     def _usage(self, ending: Ending) -> TokenUsage:
-        """Return the tokens used: as the engine says where the answer is whole, else as the router has counted them."""
-        said = self._engine_usage
-        if said is not None and (said.prompt or said.output):
-            return TokenUsage(said.prompt, said.output, said.cached, "engine")
+        """Return the tokens used: as the engine reports them if the answer is whole, else as the router has counted them."""
+        reported = self._engine_usage
+        if reported is not None and (reported.prompt or reported.output):
+            return TokenUsage(reported.prompt, reported.output, reported.cached, "engine")
         if not self.reached_worker or ending in _WITHOUT_USAGE:
             return _UNUSED
         tap = self._tap
@@ -401,10 +401,10 @@ class ServedRequest(Claimant):
         if sink.started:
             # Nothing is put behind a body that is no stream of events: it may have a length, and is read as it stands.
             number = self._sequence
-            said = b""
+            event = b""
             if number is not None and error.status >= _SERVER_ERROR:
-                said = dialect.event(error, number())
-            sink.break_off(said)
+                event = dialect.event(error, number())
+            sink.break_off(event)
         else:
             ids = dialect.id_fields(self._identity.shown)
             fields = (JSON, *error.headers, *ids, *self._explanation())

@@ -54,7 +54,7 @@ class ConnectionPool:
         """Send *request* and push what comes back into *answer* until its end.
 
         Raise UpstreamError where that fails, whatever it was that failed. When cancelled, the connection is closed at once.
-        *on_start* is told the connection, for holding it back. Where a kept connection turns out to be dead, *request* is sent again on a
+        *on_start* gets the connection, to pause it. Where a kept connection turns out to be dead, *request* is sent again on a
         new one if it is *repeatable*; else the failure is called stale.
         """
         connection = self._take()
@@ -91,7 +91,7 @@ class ConnectionPool:
                 on_start(connection)
             await done
         finally:
-            # Not before the exchange's own coroutine runs again: until then nobody else may get it.
+            # Not before the exchange's own coroutine runs again: until then no other exchange may get it.
             self._settle(connection)
 
     def forget(self, connection: UpstreamConnection) -> None:
@@ -177,7 +177,7 @@ class ConnectionPool:
 
 
 class ConnectionTaker(Protocol):
-    """Is told which connection an answer comes from."""
+    """Receives the connection that an answer comes from."""
 
     def __call__(self, connection: UpstreamConnection, /) -> None: ...  # noqa: D102 - said above
 

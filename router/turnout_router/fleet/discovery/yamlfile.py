@@ -33,7 +33,7 @@ Stamp = tuple[int, int, int, int]
 def read_yaml(path: Path) -> Any:
     """Return what *path* holds, None where there is nothing in it but white space and comments.
 
-    Raise ConfigError where it is no regular file, too large, no YAML, or YAML that says one thing twice, contains
+    Raise ConfigError where it is no regular file, too large, no YAML, or YAML with a duplicate key, contains
     itself, or stands for more than `_MAX_NODES` values.
     """
     text = _bytes_of(path)

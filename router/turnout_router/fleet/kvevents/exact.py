@@ -31,7 +31,7 @@ MAX_SOCKETS: Final = 60_000
 
 
 class ExactMode:
-    """Follows the workers that publish KV events, and puts what they say into their deployments' trackers."""
+    """Follows the workers that publish KV events, and enters their events into their deployments' trackers."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class ExactMode:
             self._sweep_soon()
 
     def stop(self) -> None:
-        """Follow nobody any more."""
+        """Stop following all workers."""
         if self._sweeping is not None:
             self._sweeping.cancel()
         for _, subscription in self._followed.values():
@@ -107,13 +107,13 @@ class ExactMode:
         self._context.destroy(linger=0)
 
     def compares(self, deployment: str) -> bool:
-        """Say whether prompts for *deployment* are worth reading: it has a choice, and workers that publish events."""
+        """Return whether prompts for *deployment* are worth reading: it has a choice, and workers that publish events."""
         return deployment in self._engines
 
     async def read(self, route: DeploymentRoute, request: Completion, prompt: Prompt) -> Prompt:
         """Return *prompt* with its tokens, if workers of *route* hold anything that they could be compared with.
 
-        Where finding them out fails, belief decides: no request is harmed by it.
+        If they cannot be found out, the estimate decides: no request fails.
         """
         try:
             return await self._read(route, request, prompt)

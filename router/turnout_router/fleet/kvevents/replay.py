@@ -1,8 +1,8 @@
 """Replays of KV events: one worker's batches from a number on, and whose turn it is to be replayed.
 
-A router that starts asks every worker for up to 10,000 batches. They are read two workers at a time and for 2 ms at a time,
+A router that starts requests up to 10,000 batches from every worker. They are read two workers at a time and for 2 ms at a time,
 so that requests in between wait for milliseconds. Between two such slices passes as much time as the last one took: all
-workers together, however much they say, have half of the router's time at most.
+workers together, however much they publish, take at most 50 % of the router's time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WORKERS_AT_ONCE: Final = 2
 REPLAY_SECONDS: Final = 2.0
 """Until a replay begins; vLLM looks for requests every 0.1 s."""
 GAP_SECONDS: Final = 0.5
-"""Between two batches of a replay. After that its end is taken to be lost, and the rest is asked for again."""
+"""Between two batches of a replay. After that its end is taken to be lost, and the rest is requested again."""
 REPLAYED_BATCHES: Final = 1_000
 """Batches of a replay that wait to be read, of two workers at a time: vLLM's socket drops what its reader cannot take."""
 WAITING_BATCHES: Final = 256
@@ -69,9 +69,9 @@ def guarded(
 
 
 class Pace:
-    """Shares out time among those who read: one slice after the other, in turn, and as much time for others in between.
+    """Shares out time among the readers: one slice after the other, in turn, with pauses of the same length in between.
 
-    So all workers together, however much they publish, have half of the router's time at most.
+    So all workers together, however much they publish, take at most 50 % of the router's time.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -81,7 +81,7 @@ class Pace:
         self._timer: asyncio.Handle | None = None
 
     def may_begin(self) -> bool:
-        """Say whether nobody waits for a turn now."""
+        """Return whether no reader waits for its turn."""
         return not self._queue and perf_counter() >= self._until
 
     def spent(self, seconds: float) -> None:
@@ -94,7 +94,7 @@ class Pace:
         self._schedule()
 
     def has(self, slices: Slices) -> bool:
-        """Say whether *slices* waits for its turn."""
+        """Return whether *slices* waits for its turn."""
         return slices in self._queue
 
     def withdraw(self, slices: Slices) -> None:
@@ -238,7 +238,7 @@ class Turns:
             self._waiting.append(begin)
 
     def give(self) -> None:
-        """Say that one who has begun is through. The next one begins in the loop's next round: it may be through at once."""
+        """Note that a reader has finished. The next one begins in the loop's next round: it may be through at once."""
         self._free += 1
         if self._waiting:
             self.loop.call_soon(self._next)

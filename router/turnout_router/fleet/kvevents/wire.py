@@ -26,7 +26,7 @@ FRAMES: Final = 3
 """A published message: topic, number, batch."""
 NUMBER_BYTES: Final = 8
 MAX_MESSAGE_BYTES: Final = 1024 * 1024
-"""A batch tells of one step of an engine. One of 16,384 tokens, with as many evicted, has 210 kB; so this is a step of
+"""A batch describes one step of an engine. One of 16,384 tokens, with as many evicted, has 210 kB; so this is a step of
 some 80,000."""
 MAX_EVENTS: Final = 8_192
 """Events of a batch. vLLM writes one for each prompt in a step, and one for each block that is evicted."""
@@ -141,7 +141,7 @@ class Batch(NamedTuple):
 
 
 def batch_of(payload: bytes) -> Batch | None:
-    """Return what *payload* says, None where it cannot be read or is too large. Events of unknown kinds are left out."""
+    """Return the batch in *payload*, None where it cannot be read or is too large. Events of unknown kinds are left out."""
     if len(payload) > MAX_MESSAGE_BYTES:
         return None
     with collector_off(len(payload)):
@@ -214,7 +214,7 @@ def _stored(event: _Stored) -> list[Stored]:
     if len(blocks) <= PIECE_BLOCKS:
         return [Stored(blocks, parent, tokens, size, medium, extra, group)]
     if size < 1 or len(tokens) != len(blocks) * size or (extra and len(extra) != len(blocks)):
-        size, tokens, extra = 0, (), ()  # where they stand is not told
+        size, tokens, extra = 0, (), ()  # their place is not known
     pieces: list[Stored] = []
     before: BlockHash | None = parent
     for start in range(0, len(blocks), PIECE_BLOCKS):
@@ -228,7 +228,7 @@ def _stored(event: _Stored) -> list[Stored]:
 
 
 def _extra(event: _Stored) -> tuple[str, ...]:
-    """Return what parts each block's cache beside its tokens. Engines that list no extra keys tell of adapters only."""
+    """Return what separates each block's cache beside its tokens. Engines that list no extra keys publish adapters only."""
     keys = event.extra_keys
     if keys is None:
         adapter = event.lora_name or event.lora_id
@@ -236,17 +236,17 @@ def _extra(event: _Stored) -> tuple[str, ...]:
     known: dict[bytes, str] = {}  # the blocks of a prompt mostly have the same
     extra = []
     for raw in keys:
-        said = bytes(raw)
-        if said not in known:
-            known[said] = _extra_in(said)
-        extra.append(known[said])
+        encoded = bytes(raw)
+        if encoded not in known:
+            known[encoded] = _extra_in(encoded)
+        extra.append(known[encoded])
     return tuple(extra) if any(extra) else ()
 
 
 def _extra_in(keys: bytes) -> str:
     """Return one block's extra keys in `extra_of`'s form where they are texts, as those of adapters and salts are.
 
-    Others stand for what no router knows, an image, say: it is enough that they are told apart. Raise ValidationError for
+    Others stand for what no router knows, an image, say: it is enough to distinguish them. Raise ValidationError for
     what is no list.
     """
     if keys == _NULL:

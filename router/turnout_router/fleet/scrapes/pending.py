@@ -26,7 +26,7 @@ class PendingTokens:
         self._before = 0
 
     def of(self, page: Page, now: float) -> int:
-        """Return the tokens that are pending by *page*, which was read at *now* (seconds); 0 where it does not tell."""
+        """Return the tokens that are pending by *page*, which was read at *now* (seconds); 0 if it lacks them."""
         unfinished = page.unfinished_tokens
         if unfinished is None:
             return 0

@@ -1,4 +1,4 @@
-"""Reading every worker's metrics, one after the other, each at its own pace."""
+"""Reading every worker's metrics, one after the other, each at its own interval."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from turnout_runtime.supervision import Supervisor
 
 ANSWER_SECONDS: Final = 2.0
-"""For a page. A worker that takes longer has told nothing that would still be so."""
+"""For a page. The figures of a worker that takes longer would be outdated."""
 MAX_PAGE_BYTES: Final = 1024 * 1024
 IDLE_SECONDS: Final = 1.0
-"""How long to wait before looking again whether there is anybody to ask."""
+"""Pause before looking for workers to scrape again."""
 LEAST_SECONDS: Final = 0.01
 AT_ONCE: Final = 4
-"""Workers that are asked before others have their turn, and how long that is."""
+"""Workers that are scraped in one turn."""
 _OK: Final = 200
 
 
@@ -58,7 +58,7 @@ class Scraper:
         self._pending: dict[str, PendingTokens] = {}
 
     async def run(self) -> None:
-        """Ask until cancelled."""
+        """Scrape until cancelled."""
         loop = asyncio.get_running_loop()
         known: list[Backend] = []
         while True:
@@ -123,7 +123,7 @@ class Scraper:
             deployment.metrics.scraped(outcome)
 
     def _take(self, deployment: DeploymentRuntime, worker: Backend, answer: Collected) -> str:
-        """Hand on what *answer* says, and return how it went. Raise PageError."""
+        """Pass on the figures of *answer*, and return the outcome. Raise PageError."""
         if answer.status != _OK:
             return "status"
         page = read_page(answer.body)
