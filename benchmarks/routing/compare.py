@@ -59,7 +59,7 @@ class Case:
     seed: int
     routers: int = 1
     scraping: bool = False
-    """Whether several routers know of each other by scraping only; otherwise they tell each other."""
+    """Whether several routers learn of each other by scraping only; otherwise they exchange messages."""
 
     @property
     def routed_by(self) -> str:

@@ -1,4 +1,4 @@
-"""Engines' words in place of the belief: who is believed about what, and how tokens become blocks of text."""
+"""Engines' reports in place of estimates: which one counts for what, and how tokens become blocks of text."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_an_answers_usage_is_compared_in_the_same_tokens() -> None:
     state = tracker.states["one"]
     before = state.cache._room
     request = policy.sent(policy.choose(prompt(), [state], 0.0), prompt(), 0.0)
-    assert request.text_tokens(256) == 2560, "what other routers are told of, who know no tokens"
+    assert request.text_tokens(256) == 2560, "what is reported to other routers, which know no tokens"
     tracker.finished(request, 1.0, 3184, 3200)
     assert state.cache._room == before
     request = policy.sent(policy.choose(prompt(), [state], 0.0), prompt(), 0.0)
@@ -123,7 +123,7 @@ def test_what_is_believed_of_a_known_cache_does_not_count() -> None:
 
 
 def test_what_is_known_in_part_never_says_less_than_the_belief() -> None:
-    """Something was missed of its events: the belief stands where it says more, the engine's word where that does."""
+    """Some of its events were missed: the larger of the estimate and the engine's report counts."""
     tracker, caches = make_tracker("one", "two")
     for each in ("one", "two"):
         state = tracker.states[each]
@@ -136,11 +136,11 @@ def test_what_is_known_in_part_never_says_less_than_the_belief() -> None:
     caches.stream("one").live(2, [Cleared()])
     assert tracker.matches(prompt()) == [0, 0]
     caches.stream("one").disconnected()
-    assert tracker.matches(prompt()) == [4, 0], "nobody knows what it holds now"
+    assert tracker.matches(prompt()) == [4, 0], "its cache is unknown now"
 
 
 def test_other_revisions_and_backends_without_events_are_a_matter_of_belief() -> None:
-    """Tokens of one model mean nothing to another; and whoever publishes nothing is reckoned with as before."""
+    """Tokens of one model mean nothing to another; and an engine without events is estimated as before."""
     tracker, caches = make_tracker("one")
     hold(caches, "one", 3200)
     tracker.finished(tracker.sent(tracker.states["two"], Prompt(1024, BLOCKS[:4]), 0, 0.1, 0.0), 1.0)

@@ -137,7 +137,7 @@ async def test_what_somebody_else_has_sent_is_found(tmp_path: Path, stack: ExitS
         assert await ask(r, second) == one.id
         other.post("/reset_prefix_cache", {})
         await until(r, other.id, blocks=0)
-        # What the router had sent there itself, and believed to be there, is known to be gone, too.
+        # What the router had sent there itself, and expected to be there, is known to be gone, too.
         assert await cached_tokens(r) == {one.id: 0, other.id: 0}
         assert await r.metric("turnout_router_tokenized_total", outcome="asked") == 2
         assert await r.metric("turnout_router_tokenized_total", outcome="known") == 2
@@ -286,7 +286,7 @@ async def test_a_worker_that_starts_anew_has_nothing_cached(tmp_path: Path, stac
 
 
 async def test_without_tokens_the_belief_decides(tmp_path: Path) -> None:
-    """No worker tells tokens: requests go where the router has sent the like before; it does not ask every time."""
+    """No worker tokenizes: requests go where the router has sent the like before; it does not ask every time."""
     async with mock_worker() as one, mock_worker() as other:
         with publisher() as first, publisher() as second:
             mocks = ((one, first), (other, second))
@@ -344,7 +344,7 @@ async def test_a_pair_knows_both_caches(tmp_path: Path, stack: ExitStack) -> Non
 
 
 async def test_mixed_fleets_are_compared(tmp_path: Path, stack: ExitStack) -> None:
-    """A worker without events stands beside one with them: belief for the one, the engine's word for the other."""
+    """A worker without events stands beside one with them: an estimate for the one, the engine's report for the other."""
     one = Publishing(stack)
     plain = stack.enter_context(running_worker(time_scale=20))
     blocks = one.ask()
@@ -355,7 +355,7 @@ async def test_mixed_fleets_are_compared(tmp_path: Path, stack: ExitStack) -> No
 
 
 async def test_workers_without_events_need_no_zeromq(tmp_path: Path, stack: ExitStack) -> None:
-    """A router that follows nobody has no exact mode at all."""
+    """A router that follows no worker has no exact mode at all."""
     plain = stack.enter_context(running_worker(time_scale=20))
     async with running_router(tmp_path, fleet({"role": "aggregated", "url": plain.url})) as r:
         assert r.router._backends._parts.exact is None

@@ -1,4 +1,4 @@
-"""A prompt's tokens: who is asked, what is kept, and what becomes of a prompt that nobody tokenizes."""
+"""A prompt's tokens: which engine is used, what is kept, and what becomes of a prompt that no engine tokenizes."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ async def test_an_engine_that_does_not_answer_is_left_alone(behavior: str) -> No
 
 
 async def test_another_engine_is_asked_instead(worker: WorkerProcess) -> None:
-    """One that is dead costs one request its exactness; the next one asks somebody else."""
+    """One that is dead costs one request its exactness; the next one uses another engine."""
     async with mock_worker(behavior="reset") as dead:
         with tokenizer() as (tokens, noted):
             engines = [engine(dead.port), engine(worker.port)]
@@ -260,7 +260,7 @@ async def test_a_prompt_that_an_engine_refuses_is_the_clients_fault(status: int)
     ],
 )
 async def test_hostile_answers_are_no_tokens(body: bytes) -> None:
-    """Whatever an engine answers: the prompt is routed by belief, the engine left alone, nothing raised or kept."""
+    """Whatever an engine answers: the prompt is routed by estimate, the engine is not used for a while, nothing raised or kept."""
     async with mock_worker(tokenized=body) as hostile:
         with tokenizer() as (tokens, noted):
             assert await tokens.read(*asked("Hello."), [engine(hostile.port)], [SIZE]) is None

@@ -1,4 +1,4 @@
-"""The peers' port and its connections where the other side is a stranger, broken, slow, silent or lost."""
+"""The peers' port and its connections with a peer that is unknown, broken, slow, silent or lost."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 KEY = "default/tiny"
 
 
-class Books:
+class Trackers:
     """LoadTrackers of one deployment with one worker."""
 
     def __init__(self) -> None:
@@ -86,11 +86,11 @@ def sent(number: int, blocks: int = 2) -> Sent:
 
 @asynccontextmanager
 async def mesh(
-    books: Books, *peers: int, secret: bytes | None = None, port: int = 0
+    trackers: Trackers, *peers: int, secret: bytes | None = None, port: int = 0
 ) -> AsyncIterator[tuple[Mesh, int]]:
     supervisor = Supervisor(lambda _: None, logging.getLogger("test"))
     sources = [StaticPeers([("127.0.0.1", peer) for peer in peers])] if peers else []
-    one = Mesh(books, sources, secret, 0.005, supervisor)
+    one = Mesh(trackers, sources, secret, 0.005, supervisor)
     port = await one.start("127.0.0.1", port)
     task = asyncio.create_task(one.run())
     try:
@@ -107,7 +107,7 @@ async def mesh(
 async def connected_peer(
     port: int, identity: PeerIdentity | None = None
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """Play a router that tells."""
+    """Play a router that reports requests."""
     reader, writer = await connect(port)
     try:
         await open_handshake(identity or PeerIdentity(), reader, writer, lambda _: None)
@@ -131,7 +131,7 @@ class ForgetfulPeer:
 
     def __init__(self) -> None:
         self.received: list[int] = []
-        """Requests that it was told of, by conversation."""
+        """Reported requests, by connection."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -175,20 +175,20 @@ GARBAGE = {
 }
 
 
-@pytest.mark.parametrize("said", GARBAGE.values(), ids=GARBAGE.keys())
-async def test_a_stranger_is_cut_off_and_the_routers_go_on(said: bytes) -> None:
-    """Whatever comes instead of a hello ends that connection, books nothing, and harms no other."""
-    books = Books()
-    async with mesh(books) as (one, port), connected_peer(port) as (_, peer):
+@pytest.mark.parametrize("payload", GARBAGE.values(), ids=GARBAGE.keys())
+async def test_a_unknown_is_cut_off_and_the_routers_go_on(payload: bytes) -> None:
+    """Whatever comes instead of a hello ends that connection, tracks no request, and harms no other."""
+    trackers = Trackers()
+    async with mesh(trackers) as (one, port), connected_peer(port) as (_, peer):
         peer.write(framed([sent(1)]))
-        await eventually(lambda: books.in_flight == 1)
+        await eventually(lambda: trackers.in_flight == 1)
         reader, writer = await connect(port)
-        writer.write(said)
+        writer.write(payload)
         await closed(reader)
         writer.close()
         assert one.counts.ended == {"garbage": 1}
         peer.write(framed([sent(2)]))
-        await eventually(lambda: books.in_flight == 2)
+        await eventually(lambda: trackers.in_flight == 2)
 
 
 NONSENSE = {
@@ -204,22 +204,22 @@ NONSENSE = {
 }
 
 
-@pytest.mark.parametrize("said", NONSENSE.values(), ids=NONSENSE.keys())
-async def test_a_peer_that_talks_nonsense_is_dropped_with_all_that_it_told(said: bytes) -> None:
-    """What it has in flight is not believed any longer."""
-    books = Books()
-    async with mesh(books) as (one, port), connected_peer(port) as (reader, writer):
+@pytest.mark.parametrize("payload", NONSENSE.values(), ids=NONSENSE.keys())
+async def test_a_peer_that_talks_nonsense_is_dropped_with_all_that_it_told(payload: bytes) -> None:
+    """Its requests in flight count no longer."""
+    trackers = Trackers()
+    async with mesh(trackers) as (one, port), connected_peer(port) as (reader, writer):
         writer.write(framed([sent(1)]))
-        await eventually(lambda: books.in_flight == 1)
-        writer.write(said)
+        await eventually(lambda: trackers.in_flight == 1)
+        writer.write(payload)
         await closed(reader)
-        await eventually(lambda: books.in_flight == 0)
+        await eventually(lambda: trackers.in_flight == 0)
         assert one.counts.ended == {"garbage": 1}
         assert (one.counts.incoming, one.counts.requests) == (0, 0)
 
 
 async def test_a_wrong_secret_is_refused_on_either_side(tmp_path: Path) -> None:
-    """Neither router is told by the other, both say so, and both serve."""
+    """Neither router reports to the other, both log that, and both serve."""
     files = []
     for number, secret in enumerate(("right", "wrong")):
         files.append(tmp_path / f"secret-{number}")
@@ -258,7 +258,7 @@ async def test_routers_with_the_same_secret_talk(tmp_path: Path) -> None:
 async def test_a_proof_holds_for_one_conversation_only() -> None:
     """A recorded hello does not open a second one: the nonce is another."""
     identity = PeerIdentity(b"secret")
-    async with mesh(Books(), secret=b"secret") as (one, port):
+    async with mesh(Trackers(), secret=b"secret") as (one, port):
         reader, writer = await connect(port)
         challenge = await read_handshake(reader)
         proof = identity.proof(b"turnout teller", challenge, identity.number, b"n" * 16)
@@ -277,8 +277,8 @@ async def test_a_proof_holds_for_one_conversation_only() -> None:
 
 
 async def test_prompts_that_are_cut_otherwise_and_other_versions_are_refused() -> None:
-    """Blocks of another size mean nothing here; the reason is told."""
-    async with mesh(Books()) as (one, port):
+    """Blocks of another size mean nothing here; the peer gets the reason."""
+    async with mesh(Trackers()) as (one, port):
         for version, blocks, reason in (
             (1, "xxh3-64/333", "prompts are cut"),
             (2, BLOCKS, "version"),
@@ -293,7 +293,7 @@ async def test_prompts_that_are_cut_otherwise_and_other_versions_are_refused() -
 
 
 async def test_nobody_writes_lines_into_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    """What a stranger says is quoted where it is logged."""
+    """Text of an unknown peer is quoted in the log."""
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(framed(Challenge(1, b"x" * 16, b"n" * 16)))
@@ -303,7 +303,7 @@ async def test_nobody_writes_lines_into_the_log(caplog: pytest.LogCaptureFixture
         writer.close()
 
     server = await asyncio.start_server(refuse, "127.0.0.1", 0)
-    async with mesh(Books(), server.sockets[0].getsockname()[1]) as (one, port):
+    async with mesh(Trackers(), server.sockets[0].getsockname()[1]) as (one, port):
         await eventually(lambda: one.counts.ended.get("refused"))
         reader, writer = await connect(port)
         await read_handshake(reader)
@@ -316,22 +316,22 @@ async def test_nobody_writes_lines_into_the_log(caplog: pytest.LogCaptureFixture
 
 
 async def test_who_says_nothing_is_cut_off() -> None:
-    """Neither a handshake that does not come nor a peer without a sign of life is waited for."""
-    books = Books()
-    async with mesh(books) as (one, port), connected_peer(port) as (reader, writer):
+    """Neither a handshake that does not come nor a peer without heartbeats is waited for."""
+    trackers = Trackers()
+    async with mesh(trackers) as (one, port), connected_peer(port) as (reader, writer):
         writer.write(framed([sent(1)]))
-        await eventually(lambda: books.in_flight == 1)
-        stranger, stranger_writer = await connect(port)
-        await closed(stranger)
-        stranger_writer.close()
+        await eventually(lambda: trackers.in_flight == 1)
+        unknown, unknown_writer = await connect(port)
+        await closed(unknown)
+        unknown_writer.close()
         await closed(reader)
-        await eventually(lambda: books.in_flight == 0)
+        await eventually(lambda: trackers.in_flight == 0)
         assert one.counts.ended == {"silent": 2}
 
 
 async def test_signs_of_life_are_returned_and_keep_a_quiet_peer() -> None:
-    """A router that has nothing to tell is received all the same."""
-    async with mesh(Books()) as (one, port), connected_peer(port) as (reader, writer):
+    """A router without requests stays connected."""
+    async with mesh(Trackers()) as (one, port), connected_peer(port) as (reader, writer):
         for _ in range(3):
             writer.write(HEARTBEAT)
             async with asyncio.timeout(2):
@@ -340,29 +340,29 @@ async def test_signs_of_life_are_returned_and_keep_a_quiet_peer() -> None:
 
 
 async def test_a_peer_that_does_not_read_is_bounded_cut_off_and_told_anew() -> None:
-    """What it leaves unread stays below a bound; connected again, it is told what is open then, and no more."""
+    """What it leaves unread stays below a bound; after it reconnects, it gets the open requests, and no more."""
     peer = ForgetfulPeer()
     server = await asyncio.start_server(peer.accept, "127.0.0.1", 0, limit=4096)
     try:
-        books = Books()
-        async with mesh(books, server.sockets[0].getsockname()[1]) as (one, _):
+        trackers = Trackers()
+        async with mesh(trackers, server.sockets[0].getsockname()[1]) as (one, _):
             await eventually(lambda: peer.received)
             numbers = []
             most = 0
-            longest = books.request(MAX_BLOCKS)
+            longest = trackers.request(MAX_BLOCKS)
             async with asyncio.timeout(60):
                 while "slow" not in one.counts.ended:
                     numbers += [one.sender.sent(KEY, *longest) for _ in range(10)]
-                    (told,) = [each for each, _ in one._clients.values()]
-                    if told._writer is not None:
-                        most = max(most, told._writer.transport.get_write_buffer_size())
+                    (peer_client,) = [each for each, _ in one._clients.values()]
+                    if peer_client._writer is not None:
+                        most = max(most, peer_client._writer.transport.get_write_buffer_size())
                     await asyncio.sleep(0.001)
             assert most < client.UNREAD_BYTES + 64 * 40_000
             for number in numbers[3:]:
                 one.sender.finished(number, None, 0)
             await eventually(lambda: peer.received[1:] == [3 + RECENT_BLOCKS // MAX_BLOCKS])
             assert one.counts.ended["slow"] == 1
-            one.sender.sent(KEY, *books.request())
+            one.sender.sent(KEY, *trackers.request())
             await eventually(lambda: peer.received[1:] == [4 + RECENT_BLOCKS // MAX_BLOCKS])
     finally:
         server.close()
@@ -370,27 +370,27 @@ async def test_a_peer_that_does_not_read_is_bounded_cut_off_and_told_anew() -> N
 
 
 async def test_a_router_that_connects_again_replaces_its_old_connection() -> None:
-    """Its machine forgot the connection without a word: what it told there is dropped, what it tells now counts."""
-    books, identity = Books(), PeerIdentity()
-    async with mesh(books) as (one, port), connected_peer(port, identity) as (old, writer):
+    """Its machine forgot the connection without closing it: its requests there are dropped, those of the new one count."""
+    trackers, identity = Trackers(), PeerIdentity()
+    async with mesh(trackers) as (one, port), connected_peer(port, identity) as (old, writer):
         writer.write(framed([sent(1), sent(2)]))
-        await eventually(lambda: books.in_flight == 2)
+        await eventually(lambda: trackers.in_flight == 2)
         async with connected_peer(port, identity) as (_, new):
             await closed(old)
             new.write(framed([sent(1)]))
-            await eventually(lambda: books.in_flight == 1)
+            await eventually(lambda: trackers.in_flight == 1)
             assert one.counts.incoming == 1
-        await eventually(lambda: books.in_flight == 0)
+        await eventually(lambda: trackers.in_flight == 0)
 
 
 @pytest.mark.parametrize("addresses", [1, 8])
-async def test_strangers_do_not_keep_routers_out(addresses: int) -> None:
-    """Who has proved nothing makes way, the oldest first; who tells already is not touched."""
-    books = Books()
-    async with mesh(books) as (one, port), connected_peer(port) as (_, first):
+async def test_unknowns_do_not_keep_routers_out(addresses: int) -> None:
+    """Incomplete connections are closed, the oldest first; connected routers are not touched."""
+    trackers = Trackers()
+    async with mesh(trackers) as (one, port), connected_peer(port) as (_, first):
         first.write(framed([sent(1)]))
-        await eventually(lambda: books.in_flight == 1)
-        strangers = [
+        await eventually(lambda: trackers.in_flight == 1)
+        unknowns = [
             await asyncio.open_connection("127.0.0.1", port, local_addr=(f"127.0.0.{2 + n % addresses}", 0))
             for n in range(MAX_CONNECTIONS + 40)
         ]
@@ -399,15 +399,15 @@ async def test_strangers_do_not_keep_routers_out(addresses: int) -> None:
         assert len(one._server._all) <= most
         async with connected_peer(port) as (_, second):
             second.write(framed([sent(1)]))
-            await eventually(lambda: books.in_flight == 2)
+            await eventually(lambda: trackers.in_flight == 2)
             assert one.counts.incoming == 2
-        for _, writer in strangers:
+        for _, writer in unknowns:
             writer.transport.abort()
 
 
 async def test_routers_at_one_address_are_bounded() -> None:
-    """Where no secret is asked for anybody is believed: one address takes no more than its part."""
-    async with mesh(Books()) as (one, port), contextlib.AsyncExitStack() as stack:
+    """Without a secret every process is accepted: one address takes no more than its part."""
+    async with mesh(Trackers()) as (one, port), contextlib.AsyncExitStack() as stack:
         for _ in range(MAX_PER_ADDRESS):
             await stack.enter_async_context(connected_peer(port))
         reader, writer = await connect(port)
@@ -422,7 +422,7 @@ async def test_routers_at_one_address_are_bounded() -> None:
 
 async def test_the_adapters_of_others_requests_are_in_use() -> None:
     """So that no other adapter is thought to find their room."""
-    here, there = Books(), Books()
+    here, there = Trackers(), Trackers()
     async with mesh(there) as (_, port), mesh(here, port) as (one, _):
         prompt = Prompt(512, (1, 2), adapter="sql")
         number = one.sender.sent(
@@ -436,7 +436,7 @@ async def test_the_adapters_of_others_requests_are_in_use() -> None:
 async def test_a_peer_that_is_away_is_told_as_soon_as_it_listens() -> None:
     """Tried again and again, for it may be starting."""
     port = free_port()
-    here, there = Books(), Books()
+    here, there = Trackers(), Trackers()
     async with mesh(here, port) as (one, _):
         request, prompt = here.request()
         number = one.sender.sent(KEY, request, prompt)
@@ -449,22 +449,22 @@ async def test_a_peer_that_is_away_is_told_as_soon_as_it_listens() -> None:
 
 
 async def test_what_is_kept_for_late_joiners_is_bounded() -> None:
-    """By requests and by blocks; what is kept is the latest, told as over."""
-    books, counts = Books(), PeerCounts()
+    """By requests and by blocks; the latest are kept, and reported as ended."""
+    trackers, counts = Trackers(), PeerCounts()
     sender = PeerSender(asyncio.get_running_loop(), counts, 0.0)
     for blocks, kept in ((2, RECENT_REQUESTS), (MAX_BLOCKS, RECENT_BLOCKS // MAX_BLOCKS)):
-        request = books.request(blocks)
+        request = trackers.request(blocks)
         for _ in range(RECENT_REQUESTS + 10):
             number = sender.sent(KEY, *request)
             sender.finished(number, None, 0)
-        told = sender.begin(Deaf())
-        assert len(told) == 2 * kept
-        assert told[-1] == Finished(number, None, 0)
+        before = sender.begin(Deaf())
+        assert len(before) == 2 * kept
+        assert before[-1] == Finished(number, None, 0)
     sender.stop()
 
 
 def test_one_router_under_two_addresses_is_told_once() -> None:
-    """Neither itself nor somebody who is told already."""
+    """Neither itself nor a router that is connected already."""
     connected = ConnectedPeers(b"me")
     connected.take(b"you")
     for identity, fault in ((b"me", "self"), (b"you", "twice")):
@@ -512,24 +512,24 @@ _MESSAGES = st.one_of(
 
 
 @given(st.lists(_MESSAGES, max_size=30))
-async def test_whatever_a_peer_tells_is_written_read_and_forgotten(said: list[Sent]) -> None:
-    """Frames bring what went in; booked and closed, nothing stays in flight."""
+async def test_whatever_a_peer_tells_is_written_read_and_forgotten(payload: list[Sent]) -> None:
+    """Frames carry what was written; after it is tracked and closed, nothing stays in flight."""
     reader = asyncio.StreamReader()
-    reader.feed_data(b"".join(frames(said)))
+    reader.feed_data(b"".join(frames(payload)))
     reader.feed_eof()
-    books, counts = Books(), PeerCounts()
-    receiver = PeerReceiver(books, counts, lambda: 1.0)
+    trackers, counts = Trackers(), PeerCounts()
+    receiver = PeerReceiver(trackers, counts, lambda: 1.0)
     read: list[object] = []
     with contextlib.suppress(EOFError):
         while True:
             messages = await read_messages(reader)
             read += messages
             receiver.take(messages)
-    assert read == said
+    assert read == payload
     assert counts.requests == len(receiver)
     receiver.close()
-    state = books.tracker.states["w"]
-    assert (counts.requests, books.in_flight, state.cache.held, state.adapter_uses) == (0, 0, 0, {})
+    state = trackers.tracker.states["w"]
+    assert (counts.requests, trackers.in_flight, state.cache.held, state.adapter_uses) == (0, 0, 0, {})
 
 
 def test_frames_of_the_longest_prompts_stay_within_their_bound() -> None:
@@ -559,7 +559,7 @@ def test_a_routers_pod_is_told_from_its_address_to_its_end() -> None:
 async def test_options_that_make_no_sense_are_refused_with_a_word(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Ports, Services, and a secret for nobody; what makes sense becomes settings."""
+    """Ports, Services, and a secret without peers; what makes sense becomes settings."""
     for flags, word in (
         (["--peer", "nowhere"], "write HOST:PORT"),
         (["--peer", "host:0"], "write HOST:PORT"),

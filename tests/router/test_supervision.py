@@ -233,7 +233,7 @@ async def ask(pool: ConnectionPool, answer: Any, body: dict[str, Any] | None = N
 
 @pytest.mark.parametrize("where", ["head", "body"])
 async def test_whoever_takes_an_answer_may_fail_and_only_that_exchange_does(where: str) -> None:
-    """Nothing gets into the event loop, nobody waits for ever, it counts as the router's own fault, and the next one is served."""
+    """Nothing gets into the event loop, no request waits forever, it counts as the router's own fault, and the next one is served."""
     loop_failures: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: loop_failures.append(context))
     async with mock_worker() as worker, pool_of(worker) as (pool, noted):
@@ -521,7 +521,7 @@ async def test_the_certificate_is_followed_after_a_failure(monkeypatch: pytest.M
 async def test_routers_find_and_tell_each_other_after_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, owner: type, method: str
 ) -> None:
-    """Each kind of exception in whatever one router does for the other one; it is told and heard again, and serves."""
+    """Each kind of exception in whatever one router does for the other one; they are connected again, and serve."""
     monkeypatch.setattr(client, "_BACK_OFF_SECONDS", (0.01,))
     kinds: list[Any] = [
         error for error in errors() if not isinstance(error, TimeoutError | OSError | EOFError)
@@ -562,11 +562,11 @@ async def test_routers_find_and_tell_each_other_after_a_failure(
             before = await other.metric("turnout_router_peer_messages_total", direction="received")
             assert (await one.chat()).status_code == 200
 
-            async def told() -> bool:
+            async def connected() -> bool:
                 assert (await one.chat()).status_code == 200
                 return await other.metric("turnout_router_peer_messages_total", direction="received") > before
 
-            await eventually_async(told)
+            await eventually_async(connected)
 
 
 # Kubernetes
@@ -747,7 +747,7 @@ async def test_what_a_callback_raises_is_counted(tmp_path: Path, caplog: pytest.
 
 
 async def test_a_fault_in_a_request_fails_that_request(tmp_path: Path) -> None:
-    """Its client is told 500, and the next one is served."""
+    """Its client gets 500, and the next one is served."""
 
     class Exact:
         def compares(self, _: str) -> bool:

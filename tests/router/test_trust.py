@@ -1,4 +1,4 @@
-"""What a stranger can do who reaches a port: the claims of docs/security.md that no other test makes."""
+"""What any process that reaches a port can do: the claims of docs/security.md that no other test makes."""
 
 from __future__ import annotations
 

@@ -70,10 +70,10 @@ def test_uses_are_counted_to_their_end() -> None:
     assert state.adapter_uses == {}
 
 
-def serve(*, told: bool) -> tuple[int, Counter[str], float]:
+def serve(*, known: bool) -> tuple[int, Counter[str], float]:
     """Serve 3,000 requests for eight adapters on four workers with room for three; return loads, shares, mean wait.
 
-    A worker computes prompts one after the other, a request runs for `RESIDENCE`. Not *told*: the choice is made as
+    A worker computes prompts one after the other, a request runs for `RESIDENCE`. Not *known*: the choice is made as
     if no prompt asked for an adapter.
     """
     rng = random.Random(5)  # noqa: S311 - reproducible traffic, no secret
@@ -98,7 +98,7 @@ def serve(*, told: bool) -> tuple[int, Counter[str], float]:
                 policy.tracker.finished(request, at)
         adapter = f"adapter-{min(int(rng.expovariate(0.5)), 7)}"
         tokens = rng.randrange(1, 24) * BLOCK
-        prompt = Prompt(tokens, (), adapter=adapter if told else None)
+        prompt = Prompt(tokens, (), adapter=adapter if known else None)
         pick = policy.choose(prompt, states, now)
         name = pick.state.id
         begin = max(now, free[name])
@@ -106,7 +106,7 @@ def serve(*, told: bool) -> tuple[int, Counter[str], float]:
             loads += 1
             begin += 0.5
         loaded[name] = caches[name].used(adapter)
-        if told:
+        if known:
             pick.state.adapters = loaded[name]
         free[name] = begin + policy.work.prefill(tokens, 0)
         waits += free[name] - now
@@ -117,9 +117,9 @@ def serve(*, told: bool) -> tuple[int, Counter[str], float]:
 
 
 def test_requests_for_one_adapter_stay_together_without_drowning_a_worker() -> None:
-    """Far fewer loads than without the term, and still nobody has twice its share; all wait less for it."""
-    loads, served, wait = serve(told=True)
-    blind_loads, _, blind_wait = serve(told=False)
+    """Far fewer loads than without the term, and still no worker has twice its share; all wait less for it."""
+    loads, served, wait = serve(known=True)
+    blind_loads, _, blind_wait = serve(known=False)
     assert loads < 0.5 * blind_loads
     assert wait < blind_wait
     assert max(served.values()) < 2 * 3000 / 4

@@ -1,4 +1,4 @@
-"""Other routers' requests in this router's books: booked as own ones, and gone without a trace, whatever is told."""
+"""Other routers' requests in this router's load tracker: tracked like its own, and gone without a trace, whatever is reported."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def peer_and_tracker(most: int = 10) -> tuple[PeerLoad, LoadTracker]:
     return PeerLoad(most, 100), load_tracker_of("a", "b")
 
 
-def tell(load: PeerLoad, tracker: LoadTracker, number: int, backend: str = "a", now: float = 1.0) -> bool:
+def report(load: PeerLoad, tracker: LoadTracker, number: int, backend: str = "a", now: float = 1.0) -> bool:
     return load.sent(number, tracker, backend, PROMPT, 0, 0.5, now)
 
 
 def test_what_a_peer_has_sent_counts_as_waiting_then_running_then_not() -> None:
-    """The three messages of a request's life move it through the books like an own one."""
+    """The three messages of a request's life move it through the tracker like an own one."""
     load, tracker = peer_and_tracker()
     state = tracker.states["a"]
-    assert tell(load, tracker, 7)
+    assert report(load, tracker, 7)
     assert (len(state.waiting), state.running, state.queued_tokens, state.queued_seconds) == (1, 0, 10, 0.5)
     assert state.cache.held == 4
     assert load.first_token(7, 2.0)
@@ -57,20 +57,20 @@ def test_a_prefix_that_a_peer_sent_is_found_by_the_own_choice() -> None:
 
 
 def test_a_scrape_counts_only_what_nobody_told_of() -> None:
-    """Three requests run there, two were told: one is the others'."""
+    """Three requests run there, two were reported: one is of other senders."""
     load, tracker = peer_and_tracker()
-    tell(load, tracker, 1)
-    tell(load, tracker, 2)
+    report(load, tracker, 1)
+    report(load, tracker, 2)
     state = tracker.states["a"]
     tracker.scraped(state, Scrape(running=3, waiting=0, kv_usage=0.1), 2.0)
     assert state.others_running == 1
 
 
 def test_a_lost_peer_takes_its_requests_along_and_leaves_its_blocks() -> None:
-    """Nothing of it is in flight any more; what it had computed is still believed to be cached."""
+    """Nothing of it is in flight any more; what it had computed is still expected to be cached."""
     load, tracker = peer_and_tracker()
-    tell(load, tracker, 1)
-    tell(load, tracker, 2, "b")
+    report(load, tracker, 1)
+    report(load, tracker, 2, "b")
     load.first_token(2, 2.0)
     assert load.lost(3.0) == 2
     assert all(state.in_flight == state.cache.held == 0 for state in tracker.states.values())
@@ -83,7 +83,7 @@ def test_a_lost_peer_teaches_nothing_of_how_long_answers_run() -> None:
     """A thousand answers that were cut right after their first token do not make answers look short."""
     load, tracker = PeerLoad(1000, 10_000), load_tracker_of("a", capacity=10**6)
     for number in range(1000):
-        tell(load, tracker, number)
+        report(load, tracker, number)
         load.first_token(number, 1.0)
     before = tracker.residence_seconds
     load.lost(1.5)
@@ -102,10 +102,10 @@ def test_a_peers_times_are_counted_in_the_deployments_own() -> None:
 
 
 def test_a_first_token_that_nobody_sees_comes_when_it_is_expected() -> None:
-    """Of an answer in one piece the peer tells how long its prompt should take."""
+    """Of an answer in one piece the peer reports how long its prompt should take."""
     load, tracker = peer_and_tracker()
     state = tracker.states["a"]
-    tell(load, tracker, 1)
+    report(load, tracker, 1)
     assert load.expected(1, 0.5, 1.0)
     assert not load.expected(2, 0.5, 1.0)
     tracker.advance([state], 1.4)
@@ -115,31 +115,31 @@ def test_a_first_token_that_nobody_sees_comes_when_it_is_expected() -> None:
 
 
 def test_what_makes_no_sense_is_refused_and_books_nothing() -> None:
-    """Unknown backends and numbers, numbers told twice, and more than a peer may have open."""
+    """Unknown backends and numbers, numbers reported twice, and more than a peer may have open."""
     load, tracker = peer_and_tracker(most=2)
-    assert not tell(load, tracker, 1, "nobody")
+    assert not report(load, tracker, 1, "unknown")
     assert not load.first_token(1, 1.0)
     assert not load.finished(1, 1.0)
-    assert tell(load, tracker, 1)
-    assert not tell(load, tracker, 1, "b")
-    assert tell(load, tracker, 2)
-    assert not tell(load, tracker, 3)
+    assert report(load, tracker, 1)
+    assert not report(load, tracker, 1, "b")
+    assert report(load, tracker, 2)
+    assert not report(load, tracker, 3)
     assert sum(state.in_flight for state in tracker.states.values()) == len(load) == 2
     with pytest.raises(ValueError, match="at least one request"):
         PeerLoad(0, 1)
 
 
 def test_a_peers_blocks_are_bounded_too() -> None:
-    """What is too long is not booked; what ends makes room again."""
+    """Requests beyond the bound are not tracked; an end makes room again."""
     tracker = load_tracker_of("a")
     load = PeerLoad(10, 4)
-    assert tell(load, tracker, 1)
-    assert tell(load, tracker, 2)
-    assert not tell(load, tracker, 3)
+    assert report(load, tracker, 1)
+    assert report(load, tracker, 2)
+    assert not report(load, tracker, 3)
     assert load.finished(1, 2.0)
-    assert tell(load, tracker, 3)
+    assert report(load, tracker, 3)
     load.lost(3.0)
-    assert tell(load, tracker, 4)
+    assert report(load, tracker, 4)
 
 
 _NUMBERS = st.integers(0, 4)
@@ -149,7 +149,7 @@ _STEPS = st.one_of(
         st.just("sent"),
         st.integers(0, 1),
         _NUMBERS,
-        st.sampled_from(["a", "b", "nobody"]),
+        st.sampled_from(["a", "b", "unknown"]),
         _BLOCKS,
         st.integers(-1, 9),
         st.floats(-1, 5),

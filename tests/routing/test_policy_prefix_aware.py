@@ -70,7 +70,7 @@ def test_a_conversation_goes_where_its_prefix_is() -> None:
 def test_prompts_of_little_work_are_shared_out(gaps: list[float], tokens: int) -> None:
     """However they come: two idle workers get as many, but for one that is taken to have got further with its own.
 
-    Such answers come in one piece, so that nobody sees when a prompt has been computed; that is taken to be when it was
+    Such answers come in one piece, so that the end of a prefill cannot be observed; it is assumed to be when it was
     expected. Those that come at the same moment are shared out evenly.
     """
     policy = router("a", "b")
@@ -85,7 +85,7 @@ def test_prompts_of_little_work_are_shared_out(gaps: list[float], tokens: int) -
 
 
 def test_a_long_queue_outweighs_a_cached_prefix() -> None:
-    """Ten long prompts wait where the prefix is: computing it elsewhere is quicker for everybody."""
+    """Ten long prompts wait where the prefix is: computing it elsewhere is quicker for all requests."""
     policy = router("a", "b")
     served = serve(policy, prompt(1))
     for each in range(10):
@@ -94,7 +94,7 @@ def test_a_long_queue_outweighs_a_cached_prefix() -> None:
 
 
 def test_under_overload_a_cached_prefix_weighs_more() -> None:
-    """The same difference between two queues, once with nobody else waiting and once with many: work decides then."""
+    """The same difference between two queues, once with no other request waiting and once with many: work decides then."""
     choices = []
     for everywhere in (0, 20):
         policy = router("a", "b")
@@ -294,8 +294,8 @@ WHOLE = worker("w", "aggregated")
         ("a pair", [P, D], 9000, {}, ("d", "p", None)),
         ("a short prompt", [P, D], 10, {}, ("d", None, "short_prompt")),
         ("no prefill worker", [D], 9000, {}, ("d", None, "no_prefill")),
-        ("nobody decodes", [P], 9000, {}, None),
-        ("one pool for both halves", [WHOLE], 9000, {}, ("w", None, "aggregated")),
+        ("no decode worker", [P], 9000, {}, None),
+        ("one pool for both phases", [WHOLE], 9000, {}, ("w", None, "aggregated")),
         ("the form forbids it", [P, D], 9000, {"local": "request_form"}, ("d", None, "request_form")),
         ("excluded", [P, D, D2], 9000, {"excluded": frozenset({"d"})}, ("d2", "p", None)),
         ("the only one is avoided", [P, D], 9000, {"avoided": frozenset({"d"})}, ("d", "p", None)),
@@ -330,7 +330,7 @@ def test_who_may_serve(
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 8), st.integers(1, 30)), max_size=40))
 def test_whatever_is_in_flight_a_choice_is_made_and_undone(steps: list[tuple[int, int, int]]) -> None:
-    """Any order of sending, first tokens and ends leaves exact books and finite costs."""
+    """Any order of sending, first tokens and ends leaves exact accounts and finite costs."""
     policy = router("a", "b", "c", tokens=40 * BLOCK)
     open_: list[InFlightRequest] = []
     for now, (kind, conversation, blocks) in enumerate(steps):

@@ -85,7 +85,7 @@ def test_a_full_kv_cache_holds_requests_until_one_ends() -> None:
 
 
 def test_what_never_fits_is_sent_when_the_backend_is_empty() -> None:
-    """A request larger than the cache must not wait for room that nobody's end will make."""
+    """A request larger than the cache must not wait for room that no completion will make."""
     policy = router("a", tokens=10 * BLOCK)
     assert not must_wait(chooser(policy)(prompt(1, 30)))
 
@@ -154,7 +154,7 @@ def test_who_leaves_is_forgotten() -> None:
 
 
 def test_nobody_to_serve_leaves_all_waiting() -> None:
-    """Where a choice finds no worker at all, the requests stay until one comes or their user gives up."""
+    """Where a choice finds no worker at all, the requests stay until one comes or they are withdrawn."""
     policy = router("a")
     queue = ShortestJobQueue(policy)
     queue.push(prompt(1, 4), 0.0)
@@ -169,7 +169,7 @@ def test_nobody_to_serve_leaves_all_waiting() -> None:
     blocks=st.integers(60, 400),
 )
 def test_every_request_goes_exactly_once(sizes: list[int], leave: set[int], blocks: int) -> None:
-    """However long, however small the caches: when all that runs has ended, everybody who stayed has been sent."""
+    """However long, however small the caches: when all that runs has ended, every request that stayed has been sent."""
     policy = router("a", "b", tokens=blocks * BLOCK)
     queue = ShortestJobQueue(policy)
     running: list[InFlightRequest] = []

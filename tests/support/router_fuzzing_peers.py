@@ -1,4 +1,4 @@
-"""What must hold whatever bytes come from another router: understood or refused, and books at zero when it is gone."""
+"""What must hold whatever bytes come from another router: understood or refused, and trackers at zero when it is gone."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _changed(value: object, draw: random.Random, depth: int) -> object:
     return draw.choice(_EDGES)
 
 
-class _Books:
+class _Trackers:
     def __init__(self) -> None:
         self.tracker = LoadTracker(256)
         self.tracker.set_backends([("w", 4096)])
@@ -130,14 +130,14 @@ def check_peer(
     draw: random.Random,
 ) -> None:
     """Hold both sides of a conversation against *data*: nothing but PeerError, and nothing is left in flight."""
-    books, counts = _Books(), PeerCounts()
-    receiver = PeerReceiver(books, counts, lambda: 1.0)
+    trackers, counts = _Trackers(), PeerCounts()
+    receiver = PeerReceiver(trackers, counts, lambda: 1.0)
     loop.run_until_complete(_greet(cut(data, draw)))
     for identity in (_IDENTITY, PeerIdentity(None, b"j" * 16)):
         loop.run_until_complete(_begin(identity, cut(data, draw)))
     loop.run_until_complete(_talk(cut(data, draw), receiver))
     receiver.close()
-    (state,) = books.tracker.states.values()
+    (state,) = trackers.tracker.states.values()
     assert (counts.requests, len(receiver)) == (0, 0)
     assert (state.in_flight, state.queued_tokens, state.context_tokens, state.cache.held) == (0, 0, 0, 0)
     assert state.queued_seconds == 0.0

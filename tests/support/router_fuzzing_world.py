@@ -299,10 +299,10 @@ class Complaints(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
-        self.said: list[str] = []
+        self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(self.format(record))
+        self.lines.append(self.format(record))
 
 
 class World:
@@ -390,9 +390,9 @@ class World:
             log.removeHandler(self.complaints)
             log.propagate = propagates
             faults, self.loop.faults = self.loop.faults, []
-            said, self.complaints.said = self.complaints.said, []
+            lines, self.complaints.lines = self.complaints.lines, []
         assert not faults, faults[0]
-        assert not said, said[0]
+        assert not lines, lines[0]
         return [] if leaves_after is not None else read_answers(wire.written, closed=wire.closed)
 
     async def _ask(self, requests: list[bytes], leaves_after: int | None, *, stalls: bool) -> ClientWire:
