@@ -1,7 +1,7 @@
 """The second port: health, /metrics, /admin/fleet, /admin/peers, /admin/decisions. `admin_access` guards the last three.
 
 It is served as the public one is, with the same bounds on what clients can send and hold, in sizes of its own: however
-many sit on it, a new connection finds room, and what is asked on it is answered at once.
+many connections there are, a new one finds room, and its requests are answered at once.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class AdminServer:
 
 
 class AdminApp:
-    """Answers what is asked on the admin port, each request at once; the handler of its `Listener`."""
+    """Answers the admin port's requests, each at once; the handler of its `Listener`."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class AdminApp:
         }
 
     def handle(self, request: Request, response: Response) -> None:
-        """Answer *request*. Raise ApiError where it asks for nothing that there is."""
+        """Answer *request*. Raise ApiError if there is no such page."""
         error = request.refusal or self.check_head(request, response)
         if error is not None:
             raise error

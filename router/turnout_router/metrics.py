@@ -1,6 +1,6 @@
-"""What the router counts. Times are seconds of the deployment's own time (real seconds times its time scale).
+"""The router's metrics. Times are seconds of the deployment's own time (real seconds times its time scale).
 
-Counts are plain numbers of the event loop's thread, put into Prometheus' form when they are asked for: its own client
+Counts are plain numbers of the event loop's thread, converted to Prometheus' form when they are scraped: its own client
 takes a lock and checks its arguments at every step, which cost an eighth of a request's CPU time.
 """
 

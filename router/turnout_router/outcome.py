@@ -1,4 +1,4 @@
-"""How a request ended: one value, made once for every request, whatever happened to it.
+"""The outcome of a request: one value, made once for every request, however it ends.
 
 Metrics, goodput, decisions and claims read it, and nothing else of a request.
 """

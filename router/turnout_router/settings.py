@@ -264,7 +264,7 @@ class Settings:
         form=read_seconds,
         metavar="SECONDS",
     )
-    """How often each worker is asked for its metrics, where a prefix-aware policy chooses among several; more seldom where
+    """How often each worker is scraped, where a prefix-aware policy chooses among several; less often where
     there are many, see `Scraper`. 0: never. docs/reference/routing.md has what an interval costs, docs/routing-measured.md what it gains."""
     client: ClientLimits = field(default_factory=ClientLimits)
     upstream: UpstreamLimits = field(default_factory=UpstreamLimits)

@@ -1,4 +1,4 @@
-"""The long-lived tasks of a process: what they raise is logged with its cause, counted and survived.
+"""The long-lived tasks of a process: their exceptions are logged with the cause, counted and survived.
 
 A task that fails is run again after a pause that grows with each failure. The process ends only for an error that the
 composition root has named as fatal for a task: `Supervisor.ended` raises it.

@@ -1,8 +1,8 @@
-"""Whether a request is let in, waits, or is turned away: what keeps an overload from becoming a collapse.
+"""Admission control: a request is admitted, waits, or is refused, so that an overload does not become a collapse.
 
-An engine serves best with a queue of its own; beyond that, requests only get older there. So each deployment has room
-for so many requests and tokens per worker that decodes. What comes on top waits here, in the order of tier and arrival,
-for a bounded time and in bounded number. Then the youngest of the lowest tier is turned away first.
+An engine serves best with a queue of its own; beyond that, requests only get older there. So each deployment has a
+bounded number of requests and tokens per worker that decodes. Further requests wait here, in the order of tier and arrival,
+for a bounded time and in bounded number. Beyond that the youngest of the lowest tier is refused first.
 
 Counts are of one router. With several, each sees its share of the traffic and of the room alike, so size the bounds by
 workers divided by routers where that matters.
@@ -69,7 +69,7 @@ class AdmissionBounds:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What becomes of a request. `displaced` is the tier whose youngest waiting request is turned away for it."""
+    """The verdict on a request. `displaced` is the tier whose youngest waiting request is refused for it."""
 
     does: Literal["enter", "wait", "leave"]
     displaced: Tier | None = None
@@ -103,7 +103,7 @@ def judge(
     *,
     room: bool,
 ) -> Verdict:
-    """Return what becomes of a request of *tokens* and *tier*; *room*: see `has_room`.
+    """Return the verdict on a request of *tokens* and *tier*; *room*: see `has_room`.
 
     *waiting* and *waiting_tokens* are the requests that wait, and their tokens, by tier. A request never overtakes
     waiting ones of the same or a higher tier. If the queue is full, requests of lower tiers are displaced, one by one: call

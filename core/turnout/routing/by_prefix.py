@@ -1,6 +1,6 @@
-"""Which workers serve a prompt under a `PrefixAware` policy: roles, revisions, exclusions, local prefill.
+"""Choice of the workers for a prompt under a `PrefixAware` policy: roles, revisions, exclusions, local prefill.
 
-Which workers come into question is decided by `turnout.routing.candidates`, as for every rule.
+`turnout.routing.candidates` selects the eligible workers, as for every rule.
 """
 
 from __future__ import annotations

@@ -1,24 +1,24 @@
-"""What it would cost to send a prompt to a backend, in seconds, term by term.
+"""The cost of sending a prompt to a backend, in seconds, term by term.
 
 ::
 
     cost = queue + (1 + congestion) * prefill + decode + kv_wait + adapter - affinity_bonus
 
     congestion = 1 + 7 * mean over backends of min(waiting, 2 * fewest waiting + 1), in prompts without a first token
-    queue    = work of those prompts at this backend, less what must have been done of the first by now
+    queue    = work of those prompts at this backend, less the assumed progress of the first
     prefill  = work of the prompt's tokens that are not cached there
     decode   = 2 * decode step * (1 + (queue + prefill) / full iteration)
     kv_wait  = mean residence * max(0, (KV held + KV needed) / KV capacity - 1)
-    adapter  = time to load the LoRA adapter that the prompt asks for and the backend lacks, times 1 + congestion where
+    adapter  = time to load the LoRA adapter that the prompt requests and the backend lacks, times 1 + congestion where
                another makes way for it; and the mean residence where running requests use all the room there is
     affinity_bonus = what is expected to be cached at the session's affinity target, see `turnout.routing.session_affinity`
 
 queue + prefill + decode + kv_wait is about the time to first token, and choosing by that alone is selfish: an
 uncached prompt also takes a backend's time from all requests that come later in the same busy period. The congestion
 term stands for that, and grows with the number of waiting requests: it is small while backends are idle, so that
-a cached prefix never makes a request wait behind others for long; much of it under overload, where total work decides
-how fast the queues grow and where balancing perfectly recomputed prompts loses to everything else. The figures are
-what won on a conversation trace at 70, 90 and 110 % load (docs/routing-measured.md, with what lost).
+a cached prefix never makes a request wait behind others for long; it is large under overload, where total work decides
+how fast the queues grow and where balancing recomputed prompts perfectly is worse than every other rule. The constants
+are those that won on a conversation trace at 70, 90 and 110 % load (docs/routing-measured.md, with what lost).
 """
 
 from __future__ import annotations

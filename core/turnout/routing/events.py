@@ -1,9 +1,9 @@
-"""What an engine's KV events say: which blocks its prefix cache holds, and whether any of its events were missed.
+"""The prefix cache of an engine by its KV events: its blocks, and whether any event was missed.
 
 An engine numbers its batches of events from 0. `EventStream` checks the numbers: a gap is filled by a replay, a number
 that went back means that the engine has started anew. Whatever was lost or repeated on the way, after a replay
-`ExactCache` holds what the engine holds. Where a replay cannot give all that was missed, what is left over is right
-but not `complete`: of blocks that were cached before, nothing is known until the engine names them again, clears its
+`ExactCache` holds what the engine holds. If a replay cannot supply all missed events, the remaining blocks are correct
+but not `complete`: blocks that were cached before are unknown until the engine names them again, clears its
 cache, or starts anew.
 
 Pure: the caller owns sockets, deadlines and retries.

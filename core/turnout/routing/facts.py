@@ -1,4 +1,4 @@
-"""What is known of a deployment's model, from what its workers say of it. Pure."""
+"""The facts of a deployment's model, from its workers' reports. Pure."""
 
 from __future__ import annotations
 

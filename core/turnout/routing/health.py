@@ -1,4 +1,4 @@
-"""When a backend is left alone after failures, and how it comes back.
+"""Ejection of a backend after failures, and its recovery.
 
 States of one backend::
 
@@ -9,9 +9,9 @@ States of one backend::
     half open --success--> healthy          half open --failure--> ejected, for twice as long
 
 So no client waits for a backend that hangs. An ejected backend also gets a health check now and then: as
-long as it does not answer, nothing is wasted on it, and when it answers again, its time is over at once.
+long as it does not answer, no trial is made, and when it answers again, its ejection is over at once.
 
-Ejection is the router's own and only about requests: a pod that Kubernetes calls unready is no backend at all.
+Ejection is a state of this router, and follows from requests only: a pod that is not ready is not a backend at all.
 """
 
 from __future__ import annotations

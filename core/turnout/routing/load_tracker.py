@@ -1,4 +1,4 @@
-"""What a router knows of each backend: its own requests in flight there, a shadow of its cache, scraped metrics.
+"""The load of each backend as a router tracks it: its own requests in flight there, a shadow cache, scraped metrics.
 
 The router's own accounting comes first, because it is never stale. A scrape adds what other routers have sent: all that the
 engine holds beyond this router's requests at that moment. From then on that is assumed to be completed as time passes, so that
@@ -219,7 +219,7 @@ class LoadTracker:
         """Mean KV blocks of a request."""
 
     def set_backends(self, capacities: Iterable[tuple[str, int]]) -> None:
-        """Know exactly these backends, given as (id, KV capacity in tokens). What is known of others is forgotten."""
+        """Track exactly these backends, given as (id, KV capacity in tokens). All others are forgotten."""
         wanted = dict(capacities)
         for id_ in [each for each in self.states if each not in wanted]:
             state = self.states.pop(id_)
@@ -297,9 +297,9 @@ class LoadTracker:
     def finished(
         self, request: InFlightRequest, now: float, cached_tokens: int | None = None, prompt_tokens: int = 0
     ) -> None:
-        """Note an end, whatever its kind. *cached_tokens* as the usage says, None where it does not say.
+        """Note an end, whatever its kind. *cached_tokens* as the usage says, None if it has none.
 
-        *prompt_tokens*, where the usage says it, corrects the estimate of the prompt's length: blocks are parts
+        *prompt_tokens*, if the usage has it, corrects the estimate of the prompt's length: blocks are parts
         of the prompt, whatever a token is.
         """
         state = request.state

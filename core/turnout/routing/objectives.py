@@ -1,4 +1,4 @@
-"""Whether a request was good: it met its deployment's objectives, in the deployment's own seconds."""
+"""Goodput: whether a request met its deployment's objectives, in the deployment's own seconds."""
 
 from __future__ import annotations
 

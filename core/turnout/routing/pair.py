@@ -1,4 +1,4 @@
-"""The workers that serve a request, and what a rule that chooses them looks like."""
+"""The workers that serve a request, and the interface of the rules that choose them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which backend holds which prefix: one map from a block to a bit set of backends, so that one walk ranks them all.
+"""Index of the prefixes that backends hold: one map from a block to a bit set of backends, so that one walk ranks them all.
 
 A block stands for itself and everything before it in its prompt (a chain hash). A backend's match is the number of
 a prompt's leading blocks that it holds without a gap.

@@ -1,4 +1,4 @@
-"""What a request's body says about its prompt: about how many tokens, and whether its cache can be moved."""
+"""Facts of a prompt from a request's body: its approximate number of tokens, and whether its cache can be moved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why a choice was made: kept as figures, and formatted only on request."""
+"""The reason of a choice: kept as figures, and formatted only on request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many retries a deployment can bear: a share of its requests, so that retries never multiply an outage."""
+"""The retry budget of a deployment: a share of its requests, so that retries never multiply an outage."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 It follows vLLM's V1 scheduler. At the start of an iteration every running sequence is given its next tokens, decodes
 before prefill chunks, within a token budget; where the KV cache cannot take a decode's next token, the sequence
-admitted last loses its blocks and waits first in line (preemption by recompute). Then the queue is served first come,
-first served, as long as budget, sequences and blocks last. One simplification: a prompt gets all its blocks when it
+admitted last loses its blocks and waits at the head of the queue (preemption by recompute). Then the queue is served first come,
+first served, until budget, sequences or blocks are used up. One simplification: a prompt gets all its blocks when it
 is admitted, not chunk by chunk.
 
 Nothing here reads a clock. The driver passes the time, which never goes back; what the engine did up

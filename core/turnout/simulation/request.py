@@ -1,4 +1,4 @@
-"""What goes into an engine and what comes out: settings, requests, events. Plain values, times in engine seconds."""
+"""Input and output of an engine: settings, requests, events. Plain values, times in engine seconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an engine counts, in vLLM's meaning of the words."""
+"""An engine's counters, defined as vLLM defines them."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ the j-th step after *start* is therefore::
     start + j first + growth j (j - 1) / 2
 
 Times are computed from the start of the row and not from step to step: the result does not depend on how often
-anyone looks.
+the state is read.
 """
 
 from __future__ import annotations

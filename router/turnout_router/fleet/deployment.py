@@ -1,4 +1,4 @@
-"""All that the router keeps of one deployment: its workers with load, health and adapters, its claims, clock and metrics."""
+"""The router's state of one deployment: its workers with load, health and adapters, its claims, clock and metrics."""
 
 from __future__ import annotations
 

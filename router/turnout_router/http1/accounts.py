@@ -1,4 +1,4 @@
-"""What each client holds of the router, bytes of bodies and connections, and how it is shared out among them.
+"""Fair sharing of the router's memory and connections among its clients.
 
 A client is identified by its key, else by its address. Bodies are shared out by a dynamic threshold
 (Choudhury and Hahne, 1998): a client may hold a multiple of what is still free, so that none has all of it. Where one may

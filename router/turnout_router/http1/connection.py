@@ -1,4 +1,4 @@
-"""One client's connection: when its requests are read, and how they are answered.
+"""One client's connection: reading its requests, and answering them.
 
 One request at a time per connection. What a client sends early is kept, up to a bound; then its socket is read no
 further. That, and what is written to a client that does not read, counts as its bodies do. Reading goes on otherwise while an answer is under way, for that is how a client's leaving is noticed. A

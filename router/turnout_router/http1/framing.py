@@ -1,7 +1,7 @@
-"""What the head of a request must be like beyond HTTP's grammar, which the parser holds against every byte.
+"""Rules for the head of a request beyond HTTP's grammar, which the parser checks.
 
-Where two readers could disagree on where a request ends or whom it is for, it is refused: that is how requests are
-smuggled past a front door (RFC 9112, sections 3.2, 6.1 and 6.3; RFC 9110, section 10.1.1).
+If two readers could disagree about the end or the host of a request, it is refused: that is how requests are
+smuggled past a proxy (RFC 9112, sections 3.2, 6.1 and 6.3; RFC 9110, section 10.1.1).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a connection needs of the port that accepted it."""
+"""The interface of a port to its connections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HTTP/1.1 as bytes: heads of answers to clients and of requests to workers, and what a parsed request is."""
+"""HTTP/1.1 as bytes: heads of answers to clients and of requests to workers, and parsed requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading requests off a client's connection: what a request may hold, how large it may be, how slowly it may come.
+"""Reading requests from a client's connection, with bounds on their content, size and time.
 
 The parser checks every byte against HTTP's grammar and reports what it finds; the bounds are kept here. A request that
 breaks one is not read to its end: `RequestReader.refusal` says why, and nothing after it is taken for a request.

@@ -1,4 +1,4 @@
-"""The answers to one client's requests, written to its connection one after the other; and what serves the requests."""
+"""The answers to one client's requests, written to its connection one after the other; and the handler of requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was decided about recent requests, for people: a ring, bounded in requests and in figures.
+"""The decisions about recent requests, for people: a ring, bounded in requests and in figures.
 
 A request costs a few appends here; sentences and tables are made when they are read. A client may use one id for
 several requests: then the last of them is found.

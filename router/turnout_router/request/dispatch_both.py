@@ -1,4 +1,4 @@
-"""SGLang's hand-off: both workers are sent the same request at once, and meet in a room of the prefill worker's.
+"""SGLang's hand-off: both workers get the same request at once, and meet in a room of the prefill worker's.
 
 The decode worker fetches the cache from `bootstrap_host` and `bootstrap_port`, where the prefill worker's bootstrap server
 listens, under the number `bootstrap_room`, which is used once: a new attempt takes a new one. A request with several prompts or

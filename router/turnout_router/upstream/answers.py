@@ -1,4 +1,4 @@
-"""Workers' answers: one that is collected whole, and what no answer of this API can have.
+"""Workers' answers: collecting one as a whole, and checks that every answer of this API must pass.
 
 Answers to clients are taken by `relay.Relay`.
 """
