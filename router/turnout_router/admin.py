@@ -214,7 +214,7 @@ def _answer(response: Response, value: Any) -> None:
 
 
 def _parameters(target: bytes) -> dict[str, str]:
-    """Return the parameters of *target*'s query. Raise ApiError (400) where it is none, or says something twice."""
+    """Return the parameters of *target*'s query. Raise ApiError (400) where it is none, or has a duplicate parameter."""
     query = target.partition(b"?")[2]
     try:
         pairs = parse_qsl(

@@ -50,7 +50,7 @@ class AdminAccess:
 
         *peer* is the client's address, *authorization* the values of that field, *host* the value of the field
         ``host``. A name there that is not this machine's own is refused without a token: it is how a web page in
-        a browser on this machine would ask (DNS rebinding).
+        a browser on this machine would send the request (DNS rebinding).
         """
         if path in OPEN_PATHS:
             return None

@@ -180,7 +180,7 @@ class Settings:
     admin_token_file: Path | None = option(
         None,
         "--admin-token-file",
-        "token that /admin/... on the admin port asks for (Authorization: Bearer), read again on changes; without it, those "
+        "token that /admin/... on the admin port requires (Authorization: Bearer), read again on changes; without it, those "
         "paths answer to loopback peers only",
         form=Path,
         metavar="FILE",

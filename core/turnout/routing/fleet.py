@@ -52,7 +52,7 @@ class DeploymentRoute:
     """What the router needs to know of one deployment. `key` is ``NAMESPACE/NAME``.
 
     Objectives are seconds of the deployment's own time, of which `time_scale` pass in one real second.
-    `max_output_tokens` is the most that one request may ask for, None without such a bound.
+    `max_output_tokens` is the most that one request may have, None without such a bound.
     `claimed_names` are the names it claims; `settled_names` are those that the operator assigned to it, None as
     long as the operator has not decided.
     """

@@ -138,7 +138,7 @@ class Endpoint:
                 raise malformed(f"`{name}` is not supported here: {why}", name)
 
     def tap(self, *, drop_usage: bool, max_event_bytes: int) -> Tap:
-        """Return what reads a stream of this endpoint on its way. *drop_usage*: the client did not ask for it."""
+        """Return a tap for a stream of this endpoint. *drop_usage*: the client did not request it."""
         if isinstance(self.stream, EventForm):
             return EventTap(self.stream, max_event_bytes=max_event_bytes)
         return StreamTap(drop_usage=drop_usage, max_event_bytes=max_event_bytes)

@@ -110,7 +110,7 @@ class Learner:
         self._backends = backends
         self._tasks = WorkerTasks(supervisor, MODEL)
         self._slots = asyncio.Semaphore(AT_ONCE)
-        self._due: dict[str, tuple[str, float]] = {}  # revision, and when to ask next
+        self._due: dict[str, tuple[str, float]] = {}  # revision, and when the next request is due
 
     async def run(self) -> None:
         """Request until cancelled. A slow worker does not delay the others."""

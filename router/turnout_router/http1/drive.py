@@ -6,8 +6,8 @@ register written in Python: for a request that waits once, for its worker, that 
 The caller of `set` runs the coroutine that waits for the signal, and never sees its exceptions: the end of a request goes to its
 own `ended`, and what that raises to the event loop's exception handler.
 
-`Signal` is what such a coroutine waits for. Futures can be waited for as well, and tasks can wait for signals. What
-asks for the current task (`asyncio.timeout`, `asyncio.TaskGroup`) belongs into a task of its own.
+`Signal` is what such a coroutine waits for. Futures can be waited for as well, and tasks can wait for signals. Code that
+needs the current task (`asyncio.timeout`, `asyncio.TaskGroup`) belongs into a task of its own.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Signal:
 
     def __await__(self) -> Generator[Signal, None, None]:
         """Wait for it."""
-        return cast("Generator[Signal, None, None]", self)  # as far as `await` asks
+        return cast("Generator[Signal, None, None]", self)  # as far as `await` is concerned
 
     def __iter__(self) -> Signal:
         """Return itself: it is its own iterator."""
@@ -70,7 +70,7 @@ class Signal:
             raise error
         raise StopIteration
 
-    # What a task asks of a future
+    # The interface of a future for tasks
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
         """Return the loop that it belongs to."""

@@ -166,9 +166,9 @@ class RequestReader:
                 self.ended = True  # it has its answer already
 
     def _read_late_body(self, data: bytes) -> None:
-        """Read on after a head that asks for another protocol.
+        """Read on after a head that requests another protocol.
 
-        It is answered as if it had not asked (RFC 9110, section 7.8), and the connection closed after it. The parser takes
+        It is answered as if it had not (RFC 9110, section 7.8), and the connection closed after it. The parser takes
         whatever follows for the other protocol's, a body too; Java's own client sends both.
         """
         if self._has_body:

@@ -64,7 +64,7 @@ class Owner(Protocol):
 class Response(Sink):
     """Writes the answer to the request under way. One for a connection: `start` makes it ready for the next request.
 
-    `keep`: the connection can be used again after this answer. `caller` is what the handler remembers of who uses the
+    `keep`: the connection can be used again after this answer. `caller` is what the handler remembers of the user of the
     connection, `peer` the address at the other end.
     """
 
@@ -161,7 +161,7 @@ class Response(Sink):
         return self._owner.charge(request, size)
 
     def identify(self, caller: Caller) -> None:
-        """Remember who uses this connection; bodies are counted for its key from now on."""
+        """Remember the caller on this connection; bodies are counted for its key from now on."""
         self.caller = caller
         self._owner.identify(caller)
 

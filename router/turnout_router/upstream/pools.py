@@ -161,9 +161,7 @@ class ConnectionPool:
                 "connect", f"it cannot be connected to ({error.strerror or error})"
             ) from error
         except asyncio.CancelledError as error:
-            if (
-                opening.cancelled() and not opening.cancelling()
-            ):  # by what it waited for, not by who waits here
+            if opening.cancelled() and not opening.cancelling():  # by the awaited future, not by the caller
                 raise UpstreamError("connect", "connecting to it was cut short") from error
             if opening.done() and not opening.cancelled() and opening.exception() is None:
                 opening.result().close()  # it came in the same moment

@@ -128,7 +128,7 @@ class FileRoute(Model):
 
 
 class FileBudget(Model):
-    """Keys and the names that they may call; none means all, of every namespace: who writes the file runs the router.
+    """Keys and the names that they may call; none means all, of every namespace: the author of the file runs the router.
 
     The rest is as in a TokenBudget.
     """

@@ -69,7 +69,7 @@ def route_of(raw: dict[str, Any]) -> NamedRoute:
 def grants_of(raw: dict[str, Any], own_namespace: str) -> tuple[Grant, ...]:
     """Return the keys of a TokenBudget. Raise InvalidResource.
 
-    Only one in *own_namespace*, the router's, opens names of every namespace: who may write there runs Turnout.
+    Only one in *own_namespace*, the router's, opens names of every namespace: users with write access there run Turnout.
     """
     resource = load_budget(raw)
     namespace = resource.metadata.namespace

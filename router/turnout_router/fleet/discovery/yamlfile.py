@@ -64,7 +64,7 @@ def stamp_of(path: Path) -> Stamp | None:
 
 def _bytes_of(path: Path) -> bytes:
     try:
-        # Not blocking: to open a named pipe would wait for its writer, for ever.
+        # Not blocking: to open a named pipe would wait for its writer, forever.
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ConfigError(f"{path} is no regular file")
