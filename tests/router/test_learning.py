@@ -193,4 +193,4 @@ def test_what_is_known_follows_the_fleet() -> None:
     assert known.max_model_len == 4096
     facts.retain(build_fleet([route], (), (), []))
     assert facts.of("default/tiny") is None
-    assert not facts._said
+    assert not facts._reports

@@ -176,7 +176,7 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("payload", GARBAGE.values(), ids=GARBAGE.keys())
-async def test_a_unknown_is_cut_off_and_the_routers_go_on(payload: bytes) -> None:
+async def test_an_unknown_peer_is_cut_off_and_the_routers_go_on(payload: bytes) -> None:
     """Whatever comes instead of a hello ends that connection, tracks no request, and harms no other."""
     trackers = Trackers()
     async with mesh(trackers) as (one, port), connected_peer(port) as (_, peer):
@@ -384,13 +384,13 @@ async def test_a_router_that_connects_again_replaces_its_old_connection() -> Non
 
 
 @pytest.mark.parametrize("addresses", [1, 8])
-async def test_unknowns_do_not_keep_routers_out(addresses: int) -> None:
+async def test_unknown_clients_do_not_keep_routers_out(addresses: int) -> None:
     """Incomplete connections are closed, the oldest first; connected routers are not touched."""
     trackers = Trackers()
     async with mesh(trackers) as (one, port), connected_peer(port) as (_, first):
         first.write(framed([sent(1)]))
         await eventually(lambda: trackers.in_flight == 1)
-        unknowns = [
+        unknown = [
             await asyncio.open_connection("127.0.0.1", port, local_addr=(f"127.0.0.{2 + n % addresses}", 0))
             for n in range(MAX_CONNECTIONS + 40)
         ]
@@ -401,7 +401,7 @@ async def test_unknowns_do_not_keep_routers_out(addresses: int) -> None:
             second.write(framed([sent(1)]))
             await eventually(lambda: trackers.in_flight == 2)
             assert one.counts.incoming == 2
-        for _, writer in unknowns:
+        for _, writer in unknown:
             writer.transport.abort()
 
 
