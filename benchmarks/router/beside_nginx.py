@@ -54,17 +54,17 @@ async def ask(port: int, case: Case) -> tuple[list[int], bool]:
     for part in case.parts:
         writer.write(part)
         await asyncio.sleep(0.02)
-    said, is_open = b"", False
+    received, is_open = b"", False
     try:
         async with asyncio.timeout(_QUIET_SECONDS):
             while data := await reader.read(65536):
-                said += data
+                received += data
     except TimeoutError:
         is_open = True
     except ConnectionError:
         pass
     writer.transport.abort()
-    return [int(status) for status in re.findall(rb"HTTP/1\.[01] ([0-9]{3}) ", said)], is_open
+    return [int(status) for status in re.findall(rb"HTTP/1\.[01] ([0-9]{3}) ", received)], is_open
 
 
 def main() -> None:

@@ -65,8 +65,8 @@ def interpreter() -> str:
     probe = "import sys; print(sys.version_info[:2])"
     if not Path(debian).exists():
         return sys.executable
-    said = subprocess.run([debian, "-c", probe], capture_output=True, text=True, check=True).stdout
-    return debian if said.strip() == str(sys.version_info[:2]) else sys.executable
+    version = subprocess.run([debian, "-c", probe], capture_output=True, text=True, check=True).stdout
+    return debian if version.strip() == str(sys.version_info[:2]) else sys.executable
 
 
 def _interpreted(port: int, spare: int, workers: Sequence[int], folder: Path) -> list[str]:
@@ -174,8 +174,8 @@ def _installed(package: str, version: str) -> str:
             subprocess.run(step, check=True, capture_output=True, text=True, timeout=_INSTALL_SECONDS)
         except (subprocess.SubprocessError, OSError) as error:
             shutil.rmtree(home, ignore_errors=True)
-            said = str(getattr(error, "stderr", "") or error).strip().splitlines()
-            raise LeftOutError(f"{wanted} cannot be installed: {said[-1] if said else error}") from error
+            lines = str(getattr(error, "stderr", "") or error).strip().splitlines()
+            raise LeftOutError(f"{wanted} cannot be installed: {lines[-1] if lines else error}") from error
     return str(binary)
 
 

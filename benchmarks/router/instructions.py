@@ -1,6 +1,6 @@
 """What a request costs the compiled router in instructions of user space, counted by valgrind's callgrind.
 
-Such counts hardly vary from run to run, where CPU seconds on a shared machine vary by a half. Run as ``make
+Such counts hardly vary from run to run, where CPU seconds on a shared machine vary by 50 %. Run as ``make
 bench-instructions``; `--compiled FOLDER` counts another build, so that two can be compared.
 """
 

@@ -21,7 +21,7 @@ _WORDS = (
 _VOCABULARY = _WORDS.split()
 _LINE_WORDS = 12
 _SHARED = 16
-"""Prompts share their first halves with one another, so many different halves there are."""
+"""Number of different prefixes: prompts share their first 50 % with others."""
 _VARIANTS = 256
 """Different requests; then they come again."""
 

@@ -151,8 +151,8 @@ def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
         except OSError:
             pass  # not listening yet
         time.sleep(0.1)
-    said = log.read_text(errors="replace").strip().splitlines()[-3:]
-    raise contestants.LeftOutError(f"it did not come up: {' / '.join(said) or 'it said nothing'}")
+    lines = log.read_text(errors="replace").strip().splitlines()[-3:]
+    raise contestants.LeftOutError(f"it did not come up: {' / '.join(lines) or 'its log is empty'}")
 
 
 async def _measure(stand: Stand, effort: Effort) -> dict[str, Any]:

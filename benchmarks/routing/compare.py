@@ -25,7 +25,7 @@ from chart import draw, mean_over_seeds
 from turnout.routing.work import work_of
 from turnout_simulator.generate import generate
 from turnout_simulator.outcomes import figures
-from turnout_simulator.policies.told import Exchange
+from turnout_simulator.policies.peers import PeerNetwork
 from turnout_simulator.replay import (
     Setting,
     at_rate,
@@ -59,7 +59,7 @@ class Case:
     seed: int
     routers: int = 1
     scraping: bool = False
-    """Whether several routers know of each other by scraping only; otherwise they tell each other."""
+    """Whether several routers learn of each other by scraping only; otherwise they exchange messages."""
 
     @property
     def routed_by(self) -> str:
@@ -116,14 +116,14 @@ class Bench:
         setting = Setting(case.engines, case.blocks, case.prefill)
         trace = at_rate(self._spread(case.seed), self.rate(setting) * case.load)
         began = time.monotonic()
-        exchange = Exchange() if case.routers > 1 and not case.scraping else None
+        network = PeerNetwork() if case.routers > 1 and not case.scraping else None
         if case.prefill:
-            pairs = [paired(case.policy, setting, self.work, exchange) for _ in range(case.routers)]
+            pairs = [paired(case.policy, setting, self.work, network) for _ in range(case.routers)]
             name, outcomes = pairs[0].name, replay_pairs(trace, setting, pairs, self.latency)
         else:
             scrape = SCRAPE_SECONDS if case.scraping else None
             routers = [
-                aggregated(case.policy, setting, self.work, scrape, exchange) for _ in range(case.routers)
+                aggregated(case.policy, setting, self.work, scrape, network) for _ in range(case.routers)
             ]
             name, outcomes = routers[0].name, replay(trace, setting, routers, self.latency)
         row = asdict(figures(outcomes))

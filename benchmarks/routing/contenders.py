@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turnout.routing.work import WorkModel
+    from turnout_simulator.policies.peers import PeerNetwork
     from turnout_simulator.policies.port import PairPolicy, Policy
-    from turnout_simulator.policies.told import Exchange
     from turnout_simulator.replay import Setting
 
     Maker = Callable[[int, Setting, WorkModel], Policy]
@@ -53,19 +53,19 @@ def aggregated(
     setting: Setting,
     work: WorkModel,
     scrape_seconds: float | None = None,
-    exchange: Exchange | None = None,
+    network: PeerNetwork | None = None,
 ) -> Policy:
-    """Return the *number*-th policy for a pool of engines that do both halves."""
+    """Return the *number*-th policy for a pool of aggregated engines."""
     if number == HOLDING:
         return HoldingTurnout(setting.engines, setting.kv_blocks, setting.block_tokens, work)
     if number == OWN:
         return Turnout(
-            setting.engines, setting.kv_blocks, setting.block_tokens, work, scrape_seconds, exchange
+            setting.engines, setting.kv_blocks, setting.block_tokens, work, scrape_seconds, network
         )
     return PEERS[number](setting.engines, setting, work)
 
 
-def paired(number: int, setting: Setting, work: WorkModel, exchange: Exchange | None = None) -> PairPolicy:
+def paired(number: int, setting: Setting, work: WorkModel, network: PeerNetwork | None = None) -> PairPolicy:
     """Return the *number*-th policy for a prefill and a decode pool."""
     if number == HOLDING:
         return HoldingTurnoutPairs(
@@ -73,7 +73,7 @@ def paired(number: int, setting: Setting, work: WorkModel, exchange: Exchange | 
         )
     if number == OWN:
         return TurnoutPairs(
-            setting.prefill, setting.engines, setting.kv_blocks, setting.block_tokens, work, exchange
+            setting.prefill, setting.engines, setting.kv_blocks, setting.block_tokens, work, network
         )
     make = PEERS[number]
     decode_engines = setting.engines - setting.prefill

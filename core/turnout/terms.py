@@ -69,7 +69,7 @@ ROUTER_PORT: Final = 8080
 ROUTER_ADMIN_PORT: Final = 9090
 """The router's second port: /metrics, /healthz, /readyz, /admin."""
 ROUTER_PEERS_PORT: Final = 9092
-"""Where routers tell each other of their requests. Reached by routers only."""
+"""Port at which routers report their requests to each other. Reached by routers only."""
 OPERATOR_ADMIN_PORT: Final = 9091
 """The operator's port: /metrics, /healthz, /readyz."""
 

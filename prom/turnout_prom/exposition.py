@@ -1,6 +1,6 @@
-"""A lean reader of Prometheus' text format: only the samples that are asked for are parsed.
+"""A lean reader of Prometheus' text format: only the requested samples are parsed.
 
-A worker's page has hundreds of lines of histograms, of which half a dozen matter, and a hundred workers are read
+A worker's page has hundreds of lines of histograms, of which six or so matter, and a hundred workers are read
 every few seconds. prometheus_client's parser reads all of them and takes some fifty times as long.
 """
 

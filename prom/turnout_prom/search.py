@@ -36,11 +36,11 @@ def search(page: bytes, name: bytes, most: int = MAX_SAMPLES) -> Iterator[tuple[
         count += 1
         end = page.find(b"\n", begin)
         if count > most or (end if end >= 0 else len(page)) - begin > MAX_LINE_BYTES:
-            raise PageError(f"it says too much of {name.decode()}")
+            raise PageError(f"it has too many or too long samples of {name.decode()}")
         line = page[begin + len(name) : end if end >= 0 else len(page)]
-        labels, _, said = line.rpartition(b"}")
+        labels, _, rest = line.rpartition(b"}")
         try:
-            value = float(said[:MAX_VALUE_BYTES].split(None, 1)[0])
+            value = float(rest[:MAX_VALUE_BYTES].split(None, 1)[0])
         except (ValueError, IndexError) as error:
             raise PageError(f"{name.decode()} has no value") from error
         yield labels, value

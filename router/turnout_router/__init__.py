@@ -1,1 +1,1 @@
-"""The front door: the OpenAI API in front of pools of prefill and decode workers."""
+"""The router: the OpenAI API in front of pools of prefill and decode workers."""

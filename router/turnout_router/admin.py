@@ -1,7 +1,7 @@
 """The second port: health, /metrics, /admin/fleet, /admin/peers, /admin/decisions. `admin_access` guards the last three.
 
-It is served as the public one is, with the same bounds on what strangers can send and hold, in sizes of its own: however
-many sit on it, a new connection finds room, and what is asked on it is answered at once.
+It is served as the public one is, with the same bounds on what clients can send and hold, in sizes of its own: however
+many connections there are, a new one finds room, and its requests are answered at once.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 _RECENT: Final = 50
-"""Decisions that are listed where nobody says how many."""
+"""Decisions that are listed by default."""
 _MOST_PARAMETERS: Final = 8
 _STOP_SECONDS: Final = 2.0
 _TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
@@ -54,7 +54,7 @@ LIMITS: Final = ClientLimits(
     stall_seconds=15.0,
     connections=256,
 )
-"""What is accepted from who asks here. Nobody needs a body, and a page of metrics is read within seconds."""
+"""Limits of this port's clients. No request needs a body, and a page of metrics is read within seconds."""
 
 
 class Readiness(Protocol):
@@ -81,7 +81,7 @@ class AdminServer:
 
 
 class AdminApp:
-    """Answers what is asked on the admin port, each request at once; the handler of its `Listener`."""
+    """Answers the admin port's requests, each at once; the handler of its `Listener`."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class AdminApp:
         }
 
     def handle(self, request: Request, response: Response) -> None:
-        """Answer *request*. Raise ApiError where it asks for nothing that there is."""
+        """Answer *request*. Raise ApiError if there is no such page."""
         error = request.refusal or self.check_head(request, response)
         if error is not None:
             raise error
@@ -133,12 +133,14 @@ class AdminApp:
 
     def _denial(self, request: Request, response: Response) -> ApiError | None:
         """Return what a client is answered that may not read this page, None where it may."""
-        said = [value.decode("latin-1") for name, value in request.fields if name == b"authorization"]
+        authorization = [
+            value.decode("latin-1") for name, value in request.fields if name == b"authorization"
+        ]
         host = request.field(b"host")
         denied = self._access.denied(
             request.path.decode("latin-1"),
             response.peer,
-            said,
+            authorization,
             None if host is None else host.decode("latin-1"),
         )
         if denied is None:
@@ -212,7 +214,7 @@ def _answer(response: Response, value: Any) -> None:
 
 
 def _parameters(target: bytes) -> dict[str, str]:
-    """Return the parameters of *target*'s query. Raise ApiError (400) where it is none, or says something twice."""
+    """Return the parameters of *target*'s query. Raise ApiError (400) where it is none, or has a duplicate parameter."""
     query = target.partition(b"?")[2]
     try:
         pairs = parse_qsl(

@@ -1,4 +1,4 @@
-"""Who may read what the admin port knows of requests and workers. Health and metrics are open to every peer."""
+"""Access to the admin port's pages on requests and workers. Health and metrics are open to every peer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("turnout_router.admin")
 
 OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics"})
-"""What probes and Prometheus ask for. Every other path is guarded, also those that do not exist."""
+"""The paths that probes and Prometheus read. Every other path is guarded, also those that do not exist."""
 MIN_TOKEN_BYTES: Final = 16
 MAX_TOKEN_BYTES: Final = 4096
 
@@ -48,9 +48,9 @@ class AdminAccess:
     ) -> Denied | None:
         """Return why *path* is refused, None where it may be read.
 
-        *peer* is the address that asks, *authorization* the values of that field, *host* the value of the field
+        *peer* is the client's address, *authorization* the values of that field, *host* the value of the field
         ``host``. A name there that is not this machine's own is refused without a token: it is how a web page in
-        a browser on this machine would ask (DNS rebinding).
+        a browser on this machine would send the request (DNS rebinding).
         """
         if path in OPEN_PATHS:
             return None
@@ -68,7 +68,7 @@ class AdminAccess:
             return None
         return Denied(
             403,
-            "only for the router's own machine: ask through `kubectl port-forward`, as `turnout explain` does, or "
+            "only for the router's own machine: use `kubectl port-forward`, as `turnout explain` does, or "
             "give the router --admin-token-file and send its token\n",
         )
 
@@ -92,7 +92,7 @@ class AdminAccess:
 
 
 def _is_own(address: str) -> bool:
-    """Say whether *address* is a loopback address, an IPv4 one within IPv6 included."""
+    """Return whether *address* is a loopback address, an IPv4 one within IPv6 included."""
     try:
         found = ipaddress.ip_address(address)
     except ValueError:
@@ -102,7 +102,7 @@ def _is_own(address: str) -> bool:
 
 
 def _is_own_name(host: str | None) -> bool:
-    """Say whether *host*, of a request, is an address or ``localhost``."""
+    """Return whether *host*, of a request, is an address or ``localhost``."""
     if host is None:
         return True
     try:

@@ -1,10 +1,10 @@
-"""What a client is told when a request cannot be served, and the exceptions behind it.
+"""The answers to a client whose request cannot be served, and the exceptions behind them.
 
 The tree::
 
     RouterError
     ├── ApiError            an answer to the client: status, OpenAI error object, headers
-    ├── UpstreamError       one worker failed one request; says whether its health suffers
+    ├── UpstreamError       one worker failed one request; with the effect on its health
     │   └── Refusal         ... because the request is wrong; holds the answer to the client
     └── DiscoveryError      the fleet cannot be read from where it should be
         └── ConfigError     ... because the configuration is wrong; the text says what to change
@@ -17,7 +17,7 @@ from typing import Final, Literal
 import orjson
 
 RETRY_AFTER_SECONDS: Final = 5
-"""What a client is told to wait when nobody can serve it: about how long ejected workers are left alone, or a pod
+"""Retry-After of a request that no worker can serve: about how long ejected workers are left alone, or a pod
 needs to be replaced by one that is already loading."""
 
 UpstreamFault = Literal[
@@ -112,7 +112,7 @@ def malformed(message: str, param: str | None = None) -> ApiError:
 
 
 def not_http(message: str) -> ApiError:
-    """Return 400 after which the connection is closed, for what follows cannot be told apart."""
+    """Return 400 after which the connection is closed, because the bytes that follow cannot be delimited."""
     return ApiError(400, message, close=True)
 
 
@@ -141,7 +141,7 @@ def key_missing() -> ApiError:
 
 
 def key_wrong() -> ApiError:
-    """Return 401 to a client with a key that nobody granted."""
+    """Return 401 to a client with an unknown key."""
     return ApiError(
         401,
         "Incorrect API key provided.",
@@ -176,7 +176,7 @@ def method_not_allowed(method: str, path: str, allowed: bytes) -> ApiError:
 
 
 def unavailable(message: str) -> ApiError:
-    """Return 503: nobody can serve this now, the client may come back."""
+    """Return 503: no worker can serve this now, the client may retry."""
     return ApiError(
         503,
         message,
@@ -198,7 +198,7 @@ def overloaded(reason: str, code: str) -> ApiError:
 
 
 def deadline_passed() -> ApiError:
-    """Return 504: the client's own deadline is over, and nobody works on its request any longer."""
+    """Return 504: the client's own deadline is over, and its request is not worked on any longer."""
     return ApiError(
         504,
         "No answer had begun within the time given in x-turnout-timeout.",
@@ -208,7 +208,7 @@ def deadline_passed() -> ApiError:
 
 
 def from_upstream(failure: UpstreamError) -> ApiError:
-    """Return what the client is told when *failure* was the last of its tries."""
+    """Return the answer to a client whose last attempt ended with *failure*."""
     if failure.fault == "timeout":
         return ApiError(
             504, f"The model did not answer in time: {failure}.", type="server_error", code="timeout"

@@ -1,4 +1,4 @@
-"""The API's endpoints: who asks, for what, and who serves it. Everything that is not listed here does not exist.
+"""The API's endpoints: from a client's request to the deployment that serves it. Every other path is answered with 404.
 
 Paths are compared as they were sent, never decoded or normalized: no spelling of a path leads to a worker's own
 endpoints.
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from turnout.routing import resolve
 from turnout.routing.admission import NORMAL
-from turnout_router.api.asks import NOTHING, read_asks
 from turnout_router.api.dialects import ANTHROPIC
+from turnout_router.api.directives import NOTHING, read_directives
 from turnout_router.api.endpoints import ENDPOINTS, MESSAGE, MODELS, dialect_of
 from turnout_router.api.identity import Names
 from turnout_router.api.large import LargeRequests
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from turnout.routing import Grant
     from turnout_router.api.endpoints import Endpoint
-    from turnout_router.api.identity import Identity
+    from turnout_router.api.identity import RequestIdentity
     from turnout_router.api.openai import Completion
     from turnout_router.fleet.backends import Backends
     from turnout_router.http1.http import Fields
@@ -94,7 +94,9 @@ class Gateway:
             self._refuse(error, request, response, identity)
             return None
 
-    def _refuse(self, error: ApiError, request: Request, response: Response, identity: Identity) -> None:
+    def _refuse(
+        self, error: ApiError, request: Request, response: Response, identity: RequestIdentity
+    ) -> None:
         """Answer with *error*. Raise it where the connection has to be closed after it."""
         self._metrics.of(NO_DEPLOYMENT).answered(error.status)
         if error.close:
@@ -127,7 +129,7 @@ class Gateway:
         return dialect_of(target.partition(b"?")[0], fields).body(error)
 
     def _route(
-        self, request: Request, response: Response, identity: Identity
+        self, request: Request, response: Response, identity: RequestIdentity
     ) -> Coroutine[Any, Any, object] | None:
         path, method = request.path, request.method
         endpoint = ENDPOINTS.get(path)
@@ -160,7 +162,7 @@ class Gateway:
         return allowed
 
     def _key_field(self, request: Request) -> bytes | None:
-        """Return where beside `Authorization` a client that asks for models may send its key."""
+        """Return where beside `Authorization` a client that lists models may send its key."""
         return MESSAGE.key_field if dialect_of(request.path, request.fields) is ANTHROPIC else None
 
     def _enter(self, endpoint: Endpoint, request: Request, response: Response) -> Grant | None:
@@ -172,7 +174,7 @@ class Gateway:
         return grant
 
     def _complete(
-        self, endpoint: Endpoint, request: Request, response: Response, identity: Identity
+        self, endpoint: Endpoint, request: Request, response: Response, identity: RequestIdentity
     ) -> Coroutine[Any, Any, object]:
         grant = self._enter(endpoint, request, response)
         require_body(request)
@@ -185,14 +187,14 @@ class Gateway:
         endpoint: Endpoint,
         request: Request,
         response: Response,
-        identity: Identity,
+        identity: RequestIdentity,
         grant: Grant | None,
     ) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
-            asks = read_asks(identity.asks) if identity.asks else NOTHING
-            completion = await self._large.read(endpoint, request, response, asks.seconds)
+            directives = read_directives(identity.directives) if identity.directives else NOTHING
+            completion = await self._large.read(endpoint, request, response, directives.seconds)
             serving = self._serve(completion, response, identity, grant, loop.time() - began)
         except ApiError as error:
             self._refuse(error, request, response, identity)
@@ -203,7 +205,7 @@ class Gateway:
         self,
         completion: Completion,
         response: Response,
-        identity: Identity,
+        identity: RequestIdentity,
         grant: Grant | None,
         spent_seconds: float = 0.0,
     ) -> Coroutine[Any, Any, object]:
@@ -220,8 +222,8 @@ class Gateway:
         deployment = None if key is None else self._backends.of(key)
         if deployment is None:
             raise unavailable(f"No deployment that `{completion.model}` leads to exists now.")
-        asks = read_asks(identity.asks) if identity.asks else NOTHING
-        if asks.explain and self._may_explain(grant):
+        directives = read_directives(identity.directives) if identity.directives else NOTHING
+        if directives.explain and self._may_explain(grant):
             identity.explain = True
         request = ServedRequest(
             sink=response,
@@ -230,15 +232,15 @@ class Gateway:
             identity=identity,
             recorder=self._recorder,
             limits=self._settings.upstream,
-            tier=tier_of(NORMAL if grant is None else grant.tier, asks.priority),
+            tier=tier_of(NORMAL if grant is None else grant.tier, directives.priority),
             clock=self._clock,
         )
-        if asks.seconds is None:
+        if directives.seconds is None:
             return request.run()
-        return within(max(0.0, asks.seconds - spent_seconds), request, response)
+        return within(max(0.0, directives.seconds - spent_seconds), request, response)
 
     def _may_explain(self, grant: Grant | None) -> bool:
-        """Say whether the holder of *grant* may learn of workers and their load."""
+        """Return whether the holder of *grant* may learn of workers and their load."""
         if self._settings.explain == "keys":
             return self._settings.auth == "open" or (grant is not None and grant.explain)
         return self._settings.explain == "all"

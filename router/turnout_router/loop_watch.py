@@ -1,4 +1,4 @@
-"""How long the event loop leaves others waiting: a timer that notes how late it is called."""
+"""Stalls of the event loop: a timer that measures how late it is called."""
 
 from __future__ import annotations
 

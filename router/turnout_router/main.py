@@ -20,7 +20,7 @@ from turnout_router.fleet.discovery.file import FileSource, read_config
 from turnout_router.fleet.discovery.kubernetes import KubernetesSource
 from turnout_router.fleet.kube import load_access
 from turnout_router.fleet.learning import Learner
-from turnout_router.fleet.peers.finding import NamedPeers, PodPeers
+from turnout_router.fleet.peers.discovery import PodPeers, StaticPeers
 from turnout_router.fleet.peers.mesh import Mesh, read_secret
 from turnout_router.fleet.scrapes.scraper import Scraper
 from turnout_router.gateway import Gateway
@@ -31,7 +31,7 @@ from turnout_router.metrics import Metrics
 from turnout_router.options import parse_options, settings_of
 from turnout_router.request.checks import HealthChecks
 from turnout_router.tasks import CERTIFICATE, CHECKS, FLEET, LOOP, LOOP_WATCH, MODELS, PEERS, SCRAPES
-from turnout_router.upstream.pools import Pools
+from turnout_router.upstream.pools import ConnectionPools
 from turnout_runtime.supervision import Supervisor
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from turnout.routing import Fleet
     from turnout_router.fleet.discovery import FleetSource
-    from turnout_router.fleet.peers.finding import PeerSource
+    from turnout_router.fleet.peers.discovery import PeerSource
     from turnout_router.settings import PeerSettings, Settings
 
 _LOG = logging.getLogger("turnout_router")
@@ -59,7 +59,7 @@ class Router:
         self._source = source
         self._metrics = Metrics()
         self._supervisor = Supervisor(self._metrics.task_failed, _LOG)
-        self._pools = Pools(settings.upstream, self._supervisor.note)
+        self._pools = ConnectionPools(settings.upstream, self._supervisor.note)
         self._backends = Backends(
             self._pools, self._metrics, settings.upstream.health, loop.time, settings.admission
         )
@@ -69,7 +69,7 @@ class Router:
             None if settings.peers is None else _mesh_of(settings.peers, self._backends, self._supervisor)
         )
         if self._mesh is not None:
-            self._backends.report_to(self._mesh.outbox)
+            self._backends.report_to(self._mesh.sender)
             self._metrics.registry.register(self._mesh.counts)
         self._admin = AdminServer(
             admin_app(
@@ -175,7 +175,7 @@ class Router:
         self._gateway.ready = True
 
     def stale(self, reason: str) -> None:
-        """Go on with the last fleet, and say so."""
+        """Go on with the last fleet, and log that."""
         if reason and reason != self._stale:
             _LOG.warning("going on with the last fleet known: %s", reason)
         elif self._stale and not reason:
@@ -184,7 +184,7 @@ class Router:
         self._metrics.fleet_stale.set(1 if reason else 0)
 
     def unreadable(self, namespace: str, resource: str, reason: str) -> None:
-        """Say which part of the fleet is left out, once, and show it as long as it lasts."""
+        """Log once which part of the fleet is left out, and show it as long as it lasts."""
         where = f"{resource} of {f'namespace {namespace}' if namespace else 'all namespaces'}"
         if reason:
             _LOG.warning("cannot be read, going on without: %s: %s", where, reason)
@@ -194,7 +194,7 @@ class Router:
             self._metrics.unreadable.remove(namespace, resource)
 
     def rejected(self, what: str) -> None:
-        """Count and say what was left out."""
+        """Count and log what was left out."""
         _LOG.warning("left out: %s", what)
         self._metrics.fleet_rejected.inc()
 
@@ -210,9 +210,9 @@ def _mesh_of(settings: PeerSettings, backends: Backends, supervisor: Supervisor)
     secret = None if settings.secret_file is None else read_secret(settings.secret_file)
     if secret is None:
         _LOG.warning(
-            "no --peers-secret-file: every peer that reaches the peers' port is believed, and can mislead this router's choices"
+            "no --peers-secret-file: every process that reaches the peers' port is accepted, and can mislead this router's choices"
         )
-    sources: list[PeerSource] = [NamedPeers(settings.hosts)] if settings.hosts else []
+    sources: list[PeerSource] = [StaticPeers(settings.hosts)] if settings.hosts else []
     if settings.pods is not None:
         sources.append(PodPeers(load_access(), *settings.pods))
     return Mesh(backends, sources, secret, settings.batch_seconds, supervisor)

@@ -1,6 +1,6 @@
-"""What the router counts. Times are seconds of the deployment's own time (real seconds times its time scale).
+"""The router's metrics. Times are seconds of the deployment's own time (real seconds times its time scale).
 
-Counts are plain numbers of the event loop's thread, put into Prometheus' form when they are asked for: its own client
+Counts are plain numbers of the event loop's thread, converted to Prometheus' form when they are scraped: its own client
 takes a lock and checks its arguments at every step, which cost an eighth of a request's CPU time.
 """
 
@@ -95,7 +95,7 @@ class Distribution:
         family.add_metric([label], buckets, self._sum)
 
 
-class Standing:
+class WaitingTime:
     """Requests that wait in the router for a worker of one role: their number, and that number summed over time."""
 
     __slots__ = ("_clock", "_number", "_seconds", "_since")
@@ -118,12 +118,12 @@ class Standing:
 
     @property
     def seconds(self) -> float:
-        """Seconds that they have waited so far, all together."""
+        """Seconds that requests have waited so far, in total."""
         return self._seconds + self._number * (self._clock() - self._since)
 
 
 class DeploymentMetrics:
-    """One deployment's counts. Whoever counts adds to them; `_COUNTERS` and its kin say what each means."""
+    """One deployment's counters, which other modules increment; `_COUNTERS` and the like describe each of them."""
 
     __slots__ = (
         "arrivals",
@@ -160,7 +160,7 @@ class DeploymentMetrics:
         self.retries: dict[str, int] = {}
         self.local_prefills: dict[str, int] = {}
         self.scrapes: dict[str, int] = {}
-        self.held: dict[str, Standing] = {}
+        self.held: dict[str, WaitingTime] = {}
         """By the role of the worker that they wait for; empty where the deployment has no dispatch queue."""
 
     def answered(self, status: int) -> None:
@@ -253,8 +253,8 @@ def _held(deployments: dict[str, DeploymentMetrics]) -> Iterator[Metric]:
     number = gauge_family(catalog.ROUTER_HELD)
     seconds = counter_family(catalog.ROUTER_HELD_SECONDS)
     for key, one in deployments.items():
-        for role, standing in one.held.items():
-            number.add_metric([key, role], standing.number)
-            seconds.add_metric([key, role], standing.seconds)
+        for role, waiting in one.held.items():
+            number.add_metric([key, role], waiting.number)
+            seconds.add_metric([key, role], waiting.seconds)
     yield number
     yield seconds

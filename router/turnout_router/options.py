@@ -77,7 +77,7 @@ def parser(environment: Mapping[str, str] = os.environ) -> argparse.ArgumentPars
 
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return what the command line says. Exits with a message where it says nothing sensible."""
+    """Return the settings of the command line. Exits with a message if they are invalid."""
     reads = parser()
     options = reads.parse_args(argv)
     if options.check and options.config is None:
@@ -96,7 +96,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
 
 
 def _peers_of(options: argparse.Namespace) -> PeerSettings | None:
-    """Return how to talk to other routers; None where nothing says that there are any."""
+    """Return the settings for exchanging messages with other routers; None without any."""
     port = options.peers_port
     if port is None:
         if not options.peer and options.peers_pods is None:

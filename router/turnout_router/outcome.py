@@ -1,4 +1,4 @@
-"""How a request ended: one value, made once for every request, whatever happened to it.
+"""The outcome of a request: one value, made once for every request, however it ends.
 
 Metrics, goodput, decisions and claims read it, and nothing else of a request.
 """
@@ -25,7 +25,7 @@ class TokenUsage:
     """Tokens that a request has used.
 
     `cached` is the part of `prompt` that the engine had in its cache, None where it did not say.
-    `counted_by`: "engine" where the answer said so. Else "router": `prompt` is its estimate from the time at which a worker
+    `counted_by`: "engine" if the answer has usage. Else "router": `prompt` is its estimate from the time at which a worker
     was sent the request (0 before), `output` the number of events with text that have come.
     """
 

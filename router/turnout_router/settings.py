@@ -148,20 +148,20 @@ class PeerSettings:
     """Other routers in front of the same workers."""
 
     port: int
-    """Where they tell of their requests."""
+    """The address at which this router receives the others' messages."""
     hosts: tuple[tuple[str, int], ...] = ()
     """Where they listen; a host with several addresses is as many routers."""
     pods: tuple[str, str] | None = None
     """Namespace and label selector of their pods in Kubernetes, which have a port called peers."""
     secret_file: Path | None = None
-    """What only routers know. None: whoever reaches the port is believed."""
+    """A secret that only routers know. None: every process that reaches the port is accepted."""
     batch_seconds: float = 0.01
     """Least time between two batches of messages: about how long two routers may choose without each other."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything that `turnout-router` can be told."""
+    """All settings of `turnout-router`."""
 
     host: str = option(
         "0.0.0.0",  # noqa: S104 - a pod must be reachable; TURNOUT_BIND_ADDRESS narrows it
@@ -180,7 +180,7 @@ class Settings:
     admin_token_file: Path | None = option(
         None,
         "--admin-token-file",
-        "token that /admin/... on the admin port asks for (Authorization: Bearer), read again on changes; without it, those "
+        "token that /admin/... on the admin port requires (Authorization: Bearer), read again on changes; without it, those "
         "paths answer to loopback peers only",
         form=Path,
         metavar="FILE",
@@ -196,12 +196,12 @@ class Settings:
     explain: ExplainMode = option(
         "keys",
         "--explain",
-        "which clients get the reason of a choice with x-turnout-explain: keys whose TokenBudget allows it (and everybody with "
-        "--auth open), all, or nobody",
+        "which clients get the reason of a choice with x-turnout-explain: keys whose TokenBudget allows it (and all clients with "
+        "--auth open), all, or none",
         choices=get_args(ExplainMode),
     )
-    """Who is told why its request went where it did (`x-turnout-explain: 1`), which names workers and their load.
-    keys: holders of keys whose budget allows it, and everybody where no key is required. all, off: as it says."""
+    """The clients that get the reason of a choice (`x-turnout-explain: 1`), which names workers and their load.
+    keys: holders of keys whose budget allows it, and all clients where no key is required. all: every client. off: none."""
     shutdown_delay_seconds: float = option(
         3.0,
         "--shutdown-delay",
@@ -264,7 +264,7 @@ class Settings:
         form=read_seconds,
         metavar="SECONDS",
     )
-    """How often each worker is asked for its metrics, where a prefix-aware policy chooses among several; more seldom where
+    """How often each worker is scraped, where a prefix-aware policy chooses among several; less often where
     there are many, see `Scraper`. 0: never. docs/reference/routing.md has what an interval costs, docs/routing-measured.md what it gains."""
     client: ClientLimits = field(default_factory=ClientLimits)
     upstream: UpstreamLimits = field(default_factory=UpstreamLimits)

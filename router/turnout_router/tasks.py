@@ -1,4 +1,4 @@
-"""What the router does beside answering: names for the log and for `turnout_router_task_failures_total`."""
+"""The router's tasks beside answering: names for the log and for `turnout_router_task_failures_total`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     Note = Callable[[str, BaseException], None]
-    """Counts and logs what was raised in the task of that name, where nothing should have been."""
+    """Counts and logs an unexpected exception in the task of that name."""
 
 FLEET: Final = "fleet"
 WATCH: Final = "watch"
@@ -33,20 +33,20 @@ LOOP: Final = "loop"
 LOOP_WATCH: Final = "loop_watch"
 
 TASKS: Final = {
-    FLEET: "knowing the fleet",
+    FLEET: "following the fleet",
     WATCH: "following one collection of the API server",
     CHECKS: "finding ejected workers",
-    CHECK: "asking one ejected worker for its health, and trying it",
-    MODELS: "finding workers to ask for their models",
-    MODEL: "asking one worker for its models",
+    CHECK: "checking one ejected worker's health, and trying it",
+    MODELS: "finding workers whose list of models is due",
+    MODEL: "reading one worker's list of models",
     SCRAPES: "finding workers whose metrics are due",
     SCRAPE: "reading one worker's metrics",
-    TOKENIZE: "asking an engine for a prompt's tokens",
+    TOKENIZE: "having an engine tokenize a prompt",
     KV_EVENTS: "following one worker's KV events",
-    PEERS: "telling other routers",
+    PEERS: "reporting requests to other routers",
     PEER_FINDING: "finding other routers",
-    PEER: "telling one other router",
-    PEER_HEARING: "hearing one other router",
+    PEER: "sending to one other router",
+    PEER_HEARING: "receiving from one other router",
     CERTIFICATE: "following the certificate",
     ADMIN: "the admin port",
     CLIENT: "one client's connection or request",
@@ -60,5 +60,5 @@ _LOG = logging.getLogger("turnout_router")
 
 
 def only_logged(name: str, error: BaseException) -> None:
-    """Log *error*, where nothing counts it."""
+    """Log *error* without counting it."""
     _LOG.error("%s failed: %s: %s", name, type(error).__name__, error, exc_info=error)

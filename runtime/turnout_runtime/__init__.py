@@ -1,1 +1,1 @@
-"""What the services share that does I/O or runs tasks. The core stays pure: what only computes belongs there."""
+"""Code with I/O or tasks that the services share. Code that only computes belongs into the core, which stays pure."""

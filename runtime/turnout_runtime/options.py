@@ -1,4 +1,4 @@
-"""Options of a command line, said where the settings are: flag, default, form and meaning stand beside a dataclass's field.
+"""Options of a command line, declared with the settings: flag, default, form and meaning stand beside a dataclass's field.
 
 A field made by `option` becomes an argument (`add_options`) and is filled from what was parsed (`from_options`). A field made
 by `group` holds a dataclass of the core, which knows no flags; its fields' options are given there. A field that holds a

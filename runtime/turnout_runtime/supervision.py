@@ -1,4 +1,4 @@
-"""The long-lived tasks of a process: what they raise is logged with its cause, counted and survived.
+"""The long-lived tasks of a process: their exceptions are logged with the cause, counted and survived.
 
 A task that fails is run again after a pause that grows with each failure. The process ends only for an error that the
 composition root has named as fatal for a task: `Supervisor.ended` raises it.
@@ -44,7 +44,7 @@ class Supervisor:
     """Runs the tasks of one process. To be made and used on the event loop.
 
     *failed* is called with a task's name for each failure: it counts, in a metric whose label is that name. Names are
-    therefore few and fixed; what tells one worker's task from another's goes into *detail*, which is only logged.
+    therefore few and fixed; what distinguishes one worker's task from another's goes into *detail*, which is only logged.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class Supervisor:
         if not self._fatal.done():
             self._fatal.cancel()
         elif not self._fatal.cancelled():
-            self._fatal.exception()  # seen: asyncio need not complain that nobody asked
+            self._fatal.exception()  # retrieved, so that asyncio does not complain
 
     def _start(self, work: Coroutine[Any, Any, _Result], name: str) -> asyncio.Task[_Result]:
         task = self._loop.create_task(work, name=name)
@@ -285,6 +285,6 @@ async def _cancel(tasks: Collection[asyncio.Task[Any]], seconds: float, log: log
 
 
 def is_cancelled() -> bool:
-    """Say whether the current task itself was cancelled, rather than something that it waited for."""
+    """Return whether the current task itself was cancelled, rather than something that it waited for."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

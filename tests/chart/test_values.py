@@ -20,7 +20,7 @@ from turnout import terms
 from turnout.api.crds import custom_resource_definitions
 from turnout_cli.routers import TOKEN_VOLUME
 from turnout_devcluster.errors import CommandError
-from turnout_router.fleet.peers.finding import PORT_NAME
+from turnout_router.fleet.peers.discovery import PORT_NAME
 
 if TYPE_CHECKING:
     from support.chart_rendering import Rendering

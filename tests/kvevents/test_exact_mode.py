@@ -137,7 +137,7 @@ async def test_what_somebody_else_has_sent_is_found(tmp_path: Path, stack: ExitS
         assert await ask(r, second) == one.id
         other.post("/reset_prefix_cache", {})
         await until(r, other.id, blocks=0)
-        # What the router had sent there itself, and believed to be there, is known to be gone, too.
+        # What the router had sent there itself, and expected to be there, is known to be gone, too.
         assert await cached_tokens(r) == {one.id: 0, other.id: 0}
         assert await r.metric("turnout_router_tokenized_total", outcome="asked") == 2
         assert await r.metric("turnout_router_tokenized_total", outcome="known") == 2
@@ -178,7 +178,7 @@ async def test_a_conversation_stays_with_its_worker_from_the_first_turn_on(
             text += f"Turn {turn}: " + PROMPT[:390]
             blocks = other.ask(text)
             numbers = chain(other.tokens_of(text), 16)
-            exact = r.router._backends.of(DEPLOYMENT).policy.ledger.exact
+            exact = r.router._backends.of(DEPLOYMENT).policy.tracker.exact
             assert exact is not None
             await eventually(lambda e=exact, n=numbers: max(e.index.match(n, 2)) == len(n))
             assert await cached_tokens(r, text) == {one.id: 0, other.id: 16 * blocks}
@@ -242,7 +242,7 @@ async def test_two_routers_find_the_same_worker(tmp_path: Path, stack: ExitStack
             went = await ask(one, prompt)
             holder = next(w for w in workers if w.id == went)
             numbers = chain(holder.tokens_of(prompt), 16)
-            exact = other.router._backends.of(DEPLOYMENT).policy.ledger.exact
+            exact = other.router._backends.of(DEPLOYMENT).policy.tracker.exact
             assert exact is not None
             await eventually(lambda e=exact, n=numbers: max(e.index.match(n, 3)) == len(n))
             assert await ask(other, prompt) == went
@@ -262,7 +262,7 @@ async def test_what_an_engine_has_evicted_does_not_count(tmp_path: Path, stack: 
         last = PROMPT.replace("railway", "market")
         numbers = chain(first.tokens_of(last), 16)
         first.ask(last)
-        exact = r.router._backends.of(DEPLOYMENT).policy.ledger.exact
+        exact = r.router._backends.of(DEPLOYMENT).policy.tracker.exact
         assert exact is not None
         await eventually(lambda: max(exact.index.match(numbers, 2)) == len(numbers))
         assert (await known(r, first.id))["blocks"] <= 2048 // 16
@@ -286,7 +286,7 @@ async def test_a_worker_that_starts_anew_has_nothing_cached(tmp_path: Path, stac
 
 
 async def test_without_tokens_the_belief_decides(tmp_path: Path) -> None:
-    """No worker tells tokens: requests go where the router has sent the like before; it does not ask every time."""
+    """No worker tokenizes: requests go where the router has sent the like before; it does not ask every time."""
     async with mock_worker() as one, mock_worker() as other:
         with publisher() as first, publisher() as second:
             mocks = ((one, first), (other, second))
@@ -344,7 +344,7 @@ async def test_a_pair_knows_both_caches(tmp_path: Path, stack: ExitStack) -> Non
 
 
 async def test_mixed_fleets_are_compared(tmp_path: Path, stack: ExitStack) -> None:
-    """A worker without events stands beside one with them: belief for the one, the engine's word for the other."""
+    """A worker without events stands beside one with them: an estimate for the one, the engine's report for the other."""
     one = Publishing(stack)
     plain = stack.enter_context(running_worker(time_scale=20))
     blocks = one.ask()
@@ -355,7 +355,7 @@ async def test_mixed_fleets_are_compared(tmp_path: Path, stack: ExitStack) -> No
 
 
 async def test_workers_without_events_need_no_zeromq(tmp_path: Path, stack: ExitStack) -> None:
-    """A router that follows nobody has no exact mode at all."""
+    """A router that follows no worker has no exact mode at all."""
     plain = stack.enter_context(running_worker(time_scale=20))
     async with running_router(tmp_path, fleet({"role": "aggregated", "url": plain.url})) as r:
         assert r.router._backends._parts.exact is None

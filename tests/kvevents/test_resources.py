@@ -29,10 +29,10 @@ def loaded(changes: dict[str, Any]) -> LLMDeployment:
 
 @pytest.mark.parametrize("role", ["prefill", "decode"])
 def test_workers_are_told_to_publish(role: Any) -> None:
-    """The flag means to the worker what the operator meant, for both halves of a pair."""
+    """The flag means to the worker what the operator meant, for both roles of a pair."""
     args = arguments(loaded(EXACT), role)
-    told = kv_events_settings(args[args.index("--kv-events-config") + 1])
-    assert told == KvEventsSettings("tcp://*:5557", "tcp://*:5558", "kv-events")
+    settings = kv_events_settings(args[args.index("--kv-events-config") + 1])
+    assert settings == KvEventsSettings("tcp://*:5557", "tcp://*:5558", "kv-events")
 
 
 def test_the_router_finds_the_ports_in_the_pod() -> None:

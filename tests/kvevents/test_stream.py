@@ -153,7 +153,7 @@ def test_whatever_happens_on_the_way_it_converges_to_the_engines_cache(
     st.integers(1, 5),
 )
 def test_what_a_short_replay_cannot_give_is_never_made_up(steps: list[tuple[int, str]], keeps: int) -> None:
-    """An engine that keeps few batches: what is known is cached there, and `complete` is said only where all is known."""
+    """An engine that keeps few batches: what is known is cached there, and `complete` holds only where all is known."""
     follower, index = stream()
     engine = Engine(keeps=keeps)
     for what, _ in steps[:3]:
@@ -241,7 +241,7 @@ def test_without_a_replay_a_gap_loses_what_was_known() -> None:
 
 
 def test_a_batch_that_nobody_can_read_suspends_until_the_engine_starts_over() -> None:
-    """Nobody knows what it said, so nothing known before counts; a clear or a restart makes it whole."""
+    """Its content is unknown, so nothing known before counts; a clear or a restart makes it whole."""
     follower, index = stream()
     settle(follower, Engine(), follower.connected())
     follower.live(0, [stored(1)])
@@ -316,7 +316,7 @@ def test_a_large_batch_is_worked_off_in_turns() -> None:
 
 @pytest.mark.parametrize("end", ["disconnected", "restarted", "unreadable", "lost"])
 def test_what_is_left_to_do_goes_with_what_it_was_about(end: str) -> None:
-    """An engine that is gone, starts anew, or says what nobody can read: nothing of the old comes up afterwards."""
+    """An engine that is gone, starts anew, or sends what cannot be read: nothing of the old comes up afterwards."""
     follower, index = stream(bound=100_000)
     settle(follower, Engine(), follower.connected())
     events: list[KvEvent] = [stored(*range(first, first + 500)) for first in range(0, 20_000, 500)]

@@ -388,7 +388,7 @@ async def test_following_costs_nothing_while_nothing_is_published() -> None:
 
 
 async def test_few_are_replayed_at_a_time() -> None:
-    """A router that starts in front of many workers reads their histories in turn; who leaves the queue blocks nobody."""
+    """A router that starts in front of many workers reads their histories in turn; one that leaves the queue blocks no other."""
     with publisher() as source:
         source.silent = True
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()

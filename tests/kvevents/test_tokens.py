@@ -1,4 +1,4 @@
-"""A prompt's tokens: who is asked, what is kept, and what becomes of a prompt that nobody tokenizes."""
+"""A prompt's tokens: which engine is used, what is kept, and what becomes of a prompt that no engine tokenizes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.faults import Behind, errors_of_awaiting
 from support.router_mock_backend import mock_worker
 from support.worker_process import NAME, WorkerProcess, running_worker
 from turnout.routing import Backend
-from turnout.routing.ledger import Prompt
+from turnout.routing.load_tracker import Prompt
 from turnout.routing.tokens import Tokenized, chain
 from turnout_router.api.endpoints import CHAT, RESPONSE, TEXT, Endpoint
 from turnout_router.api.openai import Completion, parse
@@ -21,7 +21,7 @@ from turnout_router.api.prefixes import BLOCK_BYTES, BLOCK_TOKENS, prompt_blocks
 from turnout_router.fleet.kvevents import tokens as module
 from turnout_router.fleet.kvevents.tokens import Tokenizer
 from turnout_router.settings import UpstreamLimits
-from turnout_router.upstream.pools import Pools
+from turnout_router.upstream.pools import ConnectionPools
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +36,7 @@ SIZE = 16
 def tokenizer() -> Iterator[tuple[Tokenizer, list[str]]]:
     """Run a tokenizer; beside it, the outcomes that it counts."""
     noted: list[str] = []
-    pools = Pools(UpstreamLimits())
+    pools = ConnectionPools(UpstreamLimits())
     pools.start()
     running = Tokenizer(pools, asyncio.get_running_loop().time, lambda _, outcome: noted.append(outcome))
     try:
@@ -168,7 +168,7 @@ async def test_an_engine_that_does_not_answer_is_left_alone(behavior: str) -> No
 
 
 async def test_another_engine_is_asked_instead(worker: WorkerProcess) -> None:
-    """One that is dead costs one request its exactness; the next one asks somebody else."""
+    """One that is dead costs one request its exactness; the next one uses another engine."""
     async with mock_worker(behavior="reset") as dead:
         with tokenizer() as (tokens, noted):
             engines = [engine(dead.port), engine(worker.port)]
@@ -260,7 +260,7 @@ async def test_a_prompt_that_an_engine_refuses_is_the_clients_fault(status: int)
     ],
 )
 async def test_hostile_answers_are_no_tokens(body: bytes) -> None:
-    """Whatever an engine answers: the prompt is routed by belief, the engine left alone, nothing raised or kept."""
+    """Whatever an engine answers: the prompt is routed by estimate, the engine is not used for a while, nothing raised or kept."""
     async with mock_worker(tokenized=body) as hostile:
         with tokenizer() as (tokens, noted):
             assert await tokens.read(*asked("Hello."), [engine(hostile.port)], [SIZE]) is None

@@ -114,7 +114,7 @@ def test_what_is_new_is_passed_over() -> None:
     ],
 )
 def test_what_makes_no_sense_is_said_to_be_unreadable(events: Any) -> None:
-    """One event that cannot be understood: nobody knows what the batch did to the cache."""
+    """One event that cannot be understood: the batch's effect on the cache is unknown."""
     assert read(events) is None
 
 
@@ -261,7 +261,7 @@ def test_a_large_step_is_read_in_pieces() -> None:
         assert work_of(piece) <= WORK_AT_ONCE
         cache.apply(piece)
     assert index.match(chain(tokens, size, "pepper"), 1) == [count]
-    event |= {"token_ids": tokens[1:]}  # their place is not told, in none of the pieces
+    event |= {"token_ids": tokens[1:]}  # their place is unknown, in all of the pieces
     pieces = read([event])
     assert pieces is not None
     cache = ExactCache(PrefixIndex(), 0, count)

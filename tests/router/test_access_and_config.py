@@ -76,7 +76,7 @@ async def test_keys(tmp_path: Path, auth: str, headers: dict[str, str], status: 
 
 
 async def test_where_no_key_is_known_any_key_will_do(tmp_path: Path) -> None:
-    """Clients that cannot do without a key can send any, as long as nobody has granted one."""
+    """Clients that cannot do without a key can send any, as long as none is granted."""
     async with mock_worker() as worker, running_router(tmp_path, config([("aggregated", worker.url)])) as r:
         answer = await r.client.post("/v1/chat/completions", json=chat(), headers=bearer("none"))
     assert answer.status_code == 200
@@ -185,8 +185,8 @@ BAD_FILES: dict[str, tuple[str | bytes, str]] = {
     "only a comment": ("# the fleet\n---\n", "is empty"),
     "cut after the key": ("deployments:", "deployments: Input should be a valid list"),
     "cut within the key": ("deploym", "Input should be"),
-    "without deployments": ("budgets: []", "does not say `deployments`"),
-    "said twice": (
+    "without deployments": ("budgets: []", "has no `deployments`"),
+    "duplicate key": (
         "deployments: []\nroutes: []\ndeployments: []",
         "says 'deployments' twice in one place, line 3",
     ),
@@ -244,11 +244,11 @@ def test_a_bad_file_is_explained(tmp_path: Path, case: str) -> None:
     assert str(file) in str(caught.value)
 
 
-@pytest.mark.parametrize(("said", "expected"), [("", "Engine"), (", queueing: Router", "Router")])
-def test_a_file_says_where_requests_wait(tmp_path: Path, said: str, expected: str) -> None:
+@pytest.mark.parametrize(("payload", "expected"), [("", "Engine"), (", queueing: Router", "Router")])
+def test_a_file_says_where_requests_wait(tmp_path: Path, payload: str, expected: str) -> None:
     """In the engines, unless it says otherwise."""
     file = tmp_path / "router.yaml"
-    file.write_text(f"deployments: [{{name: a/b, servedNames: [x]{said}}}]")
+    file.write_text(f"deployments: [{{name: a/b, servedNames: [x]{payload}}}]")
     assert read_config(file).deployments["a/b"].queueing == expected
 
 
@@ -260,7 +260,7 @@ def test_a_missing_file_is_explained(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["directory", "named pipe", "device"])
 def test_what_is_no_file_is_explained(tmp_path: Path, kind: str) -> None:
-    """It is said at once: a pipe is not waited for."""
+    """It is reported at once: a pipe is not waited for."""
     path = tmp_path / "router.yaml"
     if kind == "directory":
         path.mkdir()

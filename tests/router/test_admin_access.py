@@ -167,12 +167,12 @@ async def test_who_asks_is_who_is_connected(tmp_path: Path, monkeypatch: pytest.
 
 
 async def test_routers_without_a_secret_say_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Every peer is believed then: the log says it, and is silent where there is a secret."""
+    """Every peer is accepted then: the log says it, and is silent where there is a secret."""
     (tmp_path / "secret").write_text("only routers know")
     async with mock_worker() as worker:
         fleet = config([("aggregated", worker.url)])
         for secret, warnings in ((tmp_path / "secret", 0), (None, 1)):
             caplog.clear()
             async with running_router(tmp_path, fleet, peers=PeerSettings(port=0, secret_file=secret)):
-                said = [r for r in caplog.records if "--peers-secret-file" in r.getMessage()]
-                assert len(said) == warnings
+                payload = [r for r in caplog.records if "--peers-secret-file" in r.getMessage()]
+                assert len(payload) == warnings

@@ -1,4 +1,4 @@
-"""Strangers on the admin port: bounded, within deadlines, answered cleanly, and never in the way of the kubelet."""
+"""Unknown clients on the admin port: bounded, within deadlines, answered cleanly, and never in the way of the kubelet."""
 
 from __future__ import annotations
 
@@ -59,15 +59,15 @@ async def bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **limits: Any
         yield r
 
 
-STRANGERS = {
+CLIENTS = {
     "silent": b"",
     "half of a head": b"GET /healthz HTTP/1.1\r\nhost",
     "answered, and kept": HEALTH,
-    "pages that nobody reads": b"GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n" * 50,
+    "pages that are not read": b"GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n" * 50,
 }
 
 
-@pytest.mark.parametrize("data", STRANGERS.values(), ids=STRANGERS.keys())
+@pytest.mark.parametrize("data", CLIENTS.values(), ids=CLIENTS.keys())
 async def test_strangers_do_not_fail_the_probes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes
 ) -> None:
@@ -85,7 +85,7 @@ async def test_strangers_do_not_fail_the_probes(
 
 
 async def test_what_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Silence, heads, bodies, idle connections and answers that nobody reads."""
+    """Silence, heads, bodies, idle connections and answers that are not read."""
     times = {"head_seconds": 0.3, "body_seconds": 0.3, "idle_seconds": 0.3, "stall_seconds": 0.3}
     async with bounded(tmp_path, monkeypatch, **times) as r:
         port = r.router.admin_port
@@ -178,7 +178,7 @@ HOSTILE = {
     "a long target": (b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\nhost: localhost\r\n\r\n", 414),
     "a large head": (b"GET / HTTP/1.1\r\nhost: localhost\r\na: " + b"b" * 20_000 + b"\r\n\r\n", 431),
     "no Host": (b"GET /healthz HTTP/1.1\r\n\r\n", 400),
-    "a stranger's Expect": (
+    "an unknown Expect": (
         b"POST /none HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: 9\r\n\r\n",
         404,
     ),

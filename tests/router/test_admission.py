@@ -176,7 +176,7 @@ async def test_more_workers_bring_more_room(tmp_path: Path) -> None:
     ],
 )
 async def test_output_is_capped(tmp_path: Path, asked: dict[str, Any], sent: dict[str, int] | None) -> None:
-    """Whoever asks for more is refused in words, whoever names no bound gets the deployment's, others keep their own."""
+    """A request for more is refused with a message, one without a bound gets the deployment's, others keep their own."""
     async with (
         mock_worker() as worker,
         running_router(tmp_path, config([("aggregated", worker.url)], maxOutputTokens=100)) as r,

@@ -76,7 +76,7 @@ def status_and_error(answer: bytes) -> tuple[int, str]:
 async def test_a_client_that_leaves_before_the_first_token_frees_the_worker(
     tmp_path: Path, role: str
 ) -> None:
-    """Whichever half is at work learns at once that nobody waits any more."""
+    """Whichever worker is at work learns at once that the client has left."""
     async with mock_worker() as prefill, mock_worker() as decode:
         hanging = prefill if role == "prefill" else decode
         hanging.behavior = "hang"
@@ -215,7 +215,7 @@ BAD_HTTP = {
 
 @pytest.mark.parametrize("case", BAD_HTTP)
 async def test_bad_http_is_refused_and_the_connection_closed(r: Running, case: str) -> None:
-    """What follows a message that cannot be told apart is never taken for a request."""
+    """What follows a message whose end is unknown is never taken for a request."""
     data, status = BAD_HTTP[case]
     answer = await raw(r, data)
     assert status_and_error(answer)[0] == status

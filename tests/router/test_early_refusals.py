@@ -25,9 +25,9 @@ async def refused(port: int, data: bytes) -> tuple[int, dict[str, Any]]:
     """Send *data* and return status and body of the last answer, after which the connection ends."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(data)
-    said = await asyncio.wait_for(reader.read(), 10)
+    payload = await asyncio.wait_for(reader.read(), 10)
     writer.close()
-    head, _, body = said[said.rindex(b"HTTP/1.1 ") :].partition(b"\r\n\r\n")
+    head, _, body = payload[payload.rindex(b"HTTP/1.1 ") :].partition(b"\r\n\r\n")
     return int(head.split()[1]), json.loads(body)
 
 
@@ -51,7 +51,7 @@ async def refused(port: int, data: bytes) -> tuple[int, dict[str, Any]]:
         (b"POST /v1/chat/completions HTTP/1.1", SLOW, 408, None),
         (b"GET /v1/models HTTP/1.1", ENDLESS, 431, None),
         (b"POST /v1/messages", b"", 408, "timeout_error"),  # whatever may follow of it
-        (b"POST /v1/mess", b"", 408, None),  # nobody knows yet what the path will be
+        (b"POST /v1/mess", b"", 408, None),  # the path is not known yet
         (b"\x16\x03\x01 /v1/messages", b"", 400, None),
     ],
 )
@@ -71,7 +71,7 @@ async def test_the_form_follows_the_path(
 
 
 async def test_what_follows_a_request_is_not_taken_for_its_kin(tmp_path: Path) -> None:
-    """After a complete request under Anthropic's path comes no HTTP at all: nobody knows whose words to use."""
+    """After a complete request under Anthropic's path comes no HTTP at all: the API, and so the form of the error, is unknown."""
     body = b'{"model":"none","messages":[{"role":"user","content":"x"}],"max_tokens":1}'
     first = b"POST /v1/messages HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
     async with running_router(tmp_path, config([]), client=LIMITS) as r:
@@ -86,9 +86,9 @@ async def answered(port: int, *parts: bytes) -> bytes:
     for part in parts:
         writer.write(part)
         await asyncio.sleep(0)
-    said = await asyncio.wait_for(reader.read(), 10)
+    payload = await asyncio.wait_for(reader.read(), 10)
     writer.close()
-    return said
+    return payload
 
 
 @pytest.mark.parametrize(
@@ -107,10 +107,10 @@ async def answered(port: int, *parts: bytes) -> bytes:
 async def test_a_head_that_is_refused_early_has_no_body(tmp_path: Path, rest: bytes, status: int) -> None:
     """The answer to a HEAD ends with its head, whatever it says (RFC 9110, section 9.3.2)."""
     async with running_router(tmp_path, config([]), client=LIMITS) as r:
-        said = await answered(r.router.port, b"HEAD /v1/models HTTP/1.1\r\nhost: x\r\n" + rest)
-    assert said.startswith(b"HTTP/1.1 %d " % status)
-    assert said.endswith(b"\r\n\r\n")
-    assert said.count(b"\r\n\r\n") == 1
+        payload = await answered(r.router.port, b"HEAD /v1/models HTTP/1.1\r\nhost: x\r\n" + rest)
+    assert payload.startswith(b"HTTP/1.1 %d " % status)
+    assert payload.endswith(b"\r\n\r\n")
+    assert payload.count(b"\r\n\r\n") == 1
 
 
 async def test_what_an_answer_says_of_its_connection(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ async def test_what_an_answer_says_of_its_connection(tmp_path: Path) -> None:
 
 
 async def test_an_answer_in_pieces_to_http_1_0_says_so_too(tmp_path: Path) -> None:
-    """A stream that only the end of the connection can end is never said to be kept."""
+    """A stream that only the end of the connection can end is never announced as kept."""
     body = json.dumps({"model": "tiny-1b", "messages": [{"role": "user", "content": "x"}], "stream": True})
     asked = (
         b"POST /v1/chat/completions HTTP/1.0\r\nconnection: keep-alive\r\ncontent-length: %d\r\n\r\n%b"
@@ -139,10 +139,10 @@ async def test_an_answer_in_pieces_to_http_1_0_says_so_too(tmp_path: Path) -> No
     async with mock_worker() as worker:
         fleet = config([("aggregated", worker.url)])
         async with running_router(tmp_path, fleet) as r:
-            said = await answered(r.router.port, asked)
-    assert b"\r\nconnection: close\r\n" in said
-    assert b"keep-alive" not in said
-    assert said.endswith(b"[DONE]\n\n")
+            payload = await answered(r.router.port, asked)
+    assert b"\r\nconnection: close\r\n" in payload
+    assert b"keep-alive" not in payload
+    assert payload.endswith(b"[DONE]\n\n")
 
 
 async def test_a_refusal_of_the_head_has_the_requests_id(tmp_path: Path) -> None:

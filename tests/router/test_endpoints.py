@@ -1,4 +1,4 @@
-"""The API's endpoints: what reaches a worker, what of its answer is counted, and how each API is told of errors."""
+"""The API's endpoints: what reaches a worker, what of its answer is counted, and the form of errors in each API."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from turnout_router.api.events import MESSAGE_EVENTS, RESPONSE_EVENTS, EventForm
 if TYPE_CHECKING:
     from support.router_recording_worker import RecordingWorker
 
-SAID = [{"role": "user", "content": "hi"}]
+MESSAGES = [{"role": "user", "content": "hi"}]
 BODIES: dict[str, dict[str, Any]] = {
-    "/v1/chat/completions": {"messages": SAID},
+    "/v1/chat/completions": {"messages": MESSAGES},
     "/v1/completions": {"prompt": "hi"},
     "/v1/responses": {"input": "hi"},
-    "/v1/messages": {"messages": SAID, "max_tokens": 5},
-    "/v1/messages/count_tokens": {"messages": SAID},
+    "/v1/messages": {"messages": MESSAGES, "max_tokens": 5},
+    "/v1/messages/count_tokens": {"messages": MESSAGES},
     "/v1/embeddings": {"input": ["hi", "ho"]},
     "/v1/rerank": {"query": "hi", "documents": ["a", "b"]},
     "/rerank": {"query": "hi", "documents": ["a", "b"]},
@@ -88,7 +88,7 @@ def test_every_endpoint_has_a_body_here() -> None:
 
 
 async def test_what_clients_send_reaches_the_worker_byte_by_byte(tmp_path: Path) -> None:
-    """Tools, formats, choices, log probabilities, images, fields nobody knows: all of it, on every path."""
+    """Tools, formats, choices, log probabilities, images, unknown fields: all of it, on every path."""
     extra: dict[str, Any] = {
         "model": MODEL,
         "tools": [{"type": "function", "function": {"name": "w", "parameters": {"type": "object"}}}],
@@ -107,7 +107,7 @@ async def test_what_clients_send_reaches_the_worker_byte_by_byte(tmp_path: Path)
             whole = extra | body
             if "messages" in body:
                 parts = [{"type": "text", "text": "see"}, image]
-                whole["messages"] = [*SAID, {"role": "user", "content": parts}]
+                whole["messages"] = [*MESSAGES, {"role": "user", "content": parts}]
             sent = orjson.dumps(whole)
             answer = await r.client.post(path, content=sent)
             assert answer.status_code == 200
@@ -204,9 +204,9 @@ async def test_a_cut_stream_of_events_ends_with_an_error(tmp_path: Path, path: s
     assert got.startswith(begun)
     last = got.removeprefix(begun)
     assert last.startswith(b"event: error\ndata: ")
-    said = orjson.loads(last.split(b"data: ")[1])
-    assert said["type"] == "error"
-    assert "The stream broke" in said["error"]["message"]
+    payload = orjson.loads(last.split(b"data: ")[1])
+    assert payload["type"] == "error"
+    assert "The stream broke" in payload["error"]["message"]
 
 
 async def test_what_only_counts_tokens_is_no_load(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ async def test_anthropics_clients_send_their_key_in_a_field_of_their_own(tmp_pat
 @pytest.mark.parametrize(
     ("body", "status", "kind"),
     [
-        ({"model": "none", "messages": SAID, "max_tokens": 1}, 404, "not_found_error"),
+        ({"model": "none", "messages": MESSAGES, "max_tokens": 1}, 404, "not_found_error"),
         ({"model": MODEL, "max_tokens": 1}, 400, "invalid_request_error"),
     ],
 )
@@ -385,13 +385,13 @@ def test_an_event_above_the_bound_passes_unread() -> None:
 def test_the_documentation_has_every_endpoint_as_it_is() -> None:
     """The table in docs/api.md and the router's own say the same."""
     text = (Path(__file__).resolve().parents[2] / "docs" / "api.md").read_text()
-    told = [
+    rows = [
         tuple(cell.strip().strip("`") for cell in line.split("|")[1:-1])
         for line in text.splitlines()
         if line.startswith("| `/")
     ]
     yes = {True: "yes", False: "no"}
-    assert [(row[0], row[1], row[2] != "no", row[3], row[4]) for row in told] == [
+    assert [(row[0], row[1], row[2] != "no", row[3], row[4]) for row in rows] == [
         (
             endpoint.path.decode(),
             yes[endpoint.prefill is not None],

@@ -9,38 +9,38 @@ import pytest
 from support.router_mock_backend import mock_worker
 from support.router_running import LONG, MODEL, chat, config, pair, running_router
 from turnout.routing import UNCONSTRAINED, Backend, LoadChooser, WorkerPair
-from turnout.routing.ledger import Prompt
+from turnout.routing.load_tracker import Prompt
 from turnout_router.errors import UpstreamError
 from turnout_router.outcome import Outcome, TokenUsage
-from turnout_router.request.decisions import Decision, Decisions
+from turnout_router.request.decisions import Decisions, RouteDecision
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 async def test_a_request_that_asks_is_told_why(tmp_path: Path) -> None:
-    """`x-turnout-explain: 1` brings one line with both halves; without it there is none."""
+    """`x-turnout-explain: 1` brings one line with both phases; without it there is none."""
     async with (
         mock_worker() as prefill,
         mock_worker() as decode,
         running_router(tmp_path, pair(prefill, decode, policy="LeastLoaded")) as r,
     ):
         silent = await r.chat(LONG)
-        told = await r.client.post(
+        answer = await r.client.post(
             "/v1/chat/completions", json=chat(LONG), headers={"x-turnout-explain": "1"}
         )
         short = await r.client.post(
             "/v1/chat/completions", json=chat("hi"), headers={"x-turnout-explain": "1"}
         )
     assert "x-turnout-reason" not in silent.headers
-    reason = told.headers["x-turnout-reason"]
+    reason = answer.headers["x-turnout-reason"]
     assert f"decode on {decode.id}: " in reason
     assert f"prefill on {prefill.id}: " in reason
     assert "too short to be worth moving" in short.headers["x-turnout-reason"]
 
 
 async def test_a_decision_can_be_looked_up_afterwards(tmp_path: Path) -> None:
-    """By the request's id: who was compared by which figures, when each step was, and what usage said."""
+    """By the request's id: the workers that were compared and their figures, the time of each step, and the usage."""
     async with (
         mock_worker() as prefill,
         mock_worker() as decode,
@@ -101,7 +101,7 @@ async def test_failures_are_part_of_the_account(tmp_path: Path) -> None:
 
 
 async def test_a_refusal_is_explained_too(tmp_path: Path) -> None:
-    """Where everybody fails, the error carries the reason, and so does the account."""
+    """Where every worker fails, the error carries the reason, and so does the account."""
     async with (
         mock_worker(behavior="status", status=500) as bad,
         running_router(tmp_path, config([("aggregated", bad.url)])) as r,
@@ -125,8 +125,8 @@ def outcome(status: int) -> Outcome:
     return Outcome("finished", status, TokenUsage(1, 1, None, "engine"), 0.0, 1.0, None, 0.0, 0, None)
 
 
-def decision(name: str) -> Decision:
-    return Decision(
+def decision(name: str) -> RouteDecision:
+    return RouteDecision(
         id=name,
         path="/p",
         model="m",

@@ -1,4 +1,4 @@
-"""Workers that fail, each in its own way: repaired unseen before the first byte, told honestly after it."""
+"""Workers that fail, each in its own way: repaired unseen before the first byte, reported as an error after it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BEFORE_THE_FIRST_BYTE = ["status", "reset", "cut_in_head", "garbage", "endless_h
 
 @pytest.mark.parametrize("behavior", BEFORE_THE_FIRST_BYTE)
 async def test_a_decode_worker_that_fails_at_once_is_replaced(tmp_path: Path, behavior: str) -> None:
-    """Every request is served by the other worker, and nobody notices."""
+    """Every request is served by the other worker, and no client notices."""
     async with (
         mock_worker(behavior=behavior) as bad,
         mock_worker() as good,
@@ -37,7 +37,7 @@ async def test_a_decode_worker_that_fails_at_once_is_replaced(tmp_path: Path, be
 
 
 async def test_an_answer_that_breaks_before_it_is_complete_is_asked_for_again(tmp_path: Path) -> None:
-    """An answer that is not streamed is held until it is whole, so that half of one is never delivered."""
+    """An answer that is not streamed is held until it is whole, so that a part of one is never delivered."""
     async with (
         mock_worker(behavior="cut") as bad,
         mock_worker() as good,
@@ -160,7 +160,7 @@ async def test_a_stream_without_its_end_is_a_broken_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("behavior", ["cut", "cut_cleanly", "stream_error"])
 async def test_the_official_client_sees_a_broken_stream_as_an_error(tmp_path: Path, behavior: str) -> None:
-    """It raises, and is told nothing of the worker's inside."""
+    """It raises, and the error shows nothing of the worker's inside."""
     async with (
         mock_worker(behavior=behavior) as worker,
         running_router(tmp_path, config([("aggregated", worker.url)])) as r,
@@ -264,7 +264,7 @@ async def test_a_worker_that_fails_is_left_alone_and_comes_back(tmp_path: Path) 
 
 
 async def test_a_connection_that_the_worker_closed_meanwhile_is_replaced(tmp_path: Path) -> None:
-    """Reusing a connection just as the worker closes it is nobody's failure."""
+    """Reusing a connection just as the worker closes it counts as no failure."""
     async with (
         mock_worker(single_use=True) as worker,
         running_router(tmp_path, config([("aggregated", worker.url)])) as r,

@@ -45,8 +45,8 @@ def bearer(name: str) -> dict[str, str]:
 
 def large(key: str | None, size: int) -> bytes:
     """Return a request with a body of *size* bytes, all but its last one."""
-    said = b"" if key is None else b"authorization: Bearer %b\r\n" % key.encode()
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n%bcontent-length: %d\r\n\r\n" % (said, size)
+    payload = b"" if key is None else b"authorization: Bearer %b\r\n" % key.encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n%bcontent-length: %d\r\n\r\n" % (payload, size)
     return head + b" " * (size - 1)
 
 
@@ -85,9 +85,9 @@ async def test_who_has_no_key_holds_nothing(tmp_path: Path) -> None:
         fleet = config([("aggregated", worker.url)]) | {"budgets": budgets("good")}
         async with (
             running_router(tmp_path, fleet, auth="required", client=LIMITS) as r,
-            sending(r.router.port, 32, large(None, 256 * KIB)) as strangers,
+            sending(r.router.port, 32, large(None, 256 * KIB)) as others,
         ):
-            assert {await status_of(one) for one in strangers} == {401}
+            assert {await status_of(one) for one in others} == {401}
             assert r.router._listener.held_bytes == 0
             assert await statuses(r, 40, "good", 100) == {200: 40}
             assert await statuses(r, 8, "good", 200 * KIB) == {200: 8}
@@ -182,7 +182,7 @@ async def test_who_keeps_a_connection_busy_with_nothing_keeps_nobody_out(tmp_pat
 
 
 async def test_where_all_are_busy_a_connection_more_is_refused(tmp_path: Path) -> None:
-    """Nobody's request is given up for a new connection; that gets 503."""
+    """No request is given up for a new connection; that gets 503."""
     async with (
         mock_worker(behavior="gated") as worker,
         running_router(
@@ -203,7 +203,7 @@ async def test_where_all_are_busy_a_connection_more_is_refused(tmp_path: Path) -
     )
 )
 def test_bodies_never_take_more_than_the_room(steps: list[tuple[str, int, bool, bool]]) -> None:
-    """Whoever takes and gives back what: the sum keeps its bound, a client its share, and all of it can be given back."""
+    """In whatever order clients take and give back: the sum keeps its bound, a client its share, and all of it can be given back."""
     accounts = Accounts(2000, 100)
     held: list[tuple[Any, int, bool]] = []
     for name, size, is_large, give_back in steps:

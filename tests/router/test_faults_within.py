@@ -1,4 +1,4 @@
-"""Whatever fails inside the router, its client gets an answer or an end, and nobody else notices."""
+"""Whatever fails inside the router, its client gets an answer or an end, and no other client notices."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ async def serving(
         await listener.stop(0.1)
 
 
-async def said(port: int, *parts: bytes) -> bytes:
+async def answers_to(port: int, *parts: bytes) -> bytes:
     """Send *parts*, and return everything up to the end of the connection, which must come."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     for part in parts:
@@ -122,7 +122,7 @@ async def test_a_request_that_fails_gets_500(error: type[BaseException], before:
             (b"/answered", [200]),
             (b"/begun", [200]),
         ):
-            answers = await said(port, before + get(path) + GOOD)
+            answers = await answers_to(port, before + get(path) + GOOD)
             assert statuses(answers) == earlier + own, path
             assert not answers.endswith(b"0\r\n\r\n")
         if not cancelled:
@@ -132,8 +132,11 @@ async def test_a_request_that_fails_gets_500(error: type[BaseException], before:
                 head(b"/check", b"expect: 100-continue"),
             )
             for request in checked:
-                assert statuses(await said(port, before + request)) == [*earlier, 500]
-        assert statuses(await said(port, MODELS.replace(b"/v1/models", b"/good"), b"\r\n\0")) == [200, 400]
+                assert statuses(await answers_to(port, before + request)) == [*earlier, 500]
+        assert statuses(await answers_to(port, MODELS.replace(b"/v1/models", b"/good"), b"\r\n\0")) == [
+            200,
+            400,
+        ]
         await eventually(lambda: not len(listener))
         assert listener.held_bytes == 0
 
@@ -142,8 +145,8 @@ async def test_an_error_that_cannot_even_be_written_ends_the_connection() -> Non
     """No answer, but an end, alone and behind another request."""
     async with serving(Failing(RuntimeError)) as (listener, port):
         broken = b"GET /error-body HTTP/1.1\r\nhost: a b\r\n\r\n"
-        assert await said(port, broken) == b""
-        assert statuses(await said(port, GOOD + broken)) == [200]
+        assert await answers_to(port, broken) == b""
+        assert statuses(await answers_to(port, GOOD + broken)) == [200]
         await eventually(lambda: not len(listener))
 
 
@@ -173,7 +176,7 @@ async def test_one_connection_that_fails_in_the_sweep_does_not_end_it(
 async def test_a_request_that_nobody_works_on_is_ended() -> None:
     """Were a coroutine ever lost, the sweep would drop its connection rather than keep it for ever."""
     async with serving(Failing(RuntimeError)) as (listener, port):
-        asking = asyncio.create_task(said(port, get(b"/hangs")))
+        asking = asyncio.create_task(answers_to(port, get(b"/hangs")))
         await eventually(lambda: any(each._drive is not None for each in listener.connections))
         (one,) = listener.connections
         lost, one._drive = one._drive, None
@@ -206,5 +209,5 @@ async def test_what_fails_in_the_gateway_is_500_and_counted(tmp_path: Path) -> N
         answer = await r.client.post("/v1/messages", content=b"{}")
         assert answer.status_code == 500
         assert answer.json()["error"]["type"] == "api_error"
-        assert statuses(await said(r.router.port, MODELS + post(b"{}") + MODELS)) == [200, 500]
+        assert statuses(await answers_to(r.router.port, MODELS + post(b"{}") + MODELS)) == [200, 500]
         assert await r.metric("turnout_router_requests_total", deployment="", code="500") == 2

@@ -69,7 +69,7 @@ async def test_a_token_is_sent(tmp_path: Path) -> None:
 
 
 async def test_a_token_file_is_read_each_time(tmp_path: Path) -> None:
-    """A kubelet replaces the token in its file; whoever asks again sends the new one."""
+    """A kubelet replaces the token in its file; the next request sends the new one."""
     token = tmp_path / "token"
     token.write_text("first")
     access = load_access(kubeconfig(tmp_path, {"tokenFile": "token"}))

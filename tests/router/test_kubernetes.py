@@ -68,7 +68,7 @@ def pod(name: str, of: str, role: str, worker: MockWorker, served: str) -> dict[
             "annotations": {terms.ANNOTATION_WORKER: facts.to_annotation()},
         },
         "spec": {
-            # No node has this label: nobody runs it, so the test says what its status is.
+            # No node has this label: no kubelet runs it, so the test sets its status.
             "nodeSelector": {"turnout.dev/nowhere": "true"},
             "containers": [{"name": "worker", "image": "none"}],
         },

@@ -148,7 +148,7 @@ async def test_hostile_answers_are_ignored(tmp_path: Path, body: bytes) -> None:
 
 
 async def test_one_worker_that_errs_changes_nothing_for_the_others(tmp_path: Path) -> None:
-    """A context of one token, said by one of three: clients see what the others say."""
+    """A context of one token, reported by one of three: clients see what the others report."""
     async with (
         mock_worker(models=listed(4096)) as one,
         mock_worker(models=listed(4096)) as other,
@@ -193,4 +193,4 @@ def test_what_is_known_follows_the_fleet() -> None:
     assert known.max_model_len == 4096
     facts.retain(build_fleet([route], (), (), []))
     assert facts.of("default/tiny") is None
-    assert not facts._said
+    assert not facts._reports

@@ -24,7 +24,7 @@ from support.router_running import (
 from support.worker_process import free_port
 from turnout_router.settings import UpstreamLimits
 from turnout_router.upstream.connection import UpstreamConnection
-from turnout_router.upstream.pools import Pool
+from turnout_router.upstream.pools import ConnectionPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -166,7 +166,7 @@ class Pausing:
 
 async def test_a_connection_that_was_held_back_at_the_end_reads_again() -> None:
     """It goes back to the pool ready for the next exchange, not deaf."""
-    pool = Pool(("127.0.0.1", 1), UpstreamLimits())
+    pool = ConnectionPool(("127.0.0.1", 1), UpstreamLimits())
     connection = UpstreamConnection(pool, asyncio.get_running_loop())
     wire = Wire()
     connection.connection_made(cast("asyncio.Transport", wire))

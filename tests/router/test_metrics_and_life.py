@@ -87,7 +87,7 @@ async def test_latencies_are_told_in_the_deployments_time(tmp_path: Path) -> Non
 
 
 async def test_requests_without_a_deployment_are_counted_apart(tmp_path: Path) -> None:
-    """Unknown names and malformed bodies are nobody's arrivals."""
+    """Unknown names and malformed bodies count as no deployment's arrivals."""
     async with running_router(tmp_path, config([])) as r:
         await r.chat(model="other")
         await r.client.post("/v1/chat/completions", content=b"{")

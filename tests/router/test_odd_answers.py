@@ -160,7 +160,7 @@ def test_fields_that_a_worker_sends_twice_go_out_once(world: World) -> None:
 
 @pytest.mark.parametrize("form", FORM)
 @pytest.mark.parametrize(
-    "said",
+    "payload",
     [
         b'{"code":' + DEEP + b"}",
         b'{"error":{"type":' + DEEP + b',"message":"no"}}',
@@ -173,13 +173,13 @@ def test_fields_that_a_worker_sends_twice_go_out_once(world: World) -> None:
     ],
     ids=["code", "type", "detail", "finding", "no JSON", "no UTF-8", "null", "empty"],
 )
-def test_a_refusal_is_passed_on_whatever_its_body_is(world: World, form: bytes, said: bytes) -> None:
+def test_a_refusal_is_passed_on_whatever_its_body_is(world: World, form: bytes, payload: bytes) -> None:
     """Its status, and a body of the API's form; `World` asserts that nothing failed inside."""
-    head = b"HTTP/1.1 422 No\r\ncontent-length: %d\r\n\r\n" % len(said)
-    answer = ask(world, form, head + said)
+    head = b"HTTP/1.1 422 No\r\ncontent-length: %d\r\n\r\n" % len(payload)
+    answer = ask(world, form, head + payload)
     assert (answer.status, answer.whole) == (422, True)
     assert answer.fields[b"content-type"] == b"application/json"
-    assert said.startswith(b'{"error"') or isinstance(orjson.loads(answer.body)["error"]["message"], str)
+    assert payload.startswith(b'{"error"') or isinstance(orjson.loads(answer.body)["error"]["message"], str)
 
 
 @pytest.mark.parametrize("form", ["chat/completions", "responses", "messages"])
@@ -188,9 +188,9 @@ def test_a_mistake_at_the_beginning_of_a_stream_may_be_nested_deeply(
     world: World, form: str, name: str
 ) -> None:
     """The status that it stands for, in the API's form."""
-    said = b'{"error":{"code":400,"%b":%b}}' % (name.encode(), DEEP)
+    payload = b'{"error":{"code":400,"%b":%b}}' % (name.encode(), DEEP)
     answer = ask(
-        world, b"/v1/%b stream" % form.encode(), STREAM + b"event: error\ndata: " + said + b"\n\n" + DONE
+        world, b"/v1/%b stream" % form.encode(), STREAM + b"event: error\ndata: " + payload + b"\n\n" + DONE
     )
     assert answer.status == 400
     assert isinstance(orjson.loads(answer.body)["error"]["message"], str)
@@ -204,10 +204,10 @@ def test_a_cache_that_is_described_too_deeply_is_none(
 ) -> None:
     """The request is served without it."""
     asked: list[bytes] = []
-    said = b'{"kv_transfer_params":{"a":' + b"[" * depth + b"]" * depth + b"}}"
+    payload = b'{"kv_transfer_params":{"a":' + b"[" * depth + b"]" * depth + b"}}"
 
     def prefill(_head: bytes, _body: bytes) -> Answer:
-        return Answer([b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(said) + said])
+        return Answer([b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(payload) + payload])
 
     def decode(_head: bytes, body: bytes) -> Answer:
         asked.append(body)

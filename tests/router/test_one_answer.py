@@ -1,4 +1,4 @@
-"""One answer per request from a worker: what it says beyond that is given to nobody, and its connection is dropped."""
+"""One answer per request from a worker: further bytes go to no client, and its connection is dropped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from support.router_running import Running, chat, config, eventually, running_ro
 from turnout_router.http1.http import get
 from turnout_router.settings import UpstreamLimits
 from turnout_router.upstream.answers import Collected
-from turnout_router.upstream.pools import Pools
+from turnout_router.upstream.pools import ConnectionPools
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -34,10 +34,10 @@ def answer(text: str, status: int = 200, *, chunked: bool = False, more: bytes =
     return head + b"content-length: %d\r\n\r\n%b" % (len(body), body)
 
 
-SECOND = answer("of somebody else")
+SECOND = answer("of another request")
 BEHIND = {
     "a second answer": SECOND,
-    "a second answer in chunks": answer("of somebody else", chunked=True),
+    "a second answer in chunks": answer("of another request", chunked=True),
     "the beginning of a second answer": b"HTT",
     "the head of a second answer": SECOND[:-10],
     "an interim answer": b"HTTP/1.1 100 Continue\r\n\r\n",
@@ -130,7 +130,7 @@ async def test_what_follows_an_answer_is_given_to_nobody(tmp_path: Path, framing
 
 @pytest.mark.parametrize("behind", BEHIND.values(), ids=BEHIND.keys())
 async def test_what_comes_on_an_idle_connection_is_given_to_nobody(tmp_path: Path, behind: bytes) -> None:
-    """Later, while nobody has asked for anything: the connection is dropped before the next request."""
+    """Later, while no request is under way: the connection is dropped before the next request."""
     async with scripted(tmp_path) as (r, worker):
         worker.late = behind
         await says(r, "after that")
@@ -169,7 +169,7 @@ def piece(data: bytes) -> bytes:
 
 
 async def test_a_second_head_in_the_middle_of_a_stream_breaks_it(tmp_path: Path) -> None:
-    """Where a chunk should begin: none of it gets to the client, who is told that the stream broke."""
+    """Where a chunk should begin: none of it gets to the client, which gets an error that the stream broke."""
     async with scripted(tmp_path, [STREAM + piece(EVENT), SECOND]) as (r, worker):
         seen = b""
         with pytest.raises(httpx.RemoteProtocolError):  # noqa: PT012 - what came before is looked at
@@ -177,7 +177,7 @@ async def test_a_second_head_in_the_middle_of_a_stream_breaks_it(tmp_path: Path)
                 async for data in got.aiter_raw():
                     seen += data
         assert b"stream_broken" in seen
-        assert b"somebody else" not in seen
+        assert b"another request" not in seen
         assert b"[DONE]" not in seen
         await says(r, "after that")
         assert worker.kept == [1, 1]
@@ -201,7 +201,7 @@ async def test_what_follows_a_stream_is_given_to_nobody(
 
 async def test_what_has_come_before_a_request_is_no_answer_to_it() -> None:
     """It lies in the socket, and the event loop has not yet seen it when the connection is to be used again."""
-    pools = Pools(UpstreamLimits())
+    pools = ConnectionPools(UpstreamLimits())
     pools.start()
     listening = socket.create_server(("127.0.0.1", 0))
     listening.settimeout(10)  # of the thread that accepts

@@ -50,7 +50,7 @@ def one_pool(*workers: MockWorker, policy: str = "PrefixAware") -> dict[str, obj
 
 
 async def test_a_prefix_that_one_router_sent_is_known_to_the_other(tmp_path: Path) -> None:
-    """The other router follows, to a worker that would be the home of half of the prompts at most."""
+    """The other router follows, to a worker that would be the affinity target of 50 % of the prompts at most."""
     async with (
         mock_worker(behavior="gated") as busy,
         mock_worker(behavior="gated") as idle,
@@ -104,7 +104,7 @@ async def test_a_conversation_that_hops_between_routers_stays_with_its_worker(tm
 
 
 async def test_what_one_router_has_in_flight_is_seen_by_the_other(tmp_path: Path) -> None:
-    """Two requests at a time, one through each: never on the same worker; afterwards all books are closed."""
+    """Two requests at a time, one through each: never on the same worker; afterwards all trackers are empty."""
     async with (
         mock_worker(behavior="gated") as one,
         mock_worker(behavior="gated") as two,
@@ -148,7 +148,7 @@ async def test_both_halves_of_a_pair_are_told_each_on_its_worker(tmp_path: Path)
 
 
 async def test_an_answer_in_one_piece_is_told_with_what_its_first_token_should_take(tmp_path: Path) -> None:
-    """Nobody sees its first token, so the other router takes it to come when it is expected."""
+    """Its first token cannot be observed, so the other router assumes it at the expected time."""
     async with (
         mock_worker(behavior="gated") as one,
         mock_worker() as two,
@@ -163,14 +163,14 @@ async def test_an_answer_in_one_piece_is_told_with_what_its_first_token_should_t
                 break
         await hears(b, 1)
         state = next(state for state in states_of(b) if state.id == one.id)
-        (ticket,) = state.waiting
-        await eventually(lambda: ticket.expected_at < asyncio.get_running_loop().time() + 10)
+        (request,) = state.waiting
+        await eventually(lambda: request.expected_at < asyncio.get_running_loop().time() + 10)
         one.gate.set()
         await asyncio.gather(*held)
 
 
 async def test_a_router_that_is_killed_takes_its_requests_out_of_the_others_books(tmp_path: Path) -> None:
-    """Killed with a request in flight; then started again, and told and heard as before."""
+    """Killed with a request in flight; then started again, and connected as before."""
     async with mock_worker(behavior="gated") as one, mock_worker(behavior="gated") as two:
         content = one_pool(one, two)
         theirs, ours, public = free_port(), free_port(), free_port()
@@ -203,7 +203,7 @@ async def test_a_router_that_is_killed_takes_its_requests_out_of_the_others_book
 
 
 async def test_who_joins_late_is_told_what_is_in_flight(tmp_path: Path) -> None:
-    """Sent before there was anybody to tell, with its first token told, too."""
+    """Sent before another router was there, and its first token is reported, too."""
     async with (
         mock_worker(tokens=1_000_000, pause_seconds=0.05) as one,
         mock_worker(behavior="gated") as two,
@@ -261,7 +261,7 @@ async def test_who_joins_late_is_told_what_workers_have_cached(tmp_path: Path) -
 
 
 async def test_a_router_does_not_talk_to_itself_and_says_who_is_there(tmp_path: Path) -> None:
-    """Three routers that are all told of all three addresses: each has two peers."""
+    """Three routers that all know all three addresses: each has two peers."""
     async with (
         mock_worker() as one,
         mock_worker() as two,
@@ -289,7 +289,7 @@ async def test_a_router_without_peers_has_none_of_it(tmp_path: Path) -> None:
 
 
 async def test_routers_with_different_fleets_do_not_confuse_each_other(tmp_path: Path) -> None:
-    """Of deployments and workers that a router does not have it books nothing, counts that, and serves."""
+    """Of deployments and workers that a router does not have it tracks nothing, counts that, and serves."""
     async with mock_worker() as one, mock_worker() as two, mock_worker() as three:
         first, second = free_port(), free_port()
         folders = [tmp_path / name for name in ("a", "b")]
@@ -323,7 +323,7 @@ async def test_routers_with_different_fleets_do_not_confuse_each_other(tmp_path:
 
 @pytest.mark.parametrize("policy", ["LeastLoaded", "PrefixAware"])
 async def test_only_what_is_chosen_by_prefix_is_told(tmp_path: Path, policy: str) -> None:
-    """LeastLoaded reckons with the own load alone: nobody would read what is told of it."""
+    """LeastLoaded uses the router's own load alone: messages would have no effect."""
     async with (
         mock_worker() as one,
         mock_worker() as two,

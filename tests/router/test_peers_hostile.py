@@ -1,4 +1,4 @@
-"""The peers' port and its connections where the other side is a stranger, broken, slow, silent or lost."""
+"""The peers' port and its connections with a peer that is unknown, broken, slow, silent or lost."""
 
 from __future__ import annotations
 
@@ -17,23 +17,21 @@ from support.router_mock_backend import mock_worker
 from support.router_peers import connect, knowing, routers
 from support.router_running import config, eventually, eventually_async
 from support.worker_process import free_port
-from turnout.routing.ledger import Ledger, Prompt, Ticket
+from turnout.routing.load_tracker import InFlightRequest, LoadTracker, Prompt
 from turnout.routing.policy import PrefixAware
 from turnout.routing.work import WorkModel
 from turnout_router.api.prefixes import MAX_BLOCKS
 from turnout_router.errors import ConfigError
-from turnout_router.fleet.peers import link
+from turnout_router.fleet.peers import client
+from turnout_router.fleet.peers.client import ConnectedPeers
 from turnout_router.fleet.peers.counts import PeerCounts
-from turnout_router.fleet.peers.finding import NamedPeers, addresses_in
-from turnout_router.fleet.peers.greeting import Identity, greet, welcome
-from turnout_router.fleet.peers.hearing import MAX_CONNECTIONS, MAX_PER_ADDRESS
-from turnout_router.fleet.peers.inbox import Inbox
-from turnout_router.fleet.peers.link import Links
+from turnout_router.fleet.peers.discovery import StaticPeers, addresses_in
+from turnout_router.fleet.peers.handshake import PeerIdentity, accept_handshake, open_handshake
 from turnout_router.fleet.peers.mesh import Mesh, read_secret
 from turnout_router.fleet.peers.messages import (
     BLOCKS,
+    HEARTBEAT,
     MAX_FRAME_BYTES,
-    SIGN_OF_LIFE,
     Challenge,
     Expected,
     Finished,
@@ -43,10 +41,12 @@ from turnout_router.fleet.peers.messages import (
     Sent,
     framed,
     frames,
-    read_greeting,
+    read_handshake,
     read_messages,
 )
-from turnout_router.fleet.peers.outbox import RECENT_BLOCKS, RECENT_REQUESTS, Outbox
+from turnout_router.fleet.peers.receiver import PeerReceiver
+from turnout_router.fleet.peers.sender import RECENT_BLOCKS, RECENT_REQUESTS, PeerSender
+from turnout_router.fleet.peers.server import MAX_CONNECTIONS, MAX_PER_ADDRESS
 from turnout_router.options import parse_options, settings_of
 from turnout_runtime.supervision import Supervisor
 
@@ -59,24 +59,24 @@ if TYPE_CHECKING:
 KEY = "default/tiny"
 
 
-class Books:
-    """Ledgers of one deployment with one worker."""
+class Trackers:
+    """LoadTrackers of one deployment with one worker."""
 
     def __init__(self) -> None:
-        self.ledger = Ledger(256)
-        self.ledger.set_backends([("w", 10_000_000)])
+        self.tracker = LoadTracker(256)
+        self.tracker.set_backends([("w", 10_000_000)])
 
-    def ledger_of(self, deployment: str) -> tuple[Ledger, float] | None:
-        return (self.ledger, 1.0) if deployment == KEY else None
+    def load_tracker_of(self, deployment: str) -> tuple[LoadTracker, float] | None:
+        return (self.tracker, 1.0) if deployment == KEY else None
 
     @property
     def in_flight(self) -> int:
-        return self.ledger.states["w"].in_flight
+        return self.tracker.states["w"].in_flight
 
-    def ticket(self, blocks: int = 2) -> tuple[Ticket, Prompt]:
+    def request(self, blocks: int = 2) -> tuple[InFlightRequest, Prompt]:
         prompt = Prompt(256 * blocks, tuple(secrets.randbits(64) for _ in range(blocks)))
-        policy = PrefixAware(self.ledger, WorkModel())
-        pick = policy.choose(prompt, list(self.ledger.states.values()), 0.0)
+        policy = PrefixAware(self.tracker, WorkModel())
+        pick = policy.choose(prompt, list(self.tracker.states.values()), 0.0)
         return policy.sent(pick, prompt, 0.0), prompt
 
 
@@ -86,11 +86,11 @@ def sent(number: int, blocks: int = 2) -> Sent:
 
 @asynccontextmanager
 async def mesh(
-    books: Books, *peers: int, secret: bytes | None = None, port: int = 0
+    trackers: Trackers, *peers: int, secret: bytes | None = None, port: int = 0
 ) -> AsyncIterator[tuple[Mesh, int]]:
     supervisor = Supervisor(lambda _: None, logging.getLogger("test"))
-    sources = [NamedPeers([("127.0.0.1", peer) for peer in peers])] if peers else []
-    one = Mesh(books, sources, secret, 0.005, supervisor)
+    sources = [StaticPeers([("127.0.0.1", peer) for peer in peers])] if peers else []
+    one = Mesh(trackers, sources, secret, 0.005, supervisor)
     port = await one.start("127.0.0.1", port)
     task = asyncio.create_task(one.run())
     try:
@@ -104,13 +104,13 @@ async def mesh(
 
 
 @asynccontextmanager
-async def telling(
-    port: int, identity: Identity | None = None
+async def connected_peer(
+    port: int, identity: PeerIdentity | None = None
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """Play a router that tells."""
+    """Play a router that reports requests."""
     reader, writer = await connect(port)
     try:
-        await greet(identity or Identity(), reader, writer, lambda _: None)
+        await open_handshake(identity or PeerIdentity(), reader, writer, lambda _: None)
         yield reader, writer
     finally:
         writer.transport.abort()
@@ -130,8 +130,8 @@ class ForgetfulPeer:
     """A router that reads nothing of its first conversation, and all of those that follow."""
 
     def __init__(self) -> None:
-        self.heard: list[int] = []
-        """Requests that it was told of, by conversation."""
+        self.received: list[int] = []
+        """Reported requests, by connection."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -144,15 +144,15 @@ class ForgetfulPeer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            await welcome(Identity(), reader, writer)
-            self.heard.append(0)
-            if len(self.heard) == 1:
+            await accept_handshake(PeerIdentity(), reader, writer)
+            self.received.append(0)
+            if len(self.received) == 1:
                 await asyncio.Event().wait()
             while True:
                 messages = await read_messages(reader)
-                self.heard[-1] += sum(isinstance(message, Sent) for message in messages)
+                self.received[-1] += sum(isinstance(message, Sent) for message in messages)
                 if not messages:
-                    writer.write(SIGN_OF_LIFE)
+                    writer.write(HEARTBEAT)
         finally:
             writer.transport.abort()
 
@@ -168,27 +168,27 @@ GARBAGE = {
     "HTTP": b"GET / HTTP/1.1\r\nhost: x\r\n\r\n",
     "a length without end": b"\xff\xff\xff\xff",
     "MessagePack of something else": framed({"version": 1}),
-    "a greeting of the wrong side": framed([3, b""]),
-    "an unknown greeting": framed([9, 1, 2, 3]),
+    "a handshake of the wrong side": framed([3, b""]),
+    "an unknown handshake": framed([9, 1, 2, 3]),
     "zeros": bytes(64),
     "random": bytes(range(7, 255)) * 3,
 }
 
 
-@pytest.mark.parametrize("said", GARBAGE.values(), ids=GARBAGE.keys())
-async def test_a_stranger_is_cut_off_and_the_routers_go_on(said: bytes) -> None:
-    """Whatever comes instead of a hello ends that connection, books nothing, and harms no other."""
-    books = Books()
-    async with mesh(books) as (one, port), telling(port) as (_, peer):
+@pytest.mark.parametrize("payload", GARBAGE.values(), ids=GARBAGE.keys())
+async def test_an_unknown_peer_is_cut_off_and_the_routers_go_on(payload: bytes) -> None:
+    """Whatever comes instead of a hello ends that connection, tracks no request, and harms no other."""
+    trackers = Trackers()
+    async with mesh(trackers) as (one, port), connected_peer(port) as (_, peer):
         peer.write(framed([sent(1)]))
-        await eventually(lambda: books.in_flight == 1)
+        await eventually(lambda: trackers.in_flight == 1)
         reader, writer = await connect(port)
-        writer.write(said)
+        writer.write(payload)
         await closed(reader)
         writer.close()
         assert one.counts.ended == {"garbage": 1}
         peer.write(framed([sent(2)]))
-        await eventually(lambda: books.in_flight == 2)
+        await eventually(lambda: trackers.in_flight == 2)
 
 
 NONSENSE = {
@@ -204,22 +204,22 @@ NONSENSE = {
 }
 
 
-@pytest.mark.parametrize("said", NONSENSE.values(), ids=NONSENSE.keys())
-async def test_a_peer_that_talks_nonsense_is_dropped_with_all_that_it_told(said: bytes) -> None:
-    """What it has in flight is not believed any longer."""
-    books = Books()
-    async with mesh(books) as (one, port), telling(port) as (reader, writer):
+@pytest.mark.parametrize("payload", NONSENSE.values(), ids=NONSENSE.keys())
+async def test_a_peer_that_talks_nonsense_is_dropped_with_all_that_it_told(payload: bytes) -> None:
+    """Its requests in flight count no longer."""
+    trackers = Trackers()
+    async with mesh(trackers) as (one, port), connected_peer(port) as (reader, writer):
         writer.write(framed([sent(1)]))
-        await eventually(lambda: books.in_flight == 1)
-        writer.write(said)
+        await eventually(lambda: trackers.in_flight == 1)
+        writer.write(payload)
         await closed(reader)
-        await eventually(lambda: books.in_flight == 0)
+        await eventually(lambda: trackers.in_flight == 0)
         assert one.counts.ended == {"garbage": 1}
-        assert (one.counts.hearing, one.counts.requests) == (0, 0)
+        assert (one.counts.incoming, one.counts.requests) == (0, 0)
 
 
 async def test_a_wrong_secret_is_refused_on_either_side(tmp_path: Path) -> None:
-    """Neither router is told by the other, both say so, and both serve."""
+    """Neither router reports to the other, both log that, and both serve."""
     files = []
     for number, secret in enumerate(("right", "wrong")):
         files.append(tmp_path / f"secret-{number}")
@@ -257,18 +257,18 @@ async def test_routers_with_the_same_secret_talk(tmp_path: Path) -> None:
 
 async def test_a_proof_holds_for_one_conversation_only() -> None:
     """A recorded hello does not open a second one: the nonce is another."""
-    identity = Identity(b"secret")
-    async with mesh(Books(), secret=b"secret") as (one, port):
+    identity = PeerIdentity(b"secret")
+    async with mesh(Trackers(), secret=b"secret") as (one, port):
         reader, writer = await connect(port)
-        challenge = await read_greeting(reader)
+        challenge = await read_handshake(reader)
         proof = identity.proof(b"turnout teller", challenge, identity.number, b"n" * 16)
         hello = framed([2, 1, identity.number, b"n" * 16, BLOCKS, proof])
         writer.write(hello)
-        assert type(await read_greeting(reader)).__name__ == "Welcome"
+        assert type(await read_handshake(reader)).__name__ == "Welcome"
         again, writer_again = await connect(port)
-        await read_greeting(again)
+        await read_handshake(again)
         writer_again.write(hello)
-        refused = await read_greeting(again)
+        refused = await read_handshake(again)
         assert "wrong secret" in refused.reason
         await closed(again)
         assert one.counts.ended == {"secret": 1}
@@ -277,36 +277,36 @@ async def test_a_proof_holds_for_one_conversation_only() -> None:
 
 
 async def test_prompts_that_are_cut_otherwise_and_other_versions_are_refused() -> None:
-    """Blocks of another size mean nothing here; the reason is told."""
-    async with mesh(Books()) as (one, port):
+    """Blocks of another size mean nothing here; the peer gets the reason."""
+    async with mesh(Trackers()) as (one, port):
         for version, blocks, reason in (
             (1, "xxh3-64/333", "prompts are cut"),
             (2, BLOCKS, "version"),
         ):
             reader, writer = await connect(port)
-            await read_greeting(reader)
+            await read_handshake(reader)
             writer.write(framed([2, version, b"i" * 16, b"n" * 16, blocks, b""]))
-            assert reason in (await read_greeting(reader)).reason
+            assert reason in (await read_handshake(reader)).reason
             await closed(reader)
             writer.close()
         assert one.counts.ended == {"blocks": 1, "version": 1}
 
 
 async def test_nobody_writes_lines_into_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    """What a stranger says is quoted where it is logged."""
+    """Text of an unknown peer is quoted in the log."""
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(framed(Challenge(1, b"x" * 16, b"n" * 16)))
-        await read_greeting(reader)
+        await read_handshake(reader)
         writer.write(framed(Refused("no\nERROR all is lost")))
         await writer.drain()
         writer.close()
 
     server = await asyncio.start_server(refuse, "127.0.0.1", 0)
-    async with mesh(Books(), server.sockets[0].getsockname()[1]) as (one, port):
+    async with mesh(Trackers(), server.sockets[0].getsockname()[1]) as (one, port):
         await eventually(lambda: one.counts.ended.get("refused"))
         reader, writer = await connect(port)
-        await read_greeting(reader)
+        await read_handshake(reader)
         writer.write(framed([2, 1, b"i" * 16, b"n" * 16, "a\nb", b""]))
         await closed(reader)
         writer.close()
@@ -316,167 +316,169 @@ async def test_nobody_writes_lines_into_the_log(caplog: pytest.LogCaptureFixture
 
 
 async def test_who_says_nothing_is_cut_off() -> None:
-    """Neither a greeting that does not come nor a peer without a sign of life is waited for."""
-    books = Books()
-    async with mesh(books) as (one, port), telling(port) as (reader, writer):
+    """Neither a handshake that does not come nor a peer without heartbeats is waited for."""
+    trackers = Trackers()
+    async with mesh(trackers) as (one, port), connected_peer(port) as (reader, writer):
         writer.write(framed([sent(1)]))
-        await eventually(lambda: books.in_flight == 1)
-        stranger, stranger_writer = await connect(port)
-        await closed(stranger)
-        stranger_writer.close()
+        await eventually(lambda: trackers.in_flight == 1)
+        unknown, unknown_writer = await connect(port)
+        await closed(unknown)
+        unknown_writer.close()
         await closed(reader)
-        await eventually(lambda: books.in_flight == 0)
+        await eventually(lambda: trackers.in_flight == 0)
         assert one.counts.ended == {"silent": 2}
 
 
 async def test_signs_of_life_are_returned_and_keep_a_quiet_peer() -> None:
-    """A router that has nothing to tell is heard all the same."""
-    async with mesh(Books()) as (one, port), telling(port) as (reader, writer):
+    """A router without requests stays connected."""
+    async with mesh(Trackers()) as (one, port), connected_peer(port) as (reader, writer):
         for _ in range(3):
-            writer.write(SIGN_OF_LIFE)
+            writer.write(HEARTBEAT)
             async with asyncio.timeout(2):
                 assert await read_messages(reader) == []
-        assert one.counts.hearing == 1
+        assert one.counts.incoming == 1
 
 
 async def test_a_peer_that_does_not_read_is_bounded_cut_off_and_told_anew() -> None:
-    """What it leaves unread stays below a bound; connected again, it is told what is open then, and no more."""
+    """What it leaves unread stays below a bound; after it reconnects, it gets the open requests, and no more."""
     peer = ForgetfulPeer()
     server = await asyncio.start_server(peer.accept, "127.0.0.1", 0, limit=4096)
     try:
-        books = Books()
-        async with mesh(books, server.sockets[0].getsockname()[1]) as (one, _):
-            await eventually(lambda: peer.heard)
+        trackers = Trackers()
+        async with mesh(trackers, server.sockets[0].getsockname()[1]) as (one, _):
+            await eventually(lambda: peer.received)
             numbers = []
             most = 0
-            longest = books.ticket(MAX_BLOCKS)
+            longest = trackers.request(MAX_BLOCKS)
             async with asyncio.timeout(60):
                 while "slow" not in one.counts.ended:
-                    numbers += [one.outbox.sent(KEY, *longest) for _ in range(10)]
-                    (told,) = [each for each, _ in one._links.values()]
-                    if told._writer is not None:
-                        most = max(most, told._writer.transport.get_write_buffer_size())
+                    numbers += [one.sender.sent(KEY, *longest) for _ in range(10)]
+                    (peer_client,) = [each for each, _ in one._clients.values()]
+                    if peer_client._writer is not None:
+                        most = max(most, peer_client._writer.transport.get_write_buffer_size())
                     await asyncio.sleep(0.001)
-            assert most < link.UNREAD_BYTES + 64 * 40_000
+            assert most < client.UNREAD_BYTES + 64 * 40_000
             for number in numbers[3:]:
-                one.outbox.finished(number, None, 0)
-            await eventually(lambda: peer.heard[1:] == [3 + RECENT_BLOCKS // MAX_BLOCKS])
+                one.sender.finished(number, None, 0)
+            await eventually(lambda: peer.received[1:] == [3 + RECENT_BLOCKS // MAX_BLOCKS])
             assert one.counts.ended["slow"] == 1
-            one.outbox.sent(KEY, *books.ticket())
-            await eventually(lambda: peer.heard[1:] == [4 + RECENT_BLOCKS // MAX_BLOCKS])
+            one.sender.sent(KEY, *trackers.request())
+            await eventually(lambda: peer.received[1:] == [4 + RECENT_BLOCKS // MAX_BLOCKS])
     finally:
         server.close()
         await peer.stop()
 
 
 async def test_a_router_that_connects_again_replaces_its_old_connection() -> None:
-    """Its machine forgot the connection without a word: what it told there is dropped, what it tells now counts."""
-    books, identity = Books(), Identity()
-    async with mesh(books) as (one, port), telling(port, identity) as (old, writer):
+    """Its machine forgot the connection without closing it: its requests there are dropped, those of the new one count."""
+    trackers, identity = Trackers(), PeerIdentity()
+    async with mesh(trackers) as (one, port), connected_peer(port, identity) as (old, writer):
         writer.write(framed([sent(1), sent(2)]))
-        await eventually(lambda: books.in_flight == 2)
-        async with telling(port, identity) as (_, new):
+        await eventually(lambda: trackers.in_flight == 2)
+        async with connected_peer(port, identity) as (_, new):
             await closed(old)
             new.write(framed([sent(1)]))
-            await eventually(lambda: books.in_flight == 1)
-            assert one.counts.hearing == 1
-        await eventually(lambda: books.in_flight == 0)
+            await eventually(lambda: trackers.in_flight == 1)
+            assert one.counts.incoming == 1
+        await eventually(lambda: trackers.in_flight == 0)
 
 
 @pytest.mark.parametrize("addresses", [1, 8])
-async def test_strangers_do_not_keep_routers_out(addresses: int) -> None:
-    """Who has proved nothing makes way, the oldest first; who tells already is not touched."""
-    books = Books()
-    async with mesh(books) as (one, port), telling(port) as (_, first):
+async def test_unknown_clients_do_not_keep_routers_out(addresses: int) -> None:
+    """Incomplete connections are closed, the oldest first; connected routers are not touched."""
+    trackers = Trackers()
+    async with mesh(trackers) as (one, port), connected_peer(port) as (_, first):
         first.write(framed([sent(1)]))
-        await eventually(lambda: books.in_flight == 1)
-        strangers = [
+        await eventually(lambda: trackers.in_flight == 1)
+        unknown = [
             await asyncio.open_connection("127.0.0.1", port, local_addr=(f"127.0.0.{2 + n % addresses}", 0))
             for n in range(MAX_CONNECTIONS + 40)
         ]
         await eventually(lambda: "too_many" in one.counts.ended)
         most = MAX_PER_ADDRESS + 1 if addresses == 1 else MAX_CONNECTIONS
-        assert len(one._hearing._all) <= most
-        async with telling(port) as (_, second):
+        assert len(one._server._all) <= most
+        async with connected_peer(port) as (_, second):
             second.write(framed([sent(1)]))
-            await eventually(lambda: books.in_flight == 2)
-            assert one.counts.hearing == 2
-        for _, writer in strangers:
+            await eventually(lambda: trackers.in_flight == 2)
+            assert one.counts.incoming == 2
+        for _, writer in unknown:
             writer.transport.abort()
 
 
 async def test_routers_at_one_address_are_bounded() -> None:
-    """Where no secret is asked for anybody is believed: one address takes no more than its part."""
-    async with mesh(Books()) as (one, port), contextlib.AsyncExitStack() as stack:
+    """Without a secret every process is accepted: one address takes no more than its part."""
+    async with mesh(Trackers()) as (one, port), contextlib.AsyncExitStack() as stack:
         for _ in range(MAX_PER_ADDRESS):
-            await stack.enter_async_context(telling(port))
+            await stack.enter_async_context(connected_peer(port))
         reader, writer = await connect(port)
         await closed(reader)
         writer.close()
         assert one.counts.ended == {"too_many": 1}
-        assert one.counts.hearing == MAX_PER_ADDRESS
+        assert one.counts.incoming == MAX_PER_ADDRESS
         other = await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.2", 0))
-        assert isinstance(await read_greeting(other[0]), Challenge)
+        assert isinstance(await read_handshake(other[0]), Challenge)
         other[1].transport.abort()
 
 
 async def test_the_adapters_of_others_requests_are_in_use() -> None:
     """So that no other adapter is thought to find their room."""
-    here, there = Books(), Books()
+    here, there = Trackers(), Trackers()
     async with mesh(there) as (_, port), mesh(here, port) as (one, _):
         prompt = Prompt(512, (1, 2), adapter="sql")
-        number = one.outbox.sent(KEY, here.ledger.sent(here.ledger.states["w"], prompt, 0, 0.1, 0.0), prompt)
-        await eventually(lambda: there.ledger.states["w"].adapter_uses == {"sql": 1})
-        one.outbox.finished(number, None, 0)
-        await eventually(lambda: not there.ledger.states["w"].adapter_uses)
+        number = one.sender.sent(
+            KEY, here.tracker.sent(here.tracker.states["w"], prompt, 0, 0.1, 0.0), prompt
+        )
+        await eventually(lambda: there.tracker.states["w"].adapter_uses == {"sql": 1})
+        one.sender.finished(number, None, 0)
+        await eventually(lambda: not there.tracker.states["w"].adapter_uses)
 
 
 async def test_a_peer_that_is_away_is_told_as_soon_as_it_listens() -> None:
     """Tried again and again, for it may be starting."""
     port = free_port()
-    here, there = Books(), Books()
+    here, there = Trackers(), Trackers()
     async with mesh(here, port) as (one, _):
-        ticket, prompt = here.ticket()
-        number = one.outbox.sent(KEY, ticket, prompt)
-        one.outbox.first_token(number)
+        request, prompt = here.request()
+        number = one.sender.sent(KEY, request, prompt)
+        one.sender.first_token(number)
         await eventually(lambda: one.counts.ended.get("closed"))
         async with mesh(there, port=port):
-            await eventually(lambda: there.ledger.states["w"].running == 1)
-            one.outbox.finished(number, 256, 512)
+            await eventually(lambda: there.tracker.states["w"].running == 1)
+            one.sender.finished(number, 256, 512)
             await eventually(lambda: there.in_flight == 0)
 
 
 async def test_what_is_kept_for_late_joiners_is_bounded() -> None:
-    """By requests and by blocks; what is kept is the latest, told as over."""
-    books, counts = Books(), PeerCounts()
-    outbox = Outbox(asyncio.get_running_loop(), counts, 0.0)
+    """By requests and by blocks; the latest are kept, and reported as ended."""
+    trackers, counts = Trackers(), PeerCounts()
+    sender = PeerSender(asyncio.get_running_loop(), counts, 0.0)
     for blocks, kept in ((2, RECENT_REQUESTS), (MAX_BLOCKS, RECENT_BLOCKS // MAX_BLOCKS)):
-        ticket = books.ticket(blocks)
+        request = trackers.request(blocks)
         for _ in range(RECENT_REQUESTS + 10):
-            number = outbox.sent(KEY, *ticket)
-            outbox.finished(number, None, 0)
-        told = outbox.begin(Deaf())
-        assert len(told) == 2 * kept
-        assert told[-1] == Finished(number, None, 0)
-    outbox.stop()
+            number = sender.sent(KEY, *request)
+            sender.finished(number, None, 0)
+        before = sender.begin(Deaf())
+        assert len(before) == 2 * kept
+        assert before[-1] == Finished(number, None, 0)
+    sender.stop()
 
 
 def test_one_router_under_two_addresses_is_told_once() -> None:
-    """Neither itself nor somebody who is told already."""
-    links = Links(b"me")
-    links.take(b"you")
+    """Neither itself nor a router that is connected already."""
+    connected = ConnectedPeers(b"me")
+    connected.take(b"you")
     for identity, fault in ((b"me", "self"), (b"you", "twice")):
         with pytest.raises(PeerError) as raised:
-            links.take(identity)
+            connected.take(identity)
         assert raised.value.fault == fault
-    links.free(b"you")
-    links.take(b"you")
+    connected.free(b"you")
+    connected.take(b"you")
 
 
 @given(st.binary(max_size=600))
 async def test_whatever_bytes_come_only_known_errors_follow(data: bytes) -> None:
     """Greetings and messages alike: understood, refused, or an end too early."""
-    for read in (read_greeting, read_messages):
+    for read in (read_handshake, read_messages):
         reader = asyncio.StreamReader()
         reader.feed_data(len(data).to_bytes(4, "big") + data)
         reader.feed_eof()
@@ -510,24 +512,24 @@ _MESSAGES = st.one_of(
 
 
 @given(st.lists(_MESSAGES, max_size=30))
-async def test_whatever_a_peer_tells_is_written_read_and_forgotten(said: list[Sent]) -> None:
-    """Frames bring what went in; booked and closed, nothing stays in flight."""
+async def test_whatever_a_peer_tells_is_written_read_and_forgotten(payload: list[Sent]) -> None:
+    """Frames carry what was written; after it is tracked and closed, nothing stays in flight."""
     reader = asyncio.StreamReader()
-    reader.feed_data(b"".join(frames(said)))
+    reader.feed_data(b"".join(frames(payload)))
     reader.feed_eof()
-    books, counts = Books(), PeerCounts()
-    inbox = Inbox(books, counts, lambda: 1.0)
+    trackers, counts = Trackers(), PeerCounts()
+    receiver = PeerReceiver(trackers, counts, lambda: 1.0)
     read: list[object] = []
     with contextlib.suppress(EOFError):
         while True:
             messages = await read_messages(reader)
             read += messages
-            inbox.take(messages)
-    assert read == said
-    assert counts.requests == len(inbox)
-    inbox.close()
-    state = books.ledger.states["w"]
-    assert (counts.requests, books.in_flight, state.cache.held, state.adapter_uses) == (0, 0, 0, {})
+            receiver.take(messages)
+    assert read == payload
+    assert counts.requests == len(receiver)
+    receiver.close()
+    state = trackers.tracker.states["w"]
+    assert (counts.requests, trackers.in_flight, state.cache.held, state.adapter_uses) == (0, 0, 0, {})
 
 
 def test_frames_of_the_longest_prompts_stay_within_their_bound() -> None:
@@ -557,7 +559,7 @@ def test_a_routers_pod_is_told_from_its_address_to_its_end() -> None:
 async def test_options_that_make_no_sense_are_refused_with_a_word(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Ports, Services, and a secret for nobody; what makes sense becomes settings."""
+    """Ports, Services, and a secret without peers; what makes sense becomes settings."""
     for flags, word in (
         (["--peer", "nowhere"], "write HOST:PORT"),
         (["--peer", "host:0"], "write HOST:PORT"),

@@ -75,7 +75,7 @@ async def test_the_books_are_closed_when_all_is_done(tmp_path: Path) -> None:
                 json={"model": NAME, "messages": [{"role": "user", "content": "x " * 400_000}]},
             )
             policy = _policy(r)
-            states = policy.ledger.states.values()
+            states = policy.tracker.states.values()
             deadline = asyncio.get_running_loop().time() + 10
             while any(s.in_flight or s.cache.held for s in states):
                 assert asyncio.get_running_loop().time() < deadline

@@ -58,7 +58,7 @@ async def served_again(r: Running, has_served: Any, **more: Any) -> float:
 async def test_a_repaired_worker_serves_again_within_seconds(
     tmp_path: Path, behavior: str, *, healthy: bool
 ) -> None:
-    """Whether its /health told of the fault or not; and while it is down by its own word, no request is wasted on it."""
+    """Whether its /health showed the fault or not; and while it reports that it is down, no request is wasted on it."""
     async with (
         mock_worker(behavior=behavior, healthy=healthy) as bad,
         mock_worker() as good,
@@ -116,7 +116,7 @@ async def test_a_worker_that_completes_no_texts_is_not_left_alone_for_ever(tmp_p
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_no_client_waits_for_a_worker_that_hangs(tmp_path: Path, *, stream: bool) -> None:
-    """The router tries it itself, gives up after a while, and sends nobody there before it has computed something."""
+    """The router tries it itself, gives up after a while, and sends no client's request there before it has computed something."""
     limits = UpstreamLimits()
     policy = type(limits.health)(first_seconds=0.2, longest_seconds=0.2, probe_seconds=0.3)
     async with (

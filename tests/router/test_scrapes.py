@@ -146,7 +146,7 @@ def test_who_waits_for_a_cache_to_arrive_has_no_prompt_to_compute() -> None:
 
 
 def test_a_page_without_the_cache_counters_still_tells_the_load() -> None:
-    """An engine without prefix caching has no such counters: then nobody knows what is pending."""
+    """An engine without prefix caching has no such counters: then the pending tokens are unknown."""
     lines = [line for line in page(running=1).splitlines(keepends=True) if b"_total" not in line]
     assert read_page(b"".join(lines)) == Page(1, 0, 0.0, None)
 
@@ -305,7 +305,7 @@ async def test_what_others_sent_to_a_worker_counts(tmp_path: Path) -> None:
 
 
 async def test_a_worker_that_does_not_answer_is_asked_once_at_a_time(tmp_path: Path) -> None:
-    """One page that hangs keeps one connection busy, is given up in the end, and holds up nobody else's."""
+    """One page that hangs keeps one connection busy, is given up in the end, and delays no other."""
     async with (
         mock_worker(page=page(), page_gate=asyncio.Event()) as hung,
         mock_worker(page=page()) as other,

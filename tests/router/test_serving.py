@@ -168,7 +168,7 @@ async def test_the_workers_fields_stay_inside(tmp_path: Path) -> None:
 
 
 async def test_text_completions_and_namespaced_names(tmp_path: Path) -> None:
-    """/v1/completions works, and NAMESPACE/NAME is a name that the worker is told its own for."""
+    """/v1/completions works, and NAMESPACE/NAME is a name that the router replaces by the worker's own."""
     async with mock_worker() as worker, running_router(tmp_path, config([("aggregated", worker.url)])) as r:
         answer = await r.client.post("/v1/completions", json={"model": DEPLOYMENT, "prompt": "hi"})
     assert answer.status_code == 200

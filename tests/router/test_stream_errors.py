@@ -87,10 +87,10 @@ async def test_a_clients_mistake_within_a_stream_is_its_status(
 
 async def test_a_mistake_in_a_message_stream_is_anthropics_error(tmp_path: Path) -> None:
     """The Messages API of vLLM says the code within the text of an internal error alone."""
-    said = (
+    payload = (
         "1 validation error ... input_value={'error': {'message': 'The...one, 'code': 400}}, input_type=dict]"
     )
-    first = event({"type": "error", "error": {"type": "internal_error", "message": said}}, "error")
+    first = event({"type": "error", "error": {"type": "internal_error", "message": payload}}, "error")
     async with (
         recording_worker(answer=first, type=EVENTS) as worker,
         running_router(tmp_path, config([("aggregated", worker.url)])) as r,
@@ -104,7 +104,7 @@ async def test_a_mistake_in_a_message_stream_is_anthropics_error(tmp_path: Path)
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
 async def test_a_full_queue_within_a_stream_is_overload(tmp_path: Path, path: str) -> None:
-    """503 with Retry-After, whoever is left takes it first, and no worker's health suffers."""
+    """503 with Retry-After, the remaining worker takes it first, and no worker's health suffers."""
     chats = error_event(503, "The engine is currently busy")
     messages = event(
         {"type": "error", "error": {"type": "internal_error", "message": "... 'code': 503}}"}}, "error"
@@ -125,11 +125,11 @@ async def test_a_full_queue_within_a_stream_is_overload(tmp_path: Path, path: st
     assert not any(worker["failuresInARow"] for worker in workers)
 
 
-@pytest.mark.parametrize("told", ["status", "stream"])
-async def test_a_full_decode_worker_costs_no_second_prefill(tmp_path: Path, told: str) -> None:
+@pytest.mark.parametrize("reported", ["status", "stream"])
+async def test_a_full_decode_worker_costs_no_second_prefill(tmp_path: Path, reported: str) -> None:
     """The next decode worker takes over the cache that was computed; with none left, no prefill is begun."""
     full: dict[str, Any] = (
-        {"status": 503} if told == "status" else {"answer": error_event(503), "type": EVENTS}
+        {"status": 503} if reported == "status" else {"answer": error_event(503), "type": EVENTS}
     )
     async with (
         mock_worker() as prefill,
@@ -326,10 +326,10 @@ async def test_an_ejected_prefill_worker_costs_no_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [100_000, 3_000_000])
 async def test_a_long_error_is_cut_and_held_against_no_worker(tmp_path: Path, size: int) -> None:
     """The client gets its status and the beginning of the text; nothing is repeated."""
-    said = orjson.dumps({"error": {"message": "too long: " + "x" * size, "type": "BadRequestError"}})
+    payload = orjson.dumps({"error": {"message": "too long: " + "x" * size, "type": "BadRequestError"}})
     async with (
-        recording_worker(answer=said, status=400) as one,
-        recording_worker(answer=said, status=400) as other,
+        recording_worker(answer=payload, status=400) as one,
+        recording_worker(answer=payload, status=400) as other,
         running_router(tmp_path, config([("aggregated", one.url), ("aggregated", other.url)])) as r,
     ):
         for _ in range(4):
@@ -482,7 +482,7 @@ async def test_prefill_sees_stream_options_that_it_can_refuse(tmp_path: Path) ->
 
 
 async def test_continuous_usage_is_not_asked_for_on_the_clients_behalf(tmp_path: Path) -> None:
-    """Without `include_usage` vLLM sends no usage at all: the router's own wish must not put it into every chunk."""
+    """Without `include_usage` vLLM sends no usage at all: the router's own request must not put it into every chunk."""
     async with (
         recording_worker(answer=DONE, type=EVENTS) as worker,
         running_router(tmp_path, config([("aggregated", worker.url)])) as r,
@@ -495,7 +495,7 @@ async def test_continuous_usage_is_not_asked_for_on_the_clients_behalf(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("path", "said", "message"),
+    ("path", "payload", "message"),
     [
         ("/v1/embeddings", b'{"detail":"Not Found"}', "Not Found"),
         ("/v1/messages", b'{"error":{"message":"no","type":"x","code":400}}', "no"),
@@ -508,12 +508,12 @@ async def test_continuous_usage_is_not_asked_for_on_the_clients_behalf(tmp_path:
     ],
 )
 async def test_refusals_have_the_form_of_the_api(
-    tmp_path: Path, path: str, said: bytes, message: str
+    tmp_path: Path, path: str, payload: bytes, message: str
 ) -> None:
     """FastAPI's `detail`, OpenAI's object on Anthropic's path, and plain text become the API's own error."""
     body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "input": "hi", "max_tokens": 1}
     async with (
-        recording_worker(answer=said, status=404, type="text/html") as worker,
+        recording_worker(answer=payload, status=404, type="text/html") as worker,
         running_router(tmp_path, config([("aggregated", worker.url)])) as r,
     ):
         answer = await r.client.post(path, json=body)
@@ -597,14 +597,14 @@ async def test_what_brings_the_client_nothing_renews_no_deadline(tmp_path: Path,
 
 @pytest.mark.parametrize("form", ["whole", "streamed"])
 @pytest.mark.parametrize(
-    "said",
+    "payload",
     [b"", b"<html>", b"null", b"[]", b'{"choices":[', b"\0\0", b'{"error":{"message":"full","code":503}}'],
 )
-async def test_a_200_that_is_no_answer_is_tried_elsewhere(tmp_path: Path, said: bytes, form: str) -> None:
+async def test_a_200_that_is_no_answer_is_tried_elsewhere(tmp_path: Path, payload: bytes, form: str) -> None:
     """The client gets another worker's answer, not text that its library cannot read."""
     streamed = form == "streamed"
     async with (
-        recording_worker(answer=said) as bad,
+        recording_worker(answer=payload) as bad,
         mock_worker() as good,
         running_router(tmp_path, config([("aggregated", bad.url), ("aggregated", good.url)])) as r,
     ):
@@ -624,17 +624,17 @@ CUT = [
 ]
 
 
-@pytest.mark.parametrize(("path", "said"), CUT)
+@pytest.mark.parametrize(("path", "payload"), CUT)
 async def test_whole_answers_that_say_they_are_cut_are_never_passed_on(
-    tmp_path: Path, path: str, said: dict[str, Any]
+    tmp_path: Path, path: str, payload: dict[str, Any]
 ) -> None:
-    """In each API's own words; with nobody else to ask it is the worker's failure."""
+    """In each API's own words; without another worker it is the worker's failure."""
     body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "input": "hi", "max_tokens": 9}
     async with (
-        recording_worker(answer=orjson.dumps(said)) as worker,
+        recording_worker(answer=orjson.dumps(payload)) as worker,
         running_router(tmp_path, config([("aggregated", worker.url)])) as r,
     ):
-        answer = await r.client.post(path, json=body | ({"n": 2} if "n" in said else {}))
+        answer = await r.client.post(path, json=body | ({"n": 2} if "n" in payload else {}))
         good = await r.metric("turnout_router_good_total", deployment=DEPLOYMENT)
     assert answer.status_code == 502
     assert good == 0
@@ -643,9 +643,9 @@ async def test_whole_answers_that_say_they_are_cut_are_never_passed_on(
 @pytest.mark.parametrize("code", ["400", 400.0, 400])
 async def test_a_code_is_read_however_it_is_written(tmp_path: Path, code: Any) -> None:
     """As a number or as text."""
-    said = event({"error": {"message": "m", "code": code}}) + DONE
+    payload = event({"error": {"message": "m", "code": code}}) + DONE
     async with (
-        recording_worker(answer=said, type=EVENTS) as worker,
+        recording_worker(answer=payload, type=EVENTS) as worker,
         running_router(tmp_path, config([("aggregated", worker.url)])) as r,
     ):
         assert (await stream(r))[0] == 400

@@ -36,12 +36,12 @@ from turnout_router.fleet.discovery import file, kubernetes
 from turnout_router.fleet.discovery.file import FileSource
 from turnout_router.fleet.discovery.kubernetes import KubernetesSource
 from turnout_router.fleet.kube import Access
-from turnout_router.fleet.peers import link
-from turnout_router.fleet.peers.finding import NamedPeers
-from turnout_router.fleet.peers.hearing import Hearing
-from turnout_router.fleet.peers.link import Link
+from turnout_router.fleet.peers import client
+from turnout_router.fleet.peers.client import PeerClient
+from turnout_router.fleet.peers.discovery import StaticPeers
 from turnout_router.fleet.peers.mesh import Mesh
-from turnout_router.fleet.peers.outbox import Outbox
+from turnout_router.fleet.peers.sender import PeerSender
+from turnout_router.fleet.peers.server import PeerServer
 from turnout_router.fleet.scrapes.scraper import Scraper
 from turnout_router.http1 import listener, tls
 from turnout_router.http1.tls import Certificate
@@ -51,7 +51,7 @@ from turnout_router.request.checks import HealthChecks
 from turnout_router.settings import PeerSettings, Settings, UpstreamLimits
 from turnout_router.tasks import TASKS
 from turnout_router.upstream.answers import Collected
-from turnout_router.upstream.pools import Pool, Pools
+from turnout_router.upstream.pools import ConnectionPool, ConnectionPools
 from turnout_runtime.supervision import Backoff, Supervisor
 
 if TYPE_CHECKING:
@@ -214,9 +214,9 @@ class Raising:
 
 
 @asynccontextmanager
-async def pool_of(worker: MockWorker) -> AsyncIterator[tuple[Pool, list[str]]]:
+async def pool_of(worker: MockWorker) -> AsyncIterator[tuple[ConnectionPool, list[str]]]:
     noted: list[str] = []
-    kept = Pools(UpstreamLimits(), lambda name, _: noted.append(name))
+    kept = ConnectionPools(UpstreamLimits(), lambda name, _: noted.append(name))
     kept.start()
     try:
         yield kept.of(("127.0.0.1", worker.port)), noted
@@ -224,7 +224,7 @@ async def pool_of(worker: MockWorker) -> AsyncIterator[tuple[Pool, list[str]]]:
         kept.stop()
 
 
-async def ask(pool: Pool, answer: Any, body: dict[str, Any] | None = None) -> None:
+async def ask(pool: ConnectionPool, answer: Any, body: dict[str, Any] | None = None) -> None:
     data = json.dumps(body or chat()).encode()
     head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(data)
     async with asyncio.timeout(10):
@@ -233,7 +233,7 @@ async def ask(pool: Pool, answer: Any, body: dict[str, Any] | None = None) -> No
 
 @pytest.mark.parametrize("where", ["head", "body"])
 async def test_whoever_takes_an_answer_may_fail_and_only_that_exchange_does(where: str) -> None:
-    """Nothing gets into the event loop, nobody waits for ever, it counts as the router's own fault, and the next one is served."""
+    """Nothing gets into the event loop, no request waits forever, it counts as the router's own fault, and the next one is served."""
     loop_failures: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: loop_failures.append(context))
     async with mock_worker() as worker, pool_of(worker) as (pool, noted):
@@ -301,7 +301,7 @@ async def test_what_a_scrape_waits_for_may_fail(tmp_path: Path, monkeypatch: pyt
         await eventually(lambda: one.scrapes > before[0] and other.scrapes > before[1])
 
 
-def raising_pools(real: Pools, kinds: list[BaseException], marked: bytes = b"") -> Any:
+def raising_pools(real: ConnectionPools, kinds: list[BaseException], marked: bytes = b"") -> Any:
     """Return pools whose exchanges of requests with *marked* in them raise *kinds*, one each, before they do their work."""
 
     def of(address: tuple[str, int]) -> Any:
@@ -508,25 +508,25 @@ async def test_the_certificate_is_followed_after_a_failure(monkeypatch: pytest.M
     ("task", "owner", "method"),
     [
         ("peers", Mesh, "_follow"),
-        ("peer_finding", NamedPeers, "run"),
-        ("peer", Link, "run"),
-        ("peer", Link, "_converse"),
-        ("peer", Link, "_tell"),
-        ("peer", Link, "_live"),
-        ("peer_hearing", Hearing, "_converse"),
-        ("peers", Outbox, "_flush"),
+        ("peer_finding", StaticPeers, "run"),
+        ("peer", PeerClient, "run"),
+        ("peer", PeerClient, "_run_session"),
+        ("peer", PeerClient, "_report"),
+        ("peer", PeerClient, "_send_heartbeats"),
+        ("peer_hearing", PeerServer, "_run_session"),
+        ("peers", PeerSender, "_flush"),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
 async def test_routers_find_and_tell_each_other_after_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, owner: type, method: str
 ) -> None:
-    """Each kind of exception in whatever one router does for the other one; it is told and heard again, and serves."""
-    monkeypatch.setattr(link, "_BACK_OFF_SECONDS", (0.01,))
+    """Each kind of exception in whatever one router does for the other one; they are connected again, and serve."""
+    monkeypatch.setattr(client, "_BACK_OFF_SECONDS", (0.01,))
     kinds: list[Any] = [
         error for error in errors() if not isinstance(error, TimeoutError | OSError | EOFError)
     ]
-    if owner is not Outbox and method != "_follow":
+    if owner is not PeerSender and method != "_follow":
         kinds.append(asyncio.CancelledError("of what it waited for"))
     count = len(kinds)
     ports = free_port(), free_port()
@@ -562,11 +562,11 @@ async def test_routers_find_and_tell_each_other_after_a_failure(
             before = await other.metric("turnout_router_peer_messages_total", direction="received")
             assert (await one.chat()).status_code == 200
 
-            async def told() -> bool:
+            async def connected() -> bool:
                 assert (await one.chat()).status_code == 200
                 return await other.metric("turnout_router_peer_messages_total", direction="received") > before
 
-            await eventually_async(told)
+            await eventually_async(connected)
 
 
 # Kubernetes
@@ -747,7 +747,7 @@ async def test_what_a_callback_raises_is_counted(tmp_path: Path, caplog: pytest.
 
 
 async def test_a_fault_in_a_request_fails_that_request(tmp_path: Path) -> None:
-    """Its client is told 500, and the next one is served."""
+    """Its client gets 500, and the next one is served."""
 
     class Exact:
         def compares(self, _: str) -> bool:

@@ -1,4 +1,4 @@
-"""What one namespace does, seen from another: refused namespaces, foreign keys, objects that nobody can read."""
+"""What one namespace does, seen from another: refused namespaces, foreign keys, objects that cannot be read."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ async def test_without_a_fleet_to_serve_a_router_is_not_ready() -> None:
 async def test_budgets_that_cannot_be_read_open_nothing(
     auth: AuthMode, status: int, scope: tuple[str, ...]
 ) -> None:
-    """Where no key is required everybody is served on; where one is, it is unknown: 401."""
+    """Where no key is required all clients are served on; where one is, it is unknown: 401."""
     async with fake_api_server() as api:
         api.put("tokenbudgets", budget("v", "b", "sk-v"))
         api.fail(scope[0], "tokenbudgets")

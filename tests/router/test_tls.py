@@ -156,14 +156,14 @@ def test_a_handshake_is_counted_and_has_a_deadline(
 async def _honest_clients_get_in(tmp_path: Path, limits: ClientLimits) -> None:
     chain, key = write(tmp_path)
     async with running_router(tmp_path, config([]), tls_certificate=chain, tls_key=key, client=limits) as r:
-        strangers = [await asyncio.open_connection("127.0.0.1", r.router.port) for _ in range(40)]
-        for _, writer in strangers:
+        silent = [await asyncio.open_connection("127.0.0.1", r.router.port) for _ in range(40)]
+        for _, writer in silent:
             writer.write(GREETING)
         for _ in range(30):
             async with client_of(r, chain) as client:
                 assert (await client.get("/v1/models")).status_code == 200
         assert r.router._listener.handshakes <= len(r.router._listener) <= 20
-        for _, writer in strangers:
+        for _, writer in silent:
             writer.transport.abort()
 
 

@@ -44,14 +44,14 @@ def test_a_deployments_own_bounds_are_read() -> None:
 
 
 def test_where_requests_wait_is_read() -> None:
-    """In the engines, unless it is said."""
+    """In the engines by default."""
     assert deployment_of(deployment()).queueing == "Engine"
     assert deployment_of(deployment(routing={"queueing": "Router"})).queueing == "Router"
 
 
 def pod(**facts: Any) -> dict[str, Any]:
     """Return a ready pod with that annotation, and arguments and ports that say something else."""
-    said = {"engine": "simulated", "names": ["m"], **facts}
+    payload = {"engine": "simulated", "names": ["m"], **facts}
     container = {
         "name": "worker",
         "args": ["simulate", "--served-name", "other", "--tensor-parallel", "\u00b2"],
@@ -66,7 +66,7 @@ def pod(**facts: Any) -> dict[str, Any]:
                 terms.LABEL_ROLE: "decode",
                 terms.LABEL_REVISION: "r",
             },
-            "annotations": {terms.ANNOTATION_WORKER: json.dumps(said)},
+            "annotations": {terms.ANNOTATION_WORKER: json.dumps(payload)},
         },
         "spec": {"containers": [container]},
         "status": {"podIP": "127.0.0.1", "conditions": [{"type": "Ready", "status": "True"}]},
@@ -147,7 +147,7 @@ def test_a_pod_of_the_release_before_that_makes_no_sense_is_refused(
 
 
 def test_a_budget_says_whose_holders_may_ask_why() -> None:
-    """Nobody's, unless it is said."""
+    """None by default."""
     budget: dict[str, Any] = {
         "apiVersion": terms.API_VERSION,
         "kind": "TokenBudget",

@@ -1,4 +1,4 @@
-"""What a stranger can do who reaches a port: the claims of docs/security.md that no other test makes."""
+"""What any process that reaches a port can do: the claims of docs/security.md that no other test makes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.router_mock_backend import mock_worker
 from support.router_peers import connect, hears, routers
 from support.router_running import DEPLOYMENT, LONG, config
 from support.worker_process import running_worker
-from turnout_router.fleet.peers.greeting import Identity, greet
+from turnout_router.fleet.peers.handshake import PeerIdentity, open_handshake
 from turnout_router.fleet.peers.messages import PeerError, Sent, framed
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ async def test_a_stranger_at_the_peers_port_turns_requests_away_from_a_worker(
             try:
                 if guarded:
                     with pytest.raises(PeerError, match="wrong secret"):
-                        await greet(Identity(b"a guess"), reader, writer, lambda _: None)
+                        await open_handshake(PeerIdentity(b"a guess"), reader, writer, lambda _: None)
                 else:
-                    await greet(Identity(), reader, writer, lambda _: None)
+                    await open_handshake(PeerIdentity(), reader, writer, lambda _: None)
                     lie = Sent(1, DEPLOYMENT, idle.id, 1_000_000, (), 100_000, 0, 900.0)
                     writer.write(framed([lie]))
                     await hears(r, 1)
@@ -56,7 +56,7 @@ async def test_with_queueing_a_stranger_at_the_peers_port_holds_everything_back(
         async with routers(tmp_path, fleet, (None,)) as (r,):
             reader, writer = await connect(r.router.peers_port)
             try:
-                await greet(Identity(), reader, writer, lambda _: None)
+                await open_handshake(PeerIdentity(), reader, writer, lambda _: None)
                 lies = [
                     Sent(number, DEPLOYMENT, worker.id, 1_000_000, (), 100_000, 0, 900.0)
                     for number, worker in enumerate((one, other))

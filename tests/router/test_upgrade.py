@@ -34,8 +34,8 @@ def put_pod(api: FakeApiServer, name: str, worker: MockWorker, *, marked: bool) 
     if marked:
         facts = worker_facts(load_deployment(recorded_deployment()), "decode")
         ports = facts.ports.model_copy(update={"http": worker.port})
-        said = facts.model_copy(update={"ports": ports}).to_annotation()
-        made["metadata"]["annotations"] = {terms.ANNOTATION_WORKER: said}
+        payload = facts.model_copy(update={"ports": ports}).to_annotation()
+        made["metadata"]["annotations"] = {terms.ANNOTATION_WORKER: payload}
         made["spec"]["containers"][0]["args"] = ["simulate", "--served-name", "not-read"]
     api.put("pods", made)
 

@@ -31,7 +31,7 @@ LIMITS = AdmissionLimits(requests_per_worker=2, tokens_per_worker=100, waiting=3
         (1, 95, 10, 1, False),  # too many tokens
         (0, 0, 1000, 1, True),  # larger than all the room, but alone
         (1, 1, 1000, 1, False),
-        (9, 999, 10, 0, True),  # nobody serves: not a matter of room
+        (9, 999, 10, 0, True),  # no worker: not a matter of room
     ],
 )
 def test_room(requests: int, tokens: int, cost: int, workers: int, room: bool) -> None:  # noqa: FBT001 - a table's column
@@ -66,7 +66,7 @@ def test_verdicts(waiting: tuple[int, int, int], tier: Tier, room: bool, verdict
         ((0, 1, 0), (0, 80, 0), 11, NORMAL, Verdict("leave")),
         ((0, 0, 0), (0, 0, 0), 5000, NORMAL, Verdict("wait")),  # alone, however large
         ((0, 0, 2), (0, 0, 90), 50, NORMAL, Verdict("wait", displaced=LOW)),
-        ((0, 1, 1), (0, 60, 30), 40, NORMAL, Verdict("leave")),  # nobody is turned away for nothing
+        ((0, 1, 1), (0, 60, 30), 40, NORMAL, Verdict("leave")),  # none is displaced in vain
         ((0, 1, 1), (0, 60, 30), 40, HIGH, Verdict("wait", displaced=LOW)),
     ],
 )
@@ -93,7 +93,7 @@ def test_the_queue_never_outgrows_its_bound_and_nobody_is_overtaken_from_below(
     tier: Tier,
     room: bool,  # noqa: FBT001 - drawn
 ) -> None:
-    """Whoever waits on top of a full queue takes the place of one of a lower tier."""
+    """A request that waits on top of a full queue takes the place of one of a lower tier."""
     verdict = judge(waiting, waiting, 1, tier, LIMITS, room=room)
     if verdict.does == "wait" and sum(waiting) >= LIMITS.waiting:
         assert verdict.displaced is not None

@@ -12,7 +12,7 @@ def base(length: int | None = 4096, root: str | None = "/models/a", created: int
 
 
 @pytest.mark.parametrize(
-    ("said", "length"),
+    ("reports", "length"),
     [
         ([], None),
         ([("a", None)], None),
@@ -25,7 +25,7 @@ def base(length: int | None = 4096, root: str | None = "/models/a", created: int
         ([("a", 4096), ("a", 4096), ("a", 1), ("b", 8192)], 4096),
     ],
     ids=[
-        "nobody",
+        "no worker",
         "does not say",
         "one",
         "two that differ",
@@ -36,17 +36,19 @@ def base(length: int | None = 4096, root: str | None = "/models/a", created: int
         "a rollout to more",
     ],
 )
-def test_the_context_is_what_any_worker_takes(said: list[tuple[str, int | None]], length: int | None) -> None:
+def test_the_context_is_what_any_worker_takes(
+    reports: list[tuple[str, int | None]], length: int | None
+) -> None:
     """The least of the revisions, each by most of its workers: one worker that errs has no say among three."""
-    assert model_facts([(revision, [base(each)]) for revision, each in said]).max_model_len == length
+    assert model_facts([(revision, [base(each)]) for revision, each in reports]).max_model_len == length
 
 
 def test_adapters_are_told_from_the_model() -> None:
     """A worker lists them in any order; what is no adapter of the deployment and has a parent is left out."""
     sql = ModelCard("sql", "/adapters/sql", "tiny")
     french = ModelCard("fr", None, None)
-    stranger = ModelCard("other", "/adapters/other", "tiny", 1)
-    facts = model_facts([("a", [sql, french, stranger, base()])], {"sql", "fr", "gone"})
+    unknown = ModelCard("other", "/adapters/other", "tiny", 1)
+    facts = model_facts([("a", [sql, french, unknown, base()])], {"sql", "fr", "gone"})
     assert facts == ModelFacts(4096, "/models/a", 7, {"sql": sql, "fr": french})
 
 

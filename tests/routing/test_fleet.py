@@ -64,7 +64,7 @@ def test_without_a_status_the_oldest_has_it() -> None:
 
 
 def test_a_served_name_comes_before_a_route_and_an_old_route_before_a_young_one() -> None:
-    """Nobody loses a name to a route that came later."""
+    """No object loses a name to a route that came later."""
     fleet = build_fleet(
         [deployment("a/m", "x"), deployment("a/n", "n")],
         [
@@ -102,7 +102,7 @@ def test_targets_that_do_not_exist_get_nothing() -> None:
 
 
 def test_backends_of_unknown_deployments_are_left_out() -> None:
-    """A pod whose deployment is gone serves nobody."""
+    """A pod whose deployment is gone serves no request."""
     stray = Backend("s", "a/gone", "h", 1, "decode", "a", ())
     assert build_fleet([deployment("a/m", "m")], [], [], [stray]).backends == {"a/m": ()}
 
@@ -184,7 +184,7 @@ def test_what_only_the_decoding_worker_can_give(body: dict[str, object], local: 
 
 
 def test_unready_workers_are_the_last_resort_of_their_half() -> None:
-    """Where a half has a ready worker, only ready ones are in service; where it has none, all that have come up are."""
+    """Where a phase has a ready worker, only ready ones are in service; where it has none, all that have come up are."""
     ready = [backend("p1", "prefill"), backend("d1", "decode")]
     unready = [replace(backend("p2", "prefill"), ready=False), replace(backend("d2", "decode"), ready=False)]
     assert in_service([*ready, *unready]) == tuple(ready)

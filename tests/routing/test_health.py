@@ -147,7 +147,7 @@ def test_the_router_tries_a_backend_before_clients_do() -> None:
     assert not may_use(state, 1000)
     trying = on_pick(state, 1.0, POLICY)
     assert not needs_trial(trying, 5)
-    assert needs_trial(trying, 11)  # nobody heard how it ended
+    assert needs_trial(trying, 11)  # its end was never reported
     passed = after_trial(trying)
     assert may_use(passed, 1.5)
     assert not needs_trial(passed, 1.5)

@@ -1,4 +1,4 @@
-"""Who serves a request: least loaded, one revision for both halves, and why there is no prefill."""
+"""The workers that serve a request: least loaded, of one revision, and why there is no prefill worker."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turnout.routing import UNCONSTRAINED, Backend, Constraints, LoadChooser, WorkerPair
-from turnout.routing.ledger import Prompt
+from turnout.routing.load_tracker import Prompt
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ def choose(
         ("a pair", [P, D], {}, 1000, ("d", "p", None)),
         ("a short prompt", [P, D], {}, 10, ("d", None, "short_prompt")),
         ("no prefill worker", [D], {}, 1000, ("d", None, "no_prefill")),
-        ("nobody decodes", [P], {}, 1000, None),
-        ("nobody at all", [], {}, 1000, None),
-        ("one pool for both halves", [WHOLE], {}, 1000, ("w", None, "aggregated")),
+        ("no decode worker", [P], {}, 1000, None),
+        ("no worker at all", [], {}, 1000, None),
+        ("one pool for both phases", [WHOLE], {}, 1000, ("w", None, "aggregated")),
         ("the less loaded of each", [P, P2, D, D2], {"p": Loaded(9), "d2": Loaded(1)}, 1000, ("d", "p2", None)),
         ("equal tokens, fewer requests", [D, D2], {"d": Loaded(5, 2), "d2": Loaded(5, 1)}, 9, ("d2", None, "short_prompt")),
         ("equals take turns", [D, D2], {"d": Loaded(0, 0, 8), "d2": Loaded(0, 0, 7)}, 9, ("d2", None, "short_prompt")),
@@ -87,7 +87,7 @@ fleets = st.lists(
 def test_whatever_the_fleet_the_choice_keeps_its_promises(
     data: st.DataObject, fleet: list[Backend], tokens: int
 ) -> None:
-    """One revision, the right roles, nobody excluded, a reason exactly where there is no prefill."""
+    """One revision, the right roles, none of them excluded, a reason exactly where there is no prefill."""
     ids = [b.id for b in fleet]
     excluded = frozenset(data.draw(st.sets(st.sampled_from(ids)) if ids else st.just(set())))
     loads = {i: Loaded(data.draw(st.integers(0, 100))) for i in ids}

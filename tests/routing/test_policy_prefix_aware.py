@@ -11,24 +11,24 @@ from hypothesis import strategies as st
 from turnout.routing import Backend
 from turnout.routing.by_prefix import PrefixChooser
 from turnout.routing.candidates import Constraints
-from turnout.routing.ledger import Ledger, Prompt, Scrape
+from turnout.routing.load_tracker import LoadTracker, Prompt, Scrape
 from turnout.routing.policy import PrefixAware
 from turnout.routing.work import WorkModel
 
 if TYPE_CHECKING:
-    from turnout.routing.ledger import BackendState, Ticket
+    from turnout.routing.load_tracker import BackendState, InFlightRequest
 
 BLOCK = 512
 
 
 def router(*names: str, tokens: int = 400_000) -> PrefixAware:
-    ledger = Ledger(BLOCK)
-    ledger.set_backends((name, tokens) for name in names)
-    return PrefixAware(ledger, WorkModel())
+    tracker = LoadTracker(BLOCK)
+    tracker.set_backends((name, tokens) for name in names)
+    return PrefixAware(tracker, WorkModel())
 
 
 def states(policy: PrefixAware, *names: str) -> list[BackendState]:
-    return [policy.ledger.states[name] for name in names or policy.ledger.states]
+    return [policy.tracker.states[name] for name in names or policy.tracker.states]
 
 
 def prompt(conversation: int, blocks: int = 10, **more: object) -> Prompt:
@@ -36,29 +36,29 @@ def prompt(conversation: int, blocks: int = 10, **more: object) -> Prompt:
     return Prompt(blocks * BLOCK, hashes, **more)  # type: ignore[arg-type]
 
 
-def send(policy: PrefixAware, to: str, what: Prompt, now: float = 0.0) -> Ticket:
+def send(policy: PrefixAware, to: str, what: Prompt, now: float = 0.0) -> InFlightRequest:
     return policy.sent(policy.choose(what, states(policy, to), now), what, now)
 
 
 def serve(policy: PrefixAware, what: Prompt, now: float = 0.0) -> str:
     """Choose, send, and let it run to its end at once."""
     pick = policy.choose(what, states(policy), now)
-    ticket = policy.sent(pick, what, now)
-    policy.ledger.first_token(ticket, now)
-    policy.ledger.finished(ticket, now)
+    request = policy.sent(pick, what, now)
+    policy.tracker.first_token(request, now)
+    policy.tracker.finished(request, now)
     return pick.state.id
 
 
 def test_a_conversation_goes_where_its_prefix_is() -> None:
     """Each further turn goes to the backend of the first, others notwithstanding."""
     policy = router("a", "b", "c")
-    first, tickets = {}, []
+    first, requests = {}, []
     for each in range(1, 7):
         pick = policy.choose(prompt(each), states(policy), 0.0)
         first[each] = pick.state.id
-        tickets.append(policy.sent(pick, prompt(each), 0.0))
-    for ticket in tickets:
-        policy.ledger.finished(ticket, 1.0)
+        requests.append(policy.sent(pick, prompt(each), 0.0))
+    for request in requests:
+        policy.tracker.finished(request, 1.0)
     assert set(first.values()) == {"a", "b", "c"}
     assert {each: serve(policy, prompt(each, 14)) for each in first} == first
 
@@ -70,7 +70,7 @@ def test_a_conversation_goes_where_its_prefix_is() -> None:
 def test_prompts_of_little_work_are_shared_out(gaps: list[float], tokens: int) -> None:
     """However they come: two idle workers get as many, but for one that is taken to have got further with its own.
 
-    Such answers come in one piece, so that nobody sees when a prompt has been computed; that is taken to be when it was
+    Such answers come in one piece, so that the end of a prefill cannot be observed; it is assumed to be when it was
     expected. Those that come at the same moment are shared out evenly.
     """
     policy = router("a", "b")
@@ -85,7 +85,7 @@ def test_prompts_of_little_work_are_shared_out(gaps: list[float], tokens: int) -
 
 
 def test_a_long_queue_outweighs_a_cached_prefix() -> None:
-    """Ten long prompts wait where the prefix is: computing it elsewhere is quicker for everybody."""
+    """Ten long prompts wait where the prefix is: computing it elsewhere is quicker for all requests."""
     policy = router("a", "b")
     served = serve(policy, prompt(1))
     for each in range(10):
@@ -94,13 +94,13 @@ def test_a_long_queue_outweighs_a_cached_prefix() -> None:
 
 
 def test_under_overload_a_cached_prefix_weighs_more() -> None:
-    """The same difference between two queues, once with nobody else waiting and once with many: work decides then."""
+    """The same difference between two queues, once with no other request waiting and once with many: work decides then."""
     choices = []
     for everywhere in (0, 20):
         policy = router("a", "b")
         done = send(policy, "a", prompt(1, 20))
-        policy.ledger.first_token(done, 0.0)
-        policy.ledger.finished(done, 0.0)
+        policy.tracker.first_token(done, 0.0)
+        policy.tracker.finished(done, 0.0)
         for each in range(everywhere):
             for name in ("a", "b"):
                 send(policy, name, prompt(500 + each + 100 * (name == "b"), 4))
@@ -113,7 +113,7 @@ def test_a_full_kv_cache_is_avoided() -> None:
     """A backend whose running requests leave no room costs a wait, even if it computes nothing just now."""
     policy = router("a", "b", tokens=100 * BLOCK)
     for each in range(10):
-        policy.ledger.first_token(send(policy, "a", prompt(each + 1)), 0.0)
+        policy.tracker.first_token(send(policy, "a", prompt(each + 1)), 0.0)
     [b, a] = policy.choose(prompt(99), states(policy), 0.0).costs()
     assert (b.backend, b.kv_wait) == ("b", 0.0)
     assert (a.backend, a.kv_wait > 1) == ("a", True)
@@ -122,8 +122,8 @@ def test_a_full_kv_cache_is_avoided() -> None:
 def test_decodes_in_flight_are_spread() -> None:
     """Among backends without a queue the one with the least context in its decode steps wins."""
     policy = router("a", "b")
-    policy.ledger.first_token(send(policy, "a", prompt(1, 40)), 0.0)
-    policy.ledger.first_token(send(policy, "b", prompt(2, 4)), 0.0)
+    policy.tracker.first_token(send(policy, "a", prompt(1, 40)), 0.0)
+    policy.tracker.first_token(send(policy, "b", prompt(2, 4)), 0.0)
     for each in range(3, 9):
         assert policy.choose(prompt(each, 2), states(policy), 0.0).state.id == "b"
 
@@ -131,9 +131,9 @@ def test_decodes_in_flight_are_spread() -> None:
 def test_an_adapter_is_looked_for_where_it_is_loaded() -> None:
     """A loaded LoRA adapter outweighs a small cached prefix, not a long queue."""
     policy = router("a", "b")
-    policy.ledger.states["b"].adapters = frozenset({"sql"})
+    policy.tracker.states["b"].adapters = frozenset({"sql"})
     serve_at_a = send(policy, "a", prompt(1, 3))
-    policy.ledger.finished(serve_at_a, 0.0)
+    policy.tracker.finished(serve_at_a, 0.0)
     with_adapter = prompt(1, 3, adapter="sql")
     assert policy.choose(prompt(1, 3), states(policy), 0.0).state.id == "a"
     assert policy.choose(with_adapter, states(policy), 0.0).state.id == "b"
@@ -156,16 +156,16 @@ def test_the_prompt_under_way_makes_progress() -> None:
 def test_every_end_is_accounted_for() -> None:
     """Finished, failed before its first token, ended twice: nothing stays in flight."""
     policy = router("a")
-    ledger, [state] = policy.ledger, states(policy)
+    tracker, [state] = policy.tracker, states(policy)
     normal, failed, twice = (send(policy, "a", prompt(each)) for each in (1, 2, 3))
-    ledger.first_token(normal, 1.0)
-    ledger.finished(normal, 2.0, cached_tokens=0)
-    ledger.finished(failed, 2.0)
-    ledger.first_token(twice, 2.0)
-    ledger.first_token(twice, 2.5)
-    ledger.finished(twice, 3.0)
-    ledger.finished(twice, 3.0)
-    ledger.first_token(twice, 3.0)
+    tracker.first_token(normal, 1.0)
+    tracker.finished(normal, 2.0, cached_tokens=0)
+    tracker.finished(failed, 2.0)
+    tracker.first_token(twice, 2.0)
+    tracker.first_token(twice, 2.5)
+    tracker.finished(twice, 3.0)
+    tracker.finished(twice, 3.0)
+    tracker.first_token(twice, 3.0)
     in_flight = (
         state.in_flight,
         state.queued_seconds,
@@ -180,11 +180,11 @@ def test_backends_come_and_go() -> None:
     """One that left is forgotten, its number is used again, and what ends there later does no harm."""
     policy = router("a", "b")
     on_a = send(policy, "a", prompt(1))
-    policy.ledger.set_backends([("b", 400_000), ("c", 400_000)])
+    policy.tracker.set_backends([("b", 400_000), ("c", 400_000)])
     assert {state.slot for state in states(policy)} == {0, 1}
-    assert policy.ledger.index.match(prompt(1).blocks, 2) == [0, 0]
-    policy.ledger.first_token(on_a, 1.0)
-    policy.ledger.finished(on_a, 2.0, cached_tokens=0)
+    assert policy.tracker.index.match(prompt(1).blocks, 2) == [0, 0]
+    policy.tracker.first_token(on_a, 1.0)
+    policy.tracker.finished(on_a, 2.0, cached_tokens=0)
     assert serve(policy, prompt(1)) in {"b", "c"}
 
 
@@ -194,7 +194,7 @@ def test_two_routers_send_a_new_session_to_one_home() -> None:
     for _ in range(2):
         policy = router("a", "b", "c", "d")
         for name in ("a", "b", "c", "d"):
-            policy.ledger.finished(send(policy, name, Prompt(BLOCK, (0,))), 0.0)
+            policy.tracker.finished(send(policy, name, Prompt(BLOCK, (0,))), 0.0)
         homes.append([policy.choose(prompt(each), states(policy), 0.0).state.id for each in range(1, 60)])
     assert homes[0] == homes[1]
     assert len(set(homes[0])) == 4
@@ -213,9 +213,11 @@ def test_what_others_sent_counts_and_ages() -> None:
 def test_a_scrape_of_own_requests_says_nothing_new() -> None:
     """A router that is alone chooses with scrapes as it does without."""
     policy = router("a", "b")
-    ticket = send(policy, "a", prompt(1, 30))
+    request = send(policy, "a", prompt(1, 30))
     before = [cost.figures() for cost in policy.choose(prompt(2), states(policy), 1.0).costs()]
-    policy.scraped("a", Scrape(1, 0, ticket.state.cache.held / ticket.state.cache.capacity, 30 * BLOCK), 1.0)  # type: ignore[union-attr]
+    policy.scraped(
+        "a", Scrape(1, 0, request.state.cache.held / request.state.cache.capacity, 30 * BLOCK), 1.0
+    )  # type: ignore[union-attr]
     assert [cost.figures() for cost in policy.choose(prompt(2), states(policy), 1.0).costs()] == before
 
 
@@ -223,9 +225,9 @@ def test_the_reasons_add_up_and_agree_with_the_choice() -> None:
     """Every backend's cost is the sum of its terms, cheapest first, and the first is the one chosen."""
     policy = router("a", "b", "c", tokens=60 * BLOCK)
     for each in range(12):
-        ticket = send(policy, "abc"[each % 3], prompt(each % 5 + 1, 5 + each))
+        request = send(policy, "abc"[each % 3], prompt(each % 5 + 1, 5 + each))
         if each % 2:
-            policy.ledger.first_token(ticket, 0.1 * each)
+            policy.tracker.first_token(request, 0.1 * each)
     pick = policy.choose(prompt(3, 12), states(policy), 2.0)
     costs = pick.costs()
     for each in costs:
@@ -256,10 +258,10 @@ def test_a_long_new_prompt_is_computed_by_a_prefill_worker() -> None:
     """Where streams run on the decode workers, a prompt is moved; once it is cached there, the rest is local."""
     policy = router("p", "d")
     for each in range(20):
-        policy.ledger.first_token(send(policy, "d", prompt(100 + each, 4)), 0.0)
+        policy.tracker.first_token(send(policy, "d", prompt(100 + each, 4)), 0.0)
     pair = policy.choose_pair(prompt(1, 20), states(policy, "p"), states(policy, "d"), 0.0)
     assert (pair.prefill.state.id if pair.prefill else None, pair.decode.state.id) == ("p", "d")
-    policy.ledger.finished(policy.sent(pair.decode, prompt(1, 20), 0.0), 0.0)
+    policy.tracker.finished(policy.sent(pair.decode, prompt(1, 20), 0.0), 0.0)
     for each in range(3):
         send(policy, "p", prompt(200 + each, 30))
     again = policy.choose_pair(prompt(1, 21), states(policy, "p"), states(policy, "d"), 0.0)
@@ -270,7 +272,7 @@ def test_a_decode_worker_out_of_room_computes_no_prompt() -> None:
     """Even if the prompt is cached there now: by the time there is room it will not be."""
     policy = router("p", "d", tokens=50 * BLOCK)
     for each in range(5):
-        policy.ledger.first_token(send(policy, "d", prompt(each + 1, 10)), 0.0)
+        policy.tracker.first_token(send(policy, "d", prompt(each + 1, 10)), 0.0)
     for each in range(4):
         send(policy, "p", prompt(200 + each, 30))
     pair = policy.choose_pair(prompt(1, 10), states(policy, "p"), states(policy, "d"), 0.0)
@@ -292,8 +294,8 @@ WHOLE = worker("w", "aggregated")
         ("a pair", [P, D], 9000, {}, ("d", "p", None)),
         ("a short prompt", [P, D], 10, {}, ("d", None, "short_prompt")),
         ("no prefill worker", [D], 9000, {}, ("d", None, "no_prefill")),
-        ("nobody decodes", [P], 9000, {}, None),
-        ("one pool for both halves", [WHOLE], 9000, {}, ("w", None, "aggregated")),
+        ("no decode worker", [P], 9000, {}, None),
+        ("one pool for both phases", [WHOLE], 9000, {}, ("w", None, "aggregated")),
         ("the form forbids it", [P, D], 9000, {"local": "request_form"}, ("d", None, "request_form")),
         ("excluded", [P, D, D2], 9000, {"excluded": frozenset({"d"})}, ("d2", "p", None)),
         ("the only one is avoided", [P, D], 9000, {"avoided": frozenset({"d"})}, ("d", "p", None)),
@@ -309,7 +311,7 @@ def test_who_may_serve(
     for each in backends:  # streams run everywhere, so that moving a long prompt is worth it
         if each.role == "decode":
             for other in range(30):
-                policy.ledger.first_token(send(policy, each.id, prompt(100 + other, 4)), 0.0)
+                policy.tracker.first_token(send(policy, each.id, prompt(100 + other, 4)), 0.0)
     found = PrefixChooser(policy, 256).choose(backends, Prompt(tokens), Constraints(**more), 0.0)  # type: ignore[arg-type]
     if found is None:
         assert expected is None, situation
@@ -328,20 +330,20 @@ def test_who_may_serve(
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 8), st.integers(1, 30)), max_size=40))
 def test_whatever_is_in_flight_a_choice_is_made_and_undone(steps: list[tuple[int, int, int]]) -> None:
-    """Any order of sending, first tokens and ends leaves exact books and finite costs."""
+    """Any order of sending, first tokens and ends leaves exact accounts and finite costs."""
     policy = router("a", "b", "c", tokens=40 * BLOCK)
-    open_: list[Ticket] = []
+    open_: list[InFlightRequest] = []
     for now, (kind, conversation, blocks) in enumerate(steps):
         if kind < 2 or not open_:
             what = prompt(conversation, blocks)
             open_.append(policy.sent(policy.choose(what, states(policy), float(now)), what, float(now)))
         elif kind == 2:
-            policy.ledger.first_token(open_[conversation % len(open_)], float(now))
+            policy.tracker.first_token(open_[conversation % len(open_)], float(now))
         else:
-            policy.ledger.finished(
+            policy.tracker.finished(
                 open_.pop(conversation % len(open_)), float(now), cached_tokens=conversation
             )
         assert sum(state.in_flight for state in states(policy)) == len(open_)
-    for ticket in open_:
-        policy.ledger.finished(ticket, 100.0)
+    for request in open_:
+        policy.tracker.finished(request, 100.0)
     assert all(state.cache.held == 0 and not state.waiting for state in states(policy))

@@ -81,7 +81,7 @@ def test_answers_that_contradict_the_shadow_change_its_room() -> None:
 
 
 def test_a_backend_that_left_is_out_of_the_index() -> None:
-    """Also what was in flight there, whose end may be told later."""
+    """Also what was in flight there, whose end may be reported later."""
     index = PrefixIndex()
     shadow = ShadowCache(index, 0, 10)
     shadow.admit(chain(1, 4), 0)

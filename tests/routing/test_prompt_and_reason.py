@@ -1,4 +1,4 @@
-"""Where prompts lie in the APIs' requests, and what is said of a choice by load."""
+"""Where prompts lie in the APIs' requests, and the reason of a choice by load."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from turnout.routing import Backend, Constraints, LoadChooser, WorkerPair, estimate_prompt_tokens
-from turnout.routing.ledger import Prompt
+from turnout.routing.load_tracker import Prompt
 
 if TYPE_CHECKING:
     from turnout.routing.candidates import LocalReason
@@ -70,7 +70,7 @@ def chosen(prompt_tokens: int = 1000, local: LocalReason | None = None, **more: 
 
 
 def test_a_choice_says_what_it_minimised() -> None:
-    """Every candidate with its figures, cheapest first in each half, and a sentence of it."""
+    """Every candidate with its figures, cheapest first in each phase, and a sentence of it."""
     reason = chosen().reason
     assert reason is not None
     assert [(c.backend, c.phase, c.chosen, c.figures[0]) for c in reason.candidates()] == [

@@ -61,7 +61,7 @@ def test_a_name_that_is_given_up_waits_for_the_operator() -> None:
     again = deployment("a/m", "x", created=9)
     assert resolve(fleet(again, replace(waits, settled_names=()), before=now), "x", 0) == "a/m"
     assert resolve(fleet(replace(waits, settled_names=("x",)), before=now), "x", 0) == "b/m"
-    assert fleet(before=now).reserved == {}, "what nobody claims is not remembered"
+    assert fleet(before=now).reserved == {}, "what is not claimed is not remembered"
 
 
 def test_adapters_and_routes_are_names_like_all_others() -> None:
@@ -77,12 +77,12 @@ def test_adapters_and_routes_are_names_like_all_others() -> None:
 
 
 def test_a_route_gets_the_names_that_are_settled_on_it() -> None:
-    """All that it asks for as long as the operator has not said."""
+    """All that it claims as long as the operator has not decided."""
     target = deployment("a/m", "m")
     route = NamedRoute("a/r", ("r", "s"), (("a/m", 1),))
     assert {name for name in fleet(target, routes=(route,)).names if "/" not in name} == {"m", "r", "s"}
-    told = replace(route, settled_names=("s",))
-    assert {name for name in fleet(target, routes=(told,)).names if "/" not in name} == {"m", "s"}
+    settled = replace(route, settled_names=("s",))
+    assert {name for name in fleet(target, routes=(settled,)).names if "/" not in name} == {"m", "s"}
 
 
 @given(
@@ -102,7 +102,7 @@ def test_a_route_gets_the_names_that_are_settled_on_it() -> None:
 def test_no_namespace_gets_anothers_name_without_the_operators_word(
     steps: list[list[tuple[str, Names, int]]],
 ) -> None:
-    """Whatever comes and goes: a name changes its namespace only by a status, or when nobody else claims or had it."""
+    """Whatever comes and goes: a name changes its namespace only by a status, or when no other object claims or had it."""
     now, had = Fleet(), ""
     for step in steps:
         parts = [deployment(key, "x", settled=settled, created=created) for key, settled, created in step]
@@ -130,7 +130,7 @@ def test_a_key_opens_its_own_namespace() -> None:
 
 
 def test_a_key_is_the_first_budgets() -> None:
-    """As with names: by the operator's word, else the holder until now; unsettled in two namespaces: nobody's yet."""
+    """As with names: as the operator assigned them, else the holder until now; undecided in two namespaces: not assigned yet."""
     mine, copy = grant("a/b", created=5), grant("b/b", created=1)
     assert granted(mine, copy).grants == {}
     first = granted(mine)
@@ -145,7 +145,7 @@ def test_a_key_is_the_first_budgets() -> None:
 
 
 def test_an_unknown_key_opens_namespaces_without_keys() -> None:
-    """One tenant's keys do not lock another's clients out; keys for every namespace do, as they are everybody's."""
+    """One tenant's keys do not lock another's clients out; keys for every namespace do, as they are shared by all."""
     unknown = granted(grant("a/b")).unknown
     assert unknown is not None
     assert unknown.allows("m", "b")

@@ -21,10 +21,10 @@ from turnout_simulator.policies.holding import HoldingTurnout, HoldingTurnoutPai
 from turnout_simulator.policies.llmd import Scorers
 from turnout_simulator.policies.own import Turnout
 from turnout_simulator.policies.pairs import TurnoutPairs, TwoPools
+from turnout_simulator.policies.peers import PeerNetwork
 from turnout_simulator.policies.plain import LeastRequests, RoundRobin
 from turnout_simulator.policies.port import Arrival, Policy
 from turnout_simulator.policies.sglang import CacheAware
-from turnout_simulator.policies.told import Exchange
 from turnout_simulator.replay import (
     Setting,
     at_rate,
@@ -108,16 +108,16 @@ def test_routers_that_tell_each_other_choose_as_one_would() -> None:
     """Four routers come close to one, where four that only scrape do not, and do no worse than they by any means."""
     trace = traffic(600.0)
 
-    def mean(routers: int, scrape: float | None, exchange: Exchange | None) -> float:
-        policies = [Turnout(ENGINES, BLOCKS, BLOCK, WORK, scrape, exchange) for _ in range(routers)]
+    def mean(routers: int, scrape: float | None, network: PeerNetwork | None) -> float:
+        policies = [Turnout(ENGINES, BLOCKS, BLOCK, WORK, scrape, network) for _ in range(routers)]
         seen = figures(replay(trace, SETTING, policies, LATENCY))
         assert seen.requests == len(trace.requests)
         return seen.ttft_mean_s
 
-    one, told, scraped = mean(1, None, None), mean(4, None, Exchange()), mean(4, 0.1, None)
+    one, told, scraped = mean(1, None, None), mean(4, None, PeerNetwork()), mean(4, 0.1, None)
     assert told <= 1.1 * one
     assert told < scraped
-    at_once = Exchange(batch_seconds=0.0, delay_seconds=0.0)
+    at_once = PeerNetwork(batch_seconds=0.0, delay_seconds=0.0)
     assert mean(4, None, at_once) == pytest.approx(one, rel=0.03)
 
 
@@ -125,8 +125,8 @@ def test_pairs_of_several_routers_come_close_to_one() -> None:
     """Both halves of a request are told, so that prefill and decode engines are seen by all."""
     trace, setting = traffic(600.0), Setting(4, BLOCKS, prefill=2)
     means = []
-    for exchange in (None, Exchange()):
-        routers = [TurnoutPairs(2, 4, BLOCKS, BLOCK, WORK, exchange) for _ in range(4 if exchange else 1)]
+    for network in (None, PeerNetwork()):
+        routers = [TurnoutPairs(2, 4, BLOCKS, BLOCK, WORK, network) for _ in range(4 if network else 1)]
         means.append(figures(replay_pairs(trace, setting, routers, LATENCY)).ttft_mean_s)
     assert means[1] <= 1.1 * means[0]
 

@@ -36,7 +36,7 @@ from turnout_router.metrics import Metrics
 from turnout_router.request.relay import Relay
 from turnout_router.settings import ClientLimits, Settings, UpstreamLimits
 from turnout_router.upstream.connection import UpstreamConnection
-from turnout_router.upstream.pools import Pool, Pools
+from turnout_router.upstream.pools import ConnectionPool, ConnectionPools
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from turnout_router.http1.response import Response
 
 STATUSES: Final = {200, 204, 400, 401, 404, 405, 408, 411, 413, 414, 415, 417, 431, 501, 503}
-"""All that a client can be told where there is no worker."""
+"""All answers that a client can get where there is no worker."""
 
 _BACKEND: Final = Backend("w", "default/tiny", "127.0.0.1", 1, "decode", "a", ("tiny-1b",))
 _STREAM: Final = (
@@ -134,7 +134,7 @@ def pieces(data: bytes, draw: random.Random) -> list[bytes]:
 
 
 class Clock:
-    """A loop's clock that only moves when it is told to; everything else is the loop's own."""
+    """A loop's clock that only moves when it is set; everything else is the loop's own."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -147,7 +147,7 @@ class Clock:
 
 
 class Wire(asyncio.Transport):
-    """A transport that remembers what was written, and does not read while it is told not to."""
+    """A transport that remembers what was written, and does not read while it is paused."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -242,7 +242,7 @@ class Checks:
         logging.getLogger("turnout_router").addHandler(self.faults)
         metrics = Metrics()
         self.upstream = UpstreamLimits(head_bytes=1024, event_bytes=1024, hold_bytes=512)
-        backends = Backends(Pools(self.upstream), metrics, HealthPolicy(), self.clock.time)
+        backends = Backends(ConnectionPools(self.upstream), metrics, HealthPolicy(), self.clock.time)
         fleet = build_fleet([DeploymentRoute("default/tiny", ("tiny-1b",))], [], [], [])
         backends.update(fleet)
         assert fleet != Fleet()
@@ -286,7 +286,7 @@ class Checks:
         whole = self._serve([data])
         assert set(whole) <= STATUSES
         cut = self._serve(pieces(data, draw))
-        # Where the bytes are cut decides how much of a hopeless message is heard, never what is served.
+        # Where the bytes are cut decides how much of an invalid message is read, never what is served.
         common = min(len(whole), len(cut))
         assert [s for s in whole[:common] if s < 300] == [s for s in cut[:common] if s < 300]
         assert abs(len(whole) - len(cut)) <= 1
@@ -294,7 +294,7 @@ class Checks:
 
     def worker(self, data: bytes, draw: random.Random) -> None:
         """Hold a connection to a worker against *data*: it ends with an answer or an UpstreamError, and is let go."""
-        pool = Pool(("127.0.0.1", 1), self.upstream)
+        pool = ConnectionPool(("127.0.0.1", 1), self.upstream)
         connection = UpstreamConnection(pool, cast("asyncio.AbstractEventLoop", self.clock))
         wire = Wire()
         connection.connection_made(wire)
@@ -461,7 +461,7 @@ def _either(
 
 
 class Asking:
-    """A client that has asked for something and waits: whoever answers it does so from outside."""
+    """A client that has asked for something and waits: it is answered from outside."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, limits: ClientLimits) -> None:
         self._answered = Signal(loop)

@@ -219,9 +219,9 @@ class Admin:
         finally:
             root.removeHandler(self._complaints)
             self._loop.set_exception_handler(None)
-            said, self._complaints.said = self._complaints.said, []
+            lines, self._complaints.lines = self._complaints.lines, []
             faults, self.faults = self.faults, []
-        promise("the admin port does not fail", not said, said[:1])
+        promise("the admin port does not fail", not lines, lines[:1])
         assert not faults, faults[0]
         assert health.startswith(b"HTTP/1.1 200 "), health[:200]
         for status in re.findall(rb"(?:^|\r\n\r\n|\n)HTTP/1\.1 (\d{3}) ", written):

@@ -1,6 +1,6 @@
 """Streams of server-sent events as the standard allows them: what a client gets, however they are written and cut.
 
-An input is a byte that chooses the API, one that chooses how the connection ends, and the stream. What is right is said by
+An input is a byte that chooses the API, one that chooses how the connection ends, and the stream. The expected result comes from
 a reader of its own, which knows of events only what the standard says (WHATWG HTML, 9.2).
 """
 
@@ -135,7 +135,7 @@ class Read:
         self.failure: int | None = None
         start = len(_BYTE_ORDER_MARK) if stream.startswith(_BYTE_ORDER_MARK) else 0
         lines: list[bytes] = []
-        # A CR at the very end, behind a LF, is half of a CRLF: no reader can know better.
+        # A CR at the very end, behind a LF, is the first byte of a CRLF: no reader can tell them apart.
         stop = len(stream) - stream.endswith(b"\n\r")
         for found in _LINE.finditer(stream, start, stop):  # what has no empty line behind it is no event
             line = found[0].rstrip(b"\r\n")

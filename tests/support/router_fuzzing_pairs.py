@@ -209,7 +209,7 @@ def _depth(value: Any) -> int:
 
 def _handed_out(body: bytes) -> dict[str, Any] | None:
     try:
-        # The engine's other fields are nobody's: they may be no UTF-8, as long as what is handed out is.
+        # The engine's other fields are not checked: they may be no UTF-8, as long as what is handed out is.
         value = orjson.loads(body.decode("utf-8", "replace"))
     except orjson.JSONDecodeError:
         return None

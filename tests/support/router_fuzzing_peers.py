@@ -1,4 +1,4 @@
-"""What must hold whatever bytes come from another router: understood or refused, and books at zero when it is gone."""
+"""What must hold whatever bytes come from another router: understood or refused, and trackers at zero when it is gone."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
 
-from turnout.routing.ledger import Ledger
+from turnout.routing.load_tracker import LoadTracker
 from turnout_router.fleet.peers.counts import PeerCounts
-from turnout_router.fleet.peers.greeting import Identity, greet, welcome
-from turnout_router.fleet.peers.inbox import Inbox
+from turnout_router.fleet.peers.handshake import PeerIdentity, accept_handshake, open_handshake
 from turnout_router.fleet.peers.messages import (
     BLOCKS,
-    SIGN_OF_LIFE,
+    HEARTBEAT,
     VERSION,
     Challenge,
     Expected,
@@ -26,9 +25,10 @@ from turnout_router.fleet.peers.messages import (
     Welcome,
     framed,
     frames,
-    read_greeting,
+    read_handshake,
     read_messages,
 )
+from turnout_router.fleet.peers.receiver import PeerReceiver
 
 if TYPE_CHECKING:
     import random
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _LENGTH_BYTES: Final = 4
 _DEEPEST: Final = 6
 _KEY: Final = "default/tiny"
-_IDENTITY: Final = Identity(b"secret", b"i" * 16)
+_IDENTITY: Final = PeerIdentity(b"secret", b"i" * 16)
 _TALK: Final = (
     Sent(1, _KEY, "w", 700, (1, 2), 256, 1, 0.1),
     Sent(2, _KEY, "w", 300, (1,), 16, 0, 0.2),
@@ -50,7 +50,7 @@ _TALK: Final = (
 PEERS_CORPUS: Final = (
     b"".join(frames(_TALK)),
     b"".join(framed([message]) for message in _TALK),
-    SIGN_OF_LIFE * 3 + framed(_TALK[:2]),
+    HEARTBEAT * 3 + framed(_TALK[:2]),
     framed(Hello(VERSION, b"i" * 16, b"n" * 16, BLOCKS, b"")),
     framed(Challenge(VERSION, b"i" * 16, b"n" * 16)) + framed(Welcome(b"p" * 32)),
     framed(Refused("no")),
@@ -114,13 +114,13 @@ def _changed(value: object, draw: random.Random, depth: int) -> object:
     return draw.choice(_EDGES)
 
 
-class _Books:
+class _Trackers:
     def __init__(self) -> None:
-        self.ledger = Ledger(256)
-        self.ledger.set_backends([("w", 4096)])
+        self.tracker = LoadTracker(256)
+        self.tracker.set_backends([("w", 4096)])
 
-    def ledger_of(self, deployment: str) -> tuple[Ledger, float] | None:
-        return (self.ledger, 2.0) if deployment == _KEY else None
+    def load_tracker_of(self, deployment: str) -> tuple[LoadTracker, float] | None:
+        return (self.tracker, 2.0) if deployment == _KEY else None
 
 
 def check_peer(
@@ -130,15 +130,15 @@ def check_peer(
     draw: random.Random,
 ) -> None:
     """Hold both sides of a conversation against *data*: nothing but PeerError, and nothing is left in flight."""
-    books, counts = _Books(), PeerCounts()
-    inbox = Inbox(books, counts, lambda: 1.0)
+    trackers, counts = _Trackers(), PeerCounts()
+    receiver = PeerReceiver(trackers, counts, lambda: 1.0)
     loop.run_until_complete(_greet(cut(data, draw)))
-    for identity in (_IDENTITY, Identity(None, b"j" * 16)):
+    for identity in (_IDENTITY, PeerIdentity(None, b"j" * 16)):
         loop.run_until_complete(_begin(identity, cut(data, draw)))
-    loop.run_until_complete(_talk(cut(data, draw), inbox))
-    inbox.close()
-    (state,) = books.ledger.states.values()
-    assert (counts.requests, len(inbox)) == (0, 0)
+    loop.run_until_complete(_talk(cut(data, draw), receiver))
+    receiver.close()
+    (state,) = trackers.tracker.states.values()
+    assert (counts.requests, len(receiver)) == (0, 0)
     assert (state.in_flight, state.queued_tokens, state.context_tokens, state.cache.held) == (0, 0, 0, 0)
     assert state.queued_seconds == 0.0
 
@@ -155,15 +155,15 @@ async def _greet(parts: list[bytes]) -> None:
     reader = _fed(parts)
     try:
         while True:
-            greeting = await read_greeting(reader)
-            if isinstance(greeting, Challenge):
-                assert len(_IDENTITY.proof(b"side", greeting, b"", b"")) == 32
+            handshake = await read_handshake(reader)
+            if isinstance(handshake, Challenge):
+                assert len(_IDENTITY.proof(b"side", handshake, b"", b"")) == 32
     except (PeerError, EOFError):
         return
 
 
 class _Written:
-    """Where a side of a greeting writes to: a writer, and its own transport, which never closes."""
+    """Where a side of a handshake writes to: a writer, and its own transport, which never closes."""
 
     def __init__(self) -> None:
         self.data = b""
@@ -179,7 +179,7 @@ class _Written:
         self.data += b"".join(pieces)
 
 
-async def _begin(identity: Identity, parts: list[bytes]) -> None:
+async def _begin(identity: PeerIdentity, parts: list[bytes]) -> None:
     """Begin as either side. Who cannot know the secret, or the nonce of this moment, is never let in."""
     for side in (_welcomed, _greeted):
         try:
@@ -189,18 +189,22 @@ async def _begin(identity: Identity, parts: list[bytes]) -> None:
         assert identity.secret is None, "a peer was accepted without the secret"
 
 
-async def _welcomed(identity: Identity, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    assert len(await welcome(identity, reader, writer)) <= 32
+async def _welcomed(
+    identity: PeerIdentity, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    assert len(await accept_handshake(identity, reader, writer)) <= 32
 
 
-async def _greeted(identity: Identity, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    await greet(identity, reader, writer, lambda _: None)
+async def _greeted(
+    identity: PeerIdentity, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    await open_handshake(identity, reader, writer, lambda _: None)
 
 
-async def _talk(parts: list[bytes], inbox: Inbox) -> None:
+async def _talk(parts: list[bytes], receiver: PeerReceiver) -> None:
     reader = _fed(parts)
     try:
         while True:
-            inbox.take(await read_messages(reader))
+            receiver.take(await read_messages(reader))
     except (PeerError, EOFError):
         return

@@ -22,7 +22,7 @@ from turnout_router.http1.connection import Connection
 from turnout_router.http1.listener import Listener
 from turnout_router.metrics import Metrics
 from turnout_router.settings import ClientLimits, Settings, UpstreamLimits
-from turnout_router.upstream.pools import Pools
+from turnout_router.upstream.pools import ConnectionPools
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -299,10 +299,10 @@ class Complaints(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
-        self.said: list[str] = []
+        self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(self.format(record))
+        self.lines.append(self.format(record))
 
 
 class World:
@@ -314,7 +314,7 @@ class World:
         self.workers: dict[int, Callable[[bytes, bytes], Answer]] = {}
         self.complaints = Complaints()
         self.metrics = Metrics()
-        self._pools = Pools(LIMITS)
+        self._pools = ConnectionPools(LIMITS)
         self.backends = Backends(self._pools, self.metrics, LIMITS.health, self.loop.time)
         self._ports = {KEY: (PREFILL, DECODE), "default/plain": (OTHER, OTHER + 1)}
         self.gateway = Gateway(Settings(upstream=LIMITS), self.backends, self.metrics, self.loop.time)
@@ -390,9 +390,9 @@ class World:
             log.removeHandler(self.complaints)
             log.propagate = propagates
             faults, self.loop.faults = self.loop.faults, []
-            said, self.complaints.said = self.complaints.said, []
+            lines, self.complaints.lines = self.complaints.lines, []
         assert not faults, faults[0]
-        assert not said, said[0]
+        assert not lines, lines[0]
         return [] if leaves_after is not None else read_answers(wire.written, closed=wire.closed)
 
     async def _ask(self, requests: list[bytes], leaves_after: int | None, *, stalls: bool) -> ClientWire:
@@ -452,10 +452,10 @@ class World:
         for key, ports in self._ports.items():
             counts = self.metrics.of(key)
             assert (counts.in_flight, counts.waiting) == (0, 0)
-            book = self.backends.ledger_of(key)
-            assert book is not None
+            found = self.backends.load_tracker_of(key)
+            assert found is not None
             for id_ in (f"w{port}" for port in ports):
-                state = book[0].states[id_]
+                state = found[0].states[id_]
                 assert (state.in_flight, state.queued_tokens, state.context_tokens) == (0, 0, 0), state
         for group in self.backends.describe()["deployments"].values():
             for worker in group:

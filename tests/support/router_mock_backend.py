@@ -29,8 +29,8 @@ class MockWorker:
     """How it behaves, and what it has seen.
 
     `behavior`: ok, status (answers `status`), hang (does not answer as long as it is so), reset (closes without an answer), garbage,
-    cut (streams half of the tokens and dies), cut_cleanly (ends there as if that were all), endless (streams until the other side leaves), stream_error (an error
-    event after half of the tokens), bad_params (a prefill without a cache), head_then_cut (200, then closes), head_then_hang,
+    cut (streams 50 % of the tokens and dies), cut_cleanly (ends there as if that were all), endless (streams until the other side leaves), stream_error (an error
+    event after 50 % of the tokens), bad_params (a prefill without a cache), head_then_cut (200, then closes), head_then_hang,
     cut_in_head, endless_head, cannot_fetch (500 where it is to take over another one's cache), gated (waits for `gate` before it answers).
     """
 

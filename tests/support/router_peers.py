@@ -1,4 +1,4 @@
-"""Routers that tell each other, and one that a test plays itself: on loopback, gone with the test."""
+"""Routers that exchange messages, and one that a test plays itself: on loopback, gone with the test."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def routers(
 
 
 async def knowing(running: list[Running], peers: int) -> None:
-    """Wait until each router tells, and hears, *peers* others."""
+    """Wait until each router is connected with *peers* others, both ways."""
 
     async def all_know() -> bool:
         return all(
@@ -69,7 +69,7 @@ def states_of(r: Running) -> list[Any]:
     backends = r.router._backends
     (deployment,) = backends._runtimes.values()
     assert deployment.policy is not None
-    return list(deployment.policy.ledger.states.values())
+    return list(deployment.policy.tracker.states.values())
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A worker that remembers every byte of what it was sent, and answers what it was told to."""
+"""A worker that remembers every byte of what it was sent, and gives the answers that a test sets."""
 
 from __future__ import annotations
 

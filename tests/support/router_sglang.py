@@ -64,8 +64,8 @@ class SGLangWorker:
         if self.behavior == "full":
             return web.json_response({"error": {"message": "The queue is full.", "code": 503}}, status=503)
         if self.behavior == "refuses":
-            said = {"object": "error", "message": "too long", "type": "BadRequestError", "code": 400}
-            return web.json_response(said, status=400)
+            payload = {"object": "error", "message": "too long", "type": "BadRequestError", "code": 400}
+            return web.json_response(payload, status=400)
         try:
             if not is_trial:
                 await self._meet(body["bootstrap_room"])

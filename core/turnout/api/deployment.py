@@ -28,7 +28,7 @@ _SOURCE_PATTERN: Final = "^hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9
 _SOURCE = re.compile(_SOURCE_PATTERN)
 _ANY_RATIO: Final = ("1:100", "100:1")
 _LOCAL_PREFILL_BELOW_TOKENS: Final = 256
-# Defaults that rules compare with, to tell what a user wrote from what the API server filled in.
+# Defaults that rules compare with, to distinguish a user's value from the API server's default.
 
 _RATIO_OF: Final = "self.scaling.prefillToDecode."
 _NAME = re.compile("[a-z]([-a-z0-9]*[a-z0-9])?")

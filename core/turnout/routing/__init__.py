@@ -1,4 +1,4 @@
-"""Where a request goes, and why: names, pairs of backends, health, retries, objectives. All pure."""
+"""The choice of a request's workers: names, candidates, load, health, retries, objectives. All pure."""
 
 from turnout.routing.by_load import Load, LoadChooser
 from turnout.routing.candidates import UNCONSTRAINED, Constraints, LocalReason

@@ -1,8 +1,8 @@
-"""Whether a request is let in, waits, or is turned away: what keeps an overload from becoming a collapse.
+"""Admission control: a request is admitted, waits, or is refused, so that an overload does not become a collapse.
 
-An engine serves best with a queue of its own; beyond that, requests only get older there. So each deployment has room
-for so many requests and tokens per worker that decodes. What comes on top waits here, in the order of tier and arrival,
-for a bounded time and in bounded number. Then the youngest of the lowest tier is turned away first.
+An engine serves best with a queue of its own; beyond that, requests only get older there. So each deployment has a
+bounded number of requests and tokens per worker that decodes. Further requests wait here, in the order of tier and arrival,
+for a bounded time and in bounded number. Beyond that the youngest of the lowest tier is refused first.
 
 Counts are of one router. With several, each sees its share of the traffic and of the room alike, so size the bounds by
 workers divided by routers where that matters.
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from turnout.terms import Priority
 
 Tier = Literal[0, 1, 2]
-"""Who goes first: `HIGH` before `NORMAL` before `LOW`."""
+"""The order of tiers: `HIGH` before `NORMAL` before `LOW`."""
 HIGH: Final = 0
 NORMAL: Final = 1
 LOW: Final = 2
@@ -48,7 +48,7 @@ class AdmissionLimits:
 
 @dataclass(frozen=True, slots=True)
 class AdmissionBounds:
-    """What one deployment says of its own `AdmissionLimits`; None: as every other one."""
+    """A deployment's own `AdmissionLimits`; None: the router's default applies."""
 
     requests_per_worker: int | None = None
     tokens_per_worker: int | None = None
@@ -57,7 +57,7 @@ class AdmissionBounds:
     wait_seconds: float | None = None
 
     def over(self, limits: AdmissionLimits) -> AdmissionLimits:
-        """Return *limits* with what is said here in their place."""
+        """Return *limits*, overridden by the values that are set here."""
         return AdmissionLimits(
             limits.requests_per_worker if self.requests_per_worker is None else self.requests_per_worker,
             limits.tokens_per_worker if self.tokens_per_worker is None else self.tokens_per_worker,
@@ -69,7 +69,7 @@ class AdmissionBounds:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What becomes of a request. `displaced` is the tier whose youngest waiting request is turned away for it."""
+    """The verdict on a request. `displaced` is the tier whose youngest waiting request is refused for it."""
 
     does: Literal["enter", "wait", "leave"]
     displaced: Tier | None = None
@@ -81,10 +81,10 @@ _LEAVE: Final = Verdict("leave")
 
 
 def has_room(requests: int, tokens: int, cost_tokens: int, workers: int, limits: AdmissionLimits) -> bool:
-    """Say whether a request of *cost_tokens* fits beside *requests* with *tokens* on *workers* that decode.
+    """Return whether a request of *cost_tokens* fits beside *requests* with *tokens* on *workers* that decode.
 
     A request that is larger than all the room fits when it is alone. Without workers there is no room to keep: the
-    request goes on, and is told that nobody serves.
+    request goes on, and is refused because there is no worker.
     """
     if requests == 0 or workers <= 0:
         return True
@@ -103,12 +103,12 @@ def judge(
     *,
     room: bool,
 ) -> Verdict:
-    """Return what becomes of a request of *tokens* and *tier*; *room*: see `has_room`.
+    """Return the verdict on a request of *tokens* and *tier*; *room*: see `has_room`.
 
-    *waiting* and *waiting_tokens* are the requests that wait, and their tokens, by tier. Nobody of the same or a lower
-    tier overtakes who waits. Where the queue is full, requests of lower tiers make way, one by one: once the named one
-    has left, ask again. Nobody makes way where even all of them would not be enough. Alone a request may wait however
-    large it is.
+    *waiting* and *waiting_tokens* are the requests that wait, and their tokens, by tier. A request never overtakes
+    waiting ones of the same or a higher tier. If the queue is full, requests of lower tiers are displaced, one by one: call
+    this again after the named one has left. None is displaced if even all of them would not be enough. A request may
+    always wait alone, however large it is.
     """
     if room and not any(waiting[: tier + 1]):
         return _ENTER

@@ -1,4 +1,4 @@
-"""Which worker decodes a request, and which one computes its prompt first.
+"""Least-loaded choice of the workers that decode a request and compute its prompt.
 
 Formula: the backend with the least (in-flight tokens, in-flight requests, last pick) wins. In-flight tokens come
 from the router's own accounting, so that they are never stale; the last pick makes equals take turns.
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from turnout.routing.candidates import Constraints
     from turnout.routing.fleet import Backend
-    from turnout.routing.ledger import Prompt
+    from turnout.routing.load_tracker import Prompt
 
 _IDLE = (0, 0, -1)
 

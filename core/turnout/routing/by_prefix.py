@@ -1,6 +1,6 @@
-"""Which workers serve a prompt under a `PrefixAware` policy: roles, revisions, exclusions, local prefill.
+"""Choice of the workers for a prompt under a `PrefixAware` policy: roles, revisions, exclusions, local prefill.
 
-Which workers come into question is decided by `turnout.routing.candidates`, as for every rule.
+`turnout.routing.candidates` selects the eligible workers, as for every rule.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from turnout.routing.candidates import Constraints, LocalReason
     from turnout.routing.fleet import Backend
-    from turnout.routing.ledger import BackendState, Prompt
+    from turnout.routing.load_tracker import BackendState, Prompt
     from turnout.routing.policy import Estimate, PrefixAware
     from turnout.routing.reason import Phase
 
@@ -53,7 +53,7 @@ class PrefixReason:
         return len(self.decode.compared) + (0 if self.prefill is None else len(self.prefill.compared))
 
     def candidates(self) -> tuple[Candidate, ...]:
-        """Return who was compared, cheapest first."""
+        """Return the workers that were compared, cheapest first."""
         phases: tuple[tuple[Phase, Estimate | None], ...] = (
             ("decode", self.decode),
             ("prefill", self.prefill),
@@ -80,7 +80,7 @@ class PrefixReason:
 
 
 class PrefixChooser(Chooser):
-    """Chooses by the costs of *policy*, to whose ledger every worker must be known.
+    """Chooses by the costs of *policy*, to whose tracker every worker must be known.
 
     A prompt with fewer uncached tokens than *local_below_tokens* is computed where it is decoded; without
     *may_compute_locally* none is.
@@ -143,7 +143,7 @@ def _called(backends: Sequence[Backend], name: str) -> Backend:
 
 
 def _states(policy: PrefixAware, backends: Iterable[Backend]) -> list[BackendState]:
-    states = policy.ledger.states
+    states = policy.tracker.states
     return [states[b.id] for b in backends]
 
 
@@ -152,5 +152,5 @@ def _least_loaded_revision(policy: PrefixAware, decoders: Sequence[Backend]) -> 
     revisions = {b.revision for b in decoders}
     if len(revisions) == 1:
         return revisions.pop()
-    states = policy.ledger.states
+    states = policy.tracker.states
     return min(decoders, key=lambda b: (states[b.id].in_flight, states[b.id].last_pick)).revision

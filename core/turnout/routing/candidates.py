@@ -1,4 +1,4 @@
-"""Which workers may serve a request: roles, revisions, and what earlier attempts and the request itself rule out."""
+"""The workers that may serve a request: by role, revision, earlier attempts, and the request itself."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LocalReason = Literal[
     "handed_over",
 ]
 """Why no prefill worker takes part: the pool does both phases; moving the cache costs more than computing it;
-no prefill worker of the decode worker's revision can be used; those tried have failed; the request asks for
+no prefill worker of the decode worker's revision can be used; those tried have failed; the request needs
 something that only the worker that decodes can give (several choices or prompts, log probabilities of the prompt); nothing is generated (embeddings, say);
 computing what is not cached there costs less than a prefill worker and the transfer; an earlier attempt has had the prompt
 computed, and the cache has not been used yet."""

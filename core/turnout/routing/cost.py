@@ -1,24 +1,24 @@
-"""What it would cost to send a prompt to a backend, in seconds, term by term.
+"""The cost of sending a prompt to a backend, in seconds, term by term.
 
 ::
 
     cost = queue + (1 + congestion) * prefill + decode + kv_wait + adapter - affinity_bonus
 
     congestion = 1 + 7 * mean over backends of min(waiting, 2 * fewest waiting + 1), in prompts without a first token
-    queue    = work of those prompts at this backend, less what must have been done of the first by now
+    queue    = work of those prompts at this backend, less the assumed progress of the first
     prefill  = work of the prompt's tokens that are not cached there
     decode   = 2 * decode step * (1 + (queue + prefill) / full iteration)
     kv_wait  = mean residence * max(0, (KV held + KV needed) / KV capacity - 1)
-    adapter  = time to load the LoRA adapter that the prompt asks for and the backend lacks, times 1 + congestion where
+    adapter  = time to load the LoRA adapter that the prompt requests and the backend lacks, times 1 + congestion where
                another makes way for it; and the mean residence where running requests use all the room there is
     affinity_bonus = what is expected to be cached at the session's affinity target, see `turnout.routing.session_affinity`
 
 queue + prefill + decode + kv_wait is about the time to first token, and choosing by that alone is selfish: an
-uncached prompt also takes a backend's time from everybody who comes later in the same busy period. That is what the
-congestion stands for, and why it grows with the number of those who wait: hardly any of it where backends idle, so that
-a cached prefix never makes a request wait behind others for long; much of it under overload, where total work decides
-how fast the queues grow and where balancing perfectly recomputed prompts loses to everything else. The figures are
-what won on a conversation trace at 70, 90 and 110 % load (docs/routing-measured.md, with what lost).
+uncached prompt also takes a backend's time from all requests that come later in the same busy period. The congestion
+term stands for that, and grows with the number of waiting requests: it is small while backends are idle, so that
+a cached prefix never makes a request wait behind others for long; it is large under overload, where total work decides
+how fast the queues grow and where balancing recomputed prompts perfectly is worse than every other rule. The constants
+are those that won on a conversation trace at 70, 90 and 110 % load (docs/routing-measured.md, with what lost).
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from mypy_extensions import mypyc_attr
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from turnout.routing.load_tracker import BackendState
+
 CONGESTION_BASE: Final = 1.0
 CONGESTION_PER_WAITING: Final = 7.0
 PROGRESS: Final = 0.85
@@ -40,7 +42,7 @@ DECODE_WEIGHT: Final = 2.0
 """Once for the iterations that the prompt shares with the decodes, once for the streams that it stalls."""
 OVERBOOKED: Final = 0.1
 """Share of a KV cache that may be promised beyond its capacity before requests are held back for it: each request is
-reckoned with all of its answer, and takes room only as that grows."""
+counted with its whole answer, and takes room only as that grows."""
 ADAPTER_LOAD_SECONDS: Final = 0.5
 """Reading a LoRA adapter of some 100 MB from disk into an accelerator."""
 
@@ -123,3 +125,42 @@ def congestion_weight(waiting: Sequence[float], most: float) -> float:
     for each in waiting:
         total += min(each, most)
     return CONGESTION_BASE + CONGESTION_PER_WAITING * total / len(waiting)
+
+
+def queue_seconds(state: BackendState, step: float, full_iteration: float, now: float) -> float:
+    """Return `queue`: the work of this router's waiting prompts at *state*, less the progress of the first.
+
+    *step* is what the running answers add to an iteration, which slows the progress down.
+    """
+    seconds = state.queued_seconds
+    if not seconds:
+        return seconds
+    first = next(iter(state.waiting))
+    done = PROGRESS * (now - state.began) / (1 + step / full_iteration)
+    return seconds - min(done, first.seconds)
+
+
+def decode_seconds(step: float, prefill_seconds: float, full_iteration: float) -> float:
+    """Return `decode`: *step*, once for each iteration during *prefill_seconds* of queue and prefill, and once more."""
+    return DECODE_WEIGHT * step * (1 + prefill_seconds / full_iteration)
+
+
+def kv_wait_seconds(blocks: int, capacity: int, residence_seconds: float) -> float:
+    """Return `kv_wait`: how long until *blocks*, held and needed together, fit into *capacity*."""
+    over = blocks / capacity - 1
+    return residence_seconds * over if over > 0 else 0.0
+
+
+def adapter_seconds(
+    state: BackendState, adapter: str | None, weight: float, residence_seconds: float
+) -> float:
+    """Return `adapter`: 0 without one, and where a request of this router uses it at *state* now."""
+    if adapter is None or adapter in state.adapter_uses:
+        return 0.0
+    room = state.adapter_room
+    in_use = len(state.adapter_uses)
+    wait = residence_seconds if 0 < room <= in_use else 0.0
+    if adapter in state.adapters:
+        return wait
+    displaces = 0 < room <= len(state.adapters)
+    return wait + ADAPTER_LOAD_SECONDS * (1 + weight if displaces else 1.0)

@@ -1,12 +1,12 @@
-"""What an engine's KV events say: which blocks its prefix cache holds, and whether any of its events were missed.
+"""The prefix cache of an engine by its KV events: its blocks, and whether any event was missed.
 
 An engine numbers its batches of events from 0. `EventStream` checks the numbers: a gap is filled by a replay, a number
 that went back means that the engine has started anew. Whatever was lost or repeated on the way, after a replay
-`ExactCache` holds what the engine holds. Where a replay cannot give all that was missed, what is left over is right
-but not `complete`: of blocks that were cached before, nothing is known until the engine names them again, clears its
+`ExactCache` holds what the engine holds. If a replay cannot supply all missed events, the remaining blocks are correct
+but not `complete`: blocks that were cached before are unknown until the engine names them again, clears its
 cache, or starts anew.
 
-Pure: whoever feeds it owns sockets, deadlines and retries.
+Pure: the caller owns sockets, deadlines and retries.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _WORK_OF_BLOCK: Final = 16
 _WORK_OF_EVENT: Final = 16
 _WORK_OF_CLEARING: Final = CLEARED_AT_ONCE
 MAX_MEDIA: Final = 8
-"""Kinds of memory told apart; vLLM has three (GPU, CPU, STORAGE). What lies in further ones is left out."""
+"""Kinds of memory that are distinguished; vLLM has three (GPU, CPU, STORAGE). What lies in further ones is left out."""
 MAX_FRUITLESS: Final = 2
 """Replays in a row that brought nothing new, after which what is missing counts as lost."""
 
@@ -129,7 +129,7 @@ class ExactCache:
         self.dropped = 0
         """Blocks forgotten because there were too many."""
         self.unplaced = 0
-        """Blocks left out because nobody knows what stands before them."""
+        """Blocks left out because the blocks before them are unknown."""
 
     def __len__(self) -> int:
         """Return the number of blocks."""
@@ -203,7 +203,7 @@ class ExactCache:
         return None if known is None else known[0]
 
     def _mark(self, blocks: Sequence[BlockHash], medium: int) -> None:
-        """Note that *blocks*, whose place in a prompt is not told, are in *medium* too, where they are known."""
+        """Note that *blocks*, whose place in a prompt is not given, are in *medium* too, if they are known."""
         for block in blocks:
             known = self._blocks.get(block)
             if known is None:
@@ -228,15 +228,15 @@ class ExactCache:
 
 
 Batch = Sequence[KvEvent] | None
-"""What one message holds; None where nobody can read it."""
+"""The content of one message; None if it cannot be read."""
 
 
 class EventStream:
     """One engine's batches, checked for their numbers.
 
     What one call cannot do at once is left for `work`, which is called until it returns False before the next batch is taken.
-    `connected`, `confirm`, `live` and `replay_ended` return the number to ask a replay from, None for no replay.
-    Every replay asked for is answered by calls of `replayed` and then one of `replay_ended` or `replay_failed`.
+    `connected`, `confirm`, `live` and `replay_ended` return the number from which to request a replay, None for no replay.
+    Every requested replay is followed by calls of `replayed` and then one of `replay_ended` or `replay_failed`.
     """
 
     __slots__ = (
@@ -281,20 +281,20 @@ class EventStream:
         self._hole = False
 
     def connected(self) -> int:
-        """Begin to follow: everything from the engine's start on is asked for."""
+        """Begin to follow: everything from the engine's start on is requested."""
         self._forget()
         self.following = True
         return self._sync(0)
 
     def disconnected(self) -> None:
-        """Stop following: the engine is gone, or nobody knows what it does."""
+        """Stop following: the engine is gone, or its state is unknown."""
         self._forget()
         self.following = False
         self.next = None
         self._syncing = False
 
     def confirm(self) -> int | None:
-        """Ask whether anything was missed that no further batch has shown yet."""
+        """Request a replay of anything that was missed and that no further batch has shown yet."""
         if self._syncing or not self.following or self.next is None:
             return None
         return self._sync(self.next)
@@ -333,14 +333,14 @@ class EventStream:
             return
         if number > due:
             if self._applied:
-                self._hole = True  # the replay itself lost something: it is asked for again from there
+                self._hole = True  # the replay itself lost something: it is requested again from there
                 return
             self._lose()
         self._apply(number, batch)
         self._applied += 1
 
     def replay_ended(self, *, whole: bool = True) -> int | None:
-        """Take the end of a replay, and what arrived meanwhile. Of one that broke off (not *whole*) the rest is asked for."""
+        """Take the end of a replay, and what arrived meanwhile. Of one that broke off (not *whole*) the rest is requested."""
         self._budget = WORK_AT_ONCE
         due = self.next
         if not self._syncing or due is None:

@@ -1,9 +1,9 @@
-"""What engines say that they hold of a prompt, in place of what is believed of them.
+"""The cached tokens of a prompt as engines report them, in place of the shadow caches' estimates.
 
-Of an engine whose events are all known, its own word decides; beside it counts only what this router has under way
-there, for a block is named when it has been computed and not before. Of an engine of which something was missed, and
-of one without events, the belief (`turnout.routing.shadow`) stands wherever it says more. An engine's word is in tokens,
-to the full blocks of its own size; the belief is in blocks of text.
+For an engine whose events are all known, they decide; in addition only this router's requests under way there count,
+because an engine publishes a block after it has been computed. For an engine with missed events, and
+for one without events, the shadow cache's estimate (`turnout.routing.shadow`) counts wherever it is larger. An engine's report
+is in tokens, up to full blocks of its own size; the estimate is in blocks of text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from turnout.routing.events import BlockHash
-    from turnout.routing.ledger import BackendState, Prompt
+    from turnout.routing.load_tracker import BackendState, Prompt
     from turnout.routing.tokens import Tokenized
 
 MIN_BLOCK_TOKENS: Final = 16
@@ -55,7 +55,7 @@ class ExactCaches:
         self._numbers = 0
 
     def set_engines(self, engines: Iterable[tuple[str, str, int]]) -> None:
-        """Know exactly these, given as (id, revision, KV capacity in tokens). Those that stay keep what is known."""
+        """Follow exactly these, given as (id, revision, KV capacity in tokens). Those that stay keep their blocks."""
         wanted = {id_: (revision, tokens) for id_, revision, tokens in engines}
         for id_ in [each for each in self._engines if each not in wanted]:
             gone = self._engines.pop(id_)
@@ -113,10 +113,10 @@ class ExactCaches:
     def cached_tokens(
         self, matches: list[int], prompt: Prompt, tokenized: Tokenized, states: Mapping[str, BackendState]
     ) -> list[int]:
-        """Return, by slot, how many leading tokens of *prompt* each backend holds: by its own word, else as believed.
+        """Return, by slot, how many leading tokens of *prompt* each backend holds: as its engine reports, else as estimated.
 
-        *matches* holds by slot how many of the prompt's blocks of text are believed cached. It is corrected by the
-        engines' words, rounded to whole blocks: the shadows are kept in these.
+        *matches* holds by slot how many of the prompt's blocks of text are estimated to be cached. The engines'
+        reports correct it, rounded to whole blocks, the unit of the shadow caches.
         """
         size, most, tokens = tokenized.block_tokens, len(prompt.blocks), prompt.tokens
         cached = [min(depth * size, tokens) for depth in matches]
@@ -129,11 +129,11 @@ class ExactCaches:
                 continue
             slot, own_size = state.slot, stream.cache.block_size
             found = min(depths[own_size][stream.cache.number] * own_size, tokens) if own_size in depths else 0
-            believed = matches[slot]
+            estimated = matches[slot]
             if stream.complete and found < cached[slot]:
-                # Beside its word counts what is under way there: a block is named when it has been computed.
-                believed = state.cache.leading_held(prompt.blocks, believed)
-                cached[slot] = min(believed * size, tokens)
+                # Requests under way there count in addition: an engine publishes a block after it has been computed.
+                estimated = state.cache.leading_held(prompt.blocks, estimated)
+                cached[slot] = min(estimated * size, tokens)
             cached[slot] = max(found, cached[slot])
-            matches[slot] = min(most, max(believed, (found + size // 2) // size))
+            matches[slot] = min(most, max(estimated, (found + size // 2) // size))
         return cached

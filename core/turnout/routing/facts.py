@@ -1,4 +1,4 @@
-"""What is known of a deployment's model, from what its workers say of it. Pure."""
+"""The facts of a deployment's model, from its workers' reports. Pure."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class ModelFacts:
 
 
 def model_facts(
-    said: Iterable[tuple[str, Collection[ModelCard]]], adapters: Collection[str] = ()
+    reports: Iterable[tuple[str, Collection[ModelCard]]], adapters: Collection[str] = ()
 ) -> ModelFacts:
-    """Return what is known by *said*: the revision of each worker that answered, and its cards.
+    """Return what *reports* show: the revision of each worker that answered, and its cards.
 
     Workers of one revision serve the same model from the same arguments. So what most of them say holds, of equally many the
     least, and one that errs changes nothing among three. Of several revisions the least context length counts: a request
@@ -49,7 +49,7 @@ def model_facts(
     roots: Counter[str] = Counter()
     created: list[int] = []
     found: dict[str, Counter[ModelCard]] = {name: Counter() for name in adapters}
-    for revision, cards in said:
+    for revision, cards in reports:
         for card in cards:
             if card.name in found:
                 found[card.name][card] += 1

@@ -28,7 +28,7 @@ class Backend:
 
     `id` is what people see (a pod's name, or host:port), `host` and `port` where it answers, `names` the model
     names that it answers to, the first of which is used for a client that called another one. `ready` is what its
-    own readiness probe says of it.
+    own readiness probe reports.
     """
 
     id: str
@@ -40,7 +40,7 @@ class Backend:
     names: tuple[str, ...]
     ready: bool = True
     kv_tokens: int = 0
-    """Tokens that its KV cache holds; 0 where nobody has said."""
+    """Tokens that its KV cache holds; 0 if unknown."""
     kv_events: KvEventPorts | None = None
     """None: what it holds is a matter of belief."""
     bootstrap_port: int = 0
@@ -52,9 +52,9 @@ class DeploymentRoute:
     """What the router needs to know of one deployment. `key` is ``NAMESPACE/NAME``.
 
     Objectives are seconds of the deployment's own time, of which `time_scale` pass in one real second.
-    `max_output_tokens` is the most that one request may ask for, None without such a bound.
-    `claimed_names` are the names it asks for; `settled_names` are those that the operator left to it, None as
-    long as the operator has not said.
+    `max_output_tokens` is the most that one request may have, None without such a bound.
+    `claimed_names` are the names it claims; `settled_names` are those that the operator assigned to it, None as
+    long as the operator has not decided.
     """
 
     key: str
@@ -82,7 +82,7 @@ class NamedRoute:
     """Names that are shared out over deployments. `targets` are (deployment key, weight).
 
     `key` is ``NAMESPACE/NAME``, or a text without a slash for a route that belongs to no namespace. `names` are the
-    names it asks for; `settled_names` are those that the operator left to it, None as long as it has not said.
+    names it claims; `settled_names` are those that the operator assigned to it, None as long as it has not decided.
     """
 
     key: str
@@ -102,17 +102,17 @@ class Grant:
     models: frozenset[str] = frozenset()
     tier: Tier = NORMAL
     explain: bool = False
-    """Whether the holder may ask why its requests went where they did."""
+    """Whether the holder may request the reason for the choice of a worker."""
     namespace: str | None = None
     """The namespace whose names the key opens; None: those of every namespace."""
     created: float = 0.0
     settled: bool | None = None
-    """Whether the operator left the key to this budget; None as long as it has not said."""
+    """Whether the operator assigned the key to this budget; None as long as it has not decided."""
     closed: frozenset[str] = frozenset()
     """Namespaces whose names it does not open."""
 
     def allows(self, model: str, namespace: str) -> bool:
-        """Say whether the holder may call *model*, the name as the client wrote it, which belongs to *namespace*."""
+        """Return whether the holder may call *model*, the name as the client wrote it, which belongs to *namespace*."""
         return (
             (self.namespace is None or self.namespace == namespace)
             and (not self.models or model in self.models)
@@ -152,7 +152,7 @@ class Fleet:
 
 
 class _Claim:
-    """Something that wants a name, or a budget that wants a key. `settled`: the operator gave it; None: no word yet."""
+    """An object that claims a name, or a budget that claims a key. `settled`: the operator assigned it; None: not decided yet."""
 
     __slots__ = ("created", "namespace", "owner", "place", "settled")
 
@@ -176,8 +176,8 @@ def build_fleet(
 ) -> Fleet:
     """Return the fleet made of these parts, with every name and every key settled. *before* is the fleet until now.
 
-    Who gets a name that several claim: the one to which the operator has given it in its status. Where the operator
-    has not said, the oldest claim gets it (creation time, then deployments before routes, then the key), but only
+    A name that several objects claim goes to the one to which the operator has assigned it in its status. While the operator
+    has not decided, the oldest claim gets it (creation time, then deployments before routes, then the key), but only
     where no other namespace claims the name or had it last. What has a name in *before* keeps it in either case, as
     long as its claim stands. API keys that several budgets hold are settled alike. ``NAMESPACE/NAME`` always leads to
     that deployment: a slash is allowed in no other name. Backends of unknown deployments are left out, and those that
@@ -308,7 +308,7 @@ def in_service(backends: Sequence[Backend]) -> tuple[Backend, ...]:
 
     Where no backend of a phase is ready, its unready ones are the last resort. On a starved machine readiness
     probes of all of them fail together although they still serve; where they do not, trying costs one more
-    refused connection before the client is told the same.
+    refused connection before the client gets the same answer.
     """
     if all(b.ready for b in backends):
         return tuple(backends)

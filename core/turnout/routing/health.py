@@ -1,4 +1,4 @@
-"""When a backend is left alone after failures, and how it comes back.
+"""Ejection of a backend after failures, and its recovery.
 
 States of one backend::
 
@@ -8,10 +8,10 @@ States of one backend::
     half open: one client's request at a time probes it
     half open --success--> healthy          half open --failure--> ejected, for twice as long
 
-So no client waits for a backend that hangs. Beside that an ejected backend is asked for its health now and then: as
-long as it does not answer, nothing is wasted on it, and when it answers again, its time is over at once.
+So no client waits for a backend that hangs. An ejected backend also gets a health check now and then: as
+long as it does not answer, no trial is made, and when it answers again, its ejection is over at once.
 
-Ejection is the router's own and only about requests: a pod that Kubernetes calls unready is no backend at all.
+Ejection is a state of this router, and follows from requests only: a pod that is not ready is not a backend at all.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class HealthPolicy:
 class Health:
     """What is known of one backend: failures in a row, ejections since the last success, times on the caller's clock.
 
-    `down`: since it was ejected it was asked for its health and did not answer. `tried`: since its time was over it
-    has computed what the router asked of it.
+    `down`: since it was ejected it did not answer a health check. `tried`: since its time was over it
+    has served the router's own request.
     """
 
     failures: int = 0
@@ -85,7 +85,7 @@ def after_failure(health: Health, now: float, policy: HealthPolicy) -> Health:
 
 
 def after_check(health: Health, now: float, *, answered: bool) -> Health:
-    """Return the state after the backend was asked for its health.
+    """Return the state after a health check of the backend.
 
     One that answers now and did not before has been repaired: its ejection is over. One that has answered all along
     fails requests for another reason, and waits for its time to be over.
@@ -100,24 +100,24 @@ def after_check(health: Health, now: float, *, answered: bool) -> Health:
 
 
 def needs_trial(health: Health, now: float) -> bool:
-    """Say whether the router has to try the backend before any client's request is sent there."""
+    """Return whether the router has to try the backend before any client's request is sent there."""
     if health.ejected_until is None or health.down or health.tried or now < health.ejected_until:
         return False
     return health.probing_until is None or now >= health.probing_until
 
 
 def after_trial(health: Health) -> Health:
-    """Return the state after the backend has computed what the router asked of it; see `after_failure` for the other end."""
+    """Return the state after the backend has served the router's own request; see `after_failure` for a failed trial."""
     return health if health.ejected_until is None else replace(health, tried=True, probing_until=None)
 
 
 def on_trial(health: Health) -> bool:
-    """Say whether a request tries whether the backend has recovered: it must not wait for it as for a healthy one."""
+    """Return whether a request tries whether the backend has recovered: it must not wait for it as for a healthy one."""
     return health.ejected_until is not None and health.probing_until is not None
 
 
 def may_use(health: Health, now: float) -> bool:
-    """Say whether a client's request may be sent now: healthy, or half open with no probe under way."""
+    """Return whether a client's request may be sent now: healthy, or half open with no probe under way."""
     if health.ejected_until is None:
         return True
     if health.down or not health.tried or now < health.ejected_until:

@@ -1,4 +1,4 @@
-"""Whether a request was good: it met its deployment's objectives, in the deployment's own seconds."""
+"""Goodput: whether a request met its deployment's objectives, in the deployment's own seconds."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def mean_inter_token_seconds(first: float, last: float, output_tokens: int) -> f
 
 
 def is_good(timing: Timing, route: DeploymentRoute) -> bool:
-    """Say whether *timing* meets both objectives of *route*.
+    """Return whether *timing* meets both objectives of *route*.
 
     A streamed request: time to first token and mean inter-token latency, each against its objective. One that is
     not streamed shows neither, so its whole duration is held against what both objectives allow together,

@@ -1,4 +1,4 @@
-"""The workers that serve a request, and what a rule that chooses them looks like."""
+"""The workers that serve a request, and the interface of the rules that choose them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from turnout.routing.candidates import Constraints, LocalReason
     from turnout.routing.fleet import Backend
-    from turnout.routing.ledger import Prompt
+    from turnout.routing.load_tracker import Prompt
     from turnout.routing.policy import PairEstimate
     from turnout.routing.reason import Reason
 
@@ -48,4 +48,4 @@ class Chooser(ABC):
     def choose(
         self, backends: Sequence[Backend], prompt: Prompt, constraints: Constraints, now: float
     ) -> WorkerPair | None:
-        """Return who of *backends* serves *prompt* at *now*, the deployment's own time; None where none can decode."""
+        """Return the ones of *backends* that serve *prompt* at *now*, the deployment's own time; None where none can decode."""

@@ -1,7 +1,7 @@
 """Turnout's choice of a backend: prefix-aware, charged by work, from its own accounting; for pools of either kind.
 
-`turnout.routing.cost` has the formula. Without a clock and without I/O: the caller says what time it is, reports what
-becomes of each request, and hands in scrapes. The router and the simulator run this same code.
+`turnout.routing.cost` has the formula. Without a clock and without I/O: the caller passes the time, reports each
+request's progress, and passes scrapes in. The router and the simulator run this same code.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ from typing import TYPE_CHECKING, Final
 from mypy_extensions import mypyc_attr
 
 from turnout.routing.cost import (
-    ADAPTER_LOAD_SECONDS,
     CONGESTION_BASE,
-    DECODE_WEIGHT,
     OVERBOOKED,
-    PROGRESS,
     Cost,
+    adapter_seconds,
     congestion_weight,
+    decode_seconds,
+    kv_wait_seconds,
+    queue_seconds,
 )
 from turnout.routing.session_affinity import affinity_rank
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from turnout.routing.ledger import BackendState, Ledger, Prompt, Scrape, Ticket
+    from turnout.routing.load_tracker import BackendState, InFlightRequest, LoadTracker, Prompt, Scrape
     from turnout.routing.work import WorkModel
 
 _LEAST_WORK_SECONDS: Final = 1e-3
@@ -34,7 +35,7 @@ AFFINITY_SHARE_AT_REST: Final = 0.01
 AFFINITY_SHARE: Final = 0.05
 AFFINITY_SHARE_OF_OTHERS: Final = 0.2
 """Shares of a prompt that are expected at its session's affinity target. The first decides between workers that are alike, so
-that routers that know nothing of each other agree. The second is of what the congestion weight adds under load: where shadows
+that routers that do not exchange messages agree. The second is of what the congestion weight adds under load: where shadows
 are at a loss, it keeps a session's prompts together. The third, times others' share of all requests, is for routers
 that know only by scraping what others have sent."""
 STALL_WEIGHT: Final = 0.1
@@ -48,12 +49,12 @@ LOCAL_MARGIN_SECONDS: Final = 0.1
 
 @mypyc_attr(acyclic=True)
 class Estimate:
-    """A backend and what speaks for it: `matched` leading blocks are thought to be there, the rest takes `seconds`.
+    """A backend and its estimate: `matched` leading blocks are expected to be cached there, the rest takes `seconds`.
 
-    `cached` is the same in tokens, where an engine's own word is known more exactly than in blocks of text.
+    `cached` is the same in tokens, which an engine's own events give more exactly than blocks of text.
     `wait` are the seconds in which the first token is expected there. `at_affinity_target`: it is the session's affinity target, where
-    others may have sent what this router knows nothing of. `compared` is what every backend would have cost. `backlog`
-    are the seconds until the backend can begin with it, see `turnout.routing.held`.
+    other routers may have sent requests that this router does not know of. `compared` is what every backend would have cost. `backlog`
+    are the seconds until the backend can begin with it, see `turnout.routing.shortest_job`.
     """
 
     __slots__ = (
@@ -98,7 +99,7 @@ class Estimate:
 
 @mypyc_attr(acyclic=True)
 class PairEstimate:
-    """What was picked for a request, and by whom: a worker that decodes and, unless it computes the prompt, one that does."""
+    """The workers that *policy* picked for a request: one that decodes and, unless it computes the prompt itself, one for prefill."""
 
     __slots__ = ("decode", "policy", "prefill", "prompt")
 
@@ -112,20 +113,20 @@ class PairEstimate:
 
 
 class PrefixAware:
-    """The policy for one deployment, over the backends of its `ledger`."""
+    """The policy for one deployment, over the backends of its `tracker`."""
 
-    def __init__(self, ledger: Ledger, work: WorkModel) -> None:
-        self.ledger = ledger
+    def __init__(self, tracker: LoadTracker, work: WorkModel) -> None:
+        self.tracker = tracker
         self.work = work
-        self.held_back = 0
-        """Requests that wait in the router, see `turnout.routing.held`: they make for an overload like those sent."""
+        self.held_requests = 0
+        """Requests that wait in the router, see `turnout.routing.shortest_job`: they count as load like those sent."""
 
     def choose(self, prompt: Prompt, states: Sequence[BackendState], now: float) -> Estimate:
         """Return the cheapest of *states*, which are aggregated workers or prefill workers. Raise ValueError for none."""
         if not states:
             raise ValueError("there is no backend to choose from")
-        self.ledger.advance(states, now)
-        matches, exact = self.ledger.holdings(prompt)
+        self.tracker.advance(states, now)
+        matches, exact = self.tracker.holdings(prompt)
         return self._cheapest(prompt, states, matches, exact, now)
 
     def choose_pair(
@@ -138,7 +139,7 @@ class PrefixAware:
         local_below_tokens: int = 0,
         may_compute_locally: bool = True,
     ) -> PairEstimate:
-        """Return who decodes *prompt* and who computes it. Raise ValueError where nobody can decode.
+        """Return the workers that decode and compute *prompt*. Raise ValueError if there is none to decode.
 
         The decode worker's cost with a remote prompt is the cheapest prefill worker's, the transfer of what it
         lacks, its decode step and its wait for KV room; with a local one it is that of an aggregated worker and the
@@ -149,13 +150,13 @@ class PrefixAware:
         """
         if not decodes:
             raise ValueError("there is no backend to decode with")
-        ledger, work, size = self.ledger, self.work, self.ledger.block_tokens
-        ledger.advance(prefills, now)
-        ledger.advance(decodes, now)
-        matches, exact = ledger.holdings(prompt)
+        tracker, work, size = self.tracker, self.work, self.tracker.block_tokens
+        tracker.advance(prefills, now)
+        tracker.advance(decodes, now)
+        matches, exact = tracker.holdings(prompt)
         prefill = self._cheapest(prompt, prefills, matches, exact, now) if prefills else None
         weight = self._congestion_weight(decodes, now, pair=True)
-        needed = ledger.blocks_of(prompt)
+        needed = tracker.blocks_of(prompt)
         idle = prefill is not None and not prefill.state.waiting
         margin = LOCAL_MARGIN_SECONDS if idle else 0.0
         compared: list[Cost] = []
@@ -199,17 +200,17 @@ class PrefixAware:
 
     def scraped(self, backend_id: str, scrape: Scrape, now: float) -> None:
         """Take note of a scrape of one backend; of one that is not known nothing is noted."""
-        state = self.ledger.states.get(backend_id)
+        state = self.tracker.states.get(backend_id)
         if state is not None:
-            tokens = self.ledger.scraped(state, scrape, now)
-            prompts = max(1.0, tokens / max(1.0, self.ledger.uncached_tokens))
+            tokens = self.tracker.scraped(state, scrape, now)
+            prompts = max(1.0, tokens / max(1.0, self.tracker.uncached_tokens))
             state.others_queue = prompts * self.work.prefill(round(tokens / prompts), 0)
 
-    def sent(self, pick: Estimate, prompt: Prompt, now: float) -> Ticket:
-        """Note that *prompt* has been sent as *pick* says. Report on the ticket through the ledger."""
-        ticket = self.ledger.sent(pick.state, prompt, pick.matched, pick.seconds, now, pick.cached)
-        ticket.at_affinity_target = pick.at_affinity_target
-        return ticket
+    def sent(self, pick: Estimate, prompt: Prompt, now: float) -> InFlightRequest:
+        """Note that *prompt* has been sent as *pick* says. Report on the request through the tracker."""
+        request = self.tracker.sent(pick.state, prompt, pick.matched, pick.seconds, now, pick.cached)
+        request.at_affinity_target = pick.at_affinity_target
+        return request
 
     def _cheapest(
         self,
@@ -219,9 +220,9 @@ class PrefixAware:
         exact: list[int] | None,
         now: float,
     ) -> Estimate:
-        size = self.ledger.block_tokens
+        size = self.tracker.block_tokens
         weight = self._congestion_weight(states, now)
-        needed = self.ledger.blocks_of(prompt)
+        needed = self.tracker.blocks_of(prompt)
         target = self._affinity_target(prompt, states, matches)
         chosen, least = states[0], inf
         best: Cost | None = None
@@ -266,47 +267,46 @@ class PrefixAware:
         now: float,
     ) -> Cost:
         """Return what *prompt* costs at *state*, which holds *matched* of its blocks and *tokens* of its tokens."""
-        work, ledger, cache = self.work, self.ledger, state.cache
+        work, tracker, cache = self.work, self.tracker, state.cache
+        iteration, residence = work.full_iteration, tracker.residence_seconds
         cached = min(tokens, prompt.tokens - 1)
         prefill = work.prefill(prompt.tokens - cached, cached)
-        queue = state.queued_seconds
-        held = cache.held + needed - matched
         running, context = float(state.running), float(state.context_tokens)
         step = running * work.decode_per_sequence + context * work.decode_per_context_token
-        if queue:
-            first = next(iter(state.waiting))
-            done = PROGRESS * (now - state.began) / (1 + step / work.full_iteration)
-            queue -= min(done, first.seconds)
+        queue = queue_seconds(state, step, iteration, now)
+        blocks = cache.held + needed - matched
         if state.scraped_at is not None and state.others_running:
             queue += state.queue_of_others(now)
-            share = state.share_of_others(now, ledger.residence_seconds)
-            held += int(state.others_kv * share)
+            share = state.share_of_others(now, residence)
+            blocks += int(state.others_kv * share)
             running += state.others_running * share
-            context += state.others_kv * share * ledger.block_tokens
+            context += state.others_kv * share * tracker.block_tokens
             step = running * work.decode_per_sequence + context * work.decode_per_context_token
-        decode = DECODE_WEIGHT * step * (1 + (queue + prefill) / work.full_iteration)
-        over = held / cache.capacity - 1
-        kv_wait = ledger.residence_seconds * over if over > 0 else 0.0
-        adapter = 0.0
-        if prompt.adapter is not None and prompt.adapter not in state.adapter_uses:
-            adapter = _adapter_cost(state, prompt.adapter, weight, ledger.residence_seconds)
-        waiting = len(state.waiting)
-        charged = weight * prefill
-        return Cost(state.id, tokens, waiting, queue, prefill, charged, decode, kv_wait, adapter)
+        return Cost(
+            state.id,
+            tokens,
+            len(state.waiting),
+            queue,
+            prefill,
+            weight * prefill,
+            decode_seconds(step, queue + prefill, iteration),
+            kv_wait_seconds(blocks, cache.capacity, residence),
+            adapter_seconds(state, prompt.adapter, weight, residence),
+        )
 
     def _wait_for_room(self, cost: Cost) -> float:
         """Return the seconds until a backend has KV room, overbooked by as much as answers have yet to grow."""
         if not cost.kv_wait:
             return 0.0
-        return max(0.0, cost.kv_wait - OVERBOOKED * self.ledger.residence_seconds)
+        return max(0.0, cost.kv_wait - OVERBOOKED * self.tracker.residence_seconds)
 
     def _congestion_weight(self, states: Sequence[BackendState], now: float, *, pair: bool = False) -> float:
-        work_seconds = max(self.ledger.work_seconds, _LEAST_WORK_SECONDS)
-        held_back = self.held_back / len(states)
+        work_seconds = max(self.tracker.work_seconds, _LEAST_WORK_SECONDS)
+        held = self.held_requests / len(states)
         waiting: list[float] = []
         fewest = inf
         for state in states:
-            here = len(state.waiting) + held_back
+            here = len(state.waiting) + held
             if state.others_queue:
                 here += state.queue_of_others(now) / work_seconds
             waiting.append(here)
@@ -316,7 +316,7 @@ class PrefixAware:
     def _affinity_target(
         self, prompt: Prompt, states: Sequence[BackendState], matches: list[int]
     ) -> BackendState | None:
-        """Return the session's affinity target: by the first block that this router knows no holder of. None: it knows all."""
+        """Return the session's affinity target: by the first block that, as far as this router knows, no backend holds. None: each block has a holder."""
         known = max(matches)
         if known >= len(prompt.blocks):
             return None
@@ -338,14 +338,3 @@ class PrefixAware:
         if others:
             bonus += AFFINITY_SHARE_OF_OTHERS * others / (own + others) * (prefill + charged)
         return bonus
-
-
-def _adapter_cost(state: BackendState, adapter: str, weight: float, residence_seconds: float) -> float:
-    """Return what it costs to serve *adapter* where no request of this router uses it now, see `turnout.routing.cost`."""
-    room = state.adapter_room
-    in_use = len(state.adapter_uses)
-    wait = residence_seconds if 0 < room <= in_use else 0.0
-    if adapter in state.adapters:
-        return wait
-    displaces = 0 < room <= len(state.adapters)
-    return wait + ADAPTER_LOAD_SECONDS * (1 + weight if displaces else 1.0)

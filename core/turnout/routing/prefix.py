@@ -1,9 +1,9 @@
-"""Which backend holds which prefix: one map from a block to a bit set of backends, so that one walk ranks them all.
+"""Index of the prefixes that backends hold: one map from a block to a bit set of backends, so that one walk ranks them all.
 
 A block stands for itself and everything before it in its prompt (a chain hash). A backend's match is the number of
 a prompt's leading blocks that it holds without a gap.
 
-What a block is, nobody here asks: it is a key of dictionaries, and typed so, for then compiled code takes it as it is.
+A block is an opaque key of dictionaries, and typed as such, so that compiled code does not unbox it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class PrefixIndex:
-    """Block -> backends, these numbered from 0. It holds what it is told and no more: its users bound it."""
+    """Block -> backends, these numbered from 0. It holds exactly what is added: its users bound it."""
 
     __slots__ = ("_owners",)
 
@@ -23,7 +23,7 @@ class PrefixIndex:
         self._owners: dict[Hashable, int] = {}
 
     def __len__(self) -> int:
-        """Return the number of blocks that somebody holds."""
+        """Return the number of blocks with a holder."""
         return len(self._owners)
 
     def add(self, block: Hashable, backend: int) -> None:

@@ -1,4 +1,4 @@
-"""What a request's body says about its prompt: about how many tokens, and whether its cache can be moved."""
+"""Facts of a prompt from a request's body: its approximate number of tokens, and whether its cache can be moved."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def estimate_prompt_tokens(
 
 
 def needs_local_prefill(body: Mapping[str, Any]) -> bool:
-    """Say whether only the decoding worker can compute this prompt.
+    """Return whether only the decoding worker can compute this prompt.
 
     So it is with several choices, beams or prompts in one request (the exchange of caches is for one sequence)
     and with log probabilities of the prompt, which the prefill worker would keep to itself.

@@ -1,4 +1,4 @@
-"""Why a choice was made: kept as figures, put into words only when somebody asks."""
+"""The reason of a choice: kept as figures, and formatted only on request."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Reason(Protocol):
         """About how many figures it holds: what keeping it costs."""
 
     def candidates(self) -> tuple[Candidate, ...]:
-        """Return who was compared."""
+        """Return the backends that were compared."""
 
 
 class Ranking(NamedTuple):
@@ -66,7 +66,7 @@ class Ranking(NamedTuple):
         return f"{self.phase} on {self.chosen.id}: {tokens} tokens in {requests} requests in flight, {among}"
 
     def candidates(self) -> tuple[Candidate, ...]:
-        """Return who was compared, cheapest first."""
+        """Return the backends that were compared, cheapest first."""
         ranked = sorted(zip(self.costs, self.backends, strict=True), key=lambda entry: entry[0])
         return tuple(
             Candidate(
@@ -110,5 +110,5 @@ class LeastLoaded(NamedTuple):
         return len(self.decode.costs) + (0 if self.prefill is None else len(self.prefill.costs))
 
     def candidates(self) -> tuple[Candidate, ...]:
-        """Return who was compared."""
+        """Return the backends that were compared."""
         return self.decode.candidates() + (() if self.prefill is None else self.prefill.candidates())

@@ -1,4 +1,4 @@
-"""How many retries a deployment can bear: a share of its requests, so that retries never multiply an outage."""
+"""The retry budget of a deployment: a share of its requests, so that retries never multiply an outage."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def after_request(budget: RetryBudget) -> RetryBudget:
 
 
 def may_retry(budget: RetryBudget, *, overloaded: bool = False) -> bool:
-    """Say whether one more retry is paid for. *overloaded*: the worker tried before has not failed, but is full."""
+    """Return whether one more retry is paid for. *overloaded*: the worker tried before has not failed, but is full."""
     return budget.tokens >= _ONE + (budget.reserve if overloaded else 0.0)
 
 
 def after_retry(budget: RetryBudget) -> RetryBudget:
-    """Return the budget after a retry. Raise ValueError where `may_retry` says no."""
+    """Return the budget after a retry. Raise ValueError unless `may_retry`."""
     if not may_retry(budget):
-        raise ValueError("the retry budget is used up: ask may_retry first")
+        raise ValueError("the retry budget is used up: check may_retry first")
     return replace(budget, tokens=budget.tokens - _ONE)

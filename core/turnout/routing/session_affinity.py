@@ -1,7 +1,7 @@
-"""The affinity target of a session: the backend that every router names for it without asking any other.
+"""The affinity target of a session: the backend that every router computes for it without coordination.
 
-Rendezvous hashing (Thaler and Ravishankar, 1998) over the first block of the prompt that this router knows no holder
-of: after the system prompt that all share, the block that tells conversations apart. Removing a backend moves only
+Rendezvous hashing (Thaler and Ravishankar, 1998) over the first block of the prompt that, as far as this router knows, no
+backend holds: after the system prompt that all share, the block in which conversations differ. Removing a backend moves only
 the sessions whose target it was.
 """
 

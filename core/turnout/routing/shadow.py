@@ -1,10 +1,10 @@
-"""What a backend's prefix cache holds, as far as a router can tell from what it has sent there.
+"""A backend's prefix cache, estimated from the requests that the router has sent there.
 
 A shadow follows the engine's own rules (`turnout.simulation.kv`): blocks of running requests stay, the others go least
-recently used first, the deepest of a prompt before its beginning; tokens of answers take room, too. It takes every
-request as admitted when it is sent, so it is off by what waits in the engine's queue. The answer's usage says how
-many tokens really were cached, and by that the shadow's capacity is corrected: an engine that forgets sooner than
-thought has less room for prefixes than thought, whatever the reason (another router's requests, say).
+recently used first, the deepest of a prompt before its beginning; tokens of answers take room, too. It counts every
+request as admitted when it is sent, so it is wrong by the requests in the engine's queue. The answer's usage has the
+number of tokens that really were cached, which corrects the shadow's capacity: an engine that evicts sooner than
+expected has less room for prefixes than expected, for whatever reason (another router's requests, for example).
 
 Bounded: no more than `capacity` blocks and those of requests in flight.
 """
@@ -85,7 +85,7 @@ class ShadowCache:
     def correct(self, expected_blocks: int, found_blocks: int) -> None:
         """Learn from a request of which *expected_blocks* were thought to be cached and *found_blocks* were.
 
-        One block more or less says nothing: the engine's blocks end elsewhere.
+        One block more or less is no evidence: the engine's blocks end elsewhere.
         """
         if found_blocks + 1 < expected_blocks:
             self._room = max(self._room * (1 - STEP), self.capacity * LEAST_SHARE)
@@ -107,7 +107,7 @@ class ShadowCache:
         self._index = PrefixIndex()
 
     def resize(self, capacity: int) -> None:
-        """Follow an engine whose KV cache has another size than thought."""
+        """Follow an engine whose KV cache has another size than expected."""
         if capacity < 1:
             raise ValueError(f"a KV cache has at least one block, not {capacity}")
         if capacity != self.capacity:

@@ -1,4 +1,4 @@
-"""A prompt's tokens as chains of block hashes, for comparing with what an engine says that it has cached.
+"""A prompt's tokens as chains of block hashes, for comparison with the blocks that an engine publishes as cached.
 
 A block's number stands for its tokens and everything before them, whatever algorithm and seed the engine hashes with:
 the numbers are this process's own, made alike from a prompt's tokens and from an engine's events, and mean nothing

@@ -1,4 +1,4 @@
-"""How long an engine computes: what a prompt and a running answer cost, as the router reckons it."""
+"""How long an engine computes: the router's estimate of what a prompt and a running answer cost."""
 
 from __future__ import annotations
 

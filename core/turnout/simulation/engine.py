@@ -2,11 +2,11 @@
 
 It follows vLLM's V1 scheduler. At the start of an iteration every running sequence is given its next tokens, decodes
 before prefill chunks, within a token budget; where the KV cache cannot take a decode's next token, the sequence
-admitted last loses its blocks and waits first in line (preemption by recompute). Then the queue is served first come,
-first served, as long as budget, sequences and blocks last. One simplification: a prompt gets all its blocks when it
+admitted last loses its blocks and waits at the head of the queue (preemption by recompute). Then the queue is served first come,
+first served, until budget, sequences or blocks are used up. One simplification: a prompt gets all its blocks when it
 is admitted, not chunk by chunk.
 
-Nothing here looks at a clock. The driver says what time it is, with times that never go back; what the engine did up
+Nothing here reads a clock. The driver passes the time, which never goes back; what the engine did up
 to then comes back as events. Iterations over an unchanging batch are advanced together (`turnout.simulation.steps`), so
 the cost of a run of decode steps does not depend on their number.
 """
@@ -31,7 +31,7 @@ from turnout.simulation.request import (
     LeaseExpired,
     Preempted,
 )
-from turnout.simulation.sequence import Sequence, State
+from turnout.simulation.sequence import EngineSequence, State
 from turnout.simulation.stats import Counters, EngineStats
 from turnout.simulation.steps import Steps
 
@@ -44,7 +44,7 @@ _IDLE: Final = Steps(0.0, 1.0, 0.0, 0)
 class Engine:
     """One engine. Drive it by `submit`, `abort`, `deliver`, `release` and `advance`, in the order of time.
 
-    *cache* is an empty one of `settings.kv_blocks` blocks, for who wants to read along (`turnout.simulation.journal`).
+    *cache* is an empty one of `settings.kv_blocks` blocks, for a caller that reads it as well (`turnout.simulation.journal`).
     """
 
     def __init__(self, settings: EngineSettings, latency: LatencyModel, cache: KvCache | None = None) -> None:
@@ -54,20 +54,20 @@ class Engine:
         self._kv = KvCache(settings.kv_blocks) if cache is None else cache
         self._now = 0.0
         self._events: list[Event] = []
-        self._sequences: dict[str, Sequence] = {}
-        self._waiting: deque[Sequence] = deque()
-        self._ready: deque[Sequence] = deque()
-        self._running: list[Sequence] = []  # in the order of admission
+        self._sequences: dict[str, EngineSequence] = {}
+        self._waiting: deque[EngineSequence] = deque()
+        self._ready: deque[EngineSequence] = deque()
+        self._running: list[EngineSequence] = []  # in the order of admission
         self._pinned: dict[str, Holding] = {}
         self._timers: list[tuple[float, int, Literal["lease", "arrival"], str, Holding]] = []
         self._timer_numbers = count()
-        # The batch in flight. Its steps are credited to its sequences only when somebody needs to know.
+        # The batch in flight. Its steps are credited to its sequences only when they are read.
         self._steps = _IDLE
         self._busy = False
         self._done = 0  # steps that are over
         self._settled = 0  # of these, credited
-        self._decodes: list[Sequence] = []
-        self._chunks: list[tuple[Sequence, int]] = []
+        self._decodes: list[EngineSequence] = []
+        self._chunks: list[tuple[EngineSequence, int]] = []
         self._boundary = 0.0  # when the next batch can start
         self._changed = False  # something happened that the next batch must take into account
 
@@ -88,7 +88,7 @@ class Engine:
         if bound is not None and len(self._waiting) >= bound and not self._could_admit():
             self.counters.rejections += 1
             raise QueueFullError(f"{len(self._waiting)} requests wait and no more than {bound} may")
-        sequence = Sequence(request, now)
+        sequence = EngineSequence(request, now)
         self._sequences[request.id] = sequence
         self._waiting.append(sequence)
         self._wake(now)
@@ -113,7 +113,7 @@ class Engine:
         return True
 
     def deliver(self, request_id: str, now: float) -> bool:
-        """Say that the prefill worker sends the KV that a `Fetch` asked for; the transfer begins now."""
+        """Note that the prefill worker sends the KV that a `Fetch` requested; the transfer begins now."""
         self._advance(now)
         sequence = self._sequences.get(request_id)
         if sequence is None or sequence.state is not State.FETCHING:
@@ -159,7 +159,7 @@ class Engine:
         return sequence.generated + (self._uncredited if sequence.state is State.RUNNING else 0)
 
     def stats(self) -> EngineStats:
-        """Return the engine as it is. Reading books nothing: when it is done must not change what is evicted."""
+        """Return the engine as it is. Reading changes nothing: its time must not influence what is evicted."""
         steps = self._uncredited
         counters = self.counters.copy()
         counters.generation_tokens += steps * len(self._decodes)
@@ -187,7 +187,7 @@ class Engine:
         if sum(h.private for h in holdings) != self._kv.private:
             raise AssertionError("private blocks are lost or held twice")
         if {b for h in holdings for b in h.shared} != self._kv.referenced():
-            raise AssertionError("a block is referenced by nobody or free and referenced")
+            raise AssertionError("a block is neither free nor referenced, or both")
 
     # Time ---------------------------------------------------------------------------------------------------------
 
@@ -312,7 +312,7 @@ class Engine:
         self._changed = False
         decodes, needed, preempted = self._make_room(at)
         budget = self.settings.max_num_batched_tokens - len(decodes)
-        chunks: list[tuple[Sequence, int]] = []
+        chunks: list[tuple[EngineSequence, int]] = []
         for sequence in self._running:
             if not sequence.decoding and budget > 0:
                 tokens = min(sequence.target - sequence.computed, budget)
@@ -332,10 +332,10 @@ class Engine:
         growth = self._latency.decode_per_context_token * len(decodes)
         self._steps = Steps(at, first, growth, 1 if chunks else self._unchanged_steps(decodes))
 
-    def _make_room(self, at: float) -> tuple[list[Sequence], int, bool]:
+    def _make_room(self, at: float) -> tuple[list[EngineSequence], int, bool]:
         """Preempt until every decode can take its next token.
 
-        Returns the decodes, how many blocks their next tokens need, and whether anybody was preempted.
+        Returns the decodes, how many blocks their next tokens need, and whether a sequence was preempted.
         """
         size, preempted = self.settings.block_size, False
         while True:
@@ -353,7 +353,7 @@ class Engine:
             self.counters.preemptions += 1
             self._events.append(Preempted(at, victim.request.id))
 
-    def _admit(self, at: float, budget: int, reserve: int, chunks: list[tuple[Sequence, int]]) -> None:
+    def _admit(self, at: float, budget: int, reserve: int, chunks: list[tuple[EngineSequence, int]]) -> None:
         """Take requests into the batch: first those whose KV has arrived, then the queue in its order."""
         while budget > 0 and len(self._running) < self.settings.max_num_seqs:
             if self._ready:
@@ -375,7 +375,7 @@ class Engine:
             chunks.append((sequence, tokens))
             budget -= tokens
 
-    def _take_blocks(self, sequence: Sequence, reserve: int) -> bool:
+    def _take_blocks(self, sequence: EngineSequence, reserve: int) -> bool:
         """Give a waiting *sequence* the blocks of its prompt, cached ones first. Returns False where they lack."""
         request, size, kv = sequence.request, self.settings.block_size, self._kv
         hits = kv.lookup(request.block_hashes, (sequence.target - 1) // size)
@@ -395,7 +395,7 @@ class Engine:
                 self.counters.external_hits += sequence.external
         return True
 
-    def _unchanged_steps(self, decodes: list[Sequence]) -> int:
+    def _unchanged_steps(self, decodes: list[EngineSequence]) -> int:
         """How many steps the batch can take before a sequence ends or the KV cache is full; at least 1."""
         steps = min(s.request.output_tokens - s.generated for s in decodes)
         available = self._kv.available
@@ -410,7 +410,7 @@ class Engine:
                 high = middle - 1
         return low
 
-    def _growth(self, decodes: list[Sequence], steps: int) -> int:
+    def _growth(self, decodes: list[EngineSequence], steps: int) -> int:
         """Blocks that *steps* steps take."""
         size = self.settings.block_size
         return sum(
@@ -424,13 +424,13 @@ class Engine:
         """Whether the queue is about to be served: a batch starts before anything else can happen."""
         return not self._busy and self._changed
 
-    def _publish(self, sequence: Sequence, tokens: int) -> None:
+    def _publish(self, sequence: EngineSequence, tokens: int) -> None:
         if sequence.request.block_hashes:
             self._kv.publish(
                 sequence.holding, sequence.request.block_hashes, tokens // self.settings.block_size
             )
 
-    def _end(self, sequence: Sequence, at: float, reason: FinishReason) -> None:
+    def _end(self, sequence: EngineSequence, at: float, reason: FinishReason) -> None:
         del self._sequences[sequence.request.id]
         self.counters.finished[reason] += 1
         pinned_until = None
@@ -442,7 +442,7 @@ class Engine:
             self._kv.release(sequence.holding)
         self._events.append(sequence.finished(at, reason, pinned_until))
 
-    def _count_prompt(self, sequence: Sequence) -> None:
+    def _count_prompt(self, sequence: EngineSequence) -> None:
         counters, tokens = self.counters, sequence.request.prompt_tokens
         counters.prompt_tokens += tokens
         counters.prompt_local_cache_hit += sequence.cached

@@ -1,4 +1,4 @@
-"""What an engine refuses.
+"""Requests and settings that an engine refuses.
 
 EngineError
 ├── SettingsError        settings that contradict each other

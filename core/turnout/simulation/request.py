@@ -1,4 +1,4 @@
-"""What goes into an engine and what comes out: settings, requests, events. Plain values, times in engine seconds."""
+"""Input and output of an engine: settings, requests, events. Plain values, times in engine seconds."""
 
 from __future__ import annotations
 
@@ -118,12 +118,12 @@ class Finished:
     """When it was first given blocks; None where it ended in the queue."""
     first_token_at: float | None
     pinned_until: float | None = None
-    """End of the lease on its KV, where it was asked to be pinned."""
+    """End of the lease on its KV, if it was pinned."""
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseExpired:
-    """Nobody fetched a pinned prompt in time: its blocks are free again."""
+    """A pinned prompt was not fetched in time: its blocks are free again."""
 
     at: float
     id: str

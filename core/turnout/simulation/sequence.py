@@ -25,8 +25,8 @@ class State(Enum):
     """In the batch."""
 
 
-class Sequence:
-    """What an engine knows of one request."""
+class EngineSequence:
+    """An engine's state of one request."""
 
     __slots__ = (
         "arrived_at",

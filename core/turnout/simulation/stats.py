@@ -1,4 +1,4 @@
-"""What an engine counts, in vLLM's meaning of the words."""
+"""An engine's counters, defined as vLLM defines them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Counters:
     preemptions: int = 0
     """Number of preemptions."""
     leases_expired: int = 0
-    """Number of pinned prompts that nobody fetched in time."""
+    """Number of pinned prompts that were not fetched in time."""
     rejections: int = 0
     """Number of requests refused because the queue was full."""
     iterations: int = 0

@@ -6,7 +6,7 @@ the j-th step after *start* is therefore::
     start + j first + growth j (j - 1) / 2
 
 Times are computed from the start of the row and not from step to step: the result does not depend on how often
-anyone looks.
+the state is read.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Steps:
             return self.count
         span = now - self.start
         if self.growth > 0:
-            half = self.first - self.growth / 2
-            steps = int((sqrt(half * half + 2 * self.growth * max(span, 0.0)) - half) / self.growth)
+            middle = self.first - self.growth / 2
+            steps = int((sqrt(middle * middle + 2 * self.growth * max(span, 0.0)) - middle) / self.growth)
         else:
             steps = int(span / self.first)
         steps = max(at_least, min(self.count, steps))

@@ -22,7 +22,7 @@ _UNFINISHED: Final = tuple(b'"%b"' % status.encode() for status in sorted(_STATU
 
 
 def choices_are_cut(body: bytes, several: bool) -> bool:  # noqa: FBT001 - called through a value of this type
-    """Say whether a completion was cut; *several*: it may have more than one choice. Names in a text have escaped quotes."""
+    """Return whether a completion was cut; *several*: it may have more than one choice. Names in a text have escaped quotes."""
     if several:
         return _CUT_CHOICE.search(body) is not None
     at = body.rfind(_FINISH)
@@ -30,13 +30,13 @@ def choices_are_cut(body: bytes, several: bool) -> bool:  # noqa: FBT001 - calle
 
 
 def message_is_cut(body: bytes, _several: bool) -> bool:  # noqa: FBT001 - as above
-    """Say whether an answer of the Messages API was cut."""
+    """Return whether an answer of the Messages API was cut."""
     at = body.rfind(_STOP)
     return at >= 0 and _NO_STOP.match(body, at) is not None
 
 
 def response_is_cut(body: bytes, _several: bool) -> bool:  # noqa: FBT001 - as above
-    """Say whether an answer of the Responses API was cut, or has failed."""
+    """Return whether an answer of the Responses API was cut, or has failed."""
     if not any(body.find(mark) >= 0 for mark in _UNFINISHED):
         return False
     try:

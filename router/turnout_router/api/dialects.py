@@ -1,6 +1,6 @@
 """How errors are written: as OpenAI's object, as an event of its Responses API, or as Anthropic's.
 
-A client library reads errors only in its own API's form, so the form follows the path that was asked. In every form
+A client library reads errors only in its own API's form, so the form follows the path of the request. In every form
 the event that breaks a stream off carries `error`, which client libraries raise: a cut answer is never taken for a
 whole one.
 """
@@ -43,21 +43,21 @@ class Dialect:
     id_name: bytes = b"x-request-id"
 
     def id_fields(self, shown: bytes) -> Fields:
-        """Return the fields that tell a client its request's id; `x-request-id` is always among them."""
+        """Return the fields with a request's id for its client; `x-request-id` is always among them."""
         own = (b"x-request-id", shown)
         return (own,) if self.id_name == own[0] else (own, (self.id_name, shown))
 
-    def error_of(self, status: int, said: bytes) -> bytes:
-        """Return what a worker *said* with *status* (4xx) as this API's clients read it.
+    def error_of(self, status: int, body: bytes) -> bytes:
+        """Return a worker's answer *body* with *status* (4xx) in the form that this API's clients read.
 
         As it is where it has their form. A part of an object, or any other text, becomes the message.
         """
         try:
-            value = loads(said)
+            value = loads(body)
         except orjson.JSONDecodeError:
-            value = _cut_message(said)
+            value = _cut_message(body)
         if isinstance(value, dict) and self.is_own(value):
-            return said
+            return body
         return self.restated(status, value)
 
     def restated(self, status: int, value: object) -> bytes:
@@ -102,8 +102,8 @@ def _anthropic_event(error: ApiError, _number: int) -> bytes:
 
 
 def _responses_event(error: ApiError, number: int) -> bytes:
-    said = {"code": error.code, "message": str(error), "param": error.param}
-    value = {"type": "error", **said, "sequence_number": number, "error": {"type": error.type, **said}}
+    details = {"code": error.code, "message": str(error), "param": error.param}
+    value = {"type": "error", **details, "sequence_number": number, "error": {"type": error.type, **details}}
     return b"event: error\ndata: %b\n\n" % orjson.dumps(value)
 
 
@@ -135,14 +135,14 @@ def _message_in(value: object) -> str:
     return message if isinstance(message, str) else ""
 
 
-def _cut_message(said: bytes) -> str:
-    found = _MESSAGE.search(said)
+def _cut_message(body: bytes) -> str:
+    found = _MESSAGE.search(body)
     if found is not None:
         try:
             return str(orjson.loads(found[1] + b'"'))
         except orjson.JSONDecodeError:
             pass  # cut within an escape: the text as it is
-    return said[:_LONGEST_MESSAGE].decode("utf-8", "replace")
+    return body[:_LONGEST_MESSAGE].decode("utf-8", "replace")
 
 
 def _finding(value: object) -> str:
@@ -150,8 +150,8 @@ def _finding(value: object) -> str:
         return words(value)[:200]
     place = value.get("loc")
     where = ".".join(words(one)[:100] for one in place[:8]) if isinstance(place, list) else ""
-    said = words(value.get("msg"))[:500]
-    return f"{where}: {said}" if where else said
+    message = words(value.get("msg"))[:500]
+    return f"{where}: {message}" if where else message
 
 
 OPENAI: Final = Dialect(_openai_body, _openai_event, _is_openai)

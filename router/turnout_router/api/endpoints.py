@@ -1,4 +1,4 @@
-"""The API's endpoints as values: what tells one path from another. A further endpoint is one more entry.
+"""The API's endpoints as values: the differences between paths. A further endpoint is one more entry.
 
 That a prompt's cache can be moved from a prefill to a decode worker is a matter of the endpoint: vLLM takes and
 returns `kv_transfer_params` in chat completions, completions, responses and messages (0.32), and nowhere else.
@@ -138,7 +138,7 @@ class Endpoint:
                 raise malformed(f"`{name}` is not supported here: {why}", name)
 
     def tap(self, *, drop_usage: bool, max_event_bytes: int) -> Tap:
-        """Return what reads a stream of this endpoint on its way. *drop_usage*: the client did not ask for it."""
+        """Return a tap for a stream of this endpoint. *drop_usage*: the client did not request it."""
         if isinstance(self.stream, EventForm):
             return EventTap(self.stream, max_event_bytes=max_event_bytes)
         return StreamTap(drop_usage=drop_usage, max_event_bytes=max_event_bytes)
@@ -153,23 +153,23 @@ class Endpoint:
         at = body.rfind(b'"usage"')
         if at >= 0:
             try:
-                told = loads(b"{" + body[at:]).get("usage")
+                usage = loads(b"{" + body[at:]).get("usage")
             except orjson.JSONDecodeError:
-                told = None  # not a field of the outermost object
-            if isinstance(told, dict):
+                usage = None  # not a field of the outermost object
+            if isinstance(usage, dict):
                 prompt = 0
                 for name in form.prompt:
-                    prompt += _count(told.get(name))
-                held = told.get(form.details) if form.details else told
+                    prompt += _count(usage.get(name))
+                held = usage.get(form.details) if form.details else usage
                 cached = held.get(form.cached) if isinstance(held, dict) else None
                 return Usage(
-                    prompt, _count(told.get(form.output)), None if cached is None else _count(cached)
+                    prompt, _count(usage.get(form.output)), None if cached is None else _count(cached)
                 )
-        told_text = body[at:] if at > 0 else b""
-        prompt = sum(int(found) for found in form.prompt_pattern.findall(told_text))
+        tail = body[at:] if at > 0 else b""
+        prompt = sum(int(found) for found in form.prompt_pattern.findall(tail))
         return Usage(
             prompt or _last_count(form.prompt_pattern, body),
-            _last_count(form.output_pattern, told_text) or _last_count(form.output_pattern, body),
+            _last_count(form.output_pattern, tail) or _last_count(form.output_pattern, body),
             None,
         )
 
@@ -184,7 +184,7 @@ def _last_count(pattern: re.Pattern[bytes], text: bytes) -> int:
 
 
 def _runs_tools(body: Mapping[str, Any]) -> bool:
-    """Say whether the worker itself would call tools: it then generates several times for one request.
+    """Return whether the worker itself would call tools: it then generates several times for one request.
 
     Every turn would read the handed-out cache anew, which can be read only once.
     """

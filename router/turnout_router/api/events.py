@@ -37,9 +37,9 @@ class EventForm:
 
 
 def _form(tokens: str, usage: dict[str, tuple[str, ...]], ends: set[str], errors: set[str]) -> EventForm:
-    told = sorted({*usage, *ends, *errors})
+    names = sorted({*usage, *ends, *errors})
     # `error` is a word of texts, too; the other names stand nowhere else, however the line is written that has them.
-    marks = tuple(b"event: error" if name == "error" else name.encode() for name in told)
+    marks = tuple(b"event: error" if name == "error" else name.encode() for name in names)
     return EventForm(tokens, usage, frozenset(ends), frozenset(errors), marks)
 
 
@@ -58,7 +58,7 @@ MESSAGE_EVENTS: Final = _form(
 
 
 class EventTap(Tap):
-    """What a stream of typed events told."""
+    """The usage and the end of a stream of typed events."""
 
     __slots__ = ("_form", "_latest")
 
@@ -148,7 +148,7 @@ def _tokens(usage: dict[str, Any], name: str) -> int:
 
 
 def _is_cut(event: Any, path: tuple[str, ...]) -> bool:
-    """Say whether an event that ends an answer, with its usage at *path*, says that it was cut.
+    """Return whether an event that ends an answer, with its usage at *path*, says that it was cut.
 
     vLLM ends a message that it aborts with a `message_delta` whose `stop_reason` is null, and a response with the
     status `cancelled`.

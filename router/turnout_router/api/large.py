@@ -37,7 +37,7 @@ class LargeRequests:
     async def read(
         self, endpoint: Endpoint, request: Request, response: Response, seconds: float | None
     ) -> Completion:
-        """Return what *request* asks of *endpoint*. Raise ApiError: 400, 503 without room, 504 where *seconds* are over."""
+        """Return *request* parsed for *endpoint*. Raise ApiError: 400, 503 without room, 504 where *seconds* are over."""
         loop = asyncio.get_running_loop()
         if self._queue is None:
             self._queue = Queue(loop)

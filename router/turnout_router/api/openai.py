@@ -1,8 +1,8 @@
 """Requests for a model: what the router reads of them, and what it changes for the worker.
 
 Changed for every worker: engine-internal fields of clients are taken out, the model's name is one that the worker
-knows, and a stream of chunks is asked for its usage. Changed for the prefill worker besides: as in vLLM's pull mode
-(one token, not streamed, `kv_transfer_params` that ask to keep the cache for another worker).
+knows, and usage is requested with a stream of chunks. Changed for the prefill worker besides: as in vLLM's pull mode
+(one token, not streamed, `kv_transfer_params` that keep the cache for another worker).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ KEEP_CACHE: Final = {
     "remote_host": None,
     "remote_port": None,
 }
-"""What asks a prefill worker to keep the cache and to say where it lies."""
+"""The parameters that make a prefill worker keep the cache and answer where it lies."""
 
 MAX_MODEL_LENGTH: Final = 256
 MAX_FIELDS: Final = 1024
@@ -68,7 +68,7 @@ class Completion:
     `body` is the client's object without engine-internal fields and is never changed; all lists, objects and long texts in it are
     JSON already (`orjson.Fragment`), so that they are written once for both workers, and what is kept of a request is no
     larger than what came; only `stream_options` stays an object. `prompt` is the JSON of the prompt's fields, in the
-    endpoint's order, which is hashed as well; `prompt_tokens` is an estimate; `wants_usage` says whether the client asked a stream of chunks for its usage itself. `local` is why
+    endpoint's order, which is hashed as well; `prompt_tokens` is an estimate; `wants_usage` says whether the client itself requested usage with a stream of chunks. `local` is why
     no prefill worker can take part, None where one can. `size_bytes` is what the client sent.
     """
 
@@ -255,7 +255,7 @@ def _check_bounds(body: dict[str, Any], model: str) -> None:
 
 
 def capped(request: Completion, most_tokens: int | None) -> Completion:
-    """Return *request* with its output bounded to *most_tokens*. Raise ApiError (400) where it asks for more.
+    """Return *request* with its output bounded to *most_tokens*. Raise ApiError (400) if it requests more.
 
     A request that names no bound gets this one. Where a bound holds, what is no whole number is refused as well: an
     engine may read a larger one in it.
@@ -303,11 +303,11 @@ def dispatched_body(request: Completion, backend: Backend, room: dict[str, objec
 
 
 def _as_client_sent(request: Completion, backend: Backend) -> dict[str, Any]:
-    """Return a new body for *backend*, with usage asked for where the router has to see it."""
+    """Return a new body for *backend*, with usage requested if the router has to see it."""
     body = request.body.copy()
     body["model"] = _name_for(request.model, backend)
     if request.stream and request.endpoint.stream == "chunks" and not request.wants_usage:
-        # Usage in every chunk would be left in those of a client that has not asked for any.
+        # Usage in every chunk would reach a client that has not requested any.
         kept = {n: v for n, v in (body.get("stream_options") or {}).items() if n != "continuous_usage_stats"}
         body["stream_options"] = kept | {"include_usage": True}
     return body

@@ -51,7 +51,7 @@ class Handed:
         self._until: Final = now + HANDED_OUT_SECONDS
 
     def lasts(self, now: float) -> bool:
-        """Say whether the prefill worker still keeps it."""
+        """Return whether the prefill worker still keeps it."""
         return now < self._until
 
 

@@ -1,7 +1,7 @@
 """W3C Trace Context (the recommendation of 2021): what of a client's trace fields is passed on to workers.
 
 The router takes no part in a trace. It passes a good `traceparent` on as it came, and `tracestate` with it; what does not
-keep to the grammar is left out, as if it had not been sent, so that no worker has to parse a stranger's text.
+keep to the grammar is left out, as if it had not been sent, so that no worker has to parse unchecked text.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def _is_state(value: bytes) -> bool:
         return False
     keys = []
     for member in value.split(b","):
-        said = member.strip(b" \t")
-        if said:  # empty ones are allowed
-            match = _MEMBER.fullmatch(said)
+        entry = member.strip(b" \t")
+        if entry:  # empty ones are allowed
+            match = _MEMBER.fullmatch(entry)
             if match is None:
                 return False
             keys.append(match[1])

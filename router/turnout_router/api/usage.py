@@ -94,7 +94,7 @@ class StreamFailure:
 
 
 class Tap(ABC):
-    """What a stream of server-sent events says. Times are on the caller's clock; 0 tokens where usage never came.
+    """The usage, the end and the times of a stream of server-sent events. Times are on the caller's clock; 0 tokens where usage never came.
 
     `done`: its last event has come, what follows is dropped. `failure`: it reports an error. `aborted`: its end says that the
     answer was cut. Neither of these two events is passed on. `opened`: it has brought something that a client must get; what
@@ -152,7 +152,7 @@ class Tap(ABC):
 
     @property
     def usage(self) -> Usage:
-        """What the stream says of its tokens."""
+        """The usage that the stream reports."""
         return Usage(self.prompt_tokens, self.output_tokens, self.cached_tokens)
 
     @property
@@ -162,7 +162,7 @@ class Tap(ABC):
 
     @property
     def over(self) -> bool:
-        """Whether nothing that comes from now on can change what the stream says."""
+        """Whether no further event can change these values."""
         return self.done or self.aborted or self.failure is not None
 
     def event_sequence(self) -> int:
@@ -244,8 +244,8 @@ class Tap(ABC):
             self._begun = True
             event = event.removeprefix(_BYTE_ORDER_MARK)
         begin = with_lf(event[:_OVERSIZED_BYTES])
-        name, said = fields_of(begin)
-        if name == b"error" or (said is not None and _ERROR_BEGIN.match(said) is not None):
+        name, data = fields_of(begin)
+        if name == b"error" or (data is not None and _ERROR_BEGIN.match(data) is not None):
             self.failure = StreamFailure(_SERVER_ERROR, "an error too large to be read", None)
             return b""
         self._oversized = self._keeps = True
@@ -266,12 +266,12 @@ class Tap(ABC):
         self._note_oversized(probe[:end])
         return end - len(edge)
 
-    def _note_oversized(self, end: bytes) -> None:  # noqa: B027 - of chunks, none of this size says anything of its stream
+    def _note_oversized(self, end: bytes) -> None:  # noqa: B027 - a chunk of this size carries no usage and no end
         """Take note of how an event ends that is too large to be read; `_oversized_begin` is how it began."""
 
 
 class StreamTap(Tap):
-    """What a stream of chunks in OpenAI's form says."""
+    """A stream of chunks in OpenAI's form."""
 
     __slots__ = ("_begin", "_drop_usage", "_end", "_tries")
 
@@ -338,7 +338,7 @@ class StreamTap(Tap):
     def _look_into(self, chunk: dict[str, Any], now: float) -> bool:
         if chunk.get("error"):
             self.failure = failure_in(chunk)
-            return False  # the router says it in its own words, or as the answer's status
+            return False  # the router reports it in its own words, or as the answer's status
         usage = chunk.get("usage")
         if isinstance(usage, dict):
             self.prompt_tokens = _count(usage, "prompt_tokens")
@@ -394,8 +394,8 @@ def failure_in(value: dict[str, Any]) -> StreamFailure:
     error = value.get("error")
     if not isinstance(error, dict):
         error = None
-    said = error or value
-    message = (words(said.get("message")) or words(said.get("error")))[:2000]
+    details = error or value
+    message = (words(details.get("message")) or words(details.get("error")))[:2000]
     for holder in (error, value):
         if holder is None:
             continue
@@ -419,7 +419,7 @@ def _status_in(code: object) -> int | None:
 
 
 def is_aborted(answer: dict[str, Any]) -> bool:
-    """Say whether a chunk, or an answer that is not streamed, says of one of its choices that it was cut."""
+    """Return whether a chunk, or an answer that is not streamed, says of one of its choices that it was cut."""
     choices = answer.get("choices")
     return isinstance(choices, list) and any(
         isinstance(choice, dict) and choice.get("finish_reason") in ABORTED for choice in choices

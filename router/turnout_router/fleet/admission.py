@@ -28,7 +28,7 @@ _TIER_OF: Final[dict[bytes, Tier]] = {b"high": HIGH, b"normal": NORMAL, b"low": 
 
 
 def tier_of(granted: Tier, wanted: bytes | None) -> Tier:
-    """Return the tier of a request whose key grants *granted* and whose client says *wanted*: it can only step back."""
+    """Return the tier of a request whose key grants *granted* and whose client requests *wanted*: it can only go lower."""
     return granted if wanted is None else max(granted, _TIER_OF.get(wanted.lower(), granted))
 
 
@@ -82,7 +82,7 @@ class AdmissionQueue(Claim):
         finally:
             if not turn.done():
                 queue.remove(waiter)
-                self._admit()  # who was behind it may be smaller
+                self._admit()  # the next one may be smaller
         if not turn.done():
             raise overloaded(f"no room for this request within {seconds:g} s", "queue_timeout")
         if not turn.result():
@@ -168,11 +168,11 @@ class _Queue:
         self.tokens -= waiter.tokens
 
     def oldest(self) -> _Waiter:
-        """Take out who came first."""
+        """Take out the request that came first."""
         return self._out(self._waiters.popleft())
 
     def youngest(self) -> _Waiter:
-        """Take out who came last."""
+        """Take out the request that came last."""
         return self._out(self._waiters.pop())
 
     def _out(self, waiter: _Waiter) -> _Waiter:

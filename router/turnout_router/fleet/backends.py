@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turnout.routing import Backend, HealthPolicy
-    from turnout.routing.ledger import Ledger
+    from turnout.routing.load_tracker import LoadTracker
     from turnout_router.fleet.kvevents import ExactMode
-    from turnout_router.fleet.peers.outbox import Outbox
+    from turnout_router.fleet.peers.sender import PeerSender
     from turnout_router.metrics import Metrics
-    from turnout_router.upstream.pools import Pools
+    from turnout_router.upstream.pools import ConnectionPools
 
 
 class Backends:
@@ -25,7 +25,7 @@ class Backends:
 
     def __init__(
         self,
-        pools: Pools,
+        pools: ConnectionPools,
         metrics: Metrics,
         policy: HealthPolicy,
         clock: Callable[[], float],
@@ -34,7 +34,7 @@ class Backends:
         self.fleet = Fleet()
         self.pools = pools
         self.facts = Facts()
-        """What workers say of their models."""
+        """What workers report of their models."""
         self._metrics = metrics
         self._parts = RouterParts(pools, policy, clock, admission or AdmissionLimits(), self.facts)
         self._runtimes: dict[str, DeploymentRuntime] = {}
@@ -62,9 +62,9 @@ class Backends:
         self.pools.retain((b.host, b.port) for b in present)
         self._metrics.fleet_updates.inc()
 
-    def report_to(self, outbox: Outbox) -> None:
-        """Report this router's requests to other routers through *outbox*."""
-        self._parts.outbox = outbox
+    def report_to(self, sender: PeerSender) -> None:
+        """Report this router's requests to other routers through *sender*."""
+        self._parts.sender = sender
 
     def stop(self) -> None:
         """Follow no worker's events any more."""
@@ -75,8 +75,8 @@ class Backends:
         exact = self._parts.exact
         if exact is None:
             exact = self._parts.exact = self._exact_mode()
-        ledgers = {key: one.policy.ledger for key, one in self._runtimes.items() if one.policy is not None}
-        exact.update(fleet, ledgers)
+        trackers = {key: one.policy.tracker for key, one in self._runtimes.items() if one.policy is not None}
+        exact.update(fleet, trackers)
 
     def _exact_mode(self) -> ExactMode:
         from turnout_router.fleet.kvevents import ExactMode  # noqa: PLC0415 - ZeroMQ is loaded only where it is used
@@ -85,12 +85,12 @@ class Backends:
             self.pools, self._parts.clock, self._metrics.registry, lambda b: b.kv_tokens or ASSUMED_KV_TOKENS
         )
 
-    def ledger_of(self, deployment: str) -> tuple[Ledger, float] | None:
-        """Return the ledger of *deployment* and its time scale; None where no prefix-aware policy serves it."""
+    def load_tracker_of(self, deployment: str) -> tuple[LoadTracker, float] | None:
+        """Return the tracker of *deployment* and its time scale; None where no prefix-aware policy serves it."""
         runtime = self._runtimes.get(deployment)
         if runtime is None or runtime.policy is None:
             return None
-        return runtime.policy.ledger, runtime.clock.scale
+        return runtime.policy.tracker, runtime.clock.scale
 
     def compared(self) -> list[Backend]:
         """Return the workers among which a prefix-aware policy has a choice."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from turnout.routing import WorkerPair
     from turnout.routing.admission import Tier
-    from turnout.routing.ledger import Prompt
+    from turnout.routing.load_tracker import Prompt
     from turnout_router.outcome import Outcome
 
 

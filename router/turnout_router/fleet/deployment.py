@@ -1,4 +1,4 @@
-"""All that the router keeps of one deployment: its workers with load, health and adapters, its claims, clock and metrics."""
+"""The router's state of one deployment: its workers with load, health and adapters, its claims, clock and metrics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from turnout.routing import (
 )
 from turnout.routing.by_load import LoadChooser
 from turnout.routing.by_prefix import PrefixChooser
-from turnout.routing.ledger import Ledger, Prompt
+from turnout.routing.load_tracker import LoadTracker, Prompt
 from turnout.routing.policy import PrefixAware
 from turnout.routing.work import WorkModel
 from turnout_router.api.prefixes import BLOCK_TOKENS, prompt_blocks
@@ -24,7 +24,7 @@ from turnout_router.fleet.dispatch import DispatchQueue
 from turnout_router.fleet.inflight import InFlightClaim, WorkerLoad
 from turnout_router.fleet.scrapes.adapters import LoadedAdapters, blocks_under
 from turnout_router.fleet.worker_health import WorkerHealth
-from turnout_router.metrics import Standing
+from turnout_router.metrics import WaitingTime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,18 +32,18 @@ if TYPE_CHECKING:
     from turnout.routing import Backend, DeploymentRoute, HealthPolicy
     from turnout.routing.admission import AdmissionLimits
     from turnout.routing.candidates import Constraints
-    from turnout.routing.ledger import BackendState, Scrape
+    from turnout.routing.load_tracker import BackendState, Scrape
     from turnout.routing.pair import Chooser
     from turnout_router.api.openai import Completion
     from turnout_router.fleet.claims import Claim
     from turnout_router.fleet.kvevents import ExactMode
     from turnout_router.fleet.learning import Facts
-    from turnout_router.fleet.peers.outbox import Outbox
+    from turnout_router.fleet.peers.sender import PeerSender
     from turnout_router.metrics import DeploymentMetrics
-    from turnout_router.upstream.pools import Pools
+    from turnout_router.upstream.pools import ConnectionPools
 
 ASSUMED_KV_TOKENS: Final = 400_000
-"""KV cache of a worker whose size is not known: about an 8B model on one accelerator of 80 GB. What usage says of cached
+"""KV cache of a worker whose size is not known: about an 8B model on one accelerator of 80 GB. Usage with cached
 tokens corrects it."""
 _FULL: Final = RetryBudget()
 
@@ -51,15 +51,15 @@ _FULL: Final = RetryBudget()
 class RouterParts:
     """What all deployments of a router share.
 
-    `outbox` reports requests to other routers, None where there are none. `exact` follows workers that publish KV events,
-    None as long as none does. `facts` are what workers say of their models.
+    `sender` reports requests to other routers, None where there are none. `exact` follows workers that publish KV events,
+    None as long as none does. `facts` are what workers report of their models.
     """
 
-    __slots__ = ("admission", "clock", "exact", "facts", "health_policy", "outbox", "pools")
+    __slots__ = ("admission", "clock", "exact", "facts", "health_policy", "pools", "sender")
 
     def __init__(
         self,
-        pools: Pools,
+        pools: ConnectionPools,
         health_policy: HealthPolicy,
         clock: Callable[[], float],
         admission: AdmissionLimits,
@@ -70,7 +70,7 @@ class RouterParts:
         self.clock: Final = clock
         self.admission: Final = admission
         self.facts: Final = facts
-        self.outbox: Outbox | None = None
+        self.sender: PeerSender | None = None
         self.exact: ExactMode | None = None
 
 
@@ -136,8 +136,8 @@ class DeploymentRuntime:
         below = route.local_prefill_below_tokens if locally else 0
         if route.policy == "PrefixAware":
             if self.policy is None:
-                self.policy = PrefixAware(Ledger(BLOCK_TOKENS), WorkModel())
-            self.policy.ledger.set_backends((b.id, b.kv_tokens or ASSUMED_KV_TOKENS) for b in backends)
+                self.policy = PrefixAware(LoadTracker(BLOCK_TOKENS), WorkModel())
+            self.policy.tracker.set_backends((b.id, b.kv_tokens or ASSUMED_KV_TOKENS) for b in backends)
             self._chooser = PrefixChooser(self.policy, below, may_compute_locally=locally)
         else:
             self.policy = None
@@ -153,7 +153,7 @@ class DeploymentRuntime:
         elif queue is not None:
             queue.advance()
         else:
-            counts = {phase: Standing(self.clock.now) for phase in ("prefill", "decode")}
+            counts = {phase: WaitingTime(self.clock.now) for phase in ("prefill", "decode")}
             self.metrics.held = counts
             self.dispatch = DispatchQueue(
                 policy, counts, self.clock, self._parts.clock, lambda: self.admission.wait_seconds
@@ -168,7 +168,7 @@ class DeploymentRuntime:
             queue.dissolve()
 
     @property
-    def pools(self) -> Pools:
+    def pools(self) -> ConnectionPools:
         """The connections to workers."""
         return self._parts.pools
 
@@ -180,7 +180,7 @@ class DeploymentRuntime:
 
     @property
     def context_tokens(self) -> int | None:
-        """How many tokens prompt and answer may have together, as the workers say; None where they have not."""
+        """How many tokens prompt and answer may have together, as the workers report; None if they have not yet."""
         facts = self._parts.facts.of(self.key)
         return None if facts is None else facts.max_model_len
 
@@ -189,7 +189,7 @@ class DeploymentRuntime:
         self._retry_budget = after_request(self._retry_budget)
 
     def take_retry(self, *, overloaded: bool = False) -> bool:
-        """Take one retry out of the budget, or say that there is none. *overloaded*: a worker is full, none has failed."""
+        """Take one retry out of the budget; return False if there is none. *overloaded*: a worker is full, none has failed."""
         if not may_retry(self._retry_budget, overloaded=overloaded):
             return False
         self._retry_budget = after_retry(self._retry_budget)
@@ -239,8 +239,8 @@ class DeploymentRuntime:
         if estimate is not None:
             if estimate.prompt.adapter is not None:
                 self._loads_adapter(backend, estimate.prompt.adapter)
-            if self._parts.outbox is not None:
-                claim.publish(self._parts.outbox, self.key, estimate)
+            if self._parts.sender is not None:
+                claim.publish(self._parts.sender, self.key, estimate)
         return claim
 
     @property
@@ -249,11 +249,11 @@ class DeploymentRuntime:
         return self.backends if self.policy is not None and len(self.backends) > 1 else ()
 
     def may_scrape(self, backend: Backend) -> bool:
-        """Say whether *backend* is still there and not ejected."""
+        """Return whether *backend* is still there and not ejected."""
         return self._state_of(backend) is not None and not self.health.is_ejected(backend)
 
     def scraped(self, backend: Backend, scrape: Scrape) -> None:
-        """Take note of what *backend* has just said of its load."""
+        """Take note of the load that *backend* has just reported."""
         if self.policy is not None:
             self.policy.scraped(backend.id, scrape, self.clock.now())
 
@@ -270,7 +270,7 @@ class DeploymentRuntime:
             state.adapters = self._adapters.setdefault(backend.id, LoadedAdapters()).used(name)
 
     def _state_of(self, backend: Backend) -> BackendState | None:
-        return None if self.policy is None else self.policy.ledger.states.get(backend.id)
+        return None if self.policy is None else self.policy.tracker.states.get(backend.id)
 
     def describe(self) -> list[dict[str, Any]]:
         """Return the workers with load and health, for people."""

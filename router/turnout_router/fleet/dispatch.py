@@ -1,6 +1,6 @@
 """Requests of one deployment that wait in the router until a worker can start them: `queueing: Router`.
 
-Which request waits, and which one goes first, is decided in `turnout.routing.held`. This module wakes them: whenever a first
+Which request waits, and which one goes first, is decided in `turnout.routing.shortest_job`. This module wakes them: whenever a first
 token has come, a request has ended or the fleet has changed, and now and then for what only time or another router brings.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from turnout.routing.held import Held, blocked_phase
+from turnout.routing.shortest_job import ShortestJobQueue, blocked_phase
 from turnout_router.errors import overloaded
 from turnout_router.fleet.claims import Claim
 from turnout_router.http1.drive import Signal
@@ -17,13 +17,13 @@ from turnout_router.http1.drive import Signal
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from turnout.routing.held import Place
-    from turnout.routing.ledger import Prompt
+    from turnout.routing.load_tracker import Prompt
     from turnout.routing.policy import PairEstimate, PrefixAware
     from turnout.routing.reason import Phase
+    from turnout.routing.shortest_job import QueuedRequest
     from turnout_router.fleet.claims import Claimant
     from turnout_router.fleet.clock import DeploymentClock
-    from turnout_router.metrics import Standing
+    from turnout_router.metrics import WaitingTime
     from turnout_router.outcome import Outcome
 
 _TICK_SECONDS: Final = 0.05
@@ -34,12 +34,12 @@ the end of another router's request is no event here."""
 class _Waiter:
     """One request that waits, and what wakes it."""
 
-    __slots__ = ("phase", "place", "request", "signal")
+    __slots__ = ("phase", "queued", "request", "signal")
 
-    def __init__(self, request: Claimant, phase: Phase, place: Place, signal: Signal) -> None:
+    def __init__(self, request: Claimant, phase: Phase, queued: QueuedRequest, signal: Signal) -> None:
         self.request: Final = request
         self.phase: Final = phase
-        self.place: Final = place
+        self.queued: Final = queued
         self.signal: Final = signal
 
 
@@ -56,8 +56,8 @@ class DispatchQueue(Claim):
         "_clock",
         "_counts",
         "_entering",
-        "_held",
         "_no_worker",
+        "_queue",
         "_router_clock",
         "_tick",
         "_wait_seconds",
@@ -67,12 +67,12 @@ class DispatchQueue(Claim):
     def __init__(
         self,
         policy: PrefixAware,
-        counts: Mapping[str, Standing],
+        counts: Mapping[str, WaitingTime],
         clock: DeploymentClock,
         router_clock: Callable[[], float],
         wait_seconds: Callable[[], float],
     ) -> None:
-        self._held = Held(policy)
+        self._queue = ShortestJobQueue(policy)
         self._counts = counts
         self._clock = clock
         self._router_clock = router_clock
@@ -89,7 +89,7 @@ class DispatchQueue(Claim):
         return len(self._waiters)
 
     def try_acquire(self, request: Claimant) -> bool:
-        """Say whether *request* need not wait: its pair can start it now, and no other request waits already."""
+        """Return whether *request* need not wait: its pair can start it now, and no other request waits already."""
         pair = request.pair
         if pair is None or pair.estimate is None:
             return True
@@ -115,8 +115,8 @@ class DispatchQueue(Claim):
         phase: Phase = "decode"
         if pair is not None and pair.estimate is not None:
             phase = blocked_phase(pair.estimate) or ("decode" if pair.prefill is None else "prefill")
-        place = self._held.push(prompt, self._clock.now())
-        waiter = _Waiter(request, phase, place, Signal(loop))
+        queued = self._queue.push(prompt, self._clock.now())
+        waiter = _Waiter(request, phase, queued, Signal(loop))
         self._waiters[prompt] = waiter
         self._counts[phase].add(1)
         refusal = overloaded(f"no worker could begin with this request within {seconds:g} s", "queue_timeout")
@@ -131,7 +131,7 @@ class DispatchQueue(Claim):
         finally:
             alarm.cancel()
             if self._waiters.get(prompt) is waiter:
-                self._held.withdraw(place)
+                self._queue.withdraw(queued)
                 self._leave(prompt, waiter)
 
     def advance(self) -> None:
@@ -140,7 +140,7 @@ class DispatchQueue(Claim):
             return  # the loop below goes on until no request is left that can be dispatched
         self._advancing = True
         try:
-            while (found := self._held.next(self._choose)) is not None:
+            while (found := self._queue.next(self._choose)) is not None:
                 prompt = found[0].prompt
                 waiter = self._waiters[prompt]
                 self._leave(prompt, waiter)
@@ -157,7 +157,7 @@ class DispatchQueue(Claim):
     def dissolve(self) -> None:
         """Dispatch all requests: there is no queue any more, or no worker to wait for."""
         for prompt, waiter in tuple(self._waiters.items()):
-            self._held.withdraw(waiter.place)
+            self._queue.withdraw(waiter.queued)
             self._leave(prompt, waiter)
             error: Exception | None = None
             try:
@@ -172,7 +172,7 @@ class DispatchQueue(Claim):
         for prompt, error in broken:
             waiter = self._waiters.get(prompt)
             if waiter is not None:
-                self._held.withdraw(waiter.place)
+                self._queue.withdraw(waiter.queued)
                 self._leave(prompt, waiter)
                 waiter.signal.set(error)
 

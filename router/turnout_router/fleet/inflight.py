@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from mypy_extensions import mypyc_attr
 
 if TYPE_CHECKING:
-    from turnout.routing.ledger import Ledger, Ticket
+    from turnout.routing.load_tracker import InFlightRequest, LoadTracker
     from turnout.routing.policy import PairEstimate
     from turnout_router.fleet.clock import DeploymentClock
     from turnout_router.fleet.dispatch import DispatchQueue
-    from turnout_router.fleet.peers.outbox import Outbox
+    from turnout_router.fleet.peers.sender import PeerSender
 
 
 class WorkerLoad:
@@ -27,7 +27,7 @@ class WorkerLoad:
 
 @mypyc_attr(free_list_len=1)
 class InFlightClaim:
-    """Counts *tokens* and one request in *load*, and in the policy's ledger where a prefix-aware policy chose the worker.
+    """Counts *tokens* and one request in *load*, and in the policy's tracker where a prefix-aware policy chose the worker.
 
     `end` takes both back. A worker cannot refuse it: whether the worker has room is for the engine, or for the dispatch queue.
     """
@@ -36,13 +36,13 @@ class InFlightClaim:
         "_cached_tokens",
         "_clock",
         "_dispatch",
-        "_ledger",
         "_load",
         "_number",
-        "_outbox",
         "_prompt_tokens",
-        "_ticket",
+        "_request",
+        "_sender",
         "_tokens",
+        "_tracker",
         "_wait",
     )
 
@@ -61,54 +61,54 @@ class InFlightClaim:
         self._tokens = tokens
         self._clock = clock
         self._dispatch = dispatch
-        self._ledger: Ledger | None = None
-        self._ticket: Ticket | None = None
+        self._tracker: LoadTracker | None = None
+        self._request: InFlightRequest | None = None
         self._cached_tokens: int | None = None
         self._prompt_tokens = 0
         self._wait = 0.0
-        self._outbox: Outbox | None = None
+        self._sender: PeerSender | None = None
         self._number = 0
         if estimate is not None:
             own = estimate.decode
             if estimate.prefill is not None and estimate.prefill.state.id == backend_id:
                 own = estimate.prefill
-            self._ledger = estimate.policy.ledger
-            self._ticket = estimate.policy.sent(own, estimate.prompt, clock.now())
+            self._tracker = estimate.policy.tracker
+            self._request = estimate.policy.sent(own, estimate.prompt, clock.now())
             self._wait = own.wait
 
-    def publish(self, outbox: Outbox, deployment: str, estimate: PairEstimate) -> None:
+    def publish(self, sender: PeerSender, deployment: str, estimate: PairEstimate) -> None:
         """Report it to other routers, too, from its beginning to its end."""
-        if self._ticket is not None:
-            self._outbox = outbox
-            self._number = outbox.sent(deployment, self._ticket, estimate.prompt)
+        if self._request is not None:
+            self._sender = sender
+            self._number = sender.sent(deployment, self._request, estimate.prompt)
 
     def first_token(self) -> None:
         """Note that the prompt has been computed; a second time means nothing."""
-        if self._ledger is not None and self._ticket is not None:
-            if self._outbox is not None and self._ticket.running_since is None:
-                self._outbox.first_token(self._number)
-            self._ledger.first_token(self._ticket, self._clock.now())
+        if self._tracker is not None and self._request is not None:
+            if self._sender is not None and self._request.running_since is None:
+                self._sender.first_token(self._number)
+            self._tracker.first_token(self._request, self._clock.now())
             if self._dispatch is not None:
                 self._dispatch.advance()
 
     def expect_first_token(self) -> None:
         """Take the first token to come when it is expected: an answer in one piece does not show it."""
-        if self._ticket is not None:
-            self._ticket.expected_at = self._clock.now() + self._wait
-            if self._outbox is not None:
-                self._outbox.expected(self._number, self._wait)
+        if self._request is not None:
+            self._request.expected_at = self._clock.now() + self._wait
+            if self._sender is not None:
+                self._sender.expected(self._number, self._wait)
 
     def found(self, cached_tokens: int | None, prompt_tokens: int) -> None:
-        """Keep what usage says of the worker's own cache."""
+        """Keep the cached tokens that the answer's usage reports."""
         self._cached_tokens, self._prompt_tokens = cached_tokens, prompt_tokens
 
     def end(self) -> None:
         """Note the request's end on this worker, whatever its kind. To be called once."""
         self._load.tokens -= self._tokens
         self._load.requests -= 1
-        if self._ledger is not None and self._ticket is not None:
-            self._ledger.finished(self._ticket, self._clock.now(), self._cached_tokens, self._prompt_tokens)
-            if self._outbox is not None:
-                self._outbox.finished(self._number, self._cached_tokens, self._prompt_tokens)
+        if self._tracker is not None and self._request is not None:
+            self._tracker.finished(self._request, self._clock.now(), self._cached_tokens, self._prompt_tokens)
+            if self._sender is not None:
+                self._sender.finished(self._number, self._cached_tokens, self._prompt_tokens)
             if self._dispatch is not None:
                 self._dispatch.advance()

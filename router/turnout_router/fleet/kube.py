@@ -1,4 +1,4 @@
-"""Access to Kubernetes' API server: where it is and who we are.
+"""Access to Kubernetes' API server: its address and the router's credentials.
 
 Small on purpose: the router only follows a few collections, and a full client costs more memory than the router itself.
 In a pod its service account is all there is to know. Kubeconfigs are read by the `kubernetes` library, programs that
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _DEFAULT: Final = "~/.kube/config"
 _LOGIN_SECONDS: Final = 15.0
-"""For the credentials: a kubeconfig's program may ask somebody over the network."""
+"""For the credentials: a kubeconfig's program may use the network."""
 _REQUEST_SECONDS: Final = 30.0
 
 
@@ -38,7 +38,7 @@ _REQUEST_SECONDS: Final = 30.0
 class Access:
     """Where the API server is and how to speak to it.
 
-    `authorization` returns the field of that name, None where a certificate says who we are. It is asked each time,
+    `authorization` returns the field of that name, None if a certificate identifies the router. It is called each time,
     for tokens are replaced, and not on the event loop, for it may read files or run a program. It raises
     DiscoveryError or ConfigError.
     """
@@ -60,13 +60,13 @@ class Access:
 
 
 async def _aside(function: Callable[[], str | None]) -> str | None:
-    """Return what *function* does, from a thread that nobody has to wait for: not even the process's end."""
+    """Return what *function* does, from a thread that nothing waits for, not even the end of the process."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[str | None] = loop.create_future()
 
-    def tell(result: str | None, error: Exception | None) -> None:
+    def report(result: str | None, error: Exception | None) -> None:
         if done.done():
-            return  # nobody waited so long
+            return  # the caller no longer waits
         if error is None:
             done.set_result(result)
         else:
@@ -80,7 +80,7 @@ async def _aside(function: Callable[[], str | None]) -> str | None:
         except Exception as error:  # noqa: BLE001 - raised where it is waited for
             failure = error
         with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(tell, result, failure)
+            loop.call_soon_threadsafe(report, result, failure)
 
     threading.Thread(target=work, name="credentials", daemon=True).start()
     return await done
@@ -113,7 +113,7 @@ def _account_token() -> str:
 
 
 class _Kubeconfig:
-    """The files that KUBECONFIG names, read anew whenever somebody asks; one at a time, for a program may hang."""
+    """The files that KUBECONFIG names, read anew for each use; one at a time, because a program may hang."""
 
     def __init__(self, paths: str) -> None:
         self._paths = paths

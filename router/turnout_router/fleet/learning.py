@@ -1,4 +1,4 @@
-"""What workers say of their models (`GET /v1/models`): asked now and then, for clients and for the router's own checks."""
+"""What workers report of their models (`GET /v1/models`): read now and then, for clients and for the router's own checks."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import msgspec
 from turnout.routing.facts import ModelCard, ModelFacts, model_facts
 from turnout_router.collector import collector_off
 from turnout_router.errors import UpstreamError
-from turnout_router.http1.http import get
+from turnout_router.fleet.worker_tasks import WorkerTasks
 from turnout_router.tasks import MODEL
-from turnout_router.upstream.answers import Collected
+from turnout_router.upstream.fetch import fetch
 
 if TYPE_CHECKING:
     from turnout.routing import Backend, Fleet
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from turnout_runtime.supervision import Supervisor
 
 LOOK_SECONDS: Final = 1.0
-"""How often is looked whether a worker is to be asked: what a new one says is known about as soon."""
+"""Interval of the check for workers whose list is due: that of a new worker is known about as soon."""
 ASK_SECONDS: Final = 60.0
-"""Between two questions to a worker that answered."""
+"""Until the next request to a worker that answered."""
 RETRY_SECONDS: Final = 10.0
-"""Between two questions to a worker that did not."""
+"""Until the next request to a worker that did not."""
 ANSWER_SECONDS: Final = 2.0
 AT_ONCE: Final = 8
-"""Workers that are asked at a time."""
+"""Requests at a time."""
 MAX_ANSWER_BYTES: Final = 256 * 1024
 MAX_CARDS: Final = 1024
 MAX_TEXT: Final = 1024
@@ -55,8 +55,8 @@ _UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
-class _Said:
-    """What one worker said last, and of which revision it was then. No cards: nothing yet."""
+class _Report:
+    """What one worker reported last, and its revision then. No cards: nothing yet."""
 
     deployment: str
     revision: str
@@ -67,56 +67,57 @@ class Facts:
     """What is known of each deployment's model. Bounded by the fleet's workers and `MAX_ANSWER_BYTES` of each."""
 
     def __init__(self) -> None:
-        self._said: dict[str, _Said] = {}
+        self._reports: dict[str, _Report] = {}
         self._adapters: dict[str, frozenset[str]] = {}
         self._facts: dict[str, ModelFacts] = {}
 
     def of(self, deployment: str) -> ModelFacts | None:
-        """Return what is known of the model of *deployment*, None where no worker has said anything."""
+        """Return what is known of the model of *deployment*, None if no worker has reported anything."""
         return self._facts.get(deployment)
 
     def retain(self, fleet: Fleet) -> None:
-        """Know the workers of *fleet* alone: what others said is forgotten, and what one said of another revision."""
+        """Keep reports of the workers of *fleet* alone, and only those of their present revision."""
         present = {b.id: b for group in fleet.backends.values() for b in group}
-        self._said = {
-            id_: said
-            for id_, said in self._said.items()
+        self._reports = {
+            id_: report
+            for id_, report in self._reports.items()
             if (now := present.get(id_)) is not None
-            and (now.deployment, now.revision) == (said.deployment, said.revision)
+            and (now.deployment, now.revision) == (report.deployment, report.revision)
         }
         self._adapters = {key: route.adapters for key, route in fleet.deployments.items()}
         self._facts = {}
-        for key in {said.deployment for said in self._said.values()}:
+        for key in {report.deployment for report in self._reports.values()}:
             self._combine(key)
 
     def learn(self, backend: Backend, cards: tuple[ModelCard, ...]) -> None:
-        """Take note of what *backend* says. Nothing changes where it says nothing."""
-        said = _Said(backend.deployment, backend.revision, cards)
-        if cards and self._said.get(backend.id) != said:
-            self._said[backend.id] = said
+        """Take note of the *cards* that *backend* reports. Without any, nothing changes."""
+        report = _Report(backend.deployment, backend.revision, cards)
+        if cards and self._reports.get(backend.id) != report:
+            self._reports[backend.id] = report
             self._combine(backend.deployment)
 
     def _combine(self, deployment: str) -> None:
-        said = [(each.revision, each.cards) for each in self._said.values() if each.deployment == deployment]
-        self._facts[deployment] = model_facts(said, self._adapters.get(deployment, frozenset()))
+        reports = [
+            (each.revision, each.cards) for each in self._reports.values() if each.deployment == deployment
+        ]
+        self._facts[deployment] = model_facts(reports, self._adapters.get(deployment, frozenset()))
 
 
 class Learner:
-    """Asks each worker for its models: when it is new or of another revision, and then once a minute."""
+    """Requests each worker's list of models: when it is new or of another revision, and then once a minute."""
 
     def __init__(self, backends: Backends, supervisor: Supervisor) -> None:
         self._backends = backends
-        self._supervisor = supervisor
+        self._tasks = WorkerTasks(supervisor, MODEL)
         self._slots = asyncio.Semaphore(AT_ONCE)
-        self._due: dict[str, tuple[str, float]] = {}  # revision, and when to ask next
-        self._asked: set[str] = set()
+        self._due: dict[str, tuple[str, float]] = {}  # revision, and when the next request is due
 
     async def run(self) -> None:
-        """Ask until cancelled. One worker that takes its time holds up none of the others."""
+        """Request until cancelled. A slow worker does not delay the others."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            busy = self._asked | {backend.id for backend in self._backends.ejected()}
+            busy = self._tasks.running | {backend.id for backend in self._backends.ejected()}
             known, self._due = self._due, {}
             for backend in [b for group in self._backends.fleet.backends.values() for b in group]:
                 due = known.get(backend.id)
@@ -124,12 +125,7 @@ class Learner:
                     due = backend.revision, 0.0
                 self._due[backend.id] = due
                 if due[1] <= loop.time() and backend.id not in busy:
-                    self._begin(backend)
-
-    def _begin(self, backend: Backend) -> None:
-        self._asked.add(backend.id)
-        task = self._supervisor.once(MODEL, self._ask(backend), detail=backend.id)
-        task.add_done_callback(lambda _: self._asked.discard(backend.id))
+                    self._tasks.start(backend, self._ask(backend))
 
     async def _ask(self, backend: Backend) -> None:
         self._put_off(backend, RETRY_SECONDS)  # also where something is raised
@@ -144,20 +140,17 @@ class Learner:
             self._due[backend.id] = backend.revision, asyncio.get_running_loop().time() + seconds
 
     def _is_present(self, backend: Backend) -> bool:
-        """Say whether *backend* is still part of the fleet, in the same revision."""
+        """Return whether *backend* is still part of the fleet, in the same revision."""
         group = self._backends.fleet.backends.get(backend.deployment, ())
         return any(b.id == backend.id and b.revision == backend.revision for b in group)
 
     async def _answer_of(self, backend: Backend) -> tuple[ModelCard, ...]:
         """Return what *backend* answers; nothing where it does not, or what cannot be read."""
-        answer = Collected(MAX_ANSWER_BYTES)
+        pool = self._backends.pools.of((backend.host, backend.port))
+        what = "the answer to /v1/models"
         try:
-            await self._backends.pools.of((backend.host, backend.port)).exchange(
-                get(b"/v1/models", f"{backend.host}:{backend.port}".encode()),
-                answer,
-                seconds=ANSWER_SECONDS,
-                idle_seconds=None,
-                what="the answer to /v1/models",
+            answer = await fetch(
+                pool, b"/v1/models", what, limit_bytes=MAX_ANSWER_BYTES, seconds=ANSWER_SECONDS
             )
         except UpstreamError:
             return ()
@@ -168,9 +161,9 @@ def cards_in(body: bytes) -> tuple[ModelCard, ...]:
     """Return the models that *body* lists, none where it is no such list."""
     try:
         with collector_off(len(body)):
-            said = _ANSWERS.decode(body).data
+            cards = _ANSWERS.decode(body).data
     except _UNREADABLE:
         return ()
     return tuple(
-        ModelCard(each.id, each.root, each.parent, each.max_model_len, each.created) for each in said
+        ModelCard(each.id, each.root, each.parent, each.max_model_len, each.created) for each in cards
     )

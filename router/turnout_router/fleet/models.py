@@ -22,7 +22,7 @@ _LARGEST_PAGE: Final = 1000
 
 
 def models_body(fleet: Fleet, facts: Facts, grant: Grant | None, target: bytes, *, anthropic: bool) -> bytes:
-    """Return the answer to GET *target*: the list, or the one that the path names. *facts* is what workers say.
+    """Return the answer to GET *target*: the list, or the one that the path names. *facts* is what workers report.
 
     Raise ApiError: 404 for a name that does not exist or that *grant* does not hold, 400 for a page that is none.
     """
@@ -56,7 +56,7 @@ def models_body(fleet: Fleet, facts: Facts, grant: Grant | None, target: bytes, 
 
 
 def _page(names: list[str], query: bytes) -> tuple[list[str], bool]:
-    """Return the names on the page that *query* asks for, and whether there are more in its direction."""
+    """Return the names on the page that *query* selects, and whether there are more in its direction."""
     asked = parse_qs(query.decode("latin-1"))
     size = _size(asked.get("limit", [str(_PAGE)])[-1])
     if "before_id" in asked:

@@ -1,4 +1,4 @@
-"""How the workers of one deployment have fared, and which of them may be used now. Decided in `turnout.routing.health`."""
+"""The health of one deployment's workers, and which of them may be used now. Decided in `turnout.routing.health`."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
     from turnout.routing import Backend, HealthPolicy
     from turnout_router.errors import UpstreamError
 
-_MOST_SUSPICIONS: Final = 8
-"""Requests at a time for which a worker's 5xx may be the request's own fault. With more, it is the worker's."""
+_MAX_PROVISIONAL: Final = 8
+"""Provisional failures of one worker at a time. With more, the worker is at fault and not its requests."""
 
 
 class WorkerHealth:
-    """Failures, ejections and trials of a deployment's workers. Only workers that are not plainly healthy take memory."""
+    """Failures, ejections and trials of a deployment's workers. Healthy workers take no memory."""
 
-    __slots__ = ("_clock", "_policy", "_states", "_suspicions")
+    __slots__ = ("_clock", "_policy", "_provisional", "_states")
 
     def __init__(self, policy: HealthPolicy, clock: Callable[[], float]) -> None:
         self._policy = policy
         self._clock = clock
         self._states: dict[str, Health] = {}
-        self._suspicions: dict[str, int] = {}
+        self._provisional: dict[str, int] = {}
 
     def retain(self, present: Container[str]) -> None:
         """Forget the workers that are not *present*."""
@@ -44,7 +44,7 @@ class WorkerHealth:
 
     @property
     def all_healthy(self) -> bool:
-        """Whether nothing speaks against any worker."""
+        """Whether no worker has failed lately."""
         return not self._states
 
     def of(self, backend: Backend) -> Health:
@@ -56,7 +56,7 @@ class WorkerHealth:
         return usable(backends, self._states, self._clock()) if self._states else backends
 
     def is_ejected(self, backend: Backend) -> bool:
-        """Say whether *backend* is ejected and has not come back yet."""
+        """Return whether *backend* is ejected and has not come back yet."""
         return bool(self._states) and self._states.get(backend.id, HEALTHY).ejected
 
     def picked(self, backend: Backend) -> None:
@@ -72,43 +72,43 @@ class WorkerHealth:
                 del self._states[backend.id]
 
     def failed(self, backend: Backend, error: UpstreamError) -> None:
-        """Note a failure of *backend*, where it speaks against its health."""
+        """Note a failure of *backend*, if it is one of its health."""
         if error.is_ill:
             self._states[backend.id] = after_failure(self.of(backend), self._clock(), self._policy)
 
-    def suspect(self, backend: Backend) -> bool:
-        """Note that *backend* answered a request with 5xx, which may be the request's fault; see `cleared`.
+    def note_provisional(self, backend: Backend) -> bool:
+        """Note a failure of *backend* that the request may have caused; undone by `clear_provisional`.
 
-        Return False where the worker is to be blamed as `failed` does: it has failed other requests just now, or too many
-        suspect it.
+        Return False if it must count at once, see `failed`: the worker has just failed other requests, or has too many
+        provisional failures.
         """
-        suspicions = self._suspicions.get(backend.id, 0)
-        if suspicions >= _MOST_SUSPICIONS or backend.id in self._states:
+        provisional = self._provisional.get(backend.id, 0)
+        if provisional >= _MAX_PROVISIONAL or backend.id in self._states:
             return False
-        self._suspicions[backend.id] = suspicions + 1
+        self._provisional[backend.id] = provisional + 1
         return True
 
-    def cleared(self, backend: Backend) -> None:
-        """Take a suspicion back: it has become a failure, or the request was at fault."""
-        left = self._suspicions.pop(backend.id, 0) - 1
+    def clear_provisional(self, backend: Backend) -> None:
+        """Remove a provisional failure: it has become a failure, or the request was at fault."""
+        left = self._provisional.pop(backend.id, 0) - 1
         if left > 0:
-            self._suspicions[backend.id] = left
+            self._provisional[backend.id] = left
 
     def patience(self, backend: Backend, seconds: float) -> float:
-        """Return how long a request that was just sent to *backend* may wait for it, *seconds* at most."""
+        """Return how many seconds a request that was just sent to *backend* may wait for it, *seconds* at most."""
         return min(seconds, self._policy.probe_seconds) if self.on_trial(backend) else seconds
 
     def on_trial(self, backend: Backend) -> bool:
-        """Say whether the request sent to *backend* tries whether it has recovered."""
+        """Return whether the request sent to *backend* probes its recovery."""
         return bool(self._states) and on_trial(self.of(backend))
 
     def checked(self, backend: Backend, *, answered: bool) -> None:
-        """Note whether *backend* answered a request for its health."""
+        """Note whether *backend* answered a health check."""
         if backend.id in self._states:
             self._states[backend.id] = after_check(self._states[backend.id], self._clock(), answered=answered)
 
     def begin_trial(self, backend: Backend) -> bool:
-        """Say whether the router shall try *backend* now; if so, a trial is under way from now on."""
+        """Return whether the router should try *backend* now; if so, a trial is under way from now on."""
         now, health = self._clock(), self.of(backend)
         if not needs_trial(health, now):
             return False
@@ -116,6 +116,6 @@ class WorkerHealth:
         return True
 
     def passed_trial(self, backend: Backend) -> None:
-        """Note that *backend* has computed what the router asked of it: a client's request may try it next."""
+        """Note that *backend* has served the router's own request: a client's request may probe it next."""
         if backend.id in self._states:
             self._states[backend.id] = after_trial(self._states[backend.id])

@@ -1,9 +1,9 @@
-"""What each client holds of the router, bytes of bodies and connections, and how it is shared out among them.
+"""Fair sharing of the router's memory and connections among its clients.
 
-A client is who its key says, else the address that it comes from. Bodies are shared out by a dynamic threshold
+A client is identified by its key, else by its address. Bodies are shared out by a dynamic threshold
 (Choudhury and Hahne, 1998): a client may hold a multiple of what is still free, so that none has all of it. Where one may
-hold no more, bodies that are still arriving make way, the newest of the client that holds most: those who send at the same
-time come to equal parts, and who comes new gets one.
+hold no more, bodies that are still arriving make way, the newest of the client that holds most: clients that send at the same
+time get equal parts, and a new client gets one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Arriving(Protocol):
 
 
 class Account:
-    """What one client holds: bytes of `small` and of `large` bodies. `users` counts who refers to it.
+    """What one client holds: bytes of `small` and of `large` bodies. `users` counts the references to it.
 
     `arriving` are the large bodies that have not come to their end, oldest first.
     """
@@ -84,7 +84,7 @@ class Accounts:
             self._accounts.pop(account.name, None)
 
     def could_hold(self, account: Account, size: int) -> bool:
-        """Say whether *account* could hold *size* more bytes in a large body now, if need be in place of others."""
+        """Return whether *account* could hold *size* more bytes in a large body now, if need be in place of others."""
         return self._has_room(account, size) or self._largest_above(account.large + size) is not None
 
     def begin(self, account: Account, body: Arriving) -> None:
@@ -130,7 +130,7 @@ class Accounts:
         return account.large + size <= _SHARE * (self._large_most - self._large - size)
 
     def _largest_above(self, size: int) -> Account | None:
-        """Return the client that holds most of those whose bodies could make way, None where nobody holds more than *size*."""
+        """Return the client that holds most of those whose bodies could make way, None if none holds more than *size*."""
         found = None
         for account in self._arriving:
             if account.large > size:

@@ -1,8 +1,8 @@
-"""One client's connection: when its requests are read, and how they are answered.
+"""One client's connection: reading its requests, and answering them.
 
 One request at a time per connection. What a client sends early is kept, up to a bound; then its socket is read no
 further. That, and what is written to a client that does not read, counts as its bodies do. Reading goes on otherwise while an answer is under way, for that is how a client's leaving is noticed. A
-client that closes its sending side counts as gone: TCP cannot tell the two apart.
+client that closes its sending side counts as gone: TCP cannot distinguish the two.
 
 Time-outs are coarse: the listener's sweep looks at every connection once a second, so that a request costs no timer.
 
@@ -92,7 +92,7 @@ class Connection(asyncio.Protocol):
         self._starting = False
         self._stalled_since: float | None = None
 
-    # What the transport says
+    # Calls of the transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection, or refuse it where there are too many."""
@@ -238,10 +238,10 @@ class Connection(asyncio.Protocol):
         self._host.accounts.release(self._home, self._stalled_bytes, large=self._stalled_large)
         self._stalled_bytes = 0
 
-    # What the response and its handler say
+    # Calls of the response and its handler
 
     def is_closing_after(self) -> bool:
-        """Say whether the connection ends after the present answer."""
+        """Return whether the connection ends after the present answer."""
         if self._host.draining:
             self.response.keep = False
         return not self.response.keep
@@ -292,7 +292,7 @@ class Connection(asyncio.Protocol):
             self._close()
 
     def cut(self) -> None:
-        """End now: what runs is told so, see `Exchange`."""
+        """End now: the running handler is cancelled."""
         if self._drive is not None:
             self._drive.cancel()
         else:
@@ -319,17 +319,17 @@ class Connection(asyncio.Protocol):
                 else:
                     self._refuse(error)
         elif self._wait == "answer" and self._drive is None:
-            self._transport.abort()  # nobody works on it, so nothing else would ever end it
+            self._transport.abort()  # no handler works on it, so nothing else would ever end it
         elif self._wait != "answer" and now >= self._deadline:
             if self._wait == "linger":
                 self._transport.abort()
             else:
                 self._close()
 
-    # What the reader says
+    # Calls of the reader
 
     def expected(self) -> None:
-        """Tell the client that its body is wanted."""
+        """Send 100 Continue to the client."""
         self._transport.write(CONTINUE)
 
     def check_head(self, request: Request) -> ApiError | None:
@@ -413,9 +413,7 @@ class Connection(asyncio.Protocol):
                 if not isinstance(failure, asyncio.CancelledError):
                     self._report(failure)
             self._finish()
-            if (
-                not self.response.gone and not self._starting
-            ):  # where it has just been started, whoever did so goes on
+            if not self.response.gone and not self._starting:  # the caller that has just started it goes on
                 self._advance()
         except Exception as error:  # noqa: BLE001 - see the module's first lines
             self._fail(error)
@@ -460,7 +458,7 @@ class Connection(asyncio.Protocol):
             self._reader.restart()
 
     def _respond_error(self, error: ApiError) -> None:
-        """Send *error* in the form of the API that was asked, as far as that is known."""
+        """Send *error* in the form of the API that the request is for, as far as that is known."""
         request = self._request
         if request is None:
             method, target, fields = self._reader.begun

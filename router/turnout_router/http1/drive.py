@@ -3,11 +3,11 @@
 A task is started, woken and ended by the event loop's next rounds, each with a poll of all sockets, and is kept in a
 register written in Python: for a request that waits once, for its worker, that was a fifth of all its work.
 
-Who sets a signal runs what waits for it, and is harmed by nothing that this raises: how a request ends is told to its own
-`ended`, and what that raises to the event loop's exception handler.
+The caller of `set` runs the coroutine that waits for the signal, and never sees its exceptions: the end of a request goes to its
+own `ended`, and what that raises to the event loop's exception handler.
 
-`Signal` is what such a coroutine waits for. Futures can be waited for as well, and tasks can wait for signals. What
-asks for the current task (`asyncio.timeout`, `asyncio.TaskGroup`) belongs into a task of its own.
+`Signal` is what such a coroutine waits for. Futures can be waited for as well, and tasks can wait for signals. Code that
+needs the current task (`asyncio.timeout`, `asyncio.TaskGroup`) belongs into a task of its own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @mypyc_attr(free_list_len=1)
 class Signal:
-    """Something that happens once: `set` resumes the one who waits for it, with an exception if one is given.
+    """Something that happens once: `set` resumes the coroutine that waits for it, with an exception if one is given.
 
     `is_set` says whether it has happened.
     """
@@ -41,7 +41,7 @@ class Signal:
         self._context: Context | None = None
 
     def set(self, error: BaseException | None = None) -> None:
-        """Resume who waits. A second time means nothing."""
+        """Resume the waiting coroutine. A second call does nothing."""
         if self.is_set:
             return
         self.is_set = True
@@ -54,14 +54,14 @@ class Signal:
 
     def __await__(self) -> Generator[Signal, None, None]:
         """Wait for it."""
-        return cast("Generator[Signal, None, None]", self)  # as far as `await` asks
+        return cast("Generator[Signal, None, None]", self)  # as far as `await` is concerned
 
     def __iter__(self) -> Signal:
         """Return itself: it is its own iterator."""
         return self
 
     def __next__(self) -> Signal:
-        """Hand itself to whoever runs the coroutine; after it was set, let the coroutine go on."""
+        """Hand itself to the code that runs the coroutine; after it was set, let the coroutine go on."""
         if not self.is_set:
             self._asyncio_future_blocking = True
             return self
@@ -70,7 +70,7 @@ class Signal:
             raise error
         raise StopIteration
 
-    # What a task asks of a future
+    # The interface of a future for tasks
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
         """Return the loop that it belongs to."""
@@ -90,7 +90,7 @@ class Signal:
         return 1
 
     def cancel(self, msg: Any | None = None) -> bool:
-        """Have who waits be told that it is cancelled."""
+        """Resume the waiting coroutine with CancelledError."""
         if self.is_set:
             return False
         self.set(asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg))
@@ -108,7 +108,7 @@ class Signal:
         self._drive = drive
 
     def abandon(self) -> None:
-        """Resume nobody any more."""
+        """Resume no coroutine any more."""
         self._drive = None
 
 
@@ -167,7 +167,7 @@ class Drive:
         self._running = False
         try:
             self._ended(failure)
-        except Exception as error:  # noqa: BLE001 - who resumed this may serve somebody else
+        except Exception as error:  # noqa: BLE001 - the code that resumed this may be serving another request
             asyncio.get_running_loop().call_exception_handler(
                 {"message": "a request could not be ended", "exception": error}
             )
@@ -177,7 +177,7 @@ class Drive:
             self._signal = waited
             waited.wait_with(self)
         elif isinstance(waited, asyncio.Future):
-            waited._asyncio_future_blocking = False  # noqa: SLF001 - how whoever runs a coroutine takes a future over
+            waited._asyncio_future_blocking = False  # noqa: SLF001 - the protocol by which a coroutine's runner takes a future over
             self._future = waited
             waited.add_done_callback(self._wake)
         else:

@@ -1,7 +1,7 @@
-"""What the head of a request must be like beyond HTTP's grammar, which the parser holds against every byte.
+"""Rules for the head of a request beyond HTTP's grammar, which the parser checks.
 
-Where two readers could disagree on where a request ends or whom it is for, it is refused: that is how requests are
-smuggled past a front door (RFC 9112, sections 3.2, 6.1 and 6.3; RFC 9110, section 10.1.1).
+If two readers could disagree about the end or the host of a request, it is refused: that is how requests are
+smuggled past a proxy (RFC 9112, sections 3.2, 6.1 and 6.3; RFC 9110, section 10.1.1).
 """
 
 from __future__ import annotations
@@ -74,27 +74,27 @@ def framing_of(method: bytes, version: str, fields: Fields | list[tuple[bytes, b
             headers=((b"allow", _ALLOWED),),
             close=True,
         )
-    said: dict[bytes, bytes] = {}
+    values: dict[bytes, bytes] = {}
     for name, value in fields:
         if name in _READ:
-            if name in said:
-                _repeat(said, name, value)
+            if name in values:
+                _repeat(values, name, value)
             else:
-                said[name] = value
-    _check_host(said.get(b"host"), version)
-    coding = said.get(b"transfer-encoding")
+                values[name] = value
+    _check_host(values.get(b"host"), version)
+    coding = values.get(b"transfer-encoding")
     if coding is not None:
         _check_coding(version, coding)
-    length = said.get(b"content-length")
+    length = values.get(b"content-length")
     has_body = length is not None or coding is not None
-    if has_body and b"content-encoding" in said:
-        _check_content_coding(said[b"content-encoding"])
-    expectation = said.get(b"expect")
+    if has_body and b"content-encoding" in values:
+        _check_content_coding(values[b"content-encoding"])
+    expectation = values.get(b"expect")
     if expectation is not None and expectation.lower() != b"100-continue":
         raise ApiError(417, "The only expectation met here is 100-continue.", close=True)
     return Framing(
         None if length is None else int(length),
-        said.get(b"content-type"),
+        values.get(b"content-type"),
         has_body=has_body,
         expects_continue=expectation is not None and version == "1.1",
     )
@@ -110,7 +110,7 @@ def check_authority(target: bytes) -> None:
 
 
 def is_authority(value: bytes) -> bool:
-    """Say whether *value* is a host, a port behind it or not, or empty."""
+    """Return whether *value* is a host, a port behind it or not, or empty."""
     match = _AUTHORITY.fullmatch(value) if len(value) <= _LONGEST_AUTHORITY else None
     if match is None:
         return False
@@ -126,7 +126,7 @@ def is_authority(value: bytes) -> bool:
 
 
 def is_json(content_type: bytes) -> bool:
-    """Say whether *content_type* is JSON in UTF-8, the only encoding that JSON has (RFC 8259, section 8.1)."""
+    """Return whether *content_type* is JSON in UTF-8, the only encoding that JSON has (RFC 8259, section 8.1)."""
     kind, _, parameters = content_type.partition(b";")
     if kind.strip().lower() != b"application/json":
         return False
@@ -148,7 +148,7 @@ def origin_form(target: bytes) -> bytes:
 
 
 def body_is_too_slow(received_bytes: int, seconds: float, grace_seconds: float, least_rate: float) -> bool:
-    """Say whether a body of which *received_bytes* came within *seconds* is dribbled.
+    """Return whether a body of which *received_bytes* came within *seconds* is dribbled.
 
     After *grace_seconds* it must have come at *least_rate* bytes a second, the grace not counted.
     """
@@ -162,11 +162,11 @@ def _check_coding(version: str, value: bytes) -> None:
         raise ApiError(501, "The only Transfer-Encoding understood is chunked.", close=True)
 
 
-def _repeat(said: dict[bytes, bytes], name: bytes, value: bytes) -> None:
+def _repeat(values: dict[bytes, bytes], name: bytes, value: bytes) -> None:
     """Take a field that has been sent before: as one list (RFC 9110, section 5.3), or not at all."""
     if name in _SINGLE:
         raise not_http(f"{_SINGLE[name]} must not be sent twice.")
-    said[name] += b"," + value
+    values[name] += b"," + value
 
 
 def _check_host(value: bytes | None, version: str) -> None:

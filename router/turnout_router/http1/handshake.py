@@ -95,7 +95,7 @@ class Handshake(asyncio.Protocol):
             )
             await asyncio.sleep(
                 0
-            )  # by now TLS is the transport's protocol, and has yet to be told of the connection
+            )  # by now TLS is the transport's protocol, and does not know the connection yet
             self._shaking = True
             if self._first:
                 self._loop.call_soon(self._feed_first)

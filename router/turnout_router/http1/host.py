@@ -1,4 +1,4 @@
-"""What a connection needs of the port that accepted it."""
+"""The interface of a port to its connections."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ServedMember(Member, Protocol):
         """Close once the present request is answered."""
 
     def cut(self) -> None:
-        """End now, with what can still be said to the client."""
+        """End now, with an answer if one can still be sent."""
 
     def abort(self) -> None:
         """Drop the connection."""

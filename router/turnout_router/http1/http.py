@@ -1,4 +1,4 @@
-"""HTTP/1.1 as bytes: heads of answers to clients and of requests to workers, and what a parsed request is."""
+"""HTTP/1.1 as bytes: heads of answers to clients and of requests to workers, and parsed requests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Request:
     """One request of a client, complete. Field names are in lower case; `target` is path and query, never decoded.
 
     `path` is the target without its query. `content_type` is the field's value, as it was sent. `refusal`: what it is
-    answered, whatever it asks for; its body was not kept. `payer` holds the body, `charged` bytes, until it is let go, `large` says
+    answered, whatever it is for; its body was not kept. `payer` holds the body, `charged` bytes, until it is let go, `large` says
     as what.
     """
 

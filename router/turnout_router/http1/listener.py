@@ -1,7 +1,7 @@
 """One of the router's ports: accepting connections, watching their deadlines, and letting them finish at the end.
 
 Connections are counted from when they are accepted, TLS handshakes included. Where there are too many, the longest idle
-one of the client that has most makes way for a new one: who only sits there keeps nobody out.
+one of the client that has most makes way for a new one: idle connections keep no client out.
 """
 
 from __future__ import annotations

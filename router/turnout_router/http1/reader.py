@@ -1,6 +1,6 @@
-"""Reading requests off a client's connection: what a request may hold, how large it may be, how slowly it may come.
+"""Reading requests from a client's connection, with bounds on their content, size and time.
 
-The parser holds every byte against HTTP's grammar and says what it finds; the bounds are kept here. A request that
+The parser checks every byte against HTTP's grammar and reports what it finds; the bounds are kept here. A request that
 breaks one is not read to its end: `RequestReader.refusal` says why, and nothing after it is taken for a request.
 
 What the head alone decides (`Watch.check_head`) is decided at the head, wherever the body does not come along with it: at
@@ -39,10 +39,10 @@ _PIECES: Final = 64
 
 
 class Watch(Protocol):
-    """Who follows the reading of a request."""
+    """Follows the reading of a request."""
 
     def expected(self) -> None:
-        """Tell the client that its body is wanted."""
+        """Send 100 Continue to the client."""
 
     def check_head(self, request: Request) -> ApiError | None:
         """Return why *request*, whose body has not come yet, will not be served, None where nothing is known against it."""
@@ -166,9 +166,9 @@ class RequestReader:
                 self.ended = True  # it has its answer already
 
     def _read_late_body(self, data: bytes) -> None:
-        """Read on after a head that asks for another protocol.
+        """Read on after a head that requests another protocol.
 
-        It is answered as if it had not asked (RFC 9110, section 7.8), and the connection closed after it. The parser takes
+        It is answered as if it had not (RFC 9110, section 7.8), and the connection closed after it. The parser takes
         whatever follows for the other protocol's, a body too; Java's own client sends both.
         """
         if self._has_body:
@@ -242,7 +242,7 @@ class RequestReader:
         while self.ready:
             self.let_go(self.ready.popleft())
 
-    # What the parser says
+    # Calls of the parser
 
     def on_message_begin(self) -> None:
         """Begin a request."""
@@ -475,7 +475,7 @@ class RequestReader:
             self._drop_body()
 
     def _bound_extensions(self, size: int) -> None:
-        """Bound what chunk extensions take up: the parser says nothing of them, so they are what is left of a read."""
+        """Bound what chunk extensions take up: the parser does not report them, so they are what is left of a read."""
         self._extension_bytes += max(0, size)
         if self._extension_bytes <= self._limits.chunk_extension_bytes:
             return
@@ -485,7 +485,7 @@ class RequestReader:
         self.refusal = not_http("The chunk extensions take up too much; leave them out.")
 
     def _bound_raw(self, size: int) -> None:
-        """Bound what an unfinished request takes up on the wire: the parser tells neither of half a field nor of chunk sizes."""
+        """Bound what an unfinished request takes up on the wire: the parser reports neither partial fields nor chunk sizes."""
         self._unfinished_bytes += size
         limits = self._limits
         if not self._head_done and self._unfinished_bytes > limits.head_bytes:

@@ -1,4 +1,4 @@
-"""The answers to one client's requests, written to its connection one after the other; and what serves the requests."""
+"""The answers to one client's requests, written to its connection one after the other; and the handler of requests."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ResponseError(Exception):
 
 
 class Caller:
-    """Who uses a connection: the *credential* as it was sent, and what it *grants* among all *known* keys."""
+    """The caller on a connection: the *credential* as it was sent, and what it *grants* among all *known* keys."""
 
     __slots__ = ("credential", "grants", "known")
 
@@ -58,13 +58,13 @@ class Owner(Protocol):
         """Cancel what serves the request under way, if one is."""
 
     def is_closing_after(self) -> bool:
-        """Say whether the connection ends after the present answer."""
+        """Return whether the connection ends after the present answer."""
 
 
 class Response(Sink):
     """Writes the answer to the request under way. One for a connection: `start` makes it ready for the next request.
 
-    `keep`: the connection can be used again after this answer. `caller` is what the handler remembers of who uses the
+    `keep`: the connection can be used again after this answer. `caller` is what the handler remembers of the user of the
     connection, `peer` the address at the other end.
     """
 
@@ -161,7 +161,7 @@ class Response(Sink):
         return self._owner.charge(request, size)
 
     def identify(self, caller: Caller) -> None:
-        """Remember who uses this connection; bodies are counted for its key from now on."""
+        """Remember the caller on this connection; bodies are counted for its key from now on."""
         self.caller = caller
         self._owner.identify(caller)
 

@@ -1,7 +1,7 @@
-"""Where the answer to a request goes: to a client (`response.Response`), or into memory (`CollectingSink`).
+"""The destination of an answer: a client (`response.Response`), or memory (`CollectingSink`).
 
-What serves a request knows nothing else of who wants it. Trials of workers collect their answers; so will whatever judges
-an answer before a client sees it.
+The code that serves a request knows its destination only as a sink. Trials of workers collect their answers; so can code that
+judges an answer before a client gets it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Source(Protocol):
-    """Where an answer comes from; told to wait while the sink takes it more slowly than it comes."""
+    """The source of an answer, which is paused while the sink takes it more slowly than it comes."""
 
     def pause(self) -> None:
         """Send nothing more for now."""

@@ -30,7 +30,7 @@ class Certificate:
         self._load(self.context)
 
     async def follow(self) -> None:
-        """Read both again whenever they change, until cancelled. What cannot be used is left out, and said so."""
+        """Read both again whenever they change, until cancelled. Unusable files are left out, which is logged."""
         while True:
             await asyncio.sleep(_POLL_SECONDS)
             stamp = await asyncio.to_thread(self._stamp)
@@ -45,7 +45,7 @@ class Certificate:
             self._seen = stamp  # only now: where anything else was raised, this is run again
 
     def _reload(self) -> None:
-        # First into a context that nobody uses: a chain without its key must not get into the one in use.
+        # First into a context that is not in use: a chain without its key must not get into the one in use.
         self._load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
         self._load(self.context)
 

@@ -1,8 +1,8 @@
-"""What the attempts to serve one request have taught: which workers it still may use, its retries, and whom to blame.
+"""The attempts of one request: which workers it may still use, its retries, and which failures count against a worker.
 
-A 5xx, or an answer that breaks off before anything of it was sent, is not held against its worker before it is known how the
-request fares elsewhere: where another worker does the same and none serves it, the request is at fault, and no worker is
-blamed. (vLLM breaks a stream of the Responses API off where it should refuse the request.)
+A 5xx, or an answer that breaks off before anything of it was sent, is a provisional failure until the outcome on other workers is
+known: if another worker fails in the same way and none serves the request, the request is at fault, and no worker is
+blamed. (vLLM breaks off a stream of the Responses API where it should refuse the request.)
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from turnout.routing.candidates import UNCONSTRAINED, Constraints
 if TYPE_CHECKING:
     from turnout.routing import Backend, WorkerPair
     from turnout.routing.candidates import LocalReason
-    from turnout.routing.ledger import Prompt
+    from turnout.routing.load_tracker import Prompt
     from turnout_router.errors import UpstreamError
     from turnout_router.fleet.deployment import DeploymentRuntime
 
 _DOUBTFUL: Final = frozenset({"status", "cut"})
-"""Failures that may follow from the request: a worker that is gone, or does not answer, is blamed at once."""
+"""Failures that the request may have caused: a worker that is gone, or does not answer, is blamed at once."""
 
 
-class _Suspicion:
-    """A worker's 5xx, or broken answer, that may be the request's own fault."""
+class _ProvisionalFailure:
+    """A worker's 5xx or broken answer, which the request itself may have caused."""
 
     __slots__ = ("backend", "error")
 
@@ -33,8 +33,8 @@ class _Suspicion:
         self.backend: Final = backend
         self.error: Final = error
 
-    def is_confirmed_by(self, other: _Suspicion) -> bool:
-        """Say whether *other* is the same failure of another worker that does the same work."""
+    def is_confirmed_by(self, other: _ProvisionalFailure) -> bool:
+        """Return whether *other* is the same failure of another worker of the same role."""
         mine, its = self.backend, other.backend
         return mine.id != its.id and mine.role == its.role and self.error.status == other.error.status
 
@@ -43,7 +43,7 @@ class _Suspicion:
 class Attempts:
     """The attempts of one request on a deployment. `failure` is the last failure, `retries` counts repeated attempts.
 
-    *is_trial*: how it fares changes nothing of what is known of its worker; the trial itself is judged.
+    *is_trial*: its attempts do not change the worker's health; only the outcome of the trial does.
     """
 
     __slots__ = (
@@ -51,7 +51,7 @@ class Attempts:
         "_deployment",
         "_is_trial",
         "_most_retries",
-        "_suspicions",
+        "_provisional",
         "failure",
         "retries",
     )
@@ -68,7 +68,7 @@ class Attempts:
         self._is_trial: Final = is_trial
         self._most_retries: Final = most_retries
         self._constraints = UNCONSTRAINED if local is None else Constraints(local=local)
-        self._suspicions: list[_Suspicion] = []
+        self._provisional: list[_ProvisionalFailure] = []
         self.failure: UpstreamError | None = None
         self.retries = 0
 
@@ -90,7 +90,7 @@ class Attempts:
         self._constraints = self._constraints.locally(reason)
 
     def take_retry(self, *, overloaded: bool = False) -> bool:
-        """Take a retry out of this request's bound and the deployment's budget, or say that there is none left."""
+        """Take a retry out of this request's bound and the deployment's budget; return False if there is none left."""
         if self.retries >= self._most_retries or not self._deployment.take_retry(overloaded=overloaded):
             return False
         self.retries += 1
@@ -99,42 +99,42 @@ class Attempts:
         return True
 
     def succeed(self, backend: Backend) -> None:
-        """Note an answer of *backend*, which takes back what this request has held against it."""
+        """Note an answer of *backend*, which clears its provisional failures in this request."""
         if self._is_trial:
             return
         health = self._deployment.health
-        if self._suspicions:
-            for one in [one for one in self._suspicions if one.backend.id == backend.id]:
-                health.cleared(backend)
-                self._suspicions.remove(one)
+        if self._provisional:
+            for one in [one for one in self._provisional if one.backend.id == backend.id]:
+                health.clear_provisional(backend)
+                self._provisional.remove(one)
         health.succeeded(backend)
 
     def blame(self, backend: Backend, error: UpstreamError) -> None:
-        """Hold *error* against *backend*: at once, or, where it is doubtful, once it is known how the request fares elsewhere."""
+        """Count *error* as a failure of *backend*: at once, or, if the request may have caused it, provisionally."""
         if self._is_trial:
             return
-        if error.fault in _DOUBTFUL and self._deployment.health.suspect(backend):
-            self._suspicions.append(_Suspicion(backend, error))
+        if error.fault in _DOUBTFUL and self._deployment.health.note_provisional(backend):
+            self._provisional.append(_ProvisionalFailure(backend, error))
         else:
             self._deployment.health.failed(backend, error)
 
     def blame_at_once(self, backend: Backend, error: UpstreamError) -> None:
-        """Hold *error* against *backend*: the request cannot be at fault."""
+        """Count *error* as a failure of *backend* at once: the request cannot have caused it."""
         if not self._is_trial:
             self._deployment.health.failed(backend, error)
 
     @property
-    def suspects(self) -> bool:
-        """Whether a failure waits for its verdict."""
-        return bool(self._suspicions)
+    def has_provisional_failures(self) -> bool:
+        """Whether a provisional failure is still to be judged."""
+        return bool(self._provisional)
 
-    def weigh(self, *, served: bool) -> None:
-        """Hold failures against workers, but for those that follow the request where it was *served* nowhere."""
-        if not self._suspicions:
+    def judge_failures(self, *, served: bool) -> None:
+        """Count provisional failures against their workers, unless no worker has *served* the request and several failed alike."""
+        if not self._provisional:
             return
         health = self._deployment.health
-        suspicions, self._suspicions = self._suspicions, []
-        for one in suspicions:
-            health.cleared(one.backend)
-            if served or not any(one.is_confirmed_by(other) for other in suspicions):
+        provisional, self._provisional = self._provisional, []
+        for one in provisional:
+            health.clear_provisional(one.backend)
+            if served or not any(one.is_confirmed_by(other) for other in provisional):
                 health.failed(one.backend, one.error)

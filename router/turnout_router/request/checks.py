@@ -1,4 +1,4 @@
-"""Asking ejected workers for their health, and trying them, so that a repaired one serves again without a client at stake."""
+"""Health checks and trials of ejected workers, so that a repaired one serves again without risk for a client's request."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import orjson
 from turnout.routing import WorkerPair
 from turnout.routing.admission import NORMAL
 from turnout_router.api.endpoints import TEXT
-from turnout_router.api.identity import Identity
+from turnout_router.api.identity import RequestIdentity
 from turnout_router.api.openai import parse
 from turnout_router.errors import UpstreamError
-from turnout_router.http1.http import get
+from turnout_router.fleet.worker_tasks import WorkerTasks
 from turnout_router.http1.sink import CollectingSink
 from turnout_router.request.recording import NoRecorder
 from turnout_router.request.served import ServedRequest
 from turnout_router.tasks import CHECK
-from turnout_router.upstream.answers import Collected
+from turnout_router.upstream.fetch import fetch
 
 if TYPE_CHECKING:
     from turnout.routing import Backend
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from turnout_runtime.supervision import Supervisor
 
 TRIAL_ID: Final = b"turnout-trial"
-"""The id of the router's own requests, by which they are known in a worker's log."""
+"""The id of the router's own requests, which marks them in a worker's log."""
 
 _EVERY_SECONDS: Final = 0.5
 _ANSWER_SECONDS: Final = 2.0
@@ -38,41 +38,35 @@ _SERVER_ERROR: Final = 500
 _NOT_IMPLEMENTED: Final = 501
 _UNAVAILABLE: Final = 503
 _TRIAL: Final = {"prompt": "Hello", "max_tokens": 1, "stream": True}
-"""Streamed, for the first byte of a stream has to come within the time that a worker on trial is given."""
+"""Streamed, so that the first byte has to come within the time that a worker on trial has."""
 _ANSWERS: Final = frozenset({_NOT_IMPLEMENTED, _UNAVAILABLE})
-"""Of 5xx, those that an engine gives which works: its model completes no texts, or it is full."""
+"""The 5xx of a working engine: its model completes no texts, or it is full."""
 
 
 class HealthChecks:
-    """Asks every ejected worker twice a second; healthy ones are known by the requests that they serve.
+    """Checks every ejected worker twice a second; the state of healthy ones follows from the requests that they serve.
 
-    One that answers, and whose ejection is over, is asked for one token. An engine that hangs still answers /health;
-    so clients' requests go there again only once it has computed something. What it then says does not matter: a
-    model that cannot complete texts answers 400, and that is an answer.
+    A worker that answers, and whose ejection is over, gets a request for one token. An engine that hangs still answers
+    /health; so clients' requests go there again only once it has computed something. The content of the answer does not
+    matter: a model that cannot complete texts answers 400, and that is an answer.
     """
 
     def __init__(self, backends: Backends, limits: UpstreamLimits, supervisor: Supervisor) -> None:
         self._backends = backends
         self._limits = limits
         self._recorder = NoRecorder()
-        self._supervisor = supervisor
+        self._tasks = WorkerTasks(supervisor, CHECK)
         self._slots = asyncio.Semaphore(_AT_ONCE)
-        self._asked: set[str] = set()
 
     async def run(self) -> None:
-        """Ask until cancelled. One worker that takes its time, or whose check fails, holds up none of the others."""
+        """Check until cancelled. A slow worker, or a check that fails, does not delay the others."""
         while True:
             await asyncio.sleep(_EVERY_SECONDS)
             for backend in self._backends.ejected():
-                if backend.id not in self._asked:
-                    self._begin(backend)
+                if backend.id not in self._tasks.running:
+                    self._tasks.start(backend, self._check(backend))
 
-    def _begin(self, backend: Backend) -> None:
-        self._asked.add(backend.id)
-        task = self._supervisor.once(CHECK, self._look_after(backend), detail=backend.id)
-        task.add_done_callback(lambda _: self._asked.discard(backend.id))
-
-    async def _look_after(self, backend: Backend) -> None:
+    async def _check(self, backend: Backend) -> None:
         answered = await self._answers(backend)
         deployment = self._backends.of(backend.deployment)
         if deployment is None:
@@ -82,17 +76,11 @@ class HealthChecks:
             await self._try(deployment, backend)
 
     async def _answers(self, backend: Backend) -> bool:
-        answer = Collected(_MOST_BYTES)
+        what = "the answer to /health"
         async with self._slots:
             pool = self._backends.pools.of((backend.host, backend.port))
             try:
-                await pool.exchange(
-                    get(b"/health", pool.host),
-                    answer,
-                    seconds=_ANSWER_SECONDS,
-                    idle_seconds=None,
-                    what="the answer to /health",
-                )
+                answer = await fetch(pool, b"/health", what, limit_bytes=_MOST_BYTES, seconds=_ANSWER_SECONDS)
             except UpstreamError:
                 return False
         return answer.status < _SERVER_ERROR
@@ -105,7 +93,7 @@ class HealthChecks:
             sink=sink,
             completion=parse(TEXT, orjson.dumps(_TRIAL | {"model": model})),
             deployment=deployment,
-            identity=Identity(TRIAL_ID, TRIAL_ID, (), ()),
+            identity=RequestIdentity(TRIAL_ID, TRIAL_ID, (), ()),
             recorder=self._recorder,
             limits=self._limits,
             tier=NORMAL,

@@ -1,4 +1,4 @@
-"""A client's own deadline: an answer that has not begun by then is of no use to it, so that work on it ends."""
+"""A client's own deadline: an answer that has not begun by then is of no use to it, so work on it ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was decided about recent requests, for people who ask: a ring, bounded in requests and in figures.
+"""The decisions about recent requests, for people: a ring, bounded in requests and in figures.
 
 A request costs a few appends here; sentences and tables are made when they are read. A client may use one id for
 several requests: then the last of them is found.
@@ -29,7 +29,7 @@ MAX_SENTENCE: Final = 2000
 
 @mypyc_attr(acyclic=True)
 class Chosen:
-    """A choice without what it was made from: only what can be told of it is kept."""
+    """A choice without the figures that it was made from: only its description is kept."""
 
     __slots__ = ("at", "decode", "local", "prefill", "reason")
 
@@ -56,7 +56,7 @@ class Failed:
 
 
 @mypyc_attr(acyclic=True)
-class Decision:
+class RouteDecision:
     """One request's way. Times are on the router's clock; tokens are estimates; what was used stands in `outcome`.
 
     `weight` is about how many figures it holds.
@@ -126,7 +126,7 @@ class Decision:
         held = (
             f"held {self.held_seconds:.3f} s until a worker could begin with it" if self.held_seconds else ""
         )
-        return "; ".join([*filter(None, [parts, held]), *failures]) or "nobody could be chosen"
+        return "; ".join([*filter(None, [parts, held]), *failures]) or "no worker could be chosen"
 
     def header(self) -> bytes:
         """Return the sentence as the value of a header field: one line of ASCII."""
@@ -149,9 +149,9 @@ class Decisions:
         self._most = most
         self._most_figures = most_figures
         self._figures = 0
-        self._kept: OrderedDict[str, Decision] = OrderedDict()
+        self._kept: OrderedDict[str, RouteDecision] = OrderedDict()
 
-    def begin(self, decision: Decision) -> None:
+    def begin(self, decision: RouteDecision) -> None:
         """Keep *decision*, which has just begun, and forget what is too old."""
         before = self._kept.pop(decision.id, None)
         if before is not None:
@@ -160,7 +160,7 @@ class Decisions:
         self._figures += decision.weight
         self._shrink()
 
-    def chosen(self, decision: Decision, pair: WorkerPair) -> None:
+    def chosen(self, decision: RouteDecision, pair: WorkerPair) -> None:
         """Note a choice."""
         reason = pair.reason
         decision.steps.append(Chosen(self._clock(), pair))
@@ -177,7 +177,7 @@ class Decisions:
     def find(self, request_id: str) -> dict[str, Any] | None:
         """Return all that is known of one request, None where it is not kept (any more)."""
         decision = self._kept.get(request_id)
-        return None if decision is None else self._account(decision)
+        return None if decision is None else self._details(decision)
 
     def recent(self, most: int, deployment: str | None = None) -> list[dict[str, Any]]:
         """Return the last *most* decisions in short, newest first."""
@@ -189,7 +189,7 @@ class Decisions:
             _, oldest = self._kept.popitem(last=False)
             self._figures -= oldest.weight
 
-    def _summary(self, decision: Decision) -> dict[str, Any]:
+    def _summary(self, decision: RouteDecision) -> dict[str, Any]:
         began = self._wall() - (self._clock() - decision.began)
         outcome = decision.outcome
         return {
@@ -204,7 +204,7 @@ class Decisions:
             "sentence": decision.sentence,
         }
 
-    def _account(self, decision: Decision) -> dict[str, Any]:
+    def _details(self, decision: RouteDecision) -> dict[str, Any]:
         def after(at: float | None) -> float | None:
             return None if at is None else round(at - decision.began, 4)
 

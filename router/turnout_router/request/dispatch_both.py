@@ -1,4 +1,4 @@
-"""SGLang's hand-off: both workers are sent the same request at once, and meet in a room of the prefill worker's.
+"""SGLang's hand-off: both workers get the same request at once, and meet in a room of the prefill worker's.
 
 The decode worker fetches the cache from `bootstrap_host` and `bootstrap_port`, where the prefill worker's bootstrap server
 listens, under the number `bootstrap_room`, which is used once: a new attempt takes a new one. A request with several prompts or
@@ -180,7 +180,7 @@ class DispatchBoth(HandOff):
             attempts.blame(decode, error)
             attempts.avoid(decode)
             if prefill is not None and error.fault == "status":
-                # Likely the cache could not be fetched: the prefill worker is as suspect as this one.
+                # Likely the cache could not be fetched: the prefill worker may have failed as well as this one.
                 attempts.blame(prefill, error)
                 attempts.exclude(prefill)
         self._retry_or_raise(error, on_trial=on_trial)

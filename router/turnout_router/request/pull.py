@@ -60,7 +60,7 @@ class Pull(HandOff):
         return pair
 
     def _choose_heir(self, handed: Handed) -> WorkerPair | None:
-        """Return who takes over a cache that no decode worker has used yet, None where none can, or not in time."""
+        """Return the workers that take over a cache that no decode worker has used yet, None if none can, or not in time."""
         if not handed.lasts(self._request.clock()):
             return None
         pair = self._request.attempts.choose(self._request.prompt, "handed_over")
@@ -124,7 +124,7 @@ class Pull(HandOff):
             if request.choose() is None:
                 raise from_upstream(error) from error
         elif handed is not None and error.fault == "status":
-            # Likely the cache could not be fetched: the prefill worker is as suspect as this one. Both are blamed,
+            # Likely the cache could not be fetched: the prefill worker may have failed as well as this one. Both are blamed,
             # and the innocent one proves it with the next partner. For this request the former is not used
             # again, the latter only where there is no other. A cache that was handed over once more may have been
             # given back meanwhile, which is the fault of neither.

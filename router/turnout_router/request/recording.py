@@ -1,4 +1,4 @@
-"""What is kept of requests: counts, latencies, goodput, decisions. Of how one ended, its `Outcome` says all."""
+"""Recording of requests: counts, latencies, goodput, decisions. All that is known of an end comes from its `Outcome`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from turnout_router.api.openai import Completion
     from turnout_router.fleet.deployment import DeploymentRuntime
     from turnout_router.outcome import Outcome
-    from turnout_router.request.decisions import Decision, Decisions
+    from turnout_router.request.decisions import Decisions, RouteDecision
 
 _SERVER_ERROR: Final = 500
 
@@ -23,16 +23,16 @@ class Recorder(ABC):
     __slots__ = ()
 
     @abstractmethod
-    def begun(self, deployment: DeploymentRuntime, completion: Completion, decision: Decision) -> None:
+    def begun(self, deployment: DeploymentRuntime, completion: Completion, decision: RouteDecision) -> None:
         """Record that a request has begun."""
 
     @abstractmethod
-    def chosen(self, decision: Decision, pair: WorkerPair) -> None:
+    def chosen(self, decision: RouteDecision, pair: WorkerPair) -> None:
         """Record the workers of an attempt."""
 
     @abstractmethod
     def ended(
-        self, deployment: DeploymentRuntime, completion: Completion, decision: Decision, outcome: Outcome
+        self, deployment: DeploymentRuntime, completion: Completion, decision: RouteDecision, outcome: Outcome
     ) -> None:
         """Record how a request has ended."""
 
@@ -45,7 +45,7 @@ class ClientRecorder(Recorder):
     def __init__(self, decisions: Decisions) -> None:
         self._decisions: Final = decisions
 
-    def begun(self, deployment: DeploymentRuntime, completion: Completion, decision: Decision) -> None:
+    def begun(self, deployment: DeploymentRuntime, completion: Completion, decision: RouteDecision) -> None:
         """Record that a request has begun."""
         metrics = deployment.metrics
         if completion.endpoint.serves:
@@ -54,12 +54,12 @@ class ClientRecorder(Recorder):
         deployment.pay_retry_budget()
         self._decisions.begin(decision)
 
-    def chosen(self, decision: Decision, pair: WorkerPair) -> None:
+    def chosen(self, decision: RouteDecision, pair: WorkerPair) -> None:
         """Record the workers of an attempt."""
         self._decisions.chosen(decision, pair)
 
     def ended(
-        self, deployment: DeploymentRuntime, completion: Completion, decision: Decision, outcome: Outcome
+        self, deployment: DeploymentRuntime, completion: Completion, decision: RouteDecision, outcome: Outcome
     ) -> None:
         """Record how a request has ended."""
         metrics = deployment.metrics
@@ -79,14 +79,14 @@ class NoRecorder(Recorder):
 
     __slots__ = ()
 
-    def begun(self, deployment: DeploymentRuntime, completion: Completion, decision: Decision) -> None:
+    def begun(self, deployment: DeploymentRuntime, completion: Completion, decision: RouteDecision) -> None:
         """Record nothing."""
 
-    def chosen(self, decision: Decision, pair: WorkerPair) -> None:
+    def chosen(self, decision: RouteDecision, pair: WorkerPair) -> None:
         """Record nothing."""
 
     def ended(
-        self, deployment: DeploymentRuntime, completion: Completion, decision: Decision, outcome: Outcome
+        self, deployment: DeploymentRuntime, completion: Completion, decision: RouteDecision, outcome: Outcome
     ) -> None:
         """Record nothing."""
 

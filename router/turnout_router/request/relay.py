@@ -1,6 +1,6 @@
-"""What takes a worker's answer and passes it on to a sink.
+"""Passing a worker's answer on to a sink.
 
-What has been sent to a client cannot be taken back, so nothing is sent before there is something: the head of a
+What has been sent to a client cannot be taken back, so nothing is sent before there is content: the head of a
 stream goes out with the first event that carries a token, and an answer that is not streamed is held until it is
 complete (up to a bound). Until then a worker that fails can be replaced without the client noticing.
 """
@@ -241,9 +241,9 @@ class Relay:
             if self._held_bytes <= _ERROR_BYTES:
                 held.append(data)
                 return
-            said = b"".join((*held, data))[:_ERROR_BYTES]
+            body = b"".join((*held, data))[:_ERROR_BYTES]
             raise Refusal(
-                "it refused the request", self.status, self._endpoint.dialect.error_of(self.status, said)
+                "it refused the request", self.status, self._endpoint.dialect.error_of(self.status, body)
             )
         if self._held_bytes > self._limits.hold_bytes:
             self._held = None

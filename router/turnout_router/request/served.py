@@ -24,7 +24,7 @@ from turnout_router.fleet.claims import Claimant
 from turnout_router.http1.http import JSON, post
 from turnout_router.outcome import Outcome, TokenUsage
 from turnout_router.request.attempts import Attempts
-from turnout_router.request.decisions import Decision
+from turnout_router.request.decisions import RouteDecision
 from turnout_router.request.dispatch_both import DispatchBoth
 from turnout_router.request.pull import Pull
 from turnout_router.request.relay import Relay
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from turnout.routing.admission import Tier
     from turnout.routing.candidates import LocalReason
     from turnout.routing.reason import Phase
-    from turnout_router.api.identity import Identity
+    from turnout_router.api.identity import RequestIdentity
     from turnout_router.api.openai import Completion
     from turnout_router.api.usage import Tap, Usage
     from turnout_router.fleet.claims import Claim
@@ -65,7 +65,7 @@ _WITHOUT_USAGE: Final = frozenset({"refused", "failed", "shed"})
 class ServedRequest(Claimant):
     """Serves one completion. `run` always ends with an answer in the sink, unless the sink is gone, and with an `Outcome`.
 
-    *pinned* are the workers that serve it, without a choice: a trial of a worker. `expired` is set by whoever cancels it
+    *pinned* are the workers that serve it, without a choice: a trial of a worker. `expired` is set by the caller that cancels it
     because the client's own time is over. `reached_worker`: a worker has been sent the prompt.
     """
 
@@ -98,7 +98,7 @@ class ServedRequest(Claimant):
         sink: Sink,
         completion: Completion,
         deployment: DeploymentRuntime,
-        identity: Identity,
+        identity: RequestIdentity,
         recorder: Recorder,
         limits: UpstreamLimits,
         tier: Tier,
@@ -133,7 +133,7 @@ class ServedRequest(Claimant):
         self._sequence: Callable[[], int] | None = None
         """Gives the number of the next event, where the answer under way is a stream of events."""
         self._began = clock()
-        self.decision: Final = Decision(
+        self.decision: Final = RouteDecision(
             id=identity.shown.decode(),
             path=completion.endpoint.path.decode(),
             model=completion.model,
@@ -180,7 +180,7 @@ class ServedRequest(Claimant):
         return outcome
 
     def _end(self, ending: Ending, status: int) -> Outcome:
-        self.attempts.weigh(served=ending in {"finished", "refused"})
+        self.attempts.judge_failures(served=ending in {"finished", "refused"})
         tap, failure = self._tap, self.attempts.failure
         outcome = Outcome(
             ending,
@@ -207,10 +207,10 @@ class ServedRequest(Claimant):
         return "broken" if self.sink.started else "failed"
 
     def _usage(self, ending: Ending) -> TokenUsage:
-        """Return the tokens used: as the engine says where the answer is whole, else as the router has counted them."""
-        said = self._engine_usage
-        if said is not None and (said.prompt or said.output):
-            return TokenUsage(said.prompt, said.output, said.cached, "engine")
+        """Return the tokens used: as the engine reports them if the answer is whole, else as the router has counted them."""
+        reported = self._engine_usage
+        if reported is not None and (reported.prompt or reported.output):
+            return TokenUsage(reported.prompt, reported.output, reported.cached, "engine")
         if not self.reached_worker or ending in _WITHOUT_USAGE:
             return _UNUSED
         tap = self._tap
@@ -352,7 +352,9 @@ class ServedRequest(Claimant):
             self.clock,
             endpoint=endpoint,
             several=completion.local == "request_form",
-            on_first=partial(self._note_first_token, claim) if self.attempts.suspects else claim.first_token,
+            on_first=partial(self._note_first_token, claim)
+            if self.attempts.has_provisional_failures
+            else claim.first_token,
         )
         pool = self.deployment.pools.of((backend.host, backend.port))
         self.reached_worker = True
@@ -389,7 +391,7 @@ class ServedRequest(Claimant):
     def _note_first_token(self, claim: InFlightClaim) -> None:
         """Note that the worker of *claim* computes what others have failed on."""
         claim.first_token()
-        self.attempts.weigh(served=True)
+        self.attempts.judge_failures(served=True)
 
     def _answer(self, error: ApiError) -> None:
         """Answer with *error*, in whatever form is still possible."""
@@ -399,10 +401,10 @@ class ServedRequest(Claimant):
         if sink.started:
             # Nothing is put behind a body that is no stream of events: it may have a length, and is read as it stands.
             number = self._sequence
-            said = b""
+            event = b""
             if number is not None and error.status >= _SERVER_ERROR:
-                said = dialect.event(error, number())
-            sink.break_off(said)
+                event = dialect.event(error, number())
+            sink.break_off(event)
         else:
             ids = dialect.id_fields(self._identity.shown)
             fields = (JSON, *error.headers, *ids, *self._explanation())

@@ -1,1 +1,1 @@
-"""HTTP/1.1 towards workers: kept connections, and what takes an answer."""
+"""HTTP/1.1 towards workers: kept connections, and handlers of answers."""

@@ -1,4 +1,4 @@
-"""Workers' answers: one that is collected whole, and what no answer of this API can have.
+"""Workers' answers: collecting one as a whole, and checks that every answer of this API must pass.
 
 Answers to clients are taken by `relay.Relay`.
 """
@@ -57,7 +57,7 @@ class Collected:
 
 
 def check_status(status: int, what: str) -> None:
-    """Raise UpstreamError where *status* says that the worker has failed: what it says besides stays inside."""
+    """Raise UpstreamError where *status* says that the worker has failed: its text is not passed on."""
     if status >= _SERVER_ERROR or status == _TOO_MANY:
         fault: UpstreamFault = "overloaded" if status in {_OVERLOADED, _TOO_MANY} else "status"
         raise UpstreamError(fault, f"{what} answered {status}", status)
@@ -66,13 +66,13 @@ def check_status(status: int, what: str) -> None:
 
 
 def check_coding(value: bytes) -> None:
-    """Raise UpstreamError where a body is compressed, which the router has not asked for."""
+    """Raise UpstreamError where a body is compressed, which the router never requests."""
     if value.strip().lower() != b"identity":
         raise UpstreamError("protocol", "its answer is compressed, though nothing asked for that")
 
 
 def fault_of(status: int) -> UpstreamFault:
-    """Return what an error with *status* within a stream says of its worker."""
+    """Return the fault of a worker that an error with *status* within a stream stands for."""
     if status in {_OVERLOADED, _TOO_MANY}:
         return "overloaded"
     return "status" if status >= _SERVER_ERROR else "refused"

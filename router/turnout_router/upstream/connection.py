@@ -1,7 +1,7 @@
-"""One connection to a worker: bounded in what it may say and how long it may take.
+"""One connection to a worker, with bounds on the size of its answers and on their time.
 
-A worker's answer is pushed into an `Answer` as it is parsed, all that one read brought at once; nothing is copied or
-queued on the way. There is one answer per request: what follows it, in the same read or later, is nobody's, and the
+A worker's answer is pushed into an `AnswerHandler` as it is parsed, all that one read brought at once; nothing is copied or
+queued on the way. There is one answer per request: what follows it, in the same read or later, belongs to no request, and the
 connection is dropped (RFC 9112, sections 6.3 and 9.2).
 
 Whatever goes wrong here ends the exchange with UpstreamError: nothing is raised into the event loop, and an exchange that has
@@ -22,14 +22,14 @@ from turnout_router.tasks import WORKER
 
 if TYPE_CHECKING:
     from turnout_router.http1.http import Fields
-    from turnout_router.upstream.pools import Pool
+    from turnout_router.upstream.pools import ConnectionPool
 
 _NEVER: Final = float("inf")
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 _FIRST_FINAL_STATUS: Final = 200
 
 
-class Answer(Protocol):
+class AnswerHandler(Protocol):
     """What takes a worker's answer. Both methods may raise UpstreamError to stop it."""
 
     def on_head(self, status: int, fields: Fields) -> None:
@@ -70,12 +70,12 @@ class UpstreamConnection(asyncio.Protocol):
         "reused",
     )
 
-    def __init__(self, pool: Pool, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, pool: ConnectionPool, loop: asyncio.AbstractEventLoop) -> None:
         self._pool = pool
         self._loop = loop
         self._transport: asyncio.Transport
         self._parser = httptools.HttpResponseParser(self)
-        self._answer: Answer | None = None
+        self._answer: AnswerHandler | None = None
         self._raised: BaseException | None = None
         """What a callback of the parser has raised. The parser's own error refers to it by `__context__`, which is overwritten
         where another exception is being handled anywhere below on the stack."""
@@ -99,15 +99,15 @@ class UpstreamConnection(asyncio.Protocol):
         self.reused = False
         self.heard = False
 
-    # What the exchange says
+    # Calls of the exchange
 
     def begin(
-        self, request: bytes, answer: Answer, *, seconds: float, idle_seconds: float | None, what: str
+        self, request: bytes, answer: AnswerHandler, *, seconds: float, idle_seconds: float | None, what: str
     ) -> Signal:
         """Send *request* and return the signal of its end, which comes with UpstreamError where it failed.
 
         *seconds* is how long the answer may take, all of it; where *idle_seconds* is given, only until it makes progress (see
-        `Answer.on_body`), and each further progress may take that long. *what* names the exchange in messages.
+        `AnswerHandler.on_body`), and each further progress may take that long. *what* names the exchange in messages.
         """
         self._answer = answer
         done = self._done = Signal(self._loop)
@@ -128,11 +128,11 @@ class UpstreamConnection(asyncio.Protocol):
 
     @property
     def stale(self) -> bool:
-        """Whether its end says nothing about the worker: kept from before, and gone before it said a byte."""
+        """Whether its end is no evidence against the worker: kept from an earlier exchange, and closed before it sent a byte."""
         return self.reused and not self.heard
 
     def pause(self) -> None:
-        """Read nothing more; its time stands still, for it is the client who is slow."""
+        """Read nothing more; its timeout stands still, because the client is slow."""
         if self._answer is not None and not self._paused:
             self._left_seconds = self._deadline - self._loop.time()
             self._deadline = _NEVER
@@ -148,12 +148,12 @@ class UpstreamConnection(asyncio.Protocol):
                 self._transport.resume_reading()
 
     def close(self) -> None:
-        """Drop the connection; that is how a worker learns that nobody listens any more."""
+        """Drop the connection; from that a worker learns that its answer is not needed any more."""
         self._answer = None
         self._pool.forget(self)
         try:
             self._transport.abort()
-        except Exception as error:  # noqa: BLE001 - who lets go must not be harmed
+        except Exception as error:  # noqa: BLE001 - the caller, which lets go of it, must not fail
             self._pool.note(WORKER, error)
 
     def check_deadline(self, now: float) -> None:
@@ -174,7 +174,7 @@ class UpstreamConnection(asyncio.Protocol):
         """
         return self._pending is None or not self._pending.poll(0)
 
-    # What the transport says
+    # Calls of the transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection."""
@@ -187,7 +187,7 @@ class UpstreamConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Parse, and hand on what this read brought."""
         if self._answer is None:
-            self.close()  # bytes that nobody asked for
+            self.close()  # bytes without a request
             return
         self.heard = True
         if not self._head_done:
@@ -217,12 +217,12 @@ class UpstreamConnection(asyncio.Protocol):
         else:
             self._fail(_broken(exc))
 
-    # What the parser says
+    # Calls of the parser
 
     def on_message_begin(self) -> None:
         """Raise UpstreamError, which stops the parser, where this answer has ended and something follows."""
         if self._complete:
-            self._stop(UpstreamError("protocol", "it said more after its answer"))
+            self._stop(UpstreamError("protocol", "it sent more after its answer"))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take one field. Raise UpstreamError where there are too many, after a chunked body too."""
@@ -323,7 +323,7 @@ class UpstreamConnection(asyncio.Protocol):
 
 
 def _broken(error: BaseException | None) -> UpstreamError:
-    """Return what the exchange is told where its connection ends by *error*; None: the worker closed it."""
+    """Return the failure of an exchange whose connection ends by *error*; None: the worker closed it."""
     failure = UpstreamError("reset", "the connection to it was lost")
     failure.__cause__ = error
     return failure

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
     from turnout_router.settings import UpstreamLimits
     from turnout_router.tasks import Note
-    from turnout_router.upstream.connection import Answer
+    from turnout_router.upstream.connection import AnswerHandler
 
 _SWEEP_SECONDS: Final = 0.25
 
 Address = tuple[str, int]
 
 
-class Pool:
+class ConnectionPool:
     """Connections to one worker: those in use, and those kept for the next exchange (last in, first out).
 
     *note* is called with what was raised where nothing should have been.
@@ -43,7 +43,7 @@ class Pool:
     async def exchange(
         self,
         request: bytes,
-        answer: Answer,
+        answer: AnswerHandler,
         *,
         seconds: float,
         idle_seconds: float | None,
@@ -54,7 +54,7 @@ class Pool:
         """Send *request* and push what comes back into *answer* until its end.
 
         Raise UpstreamError where that fails, whatever it was that failed. When cancelled, the connection is closed at once.
-        *on_start* is told the connection, for holding it back. Where a kept connection turns out to be dead, *request* is sent again on a
+        *on_start* gets the connection, to pause it. Where a kept connection turns out to be dead, *request* is sent again on a
         new one if it is *repeatable*; else the failure is called stale.
         """
         connection = self._take()
@@ -77,7 +77,7 @@ class Pool:
         self,
         connection: UpstreamConnection,
         request: bytes,
-        answer: Answer,
+        answer: AnswerHandler,
         seconds: float,
         idle_seconds: float | None,
         *,
@@ -91,7 +91,7 @@ class Pool:
                 on_start(connection)
             await done
         finally:
-            # Not before the exchange's own coroutine runs again: until then nobody else may get it.
+            # Not before the exchange's own coroutine runs again: until then no other exchange may get it.
             self._settle(connection)
 
     def forget(self, connection: UpstreamConnection) -> None:
@@ -161,9 +161,7 @@ class Pool:
                 "connect", f"it cannot be connected to ({error.strerror or error})"
             ) from error
         except asyncio.CancelledError as error:
-            if (
-                opening.cancelled() and not opening.cancelling()
-            ):  # by what it waited for, not by who waits here
+            if opening.cancelled() and not opening.cancelling():  # by the awaited future, not by the caller
                 raise UpstreamError("connect", "connecting to it was cut short") from error
             if opening.done() and not opening.cancelled() and opening.exception() is None:
                 opening.result().close()  # it came in the same moment
@@ -177,19 +175,19 @@ class Pool:
 
 
 class ConnectionTaker(Protocol):
-    """Is told which connection an answer comes from."""
+    """Receives the connection that an answer comes from."""
 
     def __call__(self, connection: UpstreamConnection, /) -> None: ...  # noqa: D102 - said above
 
 
-class Pools:
+class ConnectionPools:
     """One pool per worker's address; those of workers that left are closed."""
 
     def __init__(self, limits: UpstreamLimits, note: Note = only_logged) -> None:
         self._limits = limits
         self.note = note
-        self._pools: dict[Address, Pool] = {}
-        self._leaving: list[Pool] = []
+        self._pools: dict[Address, ConnectionPool] = {}
+        self._leaving: list[ConnectionPool] = []
         self._sweeping: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -202,11 +200,11 @@ class Pools:
             self._sweeping.cancel()
         self.retain(())
 
-    def of(self, address: Address) -> Pool:
+    def of(self, address: Address) -> ConnectionPool:
         """Return the pool of *address*."""
         pool = self._pools.get(address)
         if pool is None:
-            pool = self._pools[address] = Pool(address, self._limits, self.note)
+            pool = self._pools[address] = ConnectionPool(address, self._limits, self.note)
         return pool
 
     def retain(self, addresses: Iterable[Address]) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from turnout.routing.held import Held, Place, must_wait
-from turnout.routing.ledger import Prompt
+from turnout.routing.load_tracker import Prompt
 from turnout.routing.policy import PairEstimate
+from turnout.routing.shortest_job import QueuedRequest, ShortestJobQueue, must_wait
 from turnout_simulator.policies.own import Turnout
 from turnout_simulator.policies.pairs import TurnoutPairs
 
@@ -25,20 +25,20 @@ class HoldingTurnout(Turnout):
 
     def __init__(self, engines: int, kv_blocks: int, block_tokens: int, work: WorkModel) -> None:
         super().__init__(engines, kv_blocks, block_tokens, work)
-        self._held = Held(self._policy)
-        self._arrivals: dict[Place, Arrival] = {}
+        self._queue = ShortestJobQueue(self._policy)
+        self._arrivals: dict[QueuedRequest, Arrival] = {}
 
     def choose(self, arrival: Arrival) -> int | None:  # noqa: D102 - the protocol says it
         prompt = Prompt(arrival.prompt_tokens, arrival.blocks)
-        if not self._held:
+        if not self._queue:
             picks = self._picks(prompt, arrival.at)
             if not must_wait(picks):
                 return self._sent(arrival, picks, arrival.at)
-        self._arrivals[self._held.push(prompt, arrival.at)] = arrival
+        self._arrivals[self._queue.push(prompt, arrival.at)] = arrival
         return None
 
     def released(self, now: float) -> Iterator[tuple[int, int]]:  # noqa: D102 - the protocol says it
-        while (found := self._held.next(lambda prompt: self._picks(prompt, now))) is not None:
+        while (found := self._queue.next(lambda prompt: self._picks(prompt, now))) is not None:
             arrival = self._arrivals.pop(found[0])
             yield arrival.number, self._sent(arrival, found[1], now)
 
@@ -46,7 +46,7 @@ class HoldingTurnout(Turnout):
         return PairEstimate(self._policy, prompt, self._policy.choose(prompt, self._states, now), None)
 
     def _sent(self, arrival: Arrival, picks: PairEstimate, now: float) -> int:
-        self._tickets[arrival.number] = self._policy.sent(picks.decode, picks.prompt, now)
+        self._requests[arrival.number] = self._policy.sent(picks.decode, picks.prompt, now)
         return picks.decode.state.slot
 
 
@@ -59,19 +59,19 @@ class HoldingTurnoutPairs(TurnoutPairs):
         self, prefill_engines: int, engines: int, kv_blocks: int, block_tokens: int, work: WorkModel
     ) -> None:
         super().__init__(prefill_engines, engines, kv_blocks, block_tokens, work)
-        self._held = Held(self._policy)
-        self._arrivals: dict[Place, Arrival] = {}
+        self._queue = ShortestJobQueue(self._policy)
+        self._arrivals: dict[QueuedRequest, Arrival] = {}
 
     def place(self, arrival: Arrival) -> Placement | None:  # noqa: D102 - the protocol says it
         prompt = Prompt(arrival.prompt_tokens, arrival.blocks)
-        if not self._held:
+        if not self._queue:
             picks = self._pair(prompt, arrival.at)
             if not must_wait(picks):
                 return self._placed(arrival, picks)
-        self._arrivals[self._held.push(prompt, arrival.at)] = arrival
+        self._arrivals[self._queue.push(prompt, arrival.at)] = arrival
         return None
 
     def released(self, now: float) -> Iterator[tuple[int, Placement]]:  # noqa: D102 - the protocol says it
-        while (found := self._held.next(lambda prompt: self._pair(prompt, now))) is not None:
+        while (found := self._queue.next(lambda prompt: self._pair(prompt, now))) is not None:
             arrival = self._arrivals.pop(found[0])
             yield arrival.number, self._placed(replace(arrival, at=now), found[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from turnout.routing.ledger import Ledger, Prompt, Ticket
+from turnout.routing.load_tracker import InFlightRequest, LoadTracker, Prompt
 from turnout.routing.policy import PrefixAware
 from turnout_simulator.policies.port import Placement
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from turnout.routing.policy import Estimate, PairEstimate
     from turnout.routing.work import WorkModel
+    from turnout_simulator.policies.peers import PeerNetwork
     from turnout_simulator.policies.port import Arrival, Policy, Sample
-    from turnout_simulator.policies.told import Exchange
 
 LOCAL_BELOW_TOKENS: Final = 256
 """Prompts shorter than this are computed where they are decoded: moving them costs more. The resource's default."""
@@ -60,7 +60,7 @@ class TwoPools:
 
 
 class TurnoutPairs:
-    """Turnout's choice of a pair: the code that runs in the router. Several tell each other through *exchange*."""
+    """Turnout's choice of a pair: the code that runs in the router. Several tell each other through *network*."""
 
     name = "Turnout"
     scrape_seconds: float | None = None
@@ -72,18 +72,18 @@ class TurnoutPairs:
         kv_blocks: int,
         block_tokens: int,
         work: WorkModel,
-        exchange: Exchange | None = None,
+        network: PeerNetwork | None = None,
     ) -> None:
-        ledger = Ledger(block_tokens)
-        ledger.set_backends((f"engine-{e}", kv_blocks * block_tokens) for e in range(engines))
-        states = list(ledger.states.values())
-        self._ledger = ledger
-        self._policy = PrefixAware(ledger, work)
+        tracker = LoadTracker(block_tokens)
+        tracker.set_backends((f"engine-{e}", kv_blocks * block_tokens) for e in range(engines))
+        states = list(tracker.states.values())
+        self._tracker = tracker
+        self._policy = PrefixAware(tracker, work)
         self._prefills = states[:prefill_engines]
         self._decodes = states[prefill_engines:]
-        self._prefilling: dict[int, Ticket] = {}
-        self._decoding: dict[int, Ticket] = {}
-        self._others = None if exchange is None else exchange.join(ledger)
+        self._prefilling: dict[int, InFlightRequest] = {}
+        self._decoding: dict[int, InFlightRequest] = {}
+        self._others = None if network is None else network.join(tracker)
 
     def place(self, arrival: Arrival) -> Placement | None:  # noqa: D102 - the protocol says it
         prompt = Prompt(arrival.prompt_tokens, arrival.blocks)
@@ -110,29 +110,29 @@ class TurnoutPairs:
     def prefilled(self, number: int, now: float, cached_tokens: int) -> None:  # noqa: D102 - the protocol says it
         if self._others is not None:
             self._others.finished(2 * number + _PREFILL, now, cached_tokens)
-        ticket = self._prefilling.pop(number)
-        self._ledger.first_token(ticket, now)
-        self._ledger.finished(ticket, now, cached_tokens)
+        request = self._prefilling.pop(number)
+        self._tracker.first_token(request, now)
+        self._tracker.finished(request, now, cached_tokens)
 
     def first_token(self, number: int, now: float) -> None:  # noqa: D102 - the protocol says it
         if self._others is not None:
             self._others.first_token(2 * number + _DECODE, now)
-        self._ledger.first_token(self._decoding[number], now)
+        self._tracker.first_token(self._decoding[number], now)
 
     def finished(self, number: int, now: float, cached_tokens: int, output_tokens: int) -> None:  # noqa: ARG002, D102
         # What a decode engine reports as cached includes what was moved there: it says nothing of its own cache.
         if self._others is not None:
             self._others.finished(2 * number + _DECODE, now)
-        self._ledger.finished(self._decoding.pop(number), now)
+        self._tracker.finished(self._decoding.pop(number), now)
 
     def scraped(self, now: float, samples: Sequence[Sample]) -> None:
         """Learn nothing: a router that is alone knows all from its own accounting, one of several is told."""
 
-    def _sent(self, half: int, pick: Estimate, prompt: Prompt, arrival: Arrival) -> Ticket:
-        ticket = self._policy.sent(pick, prompt, arrival.at)
+    def _sent(self, half: int, pick: Estimate, prompt: Prompt, arrival: Arrival) -> InFlightRequest:
+        request = self._policy.sent(pick, prompt, arrival.at)
         if self._others is not None:
-            self._others.sent(2 * arrival.number + half, ticket, prompt, arrival.at)
-        return ticket
+            self._others.sent(2 * arrival.number + half, request, prompt, arrival.at)
+        return request
 
 
 def _engine(policy: Policy, arrival: Arrival) -> int:

@@ -5,7 +5,7 @@ Example::
     deployments:
       - name: default/llama-8b
         servedNames: [llama-3.1-8b]
-        maxOutputTokens: 4096                   # most that one request may ask for
+        maxOutputTokens: 4096                   # most output tokens of one request
         slo: {timeToFirstToken: 500ms, interTokenLatency: 40ms}
         timeScale: 1
         localPrefillBelowTokens: 256
@@ -76,7 +76,7 @@ def _check_url(url: str) -> str:
 
 
 class FileKvEvents(Model):
-    """Where a worker publishes KV events, as its --kv-events-config says. `replay_port` 0: it does not repeat them."""
+    """Where a worker publishes KV events, see its --kv-events-config. `replay_port` 0: it does not repeat them."""
 
     port: int = Field(default=KV_EVENTS_PORT, ge=1, le=65535)
     replay_port: int = Field(default=0, ge=0, le=65535)
@@ -91,7 +91,7 @@ class FileBackend(Model):
     kv_tokens: int = Field(default=0, ge=0)
     kv_events: FileKvEvents | None = None
     bootstrap_port: int = Field(default=BOOTSTRAP_PORT, ge=1, le=65535)
-    """Of a prefill worker of SGLang, as its --disaggregation-bootstrap-port says."""
+    """Of a prefill worker of SGLang, see its --disaggregation-bootstrap-port."""
 
 
 class FileDeployment(Model):
@@ -128,7 +128,7 @@ class FileRoute(Model):
 
 
 class FileBudget(Model):
-    """Keys and the names that they may call; none means all, of every namespace: who writes the file runs the router.
+    """Keys and the names that they may call; none means all, of every namespace: the author of the file runs the router.
 
     The rest is as in a TokenBudget.
     """
@@ -151,8 +151,8 @@ class FileConfig(Model):
 def read_config(path: Path) -> Fleet:
     """Return the fleet that *path* describes. Raise ConfigError, with what is wrong where.
 
-    A file that is empty, or does not say `deployments`, is refused, for it may be half written: a fleet without workers
-    is said as ``deployments: []`` (or ``{}``).
+    A file that is empty, or has no `deployments`, is refused, because it may be partly written: a fleet without workers
+    is written as ``deployments: []`` (or ``{}``).
     """
     raw = read_yaml(path)
     if raw is None:
@@ -164,7 +164,7 @@ def read_config(path: Path) -> Fleet:
     except ValidationError as error:
         raise ConfigError(f"{path}: {faults(error)}") from error
     if config.model_fields_set and "deployments" not in config.model_fields_set:
-        raise ConfigError(f"{path} does not say `deployments`: write `deployments: []` where none are meant")
+        raise ConfigError(f"{path} has no `deployments`: write `deployments: []` where none are meant")
     _check_references(path, config)
     return _fleet_of(config)
 
@@ -245,7 +245,7 @@ def _fleet_of(config: FileConfig) -> Fleet:
 
 
 def _backend(deployment: FileDeployment, backend: FileBackend) -> Backend:
-    parts, told = urlsplit(backend.url), backend.kv_events
+    parts, events = urlsplit(backend.url), backend.kv_events
     return Backend(
         id=parts.netloc,
         deployment=deployment.name,
@@ -255,13 +255,13 @@ def _backend(deployment: FileDeployment, backend: FileBackend) -> Backend:
         revision=backend.revision,
         names=(*deployment.served_names, *deployment.adapters),
         kv_tokens=backend.kv_tokens,
-        kv_events=None if told is None else KvEventPorts(told.port, told.replay_port),
+        kv_events=None if events is None else KvEventPorts(events.port, events.replay_port),
         bootstrap_port=backend.bootstrap_port,
     )
 
 
 class FileSource:
-    """Tells of the fleet in a file."""
+    """The fleet of a file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -305,7 +305,7 @@ class FileSource:
     async def _settled(self) -> Stamp | None:
         """Return the file's stamp once it no longer changes, or has changed for long enough.
 
-        Half of a file can be a good file: one that is being written is given the time to be whole.
+        The beginning of a file can be a valid file: one that is being written gets the time to be complete.
         """
         stamp = stamp_of(self._path)
         for _ in range(_SETTLE_TRIES):

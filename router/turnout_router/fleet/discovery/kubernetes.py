@@ -68,7 +68,7 @@ class _Collection(Generic[_Value]):
         self.synced = False
         self.unreachable = ""
         self.refused = False
-        """Whether that is what the API server says, rather than its silence."""
+        """Whether the API server answered so, rather than not at all."""
         self.since = asyncio.get_running_loop().time()
         """Since when it has been as it is: followed, refused, or out of reach."""
         self._translate = translate
@@ -152,7 +152,7 @@ class KubernetesSource:
         self._pause = _SETTLE_SECONDS
 
     async def run(self, observer: FleetObserver, supervisor: Supervisor) -> None:
-        """Tell *observer* of the fleet, once it has been listed, and of every change, until cancelled."""
+        """Pass *observer* the fleet, once it has been listed, and of every change, until cancelled."""
         self.observer, self.note = observer, supervisor.note
         self._began_at = asyncio.get_running_loop().time()
         scopes = self._namespaces or ("",)
@@ -178,7 +178,7 @@ class KubernetesSource:
         self._changed.set()
 
     def looked(self) -> None:
-        """Take note of what a collection has learnt of its reach: drop what is gone, say what is stale."""
+        """Take note of what a collection has learnt of its reach: drop what is gone, report what is stale."""
         now = asyncio.get_running_loop().time()
         refused = [c for c in self._collections if self._is_left_out(c)]
         for collection in refused:
@@ -190,16 +190,16 @@ class KubernetesSource:
             self.dirty()  # one collection less may be all that was waited for
 
     def _is_left_out(self, collection: _Collection[Any]) -> bool:
-        """Say whether one namespace alone is refused, while the API server lets us read others.
+        """Return whether one namespace alone is refused, while the API server lets us read others.
 
-        What is refused everywhere tells of our own rights, or of a server that is just starting, not of a namespace.
+        A refusal everywhere is a matter of the router's own rights, or of a server that is just starting, not of a namespace.
         """
         return bool(collection.namespace and collection.refused) and any(
             c.synced and not c.unreachable for c in self._collections
         )
 
     def _can_begin(self) -> bool:
-        """Say whether there is a fleet to serve: some scope's deployments and workers, and all else that can be read.
+        """Return whether there is a fleet to serve: some scope's deployments and workers, and all else that can be read.
 
         What is refused is not waited for; what only fails is, for a while.
         """
@@ -213,7 +213,7 @@ class KubernetesSource:
         )
 
     async def _keep_building(self) -> None:
-        await self._build()  # where the last time failed, what has changed since is still to be told
+        await self._build()  # where the last time failed, later changes have not been passed on yet
         while True:
             await self._changed.wait()
             await asyncio.sleep(self._pause)

@@ -1,4 +1,4 @@
-"""The port between the router and whatever knows the fleet."""
+"""The port between the router and the sources of its fleet."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class FleetObserver(Protocol):
-    """Is told what a source sees. Called on the event loop's thread."""
+    """Receives the fleet and its changes. Called on the event loop's thread."""
 
     def changed(self, fleet: Fleet) -> None:
         """Take over a new fleet; the first call makes the router ready."""
@@ -29,13 +29,13 @@ class FleetObserver(Protocol):
 
 
 class FleetSource(Protocol):
-    """Something that knows the fleet."""
+    """A source of the fleet."""
 
     async def run(self, observer: FleetObserver, supervisor: Supervisor) -> None:
-        """Tell *observer* of the fleet and of every change until cancelled; further tasks are run by *supervisor*.
+        """Pass *observer* the fleet and every change until cancelled; further tasks are run by *supervisor*.
 
         Raise ConfigError where it cannot even begin because it was configured wrongly, and only before *observer* has
-        been told of a fleet. Everything that passes (an API server away, a file half written) is waited out. Where anything
+        got a fleet. Everything that passes (an API server away, an incomplete file) is waited out. Where anything
         else is raised, the caller runs this again.
         """
 

@@ -56,6 +56,6 @@ def _kv_tokens(arguments: dict[str, str]) -> int:
     """Return the tokens that this worker's KV cache holds, 0 where its arguments do not say."""
     accelerators = arguments.get("--tensor-parallel", "1")
     if not re.fullmatch("[0-9]{1,4}", accelerators):
-        return 0  # whoever may create a pod writes its arguments
+        return 0  # any user who may create a pod writes its arguments
     fit = fits(arguments.get("--model", ""), arguments.get("--accelerator", ""), int(accelerators))
     return fit.kv_cache_tokens if isinstance(fit, Fit) else 0

@@ -69,7 +69,7 @@ def route_of(raw: dict[str, Any]) -> NamedRoute:
 def grants_of(raw: dict[str, Any], own_namespace: str) -> tuple[Grant, ...]:
     """Return the keys of a TokenBudget. Raise InvalidResource.
 
-    Only one in *own_namespace*, the router's, opens names of every namespace: who may write there runs Turnout.
+    Only one in *own_namespace*, the router's, opens names of every namespace: users with write access there run Turnout.
     """
     resource = load_budget(raw)
     namespace = resource.metadata.namespace
@@ -94,7 +94,7 @@ def grants_of(raw: dict[str, Any], own_namespace: str) -> tuple[Grant, ...]:
 
 
 def _is_accepted(budget: TokenBudget, key: str) -> bool | None:
-    """Say whether the operator left *key* to this budget, None where it has not looked at this generation yet."""
+    """Return whether the operator left *key* to this budget, None where it has not looked at this generation yet."""
     status = budget.status
     if status.accepted_keys is None or status.observed_generation != budget.metadata.generation:
         return None
@@ -139,9 +139,9 @@ def backend_of(raw: dict[str, Any]) -> Backend | None:
 
 
 def _facts_of(raw: dict[str, Any]) -> WorkerFacts:
-    """Return what the operator says of this worker. Where it says something, nothing else is read."""
-    said = (raw["metadata"].get("annotations") or {}).get(terms.ANNOTATION_WORKER)
-    return previous_release.facts_of(raw) if said is None else WorkerFacts.from_annotation(said)
+    """Return the operator's annotation on this worker. If there is one, nothing else is read."""
+    annotation = (raw["metadata"].get("annotations") or {}).get(terms.ANNOTATION_WORKER)
+    return previous_release.facts_of(raw) if annotation is None else WorkerFacts.from_annotation(annotation)
 
 
 def _is_ready(status: dict[str, Any]) -> bool:
@@ -149,7 +149,7 @@ def _is_ready(status: dict[str, Any]) -> bool:
 
 
 def _has_started(status: dict[str, Any]) -> bool:
-    """Say whether the worker runs and has passed its start-up probe, which means that it was ready once."""
+    """Return whether the worker runs and has passed its start-up probe, which means that it was ready once."""
     return any(
         c.get("name") == terms.COMPONENT_WORKER
         and c.get("started") is True

@@ -33,7 +33,7 @@ Stamp = tuple[int, int, int, int]
 def read_yaml(path: Path) -> Any:
     """Return what *path* holds, None where there is nothing in it but white space and comments.
 
-    Raise ConfigError where it is no regular file, too large, no YAML, or YAML that says one thing twice, contains
+    Raise ConfigError where it is no regular file, too large, no YAML, or YAML with a duplicate key, contains
     itself, or stands for more than `_MAX_NODES` values.
     """
     text = _bytes_of(path)
@@ -64,7 +64,7 @@ def stamp_of(path: Path) -> Stamp | None:
 
 def _bytes_of(path: Path) -> bytes:
     try:
-        # Not blocking: to open a named pipe would wait for its writer, for ever.
+        # Not blocking: to open a named pipe would wait for its writer, forever.
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ConfigError(f"{path} is no regular file")

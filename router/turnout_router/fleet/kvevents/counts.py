@@ -1,4 +1,4 @@
-"""What is counted of KV events, by deployment, in Prometheus' form when it is asked for."""
+"""Metrics of KV events, by deployment."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import zmq
 
 from turnout.routing.exact import ExactCaches
-from turnout.routing.ledger import Prompt
+from turnout.routing.load_tracker import Prompt
 from turnout_router.fleet.kvevents.counts import Counts, Worker, state_of
 from turnout_router.fleet.kvevents.replay import Turns
 from turnout_router.fleet.kvevents.subscription import Subscription
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from turnout.routing import Backend, DeploymentRoute, Fleet
-    from turnout.routing.ledger import Ledger
+    from turnout.routing.load_tracker import LoadTracker
     from turnout_router.api.openai import Completion
-    from turnout_router.upstream.pools import Pools
+    from turnout_router.upstream.pools import ConnectionPools
 
 MAX_SOCKETS: Final = 60_000
 """Three for a worker; ZeroMQ's own default is 1023."""
 
 
 class ExactMode:
-    """Follows the workers that publish KV events, and puts what they say into their deployments' ledgers."""
+    """Follows the workers that publish KV events, and enters their events into their deployments' trackers."""
 
     def __init__(
         self,
-        pools: Pools,
+        pools: ConnectionPools,
         clock: Callable[[], float],
         registry: CollectorRegistry,
         room_of: Callable[[Backend], int],
@@ -54,10 +54,10 @@ class ExactMode:
         self._engines: dict[str, dict[str, list[Backend]]] = {}  # by deployment and revision
         self._followed: dict[str, tuple[Backend, Subscription]] = {}
 
-    def update(self, fleet: Fleet, ledgers: Mapping[str, Ledger]) -> None:
-        """Follow exactly the workers of *fleet* that publish events and are chosen by *ledgers*."""
+    def update(self, fleet: Fleet, trackers: Mapping[str, LoadTracker]) -> None:
+        """Follow exactly the workers of *fleet* that publish events and are chosen by *trackers*."""
         publishing = {
-            key: [b for b in fleet.backends.get(key, ()) if b.kv_events is not None] for key in ledgers
+            key: [b for b in fleet.backends.get(key, ()) if b.kv_events is not None] for key in trackers
         }
         wanted = {b.id: b for group in publishing.values() for b in group}
         for id_, (known, subscription) in tuple(self._followed.items()):
@@ -72,8 +72,8 @@ class ExactMode:
             if group
         }
         self._engines = {}
-        for key, ledger in ledgers.items():
-            ledger.exact = caches = self._caches.get(key)
+        for key, tracker in trackers.items():
+            tracker.exact = caches = self._caches.get(key)
             if caches is None:
                 continue
             caches.set_engines((b.id, b.revision, self._room_of(b)) for b in publishing[key])
@@ -97,7 +97,7 @@ class ExactMode:
             self._sweep_soon()
 
     def stop(self) -> None:
-        """Follow nobody any more."""
+        """Stop following all workers."""
         if self._sweeping is not None:
             self._sweeping.cancel()
         for _, subscription in self._followed.values():
@@ -107,13 +107,13 @@ class ExactMode:
         self._context.destroy(linger=0)
 
     def compares(self, deployment: str) -> bool:
-        """Say whether prompts for *deployment* are worth reading: it has a choice, and workers that publish events."""
+        """Return whether prompts for *deployment* are worth reading: it has a choice, and workers that publish events."""
         return deployment in self._engines
 
     async def read(self, route: DeploymentRoute, request: Completion, prompt: Prompt) -> Prompt:
         """Return *prompt* with its tokens, if workers of *route* hold anything that they could be compared with.
 
-        Where finding them out fails, belief decides: no request is harmed by it.
+        If they cannot be found out, the estimate decides: no request fails.
         """
         try:
             return await self._read(route, request, prompt)

@@ -1,8 +1,8 @@
 """Replays of KV events: one worker's batches from a number on, and whose turn it is to be replayed.
 
-A router that starts asks every worker for up to 10,000 batches. They are read two workers at a time and for 2 ms at a time,
+A router that starts requests up to 10,000 batches from every worker. They are read two workers at a time and for 2 ms at a time,
 so that requests in between wait for milliseconds. Between two such slices passes as much time as the last one took: all
-workers together, however much they say, have half of the router's time at most.
+workers together, however much they publish, take at most 50 % of the router's time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WORKERS_AT_ONCE: Final = 2
 REPLAY_SECONDS: Final = 2.0
 """Until a replay begins; vLLM looks for requests every 0.1 s."""
 GAP_SECONDS: Final = 0.5
-"""Between two batches of a replay. After that its end is taken to be lost, and the rest is asked for again."""
+"""Between two batches of a replay. After that its end is taken to be lost, and the rest is requested again."""
 REPLAYED_BATCHES: Final = 1_000
 """Batches of a replay that wait to be read, of two workers at a time: vLLM's socket drops what its reader cannot take."""
 WAITING_BATCHES: Final = 256
@@ -52,10 +52,26 @@ def receive(socket: zmq.Socket[bytes]) -> list[bytes]:
     return frames
 
 
-class Pace:
-    """Shares out time among those who read: one slice after the other, in turn, and as much time for others in between.
+def guarded(
+    step: Callable[[], None], is_closed: Callable[[], bool], fail: Callable[[Exception], None]
+) -> Callable[[], None]:
+    """Return *step* as a callback of the event loop that does nothing once *is_closed*; *fail* gets what it raises."""
 
-    So all workers together, however much they publish, have half of the router's time at most.
+    def call() -> None:
+        if is_closed():
+            return
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001 - whatever it is, no other worker's events are harmed by it
+            fail(error)
+
+    return call
+
+
+class Pace:
+    """Shares out time among the readers: one slice after the other, in turn, with pauses of the same length in between.
+
+    So all workers together, however much they publish, take at most 50 % of the router's time.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -65,7 +81,7 @@ class Pace:
         self._timer: asyncio.Handle | None = None
 
     def may_begin(self) -> bool:
-        """Say whether nobody waits for a turn now."""
+        """Return whether no reader waits for its turn."""
         return not self._queue and perf_counter() >= self._until
 
     def spent(self, seconds: float) -> None:
@@ -78,7 +94,7 @@ class Pace:
         self._schedule()
 
     def has(self, slices: Slices) -> bool:
-        """Say whether *slices* waits for its turn."""
+        """Return whether *slices* waits for its turn."""
         return slices in self._queue
 
     def withdraw(self, slices: Slices) -> None:
@@ -188,8 +204,8 @@ class Slices:
             self._loop.remove_reader(self._fd)
 
 
-class Asker(Protocol):
-    """Is told of the replay that it asked for."""
+class ReplayListener(Protocol):
+    """Receives the batches of a replay that it started, and its end."""
 
     def replayed(self, number: int, batch: Batch) -> None:
         """Take one batch."""
@@ -222,7 +238,7 @@ class Turns:
             self._waiting.append(begin)
 
     def give(self) -> None:
-        """Say that one who has begun is through. The next one begins in the loop's next round: it may be through at once."""
+        """Note that a reader has finished. The next one begins in the loop's next round: it may be through at once."""
         self._free += 1
         if self._waiting:
             self.loop.call_soon(self._next)
@@ -239,7 +255,7 @@ class Turns:
 
 
 class Replay:
-    """One replay: asks *where* for everything from number *first* on when its turn has come, and tells *asker* of it."""
+    """One replay: when its turn has come, requests all batches from number *first* on at *where*, and passes them to *listener*."""
 
     def __init__(
         self,
@@ -247,23 +263,23 @@ class Replay:
         turns: Turns,
         where: str,
         first: int,
-        asker: Asker,
+        listener: ReplayListener,
     ) -> None:
         self._context = context
         self._loop = turns.loop
         self._turns = turns
         self._where = where
         self._first = first
-        self._asker = asker
+        self._listener = listener
         self._answered = False
         self._begun = False
         self._closed = False
         self._socket: zmq.Socket[bytes] | None = None
         self._slices: Slices | None = None
         self._patience: asyncio.Handle | None = None
-        self._on_turn = self._guarded(self._begin)
-        self._on_readable = self._guarded(self._read)
-        self._on_silence = self._guarded(self._expire)
+        self._on_turn = self._guard(self._begin)
+        self._on_readable = self._guard(self._read)
+        self._on_silence = self._guard(self._expire)
         turns.take(self._on_turn)
 
     def close(self) -> None:
@@ -283,21 +299,15 @@ class Replay:
             if self._slices is not None:
                 ending.callback(self._slices.close)
 
-    def _guarded(self, step: Callable[[], None]) -> Callable[[], None]:
-        """Return *step* as a callback of the event loop: where it raises, the replay is over and its asker begins anew."""
+    def _guard(self, step: Callable[[], None]) -> Callable[[], None]:
+        return guarded(step, lambda: self._closed, self._fail)
 
-        def call() -> None:
-            if self._closed:
-                return
-            try:
-                step()
-            except Exception as error:  # noqa: BLE001 - whatever it is, no other worker's events are harmed by it
-                try:
-                    self.close()
-                finally:
-                    self._asker.failed(error)
-
-        return call
+    def _fail(self, error: Exception) -> None:
+        """End the replay, and make its listener start over: *error* was raised."""
+        try:
+            self.close()
+        finally:
+            self._listener.failed(error)
 
     def _begin(self) -> None:
         self._begun = True
@@ -323,7 +333,7 @@ class Replay:
             self._slices.run()
 
     def _take_next(self) -> bool:
-        if self._asker.is_behind():
+        if self._listener.is_behind():
             return True
         if self._closed or self._socket is None:
             return False
@@ -343,7 +353,7 @@ class Replay:
             self._end(whole=True)
             return
         batch = batch_of(frames[-1])
-        self._asker.replayed(int.from_bytes(frames[-2], "big"), None if batch is None else batch.events)
+        self._listener.replayed(int.from_bytes(frames[-2], "big"), None if batch is None else batch.events)
         self._wait()
 
     def _expire(self) -> None:
@@ -354,7 +364,7 @@ class Replay:
 
     def _end(self, *, whole: bool) -> None:
         self.close()
-        self._asker.replay_ended(answered=self._answered, whole=whole)
+        self._listener.replay_ended(answered=self._answered, whole=whole)
 
 
 def endpoint(host: str, port: int) -> str:

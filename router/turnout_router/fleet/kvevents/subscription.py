@@ -1,6 +1,6 @@
 """One worker's KV events over ZeroMQ: subscribed to, replayed where some are missing, begun anew after every loss.
 
-A socket lives as long as its connection: what an engine said before it died never mixes with what its successor says.
+A socket lives as long as its connection: events of an engine that died never mix with those of its successor.
 Where anything is raised on the way, the worker counts as one whose events do not arrive, and is followed anew after a pause.
 On the event loop's own thread, and idle when nothing is published: ZeroMQ's sockets have a file descriptor that becomes
 readable, once, when there is something to do, and then everything has to be read.
@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Final
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from turnout_router.fleet.kvevents.replay import WAITING_BATCHES, Replay, Slices, Turns, endpoint, receive
+from turnout_router.fleet.kvevents.replay import (
+    WAITING_BATCHES,
+    Replay,
+    Slices,
+    Turns,
+    endpoint,
+    guarded,
+    receive,
+)
 from turnout_router.fleet.kvevents.wire import FRAMES, MAX_MESSAGE_BYTES, NUMBER_BYTES, batch_of
 from turnout_router.tasks import KV_EVENTS, only_logged
 from turnout_runtime.supervision import Backoff
@@ -30,24 +38,24 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("turnout_router")
 
 RETRY_SECONDS: Final = 5.0
-"""Until a replay is asked for again that was not answered at all."""
+"""Until a replay that was not answered at all is requested again."""
 CONFIRM_SECONDS: Final = 1.0
-"""From a connection to the question whether all was had: a publisher may answer the replay before it takes note of the
-subscription, and what it publishes in between goes to nobody."""
+"""From a connection to the check for missed events: a publisher may answer the replay before it takes note of the
+subscription, and what it publishes in between is lost."""
 REOPEN_SECONDS: Final = 0.1
 MOST_REOPEN_SECONDS: Final = 2.0
 """Until a lost worker is connected to again; from then on ZeroMQ tries, every 0.1 to 2 s. What hangs up without ever having
 greeted as ZeroMQ does is tried ever less often."""
 _AFTER_FAILURE: Final = Backoff(first_seconds=0.5, most_seconds=30.0, reset_seconds=60.0)
-"""Before a worker is followed anew of which something was raised: it may say the same again."""
+"""Before a worker is followed anew of which something was raised: it may send the same again."""
 _EVENTS: Final = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
 
 
 class Subscription:
     """Feeds *stream* with what is published at *address*: host, port, and port of replays, 0 where there are none.
 
-    *seen* is told the time (Unix, as the worker says) of every batch that comes as it is published. *note* is called with
-    what was raised where nothing should have been.
+    *seen* gets the time (Unix, by the worker's clock) of every live batch. *note* is called with unexpected
+    exceptions.
     """
 
     def __init__(
@@ -72,17 +80,17 @@ class Subscription:
         self._replay: Replay | None = None
         self._anew = False
         self._reopen_seconds = REOPEN_SECONDS
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
         self._timer: asyncio.Handle | None = None
         self._confirming: asyncio.Handle | None = None
         self._stopped = False
         self._failures = 0
         self._began = self._loop.time()
-        self._on_start = self._guarded(self._connect)
-        self._on_monitored = self._guarded(self._watch)
-        self._on_readable = self._guarded(self._read)
-        self._on_confirm = self._guarded(self._confirm)
-        self._on_retry = self._guarded(self._retry)
+        self._on_start = self._guard(self._connect)
+        self._on_monitored = self._guard(self._watch)
+        self._on_readable = self._guard(self._read)
+        self._on_confirm = self._guard(self._confirm)
+        self._on_retry = self._guard(self._retry)
 
     def start(self) -> None:
         """Connect, now and whenever the connection is lost. Raises nothing."""
@@ -103,18 +111,8 @@ class Subscription:
         self._failures = 1 if lasted >= _AFTER_FAILURE.reset_seconds else self._failures + 1
         self._timer = self._loop.call_later(_AFTER_FAILURE.pause(self._failures), self._on_start)
 
-    def _guarded(self, step: Callable[[], None]) -> Callable[[], None]:
-        """Return *step* as a callback of the event loop, after whose failure the worker is followed anew."""
-
-        def call() -> None:
-            if self._stopped:
-                return
-            try:
-                step()
-            except Exception as error:  # noqa: BLE001 - whatever it is, no other worker's events are harmed by it
-                self.failed(error)
-
-        return call
+    def _guard(self, step: Callable[[], None]) -> Callable[[], None]:
+        return guarded(step, lambda: self._stopped, self.failed)
 
     def _let_go(self) -> None:
         try:
@@ -169,7 +167,7 @@ class Subscription:
         self._loop.remove_reader(int(socket.fd))
 
     def _watch(self) -> None:
-        """Hear of the connection."""
+        """Read the connection's events."""
         while self._sockets:
             try:
                 frames = self._sockets[1].recv_multipart(zmq.NOBLOCK)
@@ -213,16 +211,16 @@ class Subscription:
             return self._stream.next or 0, None
         batch = batch_of(frames[2])
         if batch is None:
-            self._tell("some KV events cannot be read")
+            self._log_once("some KV events cannot be read")
             return int.from_bytes(frames[1], "big"), None
         self._seen(batch.at)
         return int.from_bytes(frames[1], "big"), batch.events
 
-    def _tell(self, what: str) -> None:
+    def _log_once(self, what: str) -> None:
         """Log *what*, once."""
-        if what not in self._told:
-            self._told.add(what)
-            _LOG.warning("%s:%d: %s; what it has cached is reckoned", self._host, self._port, what)
+        if what not in self._logged:
+            self._logged.add(what)
+            _LOG.warning("%s:%d: %s; its cache is estimated", self._host, self._port, what)
 
     # Replays
 
@@ -230,7 +228,7 @@ class Subscription:
         self._ask(self._stream.confirm())
 
     def _ask(self, first: int | None, *, anew: bool = False) -> None:
-        """Ask for everything from number *first* on, where that is not None. *anew*: the stream begins with the answer."""
+        """Request everything from number *first* on, if that is not None. *anew*: the stream begins with the answer."""
         if first is None:
             return
         self._anew = anew
@@ -245,7 +243,7 @@ class Subscription:
             self._stream.replay_failed()
 
     def replayed(self, number: int, batch: Batch) -> None:
-        """Take a batch out of the replay that was asked for."""
+        """Take a batch of the requested replay."""
         if self._anew:
             self._anew = False
             self._stream.connected()
@@ -261,11 +259,11 @@ class Subscription:
                 self._stream.connected()
             self._ask(self._stream.replay_ended(whole=whole))
             return
-        self._tell(f"nothing replays KV events at port {self._replay_port}")
+        self._log_once(f"nothing replays KV events at port {self._replay_port}")
         self._stream.replay_failed()
         self._timer = self._loop.call_later(RETRY_SECONDS, self._on_retry)
 
     def _retry(self) -> None:
-        """Ask once more for everything; what is known stays until there is an answer."""
+        """Request everything once more; what is known stays until there is an answer."""
         if self._replay is None and not self._stream.complete:
             self._ask(0, anew=True)

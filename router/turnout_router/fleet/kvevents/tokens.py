@@ -1,7 +1,7 @@
 """A prompt's tokens, from an engine: asked for by POST /tokenize, kept for prompts that begin alike.
 
-Only an engine knows its chat template and its tokenizer. Whoever does not answer in time is left alone for a while, and
-the prompt is routed by what is believed: nobody waits long for a better choice.
+Only an engine knows its chat template and its tokenizer. An engine that does not answer in time is not used for a while, and
+the prompt is routed by estimate: no request waits long for a better choice.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from turnout.routing import Backend
-    from turnout.routing.ledger import Prompt
+    from turnout.routing.load_tracker import Prompt
     from turnout_router.api.openai import Completion
-    from turnout_router.upstream.pools import Pools
+    from turnout_router.upstream.pools import ConnectionPools
 
-Outcome = Literal["known", "asked", "failed", "unfit"]
-"""The tokens were kept; an engine was asked; none answered; the request cannot be compared, or the engine refuses it."""
+TokenizeOutcome = Literal["known", "asked", "failed", "unfit"]
+"""The tokens were kept; an engine was used; none answered; the request cannot be compared, or the engine refuses it."""
 
 BASE_SECONDS: Final = 0.2
 SECONDS_PER_BYTE: Final = 2e-6
 """How long an engine may take: tokenizers read some MB a second and core, and may be busy with other prompts."""
 REST_SECONDS: Final = 5.0
-"""How long an engine that failed to answer is not asked."""
+"""How long an engine that failed to answer is not used."""
 MAX_KEPT_BLOCKS: Final = 400_000
 """Blocks of all prompts that are kept: some 20 MB, or 6.4 million tokens in blocks of 16."""
 ENTRY_BLOCKS: Final = 16
@@ -48,7 +48,7 @@ WHOLE_BYTES: Final = 8 * BLOCK_BYTES
 """Texts up to this length are asked for whenever they are new, so that their hits are known to the block. Of longer ones
 that have the same full blocks of text, the end of the last one asked for decides: at most an eighth is not seen."""
 MAX_TEXT_BYTES: Final = 1024 * 1024
-"""Longer texts, or lists of token ids, are routed by belief."""
+"""Longer texts, or lists of token ids, are routed by estimate."""
 MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
 """What the tokens of such a text have as JSON: half a million of them. Read in 12 ms."""
 ANSWER_BYTES: Final = 64 * 1024
@@ -125,10 +125,13 @@ class _Kept(NamedTuple):
 
 
 class Tokenizer:
-    """Knows prompts' tokens. *noted* is told the outcome of each question."""
+    """Knows prompts' tokens. *noted* gets the outcome of each lookup."""
 
     def __init__(
-        self, pools: Pools, clock: Callable[[], float], noted: Callable[[str, Outcome], None]
+        self,
+        pools: ConnectionPools,
+        clock: Callable[[], float],
+        noted: Callable[[str, TokenizeOutcome], None],
     ) -> None:
         self._pools = pools
         self._clock = clock
@@ -144,7 +147,7 @@ class Tokenizer:
     ) -> Tokenized | None:
         """Return the tokens of *prompt* in blocks of *sizes*, as *engines* (of one revision) read them.
 
-        None where nobody says, or where they could not be compared.
+        None if no engine answers, or if they could not be compared.
         """
         deployment, path = engines[0].deployment, request.endpoint.path
         if not _comparable(request):
@@ -180,14 +183,14 @@ class Tokenizer:
         return await asyncio.shield(task)
 
     def stop(self) -> None:
-        """Ask nobody any more."""
+        """Start no more requests to engines."""
         for task in tuple(self._asking.values()):
             task.cancel()
 
     async def _survive(
         self, asking: Coroutine[Any, Any, Tokenized | None], deployment: str
     ) -> Tokenized | None:
-        """Return what *asking* finds, None where it raises: belief decides, and no request is harmed by it."""
+        """Return what *asking* finds, None if it raises: then the estimate decides, and no request fails."""
         try:
             return await asking
         except (Exception, asyncio.CancelledError) as error:
@@ -275,7 +278,7 @@ class Tokenizer:
 
 
 def _comparable(request: Completion) -> bool:
-    """Say whether an engine could tell the tokens of *request*, and they would be those that it computes."""
+    """Return whether an engine can tokenize *request* into the tokens that it would compute."""
     path = request.endpoint.path
     if path not in _PROMPT_FIELD or len(request.prompt) != 1 or len(request.prompt[0]) > MAX_TEXT_BYTES:
         return False
@@ -291,7 +294,7 @@ def _blocks(kept: _Kept) -> int:
 async def _own_tokens(
     text: bytes, request: Completion, prompt: Prompt, revision: str, sizes: Sequence[int]
 ) -> Tokenized | None:
-    """Return the tokens of a prompt that is given as token ids: there is nobody to ask."""
+    """Return the tokens of a prompt that is given as token ids: no engine is needed."""
     try:
         with collector_off(len(text)):
             tokens = _TOKENS.decode(text)

@@ -26,7 +26,7 @@ FRAMES: Final = 3
 """A published message: topic, number, batch."""
 NUMBER_BYTES: Final = 8
 MAX_MESSAGE_BYTES: Final = 1024 * 1024
-"""A batch tells of one step of an engine. One of 16,384 tokens, with as many evicted, has 210 kB; so this is a step of
+"""A batch describes one step of an engine. One of 16,384 tokens, with as many evicted, has 210 kB; so this is a step of
 some 80,000."""
 MAX_EVENTS: Final = 8_192
 """Events of a batch. vLLM writes one for each prompt in a step, and one for each block that is evicted."""
@@ -50,34 +50,7 @@ _AllKeys = Annotated[list[Raw], Meta(max_length=MAX_BLOCKS)]
 """For each block null, or a list of what parts its cache: names, numbers, hashes, or pairs of them, as of an image and its place."""
 
 
-class _StoredMap(Struct, tag_field="type", tag="BlockStored", kw_only=True, gc=False):
-    block_hashes: _Hashes
-    parent_block_hash: _Hash | None = None
-    token_ids: _Tokens
-    block_size: int
-    lora_id: int | _Text | None = None
-    medium: _Text | None = None
-    lora_name: _Text | None = None
-    extra_keys: _AllKeys | None = None
-    group_idx: int | None = None
-    kv_cache_spec_kind: _Text | None = None
-
-
-class _RemovedMap(Struct, tag_field="type", tag="BlockRemoved", gc=False):
-    block_hashes: _Hashes
-    medium: _Text | None = None
-    group_idx: int | None = None
-
-
-class _ClearedMap(Struct, tag_field="type", tag="AllBlocksCleared", gc=False):
-    pass
-
-
-class _NameOfMap(Struct, gc=False):
-    type: _Text
-
-
-class _StoredArray(Struct, array_like=True, tag="BlockStored", gc=False):
+class _Stored(Struct, gc=False):
     block_hashes: _Hashes
     parent_block_hash: _Hash | None
     token_ids: _Tokens
@@ -90,18 +63,42 @@ class _StoredArray(Struct, array_like=True, tag="BlockStored", gc=False):
     kv_cache_spec_kind: _Text | None = None
 
 
-class _RemovedArray(Struct, array_like=True, tag="BlockRemoved", gc=False):
+class _Removed(Struct, gc=False):
     block_hashes: _Hashes
     medium: _Text | None = None
     group_idx: int | None = None
+
+
+class _Name(Struct, gc=False):
+    type: _Text
+
+
+class _StoredMap(_Stored, tag_field="type", tag="BlockStored", kw_only=True, gc=False):
+    parent_block_hash: _Hash | None = None
+
+
+class _StoredArray(_Stored, array_like=True, tag="BlockStored", gc=False):
+    pass
+
+
+class _RemovedMap(_Removed, tag_field="type", tag="BlockRemoved", gc=False):
+    pass
+
+
+class _RemovedArray(_Removed, array_like=True, tag="BlockRemoved", gc=False):
+    pass
+
+
+class _ClearedMap(Struct, tag_field="type", tag="AllBlocksCleared", gc=False):
+    pass
 
 
 class _ClearedArray(Struct, array_like=True, tag="AllBlocksCleared", gc=False):
     pass
 
 
-class _NameOfArray(Struct, array_like=True, gc=False):
-    type: _Text
+class _NameOfArray(_Name, array_like=True, gc=False):
+    pass
 
 
 _Events = Annotated[list[Raw], Meta(max_length=MAX_EVENTS)]
@@ -127,7 +124,7 @@ _MAPS: Final[msgspec.msgpack.Decoder[_Event]] = msgspec.msgpack.Decoder(
 _ARRAYS: Final[msgspec.msgpack.Decoder[_Event]] = msgspec.msgpack.Decoder(
     _StoredArray | _RemovedArray | _ClearedArray
 )
-_NAMES_OF_MAPS: Final = msgspec.msgpack.Decoder(_NameOfMap)
+_NAMES_OF_MAPS: Final = msgspec.msgpack.Decoder(_Name)
 _NAMES_OF_ARRAYS: Final = msgspec.msgpack.Decoder(_NameOfArray)
 _TEXTS: Final = msgspec.msgpack.Decoder(Annotated[list[_Text], Meta(max_length=64)])
 _TIMES: Final = msgspec.msgpack.Decoder(float)
@@ -144,7 +141,7 @@ class Batch(NamedTuple):
 
 
 def batch_of(payload: bytes) -> Batch | None:
-    """Return what *payload* says, None where it cannot be read or is too large. Events of unknown kinds are left out."""
+    """Return the batch in *payload*, None where it cannot be read or is too large. Events of unknown kinds are left out."""
     if len(payload) > MAX_MESSAGE_BYTES:
         return None
     with collector_off(len(payload)):
@@ -164,14 +161,14 @@ def _events(raw: list[Raw]) -> list[KvEvent] | None:
         event = _event(one)
         if event is None:
             continue
-        if isinstance(event, _StoredMap | _StoredArray):
+        if isinstance(event, _Stored):
             blocks += len(event.block_hashes)
             tokens += len(event.token_ids)
             if blocks > MAX_BLOCKS or tokens > MAX_TOKENS:
                 return None
             if event.kv_cache_spec_kind in _WHOLE_PREFIX:
                 found += _stored(event)
-        elif isinstance(event, _RemovedMap | _RemovedArray):
+        elif isinstance(event, _Removed):
             blocks += len(event.block_hashes)
             if blocks > MAX_BLOCKS:
                 return None
@@ -209,7 +206,7 @@ def _time(raw: Raw) -> float:
         return 0.0
 
 
-def _stored(event: _StoredMap | _StoredArray) -> list[Stored]:
+def _stored(event: _Stored) -> list[Stored]:
     """Return *event* in pieces of at most `PIECE_BLOCKS` blocks, each behind the one before it."""
     medium, group, size = event.medium or "GPU", event.group_idx or 0, event.block_size
     blocks, tokens = tuple(event.block_hashes), tuple(event.token_ids)
@@ -217,7 +214,7 @@ def _stored(event: _StoredMap | _StoredArray) -> list[Stored]:
     if len(blocks) <= PIECE_BLOCKS:
         return [Stored(blocks, parent, tokens, size, medium, extra, group)]
     if size < 1 or len(tokens) != len(blocks) * size or (extra and len(extra) != len(blocks)):
-        size, tokens, extra = 0, (), ()  # where they stand is not told
+        size, tokens, extra = 0, (), ()  # their place is not known
     pieces: list[Stored] = []
     before: BlockHash | None = parent
     for start in range(0, len(blocks), PIECE_BLOCKS):
@@ -230,8 +227,8 @@ def _stored(event: _StoredMap | _StoredArray) -> list[Stored]:
     return pieces
 
 
-def _extra(event: _StoredMap | _StoredArray) -> tuple[str, ...]:
-    """Return what parts each block's cache beside its tokens. Engines that list no extra keys tell of adapters only."""
+def _extra(event: _Stored) -> tuple[str, ...]:
+    """Return what separates each block's cache beside its tokens. Engines that list no extra keys publish adapters only."""
     keys = event.extra_keys
     if keys is None:
         adapter = event.lora_name or event.lora_id
@@ -239,17 +236,17 @@ def _extra(event: _StoredMap | _StoredArray) -> tuple[str, ...]:
     known: dict[bytes, str] = {}  # the blocks of a prompt mostly have the same
     extra = []
     for raw in keys:
-        said = bytes(raw)
-        if said not in known:
-            known[said] = _extra_in(said)
-        extra.append(known[said])
+        encoded = bytes(raw)
+        if encoded not in known:
+            known[encoded] = _extra_in(encoded)
+        extra.append(known[encoded])
     return tuple(extra) if any(extra) else ()
 
 
 def _extra_in(keys: bytes) -> str:
     """Return one block's extra keys in `extra_of`'s form where they are texts, as those of adapters and salts are.
 
-    Others stand for what no router knows, an image, say: it is enough that they are told apart. Raise ValidationError for
+    Others stand for what no router knows, an image, say: it is enough to distinguish them. Raise ValidationError for
     what is no list.
     """
     if keys == _NULL:

@@ -1,1 +1,1 @@
-"""Several routers in front of the same workers: each tells the others of its requests as they come and go."""
+"""Several routers in front of the same workers: each one sends the others messages about its requests in flight."""

@@ -1,4 +1,4 @@
-"""What is counted of the conversation with other routers, in Prometheus' form."""
+"""Metrics of the connections to other routers."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ UNKNOWN_REQUEST: Final = "unknown_request"
 
 
 class PeerCounts:
-    """Numbers of the event loop's thread; a collector for the registry."""
+    """Counters that only the event loop's thread changes; a collector for the registry."""
 
     def __init__(self) -> None:
-        self.telling = 0
-        self.hearing = 0
+        self.outgoing = 0
+        self.incoming = 0
         self.requests = 0
         self.sent = 0
         self.received = 0
@@ -29,14 +29,14 @@ class PeerCounts:
         self.ended: dict[str, int] = {}
 
     def end(self, fault: str) -> None:
-        """Count a conversation that ended, or did not begin, for *fault*."""
+        """Count a connection that ended, or was not accepted, because of *fault*."""
         self.ended[fault] = self.ended.get(fault, 0) + 1
 
     def collect(self) -> Iterator[Metric]:
-        """Return all that is counted."""
+        """Yield all metrics."""
         peers = gauge_family(catalog.ROUTER_PEERS)
-        peers.add_metric(["outgoing"], self.telling)
-        peers.add_metric(["incoming"], self.hearing)
+        peers.add_metric(["outgoing"], self.outgoing)
+        peers.add_metric(["incoming"], self.incoming)
         yield peers
         requests = gauge_family(catalog.ROUTER_PEER_REQUESTS)
         requests.add_metric([], self.requests)

@@ -1,4 +1,4 @@
-"""All of this router's conversations with others: listens, finds them, tells each one."""
+"""All of this router's connections to others: listens, discovers them, and reports to each one."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from turnout_router.errors import ConfigError
+from turnout_router.fleet.peers.client import ConnectedPeers, PeerClient
 from turnout_router.fleet.peers.counts import PeerCounts
-from turnout_router.fleet.peers.greeting import Identity
-from turnout_router.fleet.peers.hearing import Hearing
-from turnout_router.fleet.peers.link import Link, Links
-from turnout_router.fleet.peers.outbox import Outbox
+from turnout_router.fleet.peers.handshake import PeerIdentity
+from turnout_router.fleet.peers.sender import PeerSender
+from turnout_router.fleet.peers.server import PeerServer
 from turnout_router.tasks import PEER, PEER_FINDING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from turnout_router.fleet.peers.finding import PeerSource
-    from turnout_router.fleet.peers.inbox import Ledgers
+    from turnout_router.fleet.peers.discovery import PeerSource
+    from turnout_router.fleet.peers.receiver import LoadTrackers
     from turnout_runtime.supervision import Group, Supervisor
 
     Addresses = frozenset[tuple[str, int]]
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("turnout_router.fleet.peers")
 
 MAX_PEERS: Final = 64
-"""Addresses that are told. Every router books every other one's requests: with so many, few large ones do better."""
+"""Addresses that this router reports to. Each router tracks the requests of all others: beyond that, use fewer, larger ones."""
 _MAX_SECRET_BYTES: Final = 4096
 
 
 class Mesh:
-    """What this router tells others and hears from them. The data path speaks to `outbox` alone."""
+    """This router's exchange of messages with the others. The data path uses `sender` alone."""
 
     def __init__(
         self,
-        ledgers: Ledgers,
+        trackers: LoadTrackers,
         sources: Sequence[PeerSource],
         secret: bytes | None,
         batch_seconds: float,
@@ -45,24 +45,24 @@ class Mesh:
     ) -> None:
         loop = asyncio.get_running_loop()
         self.counts = PeerCounts()
-        self.outbox = Outbox(loop, self.counts, batch_seconds, supervisor.note)
+        self.sender = PeerSender(loop, self.counts, batch_seconds, supervisor.note)
         self._supervisor = supervisor
-        self._identity = Identity(secret)
-        self._hearing = Hearing(self._identity, ledgers, self.counts, loop.time, supervisor)
-        self._taken = Links(self._identity.number)
+        self._identity = PeerIdentity(secret)
+        self._server = PeerServer(self._identity, trackers, self.counts, loop.time, supervisor)
+        self._taken = ConnectedPeers(self._identity.number)
         self._sources = sources
         self._found: dict[int, Addresses] = {}
-        self._links: dict[tuple[str, int], tuple[Link, asyncio.Task[None]]] = {}
+        self._clients: dict[tuple[str, int], tuple[PeerClient, asyncio.Task[None]]] = {}
         self._changed = asyncio.Event()
 
     async def start(self, host: str, port: int) -> int:
         """Listen for others and return the port. Raise OSError where it is taken."""
-        return await self._hearing.start(host, port)
+        return await self._server.start(host, port)
 
     async def run(self) -> None:
-        """Find the others and tell them, until cancelled."""
+        """Discover the others and report to them, until cancelled."""
         async with self._supervisor.group() as group:
-            self._links = {}  # those of a run that failed have ended with it
+            self._clients = {}  # those of a failed run have ended with it
             for number, source in enumerate(self._sources):
                 group.run(PEER_FINDING, partial(self._find, number, source))
             while True:
@@ -71,23 +71,23 @@ class Mesh:
                 self._changed.clear()
 
     async def stop(self) -> None:
-        """Stop listening and telling."""
-        self.outbox.stop()
-        await self._hearing.stop()
+        """Stop listening and reporting."""
+        self.sender.stop()
+        await self._server.stop()
 
     def others(self) -> int:
         """Return how many other routers are connected, whichever way."""
-        return max(self.counts.telling, self.counts.hearing)
+        return max(self.counts.outgoing, self.counts.incoming)
 
     def describe(self) -> dict[str, object]:
-        """Return who is told and who is heard, for people."""
+        """Return the connections in both directions, for people."""
         return {
             "identity": self._identity.number.hex(),
             "outgoing": [
-                {"address": f"{host}:{port}", "state": link.state}
-                for (host, port), (link, _) in self._links.items()
+                {"address": f"{host}:{port}", "state": client.state}
+                for (host, port), (client, _) in self._clients.items()
             ],
-            "incoming": self._hearing.describe(),
+            "incoming": self._server.describe(),
             "requestsOfOthers": self.counts.requests,
         }
 
@@ -100,24 +100,26 @@ class Mesh:
         await source.run(found)
 
     def _follow(self, group: Group) -> None:
-        """Tell exactly those who are known now."""
+        """Report to exactly the addresses that are known now."""
         wanted = sorted({address for addresses in self._found.values() for address in addresses})
         if len(wanted) > MAX_PEERS:
-            _LOG.warning("%d routers are known, and only %d of them are told", len(wanted), MAX_PEERS)
-        for address in self._links.keys() - set(wanted[:MAX_PEERS]):
-            self._links.pop(address)[1].cancel()
+            _LOG.warning(
+                "%d routers are known, and this one reports to only %d of them", len(wanted), MAX_PEERS
+            )
+        for address in self._clients.keys() - set(wanted[:MAX_PEERS]):
+            self._clients.pop(address)[1].cancel()
         for address in wanted[:MAX_PEERS]:
-            if address not in self._links:
-                link = Link(
+            if address not in self._clients:
+                client = PeerClient(
                     address,
                     self._identity,
                     self._taken,
-                    self.outbox,
+                    self.sender,
                     counts=self.counts,
                     supervisor=self._supervisor,
                 )
-                task = group.run(PEER, link.run, detail=f"{address[0]}:{address[1]}")
-                self._links[address] = link, task
+                task = group.run(PEER, client.run, detail=f"{address[0]}:{address[1]}")
+                self._clients[address] = client, task
 
 
 def read_secret(path: Path) -> bytes:

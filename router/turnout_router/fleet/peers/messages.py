@@ -1,8 +1,8 @@
-"""What routers say to each other, and how it is written: frames of a length and MessagePack.
+"""The messages between routers, and their encoding: frames of a length and MessagePack.
 
-A connection carries one router's messages to one other: the one that connected tells, the other one hears. It begins with
-`Challenge` (from the hearer), `Hello` and `Welcome` or `Refused`; then come frames, each a list of messages. An empty list
-is a sign of life, which the hearer returns.
+A connection carries one router's messages to one other: from the client, which connected, to the server. It begins with
+`Challenge` (from the server), `Hello` and `Welcome` or `Refused`; then frames follow, each a list of messages. An empty list
+is a heartbeat, which the server returns.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 VERSION: Final = 1
-"""Of everything in this module. Routers of different versions do not talk: during an upgrade each knows its like."""
+"""Version of this module's protocol. During an upgrade, old routers exchange messages only with old ones, new with new."""
 BLOCKS: Final = f"xxh3-64/{BLOCK_BYTES}"
-"""How prompts are cut and hashed: blocks of another kind mean nothing here."""
+"""How prompts are split and hashed: only equal kinds of blocks can be compared."""
 
-MAX_GREETING_BYTES: Final = 512
+MAX_HANDSHAKE_BYTES: Final = 512
 MAX_FRAME_BYTES: Final = 256 * 1024
 _FRAME_BLOCKS: Final = 2048
 _FRAME_MESSAGES: Final = 256
-"""After so many a frame is closed: with one more prompt of `MAX_BLOCKS` it stays below `MAX_FRAME_BYTES`."""
+"""Bounds after which a frame is closed: with one more prompt of `MAX_BLOCKS` it stays below `MAX_FRAME_BYTES`."""
 _LENGTH_BYTES: Final = 4
 _MAX_TOKENS: Final = 1 << 31
 _MAX_SECONDS: Final = 1e6
@@ -60,14 +60,14 @@ class FirstToken(Struct, frozen=True, array_like=True, tag=2):
 
 
 class Expected(Struct, frozen=True, array_like=True, tag=3):
-    """Nobody will see its first token, which is taken to come after `wait` of the deployment's own seconds."""
+    """Its first token cannot be observed, and is expected after `wait` of the deployment's own seconds."""
 
     number: _Number
     wait: _Seconds
 
 
 class Finished(Struct, frozen=True, array_like=True, tag=4):
-    """It has ended; what usage said of the worker's cache, None where it said nothing."""
+    """It has ended. `cached_tokens` is what usage says of the worker's cache, None if it says nothing."""
 
     number: _Number
     cached_tokens: _Tokens | None
@@ -78,7 +78,7 @@ Message = Sent | FirstToken | Expected | Finished
 
 
 class Challenge(Struct, frozen=True, array_like=True, tag=1):
-    """Who listens here, and what a proof has to be made for."""
+    """The server's identity, and the nonce that a proof is made for."""
 
     version: int
     identity: _Bytes
@@ -86,7 +86,7 @@ class Challenge(Struct, frozen=True, array_like=True, tag=1):
 
 
 class Hello(Struct, frozen=True, array_like=True, tag=2):
-    """Who connected, how it cuts prompts, and the proof that it knows the secret: empty where it has none."""
+    """The client's identity, how it splits prompts, and the proof that it knows the secret: empty if it has none."""
 
     version: int
     identity: _Bytes
@@ -96,22 +96,22 @@ class Hello(Struct, frozen=True, array_like=True, tag=2):
 
 
 class Welcome(Struct, frozen=True, array_like=True, tag=3):
-    """It may tell; the listener's own proof."""
+    """The client is accepted; the server's own proof."""
 
     proof: _Bytes
 
 
 class Refused(Struct, frozen=True, array_like=True, tag=4):
-    """It may not, and why."""
+    """The client is refused, and why."""
 
     reason: _Name
 
 
-Greeting = Challenge | Hello | Welcome | Refused
+HandshakeMessage = Challenge | Hello | Welcome | Refused
 
 
 class PeerError(Exception):
-    """A conversation with another router cannot begin or go on; `fault` is one word for the metrics."""
+    """A connection to another router cannot begin or go on; `fault` is one word for the metrics."""
 
     def __init__(self, fault: str, text: str) -> None:
         super().__init__(text)
@@ -119,19 +119,19 @@ class PeerError(Exception):
 
 
 _UNREADABLE: Final = (DecodeError, UnicodeDecodeError, RecursionError)
-"""What the decoder raises: its own error, text that is no UTF-8, and nesting without end in what it skips."""
+"""What the decoder raises: its own error, text that is not UTF-8, and unbounded nesting in what it skips."""
 _ENCODER: Final = Encoder()
 _MESSAGES: Final = Decoder(list[Message])
-_GREETING: Final[Decoder[Greeting]] = Decoder(Greeting)
+_HANDSHAKE: Final[Decoder[HandshakeMessage]] = Decoder(HandshakeMessage)
 
 
 def framed(value: object) -> bytes:
-    """Return *value*, a greeting or a list of messages, as a frame."""
+    """Return *value*, a handshake or a list of messages, as a frame."""
     body = _ENCODER.encode(value)
     return len(body).to_bytes(_LENGTH_BYTES, "big") + body
 
 
-SIGN_OF_LIFE: Final = framed([])
+HEARTBEAT: Final = framed([])
 
 
 def frames(messages: Iterable[Message]) -> Iterator[bytes]:
@@ -156,27 +156,27 @@ def write(writer: StreamWriter, *written: bytes) -> None:
     writer.writelines(written)
 
 
-async def read_greeting(reader: StreamReader) -> Greeting:
-    """Return the next greeting. Raise PeerError for anything else, EOFError and OSError where the connection ends."""
-    body = await _read(reader, MAX_GREETING_BYTES)
+async def read_handshake(reader: StreamReader) -> HandshakeMessage:
+    """Return the next message of the handshake. Raise PeerError for anything else, EOFError or OSError if the connection ends."""
+    body = await _read(reader, MAX_HANDSHAKE_BYTES)
     try:
-        greeting: Greeting = _GREETING.decode(body)
+        handshake: HandshakeMessage = _HANDSHAKE.decode(body)
     except _UNREADABLE as error:
-        raise PeerError("garbage", f"that is no router's greeting: {error}") from error
-    return greeting
+        raise PeerError("garbage", f"the bytes are not a handshake: {error}") from error
+    return handshake
 
 
 async def read_messages(reader: StreamReader) -> list[Message]:
-    """Return the messages of the next frame. Raise as `read_greeting`."""
+    """Return the messages of the next frame. Raise as `read_handshake`."""
     body = await _read(reader, MAX_FRAME_BYTES)
     try:
         return _MESSAGES.decode(body)
     except _UNREADABLE as error:
-        raise PeerError("garbage", f"those are no router's messages: {error}") from error
+        raise PeerError("garbage", f"the bytes are not a router's messages: {error}") from error
 
 
 async def _read(reader: StreamReader, most: int) -> bytes:
     length = int.from_bytes(await reader.readexactly(_LENGTH_BYTES), "big")
     if length > most:
-        raise PeerError("garbage", f"a frame of {length} bytes, where {most} are the most")
+        raise PeerError("garbage", f"a frame of {length} bytes is larger than {most} bytes")
     return await reader.readexactly(length)

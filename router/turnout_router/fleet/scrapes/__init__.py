@@ -1,1 +1,1 @@
-"""What workers say of themselves: their metrics, read now and then, so that a router learns what others sent there."""
+"""Workers' metrics, scraped now and then, so that a router learns of the load that other routers sent there."""

@@ -1,11 +1,11 @@
-"""How often a worker is asked for its metrics, so that all routers together take little of its time. Pure."""
+"""How often a worker is scraped, so that all routers together take little of its time. Pure."""
 
 from __future__ import annotations
 
 from typing import Final
 
 MOST_A_SECOND: Final = 100
-"""Pages over all workers: one costs the router half a millisecond of CPU. Beyond that each worker is asked more seldom."""
+"""Pages over all workers: one costs the router 0.5 ms of CPU. Beyond that each worker is scraped less often."""
 SHARE: Final = 0.03
 """The most of its API server's time that a worker is to spend on the pages for all routers together."""
 SECONDS_PER_BYTE: Final = 1e-7
@@ -44,8 +44,8 @@ class Looks:
 def period(seconds: float, *, workers: int, routers: int, page_bytes: int = 0, fastest: float = 0.0) -> float:
     """Return the seconds from one look at a worker to the next one by this router.
 
-    *seconds* is the interval that was asked for, with one router; *workers* are those that this router asks, *routers* all
-    that ask this worker. A page of *page_bytes*, at best there within *fastest* seconds, is taken to cost the worker as
+    *seconds* is the configured interval, with one router; *workers* are those that this router scrapes, *routers* all
+    that scrape this worker. A page of *page_bytes*, at best there within *fastest* seconds, is taken to cost the worker as
     long as that, within what its size makes likely.
     """
     likely = page_bytes * SECONDS_PER_BYTE

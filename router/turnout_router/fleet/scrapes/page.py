@@ -26,7 +26,7 @@ _LORA: Final = b"vllm:lora_requests_info"
 
 _MOST_REQUESTS: Final = 1_000_000
 _MOST: Final = 1e15
-"""Larger figures are none: a token counter gets there in 300 years. What is reckoned with them stays within bounds."""
+"""Larger figures are invalid: a token counter gets there in 300 years. So computed values stay within bounds."""
 MAX_SETS: Final = 8_192
 """Sets of LoRA adapters that there have been, each of which stays on the page."""
 _COMPUTED: Final = b'source="local_compute"'
@@ -37,7 +37,7 @@ _MOST_ADAPTERS: Final = re.compile(rb'[{,]max_lora="([0-9]{1,4})"')
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What one page says, over all engines behind it (data parallel ranks): counts are summed, usage is their mean."""
+    """The figures of one page, over all engines behind it (data parallel ranks): counts are summed, usage is their mean."""
 
     running: int
     """Requests that hold KV blocks: those in the batch, and those whose cache is on its way from a prefill worker."""
@@ -59,9 +59,9 @@ def read_page(text: bytes) -> Page:
     usage = [value for _, value in _samples(text, _KV_USAGE)]
     running, waiting = _sum(text, _RUNNING), _sum(text, _WAITING)
     if not usage or running is None or waiting is None:
-        raise PageError("it does not tell running and waiting requests and the KV cache's usage")
+        raise PageError("it lacks running requests, waiting requests or the KV cache's usage")
     if running + waiting > _MOST_REQUESTS:
-        raise PageError(f"it tells of {running + waiting:g} requests")
+        raise PageError(f"it reports {running + waiting:g} requests")
     adapters, most_adapters = _adapters(text)
     deferred = min(waiting, sum(value for labels, value in _samples(text, _BY_REASON) if _DEFERRED in labels))
     return Page(

@@ -1,6 +1,6 @@
 """Prompt tokens that wait for their first token, from counters that never forget. Pure.
 
-`Page.unfinished_tokens` also holds what was aborted before its first token, for ever. So it is measured from a base:
+`Page.unfinished_tokens` also holds what was aborted before its first token, forever. So it is measured from a base:
 what it shows while the engine is idle, for then nothing is pending; and in an engine that is never idle, the least of
 the last minute or two, for between two prompts hardly anything is.
 """
@@ -26,7 +26,7 @@ class PendingTokens:
         self._before = 0
 
     def of(self, page: Page, now: float) -> int:
-        """Return the tokens that are pending by *page*, which was read at *now* (seconds); 0 where it does not tell."""
+        """Return the tokens that are pending by *page*, which was read at *now* (seconds); 0 if it lacks them."""
         unfinished = page.unfinished_tokens
         if unfinished is None:
             return 0

@@ -1,19 +1,19 @@
-"""Reading every worker's metrics, one after the other, each at its own pace."""
+"""Reading every worker's metrics, one after the other, each at its own interval."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from turnout.routing.ledger import Scrape
+from turnout.routing.load_tracker import Scrape
 from turnout_prom.search import PageError
 from turnout_router.errors import UpstreamError
 from turnout_router.fleet.scrapes.pace import Looks, period
 from turnout_router.fleet.scrapes.page import read_page
 from turnout_router.fleet.scrapes.pending import PendingTokens
-from turnout_router.http1.http import get
+from turnout_router.fleet.worker_tasks import WorkerTasks
 from turnout_router.tasks import SCRAPE
-from turnout_router.upstream.answers import Collected
+from turnout_router.upstream.fetch import fetch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,24 +21,25 @@ if TYPE_CHECKING:
     from turnout.routing import Backend
     from turnout_router.fleet.backends import Backends
     from turnout_router.fleet.deployment import DeploymentRuntime
+    from turnout_router.upstream.answers import Collected
     from turnout_runtime.supervision import Supervisor
 
 ANSWER_SECONDS: Final = 2.0
-"""For a page. A worker that takes longer has told nothing that would still be so."""
+"""For a page. The figures of a worker that takes longer would be outdated."""
 MAX_PAGE_BYTES: Final = 1024 * 1024
 IDLE_SECONDS: Final = 1.0
-"""How long to wait before looking again whether there is anybody to ask."""
+"""Pause before looking for workers to scrape again."""
 LEAST_SECONDS: Final = 0.01
 AT_ONCE: Final = 4
-"""Workers that are asked before others have their turn, and how long that is."""
+"""Workers that are scraped in one turn."""
 _OK: Final = 200
 
 
 class Scraper:
-    """Asks the workers among which a prefix-aware policy chooses, each once every *seconds*, never twice at a time.
+    """Scrapes the workers among which a prefix-aware policy chooses, each once every *seconds*, never twice at a time.
 
-    More seldom where that would be too many pages for the router or too much of a worker's time, see `scrapes.pace`.
-    *others* returns how many other routers ask the same workers, as far as this one knows.
+    Less often where that would be too many pages for the router or too much of a worker's time, see `scrapes.pace`.
+    *others* returns how many other routers scrape the same workers, as far as this one knows.
     """
 
     def __init__(
@@ -49,16 +50,15 @@ class Scraper:
         others: Callable[[], int] = lambda: 0,
     ) -> None:
         self._backends = backends
-        self._supervisor = supervisor
+        self._tasks = WorkerTasks(supervisor, SCRAPE)
         self._seconds = seconds
         self._others = others
         self._due: dict[str, float] = {}
         self._looks: dict[str, Looks] = {}
-        self._asked: set[str] = set()
         self._pending: dict[str, PendingTokens] = {}
 
     async def run(self) -> None:
-        """Ask until cancelled."""
+        """Scrape until cancelled."""
         loop = asyncio.get_running_loop()
         known: list[Backend] = []
         while True:
@@ -87,9 +87,13 @@ class Scraper:
                     # What was missed is not made up for.
                     due = self._due[id_] = (due if due + seconds > now else now) + seconds
                     deployment = self._backends.of(worker.deployment)
-                    if deployment is not None and id_ not in self._asked and deployment.may_scrape(worker):
+                    if (
+                        deployment is not None
+                        and id_ not in self._tasks.running
+                        and deployment.may_scrape(worker)
+                    ):
                         begun += 1
-                        self._begin(deployment, worker)
+                        self._tasks.start(worker, self._scrape(deployment, worker))
                 following = min(following, due)
             await asyncio.sleep(max(LEAST_SECONDS, following - loop.time()))
 
@@ -98,24 +102,14 @@ class Scraper:
         self._looks = {id_: one for id_, one in self._looks.items() if id_ in known}
         self._due = {id_: due for id_, due in self._due.items() if id_ in known}
 
-    def _begin(self, deployment: DeploymentRuntime, worker: Backend) -> None:
-        self._asked.add(worker.id)
-        task = self._supervisor.once(SCRAPE, self._scrape(deployment, worker), detail=worker.id)
-        task.add_done_callback(lambda _: self._asked.discard(worker.id))
-
     async def _scrape(self, deployment: DeploymentRuntime, worker: Backend) -> None:
-        answer = Collected(MAX_PAGE_BYTES)
         pool = self._backends.pools.of((worker.host, worker.port))
         outcome = "failed"
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
-            await pool.exchange(
-                get(b"/metrics", pool.host),
-                answer,
-                seconds=ANSWER_SECONDS,
-                idle_seconds=None,
-                what="the metrics page",
+            answer = await fetch(
+                pool, b"/metrics", "the metrics page", limit_bytes=MAX_PAGE_BYTES, seconds=ANSWER_SECONDS
             )
             looks = self._looks.get(worker.id)
             if looks is not None:
@@ -129,7 +123,7 @@ class Scraper:
             deployment.metrics.scraped(outcome)
 
     def _take(self, deployment: DeploymentRuntime, worker: Backend, answer: Collected) -> str:
-        """Hand on what *answer* says, and return how it went. Raise PageError."""
+        """Pass on the figures of *answer*, and return the outcome. Raise PageError."""
         if answer.status != _OK:
             return "status"
         page = read_page(answer.body)

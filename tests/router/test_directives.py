@@ -146,7 +146,7 @@ def keyed(url: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("auth", "explain", "told"),
+    ("auth", "explain", "expected"),
     [
         ("required", "keys", {"sk-curious"}),
         ("required", "all", {"sk-curious", "sk-other"}),
@@ -155,8 +155,8 @@ def keyed(url: str) -> dict[str, Any]:
         ("open", "off", set()),
     ],
 )
-async def test_who_is_told_why(tmp_path: Path, auth: str, explain: str, told: set[str | None]) -> None:
-    """Where keys are required, those whose budget says so; where not, everybody; or as the router is told."""
+async def test_who_is_told_why(tmp_path: Path, auth: str, explain: str, expected: set[str | None]) -> None:
+    """Where keys are required, those whose budget allows it; where not, all clients; or as the option says."""
     async with (
         mock_worker() as worker,
         running_router(tmp_path, keyed(worker.url), auth=auth, explain=explain) as r,
@@ -169,7 +169,7 @@ async def test_who_is_told_why(tmp_path: Path, auth: str, explain: str, told: se
             if "x-turnout-reason" in answer.headers:
                 heard.add(key)
             assert "x-turnout-reason" not in (await ask(r, chat(), **headers)).headers
-        assert heard == told
+        assert heard == expected
 
 
 async def test_a_refused_explanation_costs_nothing_else(tmp_path: Path) -> None:

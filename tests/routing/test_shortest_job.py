@@ -1,4 +1,4 @@
-"""Holding requests back: only what nobody could begin with, the shortest first, nobody for ever, and nothing leaks."""
+"""Holding requests: only those that no worker could start, the shortest first, none forever, and nothing leaks."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from turnout.routing.held import PATIENCE, TRIES, Held, Place, must_wait
-from turnout.routing.ledger import Ledger, Prompt, Ticket
+from turnout.routing.load_tracker import InFlightRequest, LoadTracker, Prompt
 from turnout.routing.policy import PairEstimate, PrefixAware
+from turnout.routing.shortest_job import MAX_TRIES, PATIENCE, QueuedRequest, ShortestJobQueue, must_wait
 from turnout.routing.work import WorkModel
 
 if TYPE_CHECKING:
@@ -19,9 +19,9 @@ BLOCK = 512
 
 
 def router(*names: str, tokens: int = 400_000) -> PrefixAware:
-    ledger = Ledger(BLOCK)
-    ledger.set_backends((name, tokens) for name in names)
-    return PrefixAware(ledger, WorkModel())
+    tracker = LoadTracker(BLOCK)
+    tracker.set_backends((name, tokens) for name in names)
+    return PrefixAware(tracker, WorkModel())
 
 
 def prompt(number: int, blocks: int) -> Prompt:
@@ -29,21 +29,21 @@ def prompt(number: int, blocks: int) -> Prompt:
 
 
 def chooser(policy: PrefixAware, now: float = 0.0) -> Callable[[Prompt], PairEstimate]:
-    states = list(policy.ledger.states.values())
+    states = list(policy.tracker.states.values())
     return lambda what: PairEstimate(policy, what, policy.choose(what, states, now), None)
 
 
-def send(policy: PrefixAware, what: Prompt, now: float = 0.0) -> Ticket:
+def send(policy: PrefixAware, what: Prompt, now: float = 0.0) -> InFlightRequest:
     picks = chooser(policy, now)(what)
     return policy.sent(picks.decode, picks.prompt, now)
 
 
-def released(policy: PrefixAware, held: Held, now: float = 0.0) -> list[Place]:
-    places = []
-    while (found := held.next(chooser(policy, now))) is not None:
+def released(policy: PrefixAware, queue: ShortestJobQueue, now: float = 0.0) -> list[QueuedRequest]:
+    sent = []
+    while (found := queue.next(chooser(policy, now))) is not None:
         policy.sent(found[1].decode, found[1].prompt, now)
-        places.append(found[0])
-    return places
+        sent.append(found[0])
+    return sent
 
 
 def test_what_can_begin_at_once_is_not_held() -> None:
@@ -60,32 +60,32 @@ def test_what_would_only_wait_is_held_until_a_first_token() -> None:
     policy = router("a", "b")
     first, second = send(policy, prompt(1, 60)), send(policy, prompt(2, 80))
     assert must_wait(chooser(policy)(prompt(3, 4)))
-    held = Held(policy)
-    place = held.push(prompt(3, 4), 0.0)
-    assert released(policy, held) == []
-    policy.ledger.first_token(first, 0.7)
-    found = held.next(chooser(policy, 0.7))
+    queue = ShortestJobQueue(policy)
+    queued = queue.push(prompt(3, 4), 0.0)
+    assert released(policy, queue) == []
+    policy.tracker.first_token(first, 0.7)
+    found = queue.next(chooser(policy, 0.7))
     assert found is not None
-    assert (found[0], found[1].decode.state) == (place, first.state)
+    assert (found[0], found[1].decode.state) == (queued, first.state)
     assert found[1].decode.state is not second.state
-    assert (place.waits, len(held)) == (False, 0)
+    assert (queued.waits, len(queue)) == (False, 0)
 
 
 def test_a_full_kv_cache_holds_requests_until_one_ends() -> None:
     """Nothing is computed any more, but there is no room: the end of an answer makes it."""
     policy = router("a", tokens=100 * BLOCK)
     running = [send(policy, prompt(each, 30)) for each in range(3)]
-    for ticket in running:
-        policy.ledger.first_token(ticket, 1.0)
-    held = Held(policy)
-    place = held.push(prompt(9, 30), 1.0)
-    assert released(policy, held, 1.0) == []
-    policy.ledger.finished(running[0], 5.0)
-    assert released(policy, held, 5.0) == [place]
+    for request in running:
+        policy.tracker.first_token(request, 1.0)
+    queue = ShortestJobQueue(policy)
+    queued = queue.push(prompt(9, 30), 1.0)
+    assert released(policy, queue, 1.0) == []
+    policy.tracker.finished(running[0], 5.0)
+    assert released(policy, queue, 5.0) == [queued]
 
 
 def test_what_never_fits_is_sent_when_the_backend_is_empty() -> None:
-    """A request larger than the cache must not wait for room that nobody's end will make."""
+    """A request larger than the cache must not wait for room that no completion will make."""
     policy = router("a", tokens=10 * BLOCK)
     assert not must_wait(chooser(policy)(prompt(1, 30)))
 
@@ -97,11 +97,11 @@ def test_the_shortest_goes_first_but_nobody_waits_for_ever() -> None:
     for later, overtakes in ((1.0, True), (PATIENCE * seconds + 1.0, False)):
         policy = router("a")
         busy = send(policy, prompt(1, 200))
-        held = Held(policy)
-        waits = held.push(long, 0.0)
-        comes = held.push(short, later)
-        policy.ledger.first_token(busy, later)
-        found = held.next(chooser(policy, later))
+        queue = ShortestJobQueue(policy)
+        waits = queue.push(long, 0.0)
+        comes = queue.push(short, later)
+        policy.tracker.first_token(busy, later)
+        found = queue.next(chooser(policy, later))
         assert found is not None
         assert found[0] is (comes if overtakes else waits)
 
@@ -110,18 +110,18 @@ def test_a_request_that_waits_for_one_backend_does_not_block_the_others() -> Non
     """The first in line prefers a busy backend, where its prefix is; who comes behind it takes the idle one."""
     policy = router("a", "b")
     cached = prompt(1, 60)
-    at_home, other = policy.ledger.states.values()
+    at_home, other = policy.tracker.states.values()
     done = policy.sent(policy.choose(cached, [at_home], 0.0), cached, 0.0)
-    policy.ledger.first_token(done, 0.0)
-    policy.ledger.finished(done, 0.0)
-    held = Held(policy)
+    policy.tracker.first_token(done, 0.0)
+    policy.tracker.finished(done, 0.0)
+    queue = ShortestJobQueue(policy)
     for state in (at_home, other):
         policy.sent(
             policy.choose(prompt(50 + state.slot, 60), [state], 0.0), prompt(50 + state.slot, 60), 0.0
         )
-    waits, goes = held.push(cached, 0.0), held.push(prompt(2, 20), 0.0)
-    policy.ledger.first_token(next(iter(other.waiting)), 0.4)
-    assert released(policy, held, 0.4) == [goes]
+    waits, goes = queue.push(cached, 0.0), queue.push(prompt(2, 20), 0.0)
+    policy.tracker.first_token(next(iter(other.waiting)), 0.4)
+    assert released(policy, queue, 0.4) == [goes]
     assert waits.waits
 
 
@@ -131,9 +131,9 @@ def test_those_who_wait_count_as_overload() -> None:
     send(policy, prompt(1, 60))
     send(policy, prompt(2, 60))
     before = chooser(policy)(prompt(3, 10)).decode.compared[0].congestion
-    held = Held(policy)
+    queue = ShortestJobQueue(policy)
     for each in range(10):
-        held.push(prompt(10 + each, 10), 0.0)
+        queue.push(prompt(10 + each, 10), 0.0)
     assert chooser(policy)(prompt(3, 10)).decode.compared[0].congestion > 2 * before
 
 
@@ -141,25 +141,25 @@ def test_who_leaves_is_forgotten() -> None:
     """Withdrawn requests are never returned, twice is once, and what they leave behind is bounded."""
     policy = router("a")
     busy = send(policy, prompt(1, 200))
-    held = Held(policy)
-    places = [held.push(prompt(10 + each, 4), 0.0) for each in range(500)]
-    for place in places[1:]:
-        held.withdraw(place)
-        held.withdraw(place)
-    assert (len(held), policy.held_back) == (1, 1)
-    assert len(held._places) <= 2 * len(held) + TRIES
-    policy.ledger.first_token(busy, 9.0)
-    assert released(policy, held, 9.0) == places[:1]
-    assert policy.held_back == 0
+    queue = ShortestJobQueue(policy)
+    pushed = [queue.push(prompt(10 + each, 4), 0.0) for each in range(500)]
+    for queued in pushed[1:]:
+        queue.withdraw(queued)
+        queue.withdraw(queued)
+    assert (len(queue), policy.held_requests) == (1, 1)
+    assert len(queue._heap) <= 2 * len(queue) + MAX_TRIES
+    policy.tracker.first_token(busy, 9.0)
+    assert released(policy, queue, 9.0) == pushed[:1]
+    assert policy.held_requests == 0
 
 
 def test_nobody_to_serve_leaves_all_waiting() -> None:
-    """Where a choice finds no worker at all, the requests stay until one comes or their user gives up."""
+    """Where a choice finds no worker at all, the requests stay until one comes or they are withdrawn."""
     policy = router("a")
-    held = Held(policy)
-    held.push(prompt(1, 4), 0.0)
-    assert held.next(lambda _: None) is None
-    assert len(held) == 1
+    queue = ShortestJobQueue(policy)
+    queue.push(prompt(1, 4), 0.0)
+    assert queue.next(lambda _: None) is None
+    assert len(queue) == 1
 
 
 @settings(max_examples=60)
@@ -169,23 +169,23 @@ def test_nobody_to_serve_leaves_all_waiting() -> None:
     blocks=st.integers(60, 400),
 )
 def test_every_request_goes_exactly_once(sizes: list[int], leave: set[int], blocks: int) -> None:
-    """However long, however small the caches: when all that runs has ended, everybody who stayed has been sent."""
+    """However long, however small the caches: when all that runs has ended, every request that stayed has been sent."""
     policy = router("a", "b", tokens=blocks * BLOCK)
-    held = Held(policy)
-    running: list[Ticket] = []
-    places = [held.push(prompt(each, size), 0.0) for each, size in enumerate(sizes)]
-    stay = [place for each, place in enumerate(places) if each not in leave]
-    for place in places:
-        if place not in stay:
-            held.withdraw(place)
-    sent: list[Place] = []
+    queue = ShortestJobQueue(policy)
+    running: list[InFlightRequest] = []
+    pushed = [queue.push(prompt(each, size), 0.0) for each, size in enumerate(sizes)]
+    stay = [queued for each, queued in enumerate(pushed) if each not in leave]
+    for queued in pushed:
+        if queued not in stay:
+            queue.withdraw(queued)
+    sent: list[QueuedRequest] = []
     for second in range(1, 200):
-        while (found := held.next(chooser(policy, second))) is not None:
+        while (found := queue.next(chooser(policy, second))) is not None:
             running.append(policy.sent(found[1].decode, found[1].prompt, second))
             sent.append(found[0])
         if not running:
             break
-        policy.ledger.first_token(running[0], second)
-        policy.ledger.finished(running.pop(0), second)
+        policy.tracker.first_token(running[0], second)
+        policy.tracker.finished(running.pop(0), second)
     assert sorted(map(id, sent)) == sorted(map(id, stay))
-    assert len(held) == 0
+    assert len(queue) == 0

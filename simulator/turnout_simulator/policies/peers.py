@@ -6,14 +6,14 @@ from heapq import heappop, heappush
 from math import inf
 from typing import TYPE_CHECKING, Final
 
-from turnout.routing.peers import PeerBook
+from turnout.routing.peer_load import PeerLoad
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from turnout.routing.ledger import Ledger, Prompt, Ticket
+    from turnout.routing.load_tracker import InFlightRequest, LoadTracker, Prompt
 
-    Message = Callable[[PeerBook, Ledger, float], object]
+    Message = Callable[[PeerLoad, LoadTracker, float], object]
 
 BATCH_SECONDS: Final = 0.01
 """Least time between two batches of a router, which tells at once what comes later than that: as the real one does."""
@@ -23,19 +23,19 @@ MOST_OPEN: Final = 1_000_000_000
 """No bound that a replay would meet."""
 
 
-class Exchange:
+class PeerNetwork:
     """What routers tell each other, delivered in the order of virtual time."""
 
     def __init__(self, *, batch_seconds: float = BATCH_SECONDS, delay_seconds: float = DELAY_SECONDS) -> None:
-        self.members: list[Telling] = []
+        self.members: list[PeerEndpoint] = []
         self._batch_seconds = batch_seconds
         self._delay_seconds = delay_seconds
-        self._due: list[tuple[float, int, Telling, list[Message]]] = []
+        self._due: list[tuple[float, int, PeerEndpoint, list[Message]]] = []
         self._batches = 0
 
-    def join(self, ledger: Ledger) -> Telling:
-        """Return what a further router, with *ledger*, tells and hears through."""
-        member = Telling(self, ledger)
+    def join(self, tracker: LoadTracker) -> PeerEndpoint:
+        """Return what a further router, with *tracker*, tells and hears through."""
+        member = PeerEndpoint(self, tracker)
         self.members.append(member)
         return member
 
@@ -47,7 +47,7 @@ class Exchange:
                 if member is not sender:
                     member.hear(sender, batch, at)
 
-    def begin(self, sender: Telling, last: float, now: float) -> tuple[float, list[Message]]:
+    def begin(self, sender: PeerEndpoint, last: float, now: float) -> tuple[float, list[Message]]:
         """Begin a batch after one that closed at *last*; return until when it is open, and where its messages go."""
         batch: list[Message] = []
         closes = max(now, last + self._batch_seconds)
@@ -56,50 +56,50 @@ class Exchange:
         return closes, batch
 
 
-class Telling:
-    """One router's end: tells the others of its own requests, and books theirs in its ledger.
+class PeerEndpoint:
+    """One router's end: tells the others of its own requests, and books theirs in its tracker.
 
     Time goes on in every call, and never back: what others have told by then is booked first.
     """
 
-    def __init__(self, exchange: Exchange, ledger: Ledger) -> None:
-        self._exchange = exchange
-        self._ledger = ledger
-        self._books: dict[Telling, PeerBook] = {}
+    def __init__(self, network: PeerNetwork, tracker: LoadTracker) -> None:
+        self._network = network
+        self._tracker = tracker
+        self._loads: dict[PeerEndpoint, PeerLoad] = {}
         self._closes = -inf
         self._batch: list[Message] = []
 
     def until(self, now: float) -> None:
         """Book what the others have told by *now*."""
-        self._exchange.deliver(now)
+        self._network.deliver(now)
 
-    def sent(self, number: int, ticket: Ticket, prompt: Prompt, now: float) -> None:
-        """Tell that *prompt* was sent, as *ticket* says."""
-        if ticket.state is None:
+    def sent(self, number: int, request: InFlightRequest, prompt: Prompt, now: float) -> None:
+        """Tell that *prompt* was sent, as *request* says."""
+        if request.state is None:
             return
-        backend, matched, seconds = ticket.state.id, ticket.matched, ticket.seconds
+        backend, matched, seconds = request.state.id, request.matched, request.seconds
         self._tell(
-            now, lambda book, ledger, at: book.sent(number, ledger, backend, prompt, matched, seconds, at)
+            now, lambda load, tracker, at: load.sent(number, tracker, backend, prompt, matched, seconds, at)
         )
 
     def first_token(self, number: int, now: float) -> None:
         """Tell that the prompt of *number* has been computed."""
-        self._tell(now, lambda book, _ledger, at: book.first_token(number, at))
+        self._tell(now, lambda load, _tracker, at: load.first_token(number, at))
 
     def finished(self, number: int, now: float, cached_tokens: int | None = None) -> None:
         """Tell that *number* has ended."""
-        self._tell(now, lambda book, _ledger, at: book.finished(number, at, cached_tokens))
+        self._tell(now, lambda load, _tracker, at: load.finished(number, at, cached_tokens))
 
-    def hear(self, sender: Telling, batch: list[Message], at: float) -> None:
+    def hear(self, sender: PeerEndpoint, batch: list[Message], at: float) -> None:
         """Book what *sender* tells."""
-        book = self._books.get(sender)
-        if book is None:
-            book = self._books[sender] = PeerBook(MOST_OPEN, MOST_OPEN)
+        load = self._loads.get(sender)
+        if load is None:
+            load = self._loads[sender] = PeerLoad(MOST_OPEN, MOST_OPEN)
         for message in batch:
-            message(book, self._ledger, at)
+            message(load, self._tracker, at)
 
     def _tell(self, now: float, message: Message) -> None:
-        self._exchange.deliver(now)
+        self._network.deliver(now)
         if now >= self._closes:
-            self._closes, self._batch = self._exchange.begin(self, self._closes, now)
+            self._closes, self._batch = self._network.begin(self, self._closes, now)
         self._batch.append(message)

@@ -21,7 +21,7 @@ from support.router_running import (
 )
 from turnout.routing import UNCONSTRAINED
 from turnout.routing.admission import NORMAL, AdmissionLimits
-from turnout.routing.ledger import Prompt
+from turnout.routing.load_tracker import Prompt
 from turnout_router.fleet import claims
 from turnout_router.fleet.claims import Claimant
 
@@ -143,7 +143,7 @@ def choosing(deployment: DeploymentRuntime, error: Exception) -> Claimant:
 
 
 def slow_down(r: Running) -> None:
-    """Let the books' time pass at a twentieth of its speed.
+    """Let the tracker's time pass at a twentieth of its speed.
 
     How much of a prompt is taken to be computed must not depend on how fast the test's machine is.
     """
@@ -261,7 +261,7 @@ async def test_answers_in_one_piece_let_others_go_in_time(tmp_path: Path) -> Non
     reason="needs a subclass in Python, which what is compiled does not allow",
 )
 async def test_a_request_for_which_choosing_fails_is_sent_off_and_holds_up_nobody(tmp_path: Path) -> None:
-    """Its own caller is told; those behind it go on."""
+    """Its own caller gets the error; those behind it go on."""
     async with mock_worker(behavior="gated") as worker, running_router(tmp_path, queueing(worker)) as r:
         asking = [await under_way(r, worker)]
         backends = r.router._backends

@@ -1,8 +1,8 @@
-"""What a router knows of each backend: its own requests in flight there, a shadow of its cache, scraped metrics.
+"""The load of each backend as a router tracks it: its own requests in flight there, a shadow cache, scraped metrics.
 
-Own accounting comes first, for it is never stale. A scrape adds what other routers have sent: whatever the engine
-holds beyond the own requests at that moment. From then on that is taken to be worked off as time passes, so that an
-old scrape counts for nothing by itself.
+The router's own accounting comes first, because it is never stale. A scrape adds what other routers have sent: all that the
+engine holds beyond this router's requests at that moment. From then on that is assumed to be completed as time passes, so that
+an old scrape loses its effect.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from turnout.routing.tokens import Tokenized
 
 DRAIN: Final = 0.5
-"""Seconds of prefill that an engine is taken to work off in a second: decodes share its iterations."""
+"""Assumed prefill progress: seconds of queued prefill completed per second. Decodes share the engine's iterations."""
 LEARNING_RATE: Final = 0.01
 """Weight of one request in the running means, which so reach over the last hundred or so."""
 FIRST_RESIDENCE_SECONDS: Final = 10.0
@@ -34,11 +34,11 @@ FIRST_UNCACHED_TOKENS: Final = 8192.0
 
 @mypyc_attr(acyclic=True, free_list_len=1)
 class Prompt:
-    """What a choice needs to know of a request.
+    """The part of a request on which the choice of a worker depends.
 
     `blocks` are chain hashes of its full blocks: equal ones stand for equal text from the beginning on. `adapter` is
-    the LoRA adapter that it asks for. `tokenized` are its tokens as an engine reads them, where engines say what they
-    hold.
+    the LoRA adapter that it requests. `tokenized` are its tokens as an engine reads them, if engines publish what they
+    have cached.
     """
 
     __slots__ = ("adapter", "blocks", "expected_output_tokens", "tokenized", "tokens")
@@ -67,8 +67,8 @@ class Scrape:
     kv_usage: float
     """Share of its KV blocks that are held, 0 to 1."""
     pending_tokens: int = 0
-    """Uncached prompt tokens of running requests whose first token is still to come. No engine says that in one
-    figure, three of vLLM's counters together do: prefix_cache_queries - prefix_cache_hits (when a prompt is
+    """Uncached prompt tokens of running requests whose first token is still to come. No engine exposes that in one
+    figure; three of vLLM's counters together give it: prefix_cache_queries - prefix_cache_hits (when a prompt is
     admitted) - prompt_tokens by local compute (when its first token is there)."""
 
 
@@ -104,10 +104,10 @@ class BackendState:
         self.adapters: frozenset[str] = frozenset()
         """LoRA adapters that it has loaded."""
         self.adapter_room = 0
-        """How many find room there at a time. 0: nobody knows."""
+        """How many adapters it has room for at a time. 0: unknown."""
         self.adapter_uses: dict[str, int] = {}
         """This router's requests by adapter. An adapter in use is not unloaded."""
-        self.waiting: dict[Ticket, None] = {}  # without a first token, in the order sent
+        self.waiting: dict[InFlightRequest, None] = {}  # without a first token, in the order sent
         self.queued_seconds = 0.0
         self.queued_tokens = 0
         """Uncached prompt tokens of `waiting`, and the seconds to compute them."""
@@ -142,8 +142,8 @@ class BackendState:
         return max(0.0, 1 - (now - self.scraped_at) / residence_seconds)
 
 
-class Ticket:
-    """One request on one backend, from being sent to its end. Made by `Ledger.sent`."""
+class InFlightRequest:
+    """One request on one backend, from being sent to its end. Made by `LoadTracker.sent`."""
 
     __slots__ = (
         "adapter",
@@ -183,18 +183,18 @@ class Ticket:
         self.seconds = seconds
         self.running_since: float | None = None
         self.expected_at = inf
-        """When its first token is taken to have come, where nobody can see it come."""
+        """When its first token is assumed to have come, if it cannot be observed."""
         self.at_affinity_target = False
-        """Whether it was sent to its session's affinity target, where others may have sent what this router knows nothing of."""
+        """Whether it was sent to its session's affinity target, where other routers may have sent requests that this router does not know of."""
 
     def text_tokens(self, block_tokens: int) -> int:
-        """Return the prompt's length as if each of its blocks had *block_tokens* tokens: for those who know no better."""
+        """Return the prompt's length as if each of its blocks had *block_tokens* tokens: for routers that do not know its tokens."""
         if self.block_tokens == block_tokens:
             return self.prompt_tokens
         return max(1, self.prompt_tokens * block_tokens // self.block_tokens)
 
 
-class Ledger:
+class LoadTracker:
     """All backends. Bounded by them: a shadow holds no more than its backend's capacity and the requests in flight."""
 
     def __init__(self, block_tokens: int) -> None:
@@ -219,7 +219,7 @@ class Ledger:
         """Mean KV blocks of a request."""
 
     def set_backends(self, capacities: Iterable[tuple[str, int]]) -> None:
-        """Know exactly these backends, given as (id, KV capacity in tokens). What is known of others is forgotten."""
+        """Track exactly these backends, given as (id, KV capacity in tokens). All others are forgotten."""
         wanted = dict(capacities)
         for id_ in [each for each in self.states if each not in wanted]:
             state = self.states.pop(id_)
@@ -242,7 +242,7 @@ class Ledger:
         seconds: float,
         now: float,
         cached: int = -1,
-    ) -> Ticket:
+    ) -> InFlightRequest:
         """Note that *prompt* has been sent: *matched* of its blocks are thought to be there, the rest takes *seconds*.
 
         *cached*: how many of its tokens are there, where more is known than whole blocks; -1 where not.
@@ -250,7 +250,7 @@ class Ledger:
         private = self.blocks_of(prompt) - len(prompt.blocks)
         size = self.block_tokens if prompt.tokenized is None else prompt.tokenized.block_tokens
         uncached = max(1, prompt.tokens - (matched * size if cached < 0 else cached))
-        ticket = Ticket(
+        request = InFlightRequest(
             state,
             prompt,
             private=private,
@@ -261,10 +261,10 @@ class Ledger:
         )
         if not state.waiting:
             state.began = now
-        state.waiting[ticket] = None
+        state.waiting[request] = None
         state.queued_seconds += seconds
-        state.queued_tokens += ticket.uncached_tokens
-        self.uncached_tokens += LEARNING_RATE * (ticket.uncached_tokens - self.uncached_tokens)
+        state.queued_tokens += request.uncached_tokens
+        self.uncached_tokens += LEARNING_RATE * (request.uncached_tokens - self.uncached_tokens)
         self._picks += 1
         state.last_pick = self._picks
         state.cache.admit(prompt.blocks, private)
@@ -273,7 +273,7 @@ class Ledger:
         blocks = len(prompt.blocks) + private
         self.request_blocks += LEARNING_RATE * (blocks - self.request_blocks)
         self.work_seconds += LEARNING_RATE * (seconds - self.work_seconds)
-        return ticket
+        return request
 
     def advance(self, states: Sequence[BackendState], now: float) -> None:
         """Note the first tokens that were expected by *now*. Prompts are computed in the order in which they were sent."""
@@ -284,44 +284,46 @@ class Ledger:
                     break
                 self.first_token(first, now)
 
-    def first_token(self, ticket: Ticket, now: float) -> None:
-        """Note that the prompt of *ticket* has been computed."""
-        state = ticket.state
-        if state is None or ticket not in state.waiting:
+    def first_token(self, request: InFlightRequest, now: float) -> None:
+        """Note that the prompt of *request* has been computed."""
+        state = request.state
+        if state is None or request not in state.waiting:
             return
-        self._computed(state, ticket, now)
-        ticket.running_since = now
+        self._computed(state, request, now)
+        request.running_since = now
         state.running += 1
-        state.context_tokens += ticket.prompt_tokens
+        state.context_tokens += request.prompt_tokens
 
     def finished(
-        self, ticket: Ticket, now: float, cached_tokens: int | None = None, prompt_tokens: int = 0
+        self, request: InFlightRequest, now: float, cached_tokens: int | None = None, prompt_tokens: int = 0
     ) -> None:
-        """Note an end, whatever its kind. *cached_tokens* as the usage says, None where it does not say.
+        """Note an end, whatever its kind. *cached_tokens* as the usage says, None if it has none.
 
-        *prompt_tokens*, where the usage says it, puts the estimate of the prompt's length right: blocks are parts
+        *prompt_tokens*, if the usage has it, corrects the estimate of the prompt's length: blocks are parts
         of the prompt, whatever a token is.
         """
-        state = ticket.state
+        state = request.state
         if state is None:
             return
-        ticket.state = None
-        if ticket in state.waiting:
-            self._computed(state, ticket, now)
-        elif ticket.running_since is not None:
+        request.state = None
+        if request in state.waiting:
+            self._computed(state, request, now)
+        elif request.running_since is not None:
             state.running -= 1
-            state.context_tokens -= ticket.prompt_tokens
-            self.residence_seconds += LEARNING_RATE * (now - ticket.running_since - self.residence_seconds)
+            state.context_tokens -= request.prompt_tokens
+            self.residence_seconds += LEARNING_RATE * (now - request.running_since - self.residence_seconds)
         if cached_tokens is not None:
-            cached = cached_tokens * ticket.prompt_tokens // prompt_tokens if prompt_tokens else cached_tokens
-            found = min(cached // ticket.block_tokens, len(ticket.blocks))
-            if found < ticket.matched or not ticket.at_affinity_target:
-                state.cache.correct(ticket.matched, found)
-        state.cache.release(ticket.blocks, ticket.private)
-        if ticket.adapter is not None:
-            uses = state.adapter_uses.pop(ticket.adapter) - 1
+            cached = (
+                cached_tokens * request.prompt_tokens // prompt_tokens if prompt_tokens else cached_tokens
+            )
+            found = min(cached // request.block_tokens, len(request.blocks))
+            if found < request.matched or not request.at_affinity_target:
+                state.cache.correct(request.matched, found)
+        state.cache.release(request.blocks, request.private)
+        if request.adapter is not None:
+            uses = state.adapter_uses.pop(request.adapter) - 1
             if uses:
-                state.adapter_uses[ticket.adapter] = uses
+                state.adapter_uses[request.adapter] = uses
 
     def scraped(self, state: BackendState, scrape: Scrape, now: float) -> float:
         """Take note of a scrape of *state*. Return the uncached prompt tokens that others have waiting there."""
@@ -335,13 +337,13 @@ class Ledger:
         return max(0.0, scrape.pending_tokens + waiting * self.uncached_tokens - state.queued_tokens)
 
     def matches(self, prompt: Prompt) -> list[int]:
-        """Return, by slot, how many leading blocks of *prompt* each backend holds: by its own word, else as believed."""
+        """Return, by slot, how many leading blocks of *prompt* each backend holds: as its engine reports, else as its shadow cache estimates."""
         return self.holdings(prompt)[0]
 
     def holdings(self, prompt: Prompt) -> tuple[list[int], list[int] | None]:
         """Return `matches`, and by slot how many leading tokens of *prompt* each backend holds.
 
-        None instead of the latter where no engine's word can be compared with *prompt*: then it is whole blocks.
+        None instead of the latter if no engine's report can be compared with *prompt*: then only whole blocks are known.
         """
         matches = self.index.match(prompt.blocks, self.slots)
         tokenized = prompt.tokenized
@@ -355,11 +357,11 @@ class Ledger:
             len(prompt.blocks), -(-(prompt.tokens + prompt.expected_output_tokens) // self.block_tokens)
         )
 
-    def _computed(self, state: BackendState, ticket: Ticket, now: float) -> None:
-        del state.waiting[ticket]
+    def _computed(self, state: BackendState, request: InFlightRequest, now: float) -> None:
+        del state.waiting[request]
         state.began = now
-        state.queued_tokens -= ticket.uncached_tokens
-        state.queued_seconds = state.queued_seconds - ticket.seconds if state.waiting else 0.0
+        state.queued_tokens -= request.uncached_tokens
+        state.queued_seconds = state.queued_seconds - request.seconds if state.waiting else 0.0
 
     def _next_slot(self) -> int:
         self.slots += 1

@@ -1,4 +1,4 @@
-"""One other router that is told: the connection to it, made again whenever it ends."""
+"""The connection to one other router, to which this router reports its requests; made again whenever it ends."""
 
 from __future__ import annotations
 
@@ -7,45 +7,45 @@ import logging
 import random
 from typing import TYPE_CHECKING, Final
 
-from turnout_router.fleet.peers.greeting import greet
-from turnout_router.fleet.peers.messages import SIGN_OF_LIFE, PeerError, frames, read_messages, write
+from turnout_router.fleet.peers.handshake import open_handshake
+from turnout_router.fleet.peers.messages import HEARTBEAT, PeerError, frames, read_messages, write
 from turnout_router.tasks import PEER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from turnout_router.fleet.peers.counts import PeerCounts
-    from turnout_router.fleet.peers.greeting import Identity
-    from turnout_router.fleet.peers.outbox import Outbox
+    from turnout_router.fleet.peers.handshake import PeerIdentity
+    from turnout_router.fleet.peers.sender import PeerSender
     from turnout_runtime.supervision import Supervisor
 
 _LOG = logging.getLogger("turnout_router.fleet.peers")
 
 CONNECT_SECONDS: Final = 2.0
-GREETING_SECONDS: Final = 3.0
-"""For the whole greeting, on either side."""
-LIFE_SECONDS: Final = 1.0
-"""How often a sign of life is sent."""
+HANDSHAKE_SECONDS: Final = 3.0
+"""For the whole handshake, on either side."""
+HEARTBEAT_SECONDS: Final = 1.0
+"""Seconds between two heartbeats."""
 SILENCE_SECONDS: Final = 5.0
-"""After this long without any from the other side it counts as gone: its machine is lost, or it hangs."""
+"""After so long without a heartbeat a peer counts as gone: its machine is lost, or it hangs."""
 UNREAD_BYTES: Final = 8 * 1024 * 1024
-"""What a peer may leave unread before the connection is cut; connected again, it is told what is open then."""
+"""What a peer may leave unread before the connection is cut; after it reconnects, it receives all open requests."""
 _BACK_OFF_SECONDS: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
-class Links:
-    """Who is told already: two addresses of one router make one conversation."""
+class ConnectedPeers:
+    """The identities of connected peers: two addresses of one router share one connection."""
 
     def __init__(self, own: bytes) -> None:
         self._own = own
         self._taken: set[bytes] = set()
 
     def take(self, identity: bytes) -> None:
-        """Take *identity*. Raise PeerError where that is this router itself, or told already."""
+        """Take *identity*. Raise PeerError if it is this router itself, or already connected."""
         if identity == self._own:
-            raise PeerError("self", "that is this router itself")
+            raise PeerError("self", "the peer is this router itself")
         if identity in self._taken:
-            raise PeerError("twice", "that router is told already, under another address")
+            raise PeerError("twice", "the peer is already connected under another address")
         self._taken.add(identity)
 
     def free(self, identity: bytes) -> None:
@@ -53,15 +53,15 @@ class Links:
         self._taken.discard(identity)
 
 
-class Link:
-    """Tells one address, until cancelled. `state` says for people how that goes."""
+class PeerClient:
+    """Reports to one address until cancelled. `state` describes the connection for people."""
 
     def __init__(
         self,
         address: tuple[str, int],
-        identity: Identity,
-        links: Links,
-        outbox: Outbox,
+        identity: PeerIdentity,
+        connected: ConnectedPeers,
+        sender: PeerSender,
         *,
         counts: PeerCounts,
         supervisor: Supervisor,
@@ -69,8 +69,8 @@ class Link:
         self.address = address
         self.state = "connecting"
         self._identity = identity
-        self._links = links
-        self._outbox = outbox
+        self._clients = connected
+        self._sender = sender
         self._counts = counts
         self._supervisor = supervisor
         self._writer: asyncio.StreamWriter | None = None
@@ -79,12 +79,12 @@ class Link:
         self._slow = False
 
     async def run(self) -> None:
-        """Tell, and connect again where that ends. Returns where the address is this router's own."""
+        """Connect, report, and connect again after every end. Return if the address is this router's own."""
         failures = 0
         while True:
             began = asyncio.get_running_loop().time()
             try:
-                await self._converse()
+                await self._run_session()
             except PeerError as error:
                 fault, reason = error.fault, str(error)
             except TimeoutError:
@@ -94,7 +94,7 @@ class Link:
                     fault, reason = "slow", f"it left more than {UNREAD_BYTES} bytes unread"
                 else:
                     fault, reason = "closed", _ended(error)
-            except Exception as error:  # counted and logged by who runs this, which runs it again
+            except Exception as error:  # counted and logged by the supervisor, which runs this again
                 self.state = f"failed: {type(error).__name__}: {error}"
                 raise
             if fault == "self":
@@ -104,14 +104,14 @@ class Link:
             if asyncio.get_running_loop().time() - began > SILENCE_SECONDS:
                 failures = 0
             if reason != self.state:
-                _LOG.warning("peer %s:%d is not told: %s", *self.address, reason)
+                _LOG.warning("no connection to peer %s:%d: %s", *self.address, reason)
             self.state = reason
             pause = _BACK_OFF_SECONDS[min(failures, len(_BACK_OFF_SECONDS) - 1)]
             failures += 1
             await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - spreads load, guards nothing
 
     def deliver(self, frames: Sequence[bytes]) -> None:
-        """Pass on what is new, after what was open at the beginning."""
+        """Send new messages, after those about requests that were open when the connection began."""
         writer = self._writer
         if writer is None or self._slow:
             return
@@ -125,16 +125,16 @@ class Link:
             writer.writelines(frames)
 
     def cut(self) -> None:
-        """End the conversation, of which something could not be passed on: connected again, it is told what is open then."""
+        """End the connection, because messages were lost: after it reconnects, the peer receives all open requests."""
         if self._writer is not None:
             self._writer.transport.abort()
 
-    async def _converse(self) -> None:
+    async def _run_session(self) -> None:
         taken: bytes | None = None
 
         def take(identity: bytes) -> None:
             nonlocal taken
-            self._links.take(identity)
+            self._clients.take(identity)
             taken = identity
 
         self._slow = False
@@ -142,27 +142,29 @@ class Link:
         async with asyncio.timeout(CONNECT_SECONDS):
             reader, writer = await asyncio.open_connection(host, port, limit=4096)
         try:
-            async with asyncio.timeout(GREETING_SECONDS):
-                await greet(self._identity, reader, writer, take)
+            async with asyncio.timeout(HANDSHAKE_SECONDS):
+                await open_handshake(self._identity, reader, writer, take)
             self._writer = writer
-            await self._tell(reader, writer)
+            await self._report(reader, writer)
         finally:
-            self._outbox.hearers.discard(self)
+            self._sender.subscribers.discard(self)
             self._writer = self._held = None
             self._held_bytes = 0
             if taken is not None:
-                self._links.free(taken)
+                self._clients.free(taken)
             writer.transport.abort()
 
-    async def _tell(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _report(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._held = []
-        before = self._outbox.begin(self)
-        self._counts.telling += 1
+        before = self._sender.begin(self)
+        self._counts.outgoing += 1
         self.state = "connected"
-        _LOG.info("peer %s:%d is told, of %d messages to begin with", *self.address, len(before))
-        living = self._supervisor.once(PEER, self._live(writer), detail=f"signs of life to {self.address[0]}")
-        # Without them the other side would take this router for gone, only later.
-        living.add_done_callback(lambda _: writer.transport.abort())
+        _LOG.info("connected to peer %s:%d, which first gets %d messages", *self.address, len(before))
+        heartbeats = self._supervisor.once(
+            PEER, self._send_heartbeats(writer), detail=f"heartbeats to {self.address[0]}"
+        )
+        # Without them the other side would consider this router gone, only later.
+        heartbeats.add_done_callback(lambda _: writer.transport.abort())
         try:
             for frame in frames(before):
                 write(writer, frame)
@@ -174,13 +176,13 @@ class Link:
                 async with asyncio.timeout(SILENCE_SECONDS):
                     await read_messages(reader)
         finally:
-            living.cancel()
-            self._counts.telling -= 1
+            heartbeats.cancel()
+            self._counts.outgoing -= 1
 
-    async def _live(self, writer: asyncio.StreamWriter) -> None:
+    async def _send_heartbeats(self, writer: asyncio.StreamWriter) -> None:
         while not writer.transport.is_closing():
-            writer.write(SIGN_OF_LIFE)
-            await asyncio.sleep(LIFE_SECONDS)
+            writer.write(HEARTBEAT)
+            await asyncio.sleep(HEARTBEAT_SECONDS)
 
 
 def _ended(error: OSError | EOFError) -> str:

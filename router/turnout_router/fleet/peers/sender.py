@@ -1,7 +1,7 @@
-"""What this router has to tell the others of its own requests: gathered here, told in batches.
+"""This router's messages about its own requests, collected here and sent to the other routers in batches.
 
-What comes after a quiet while is told in the same turn of the event loop, what comes soon after a batch waits until
-`batch_seconds` have passed. A request's messages are small structures in a list; written they are once, whoever hears.
+A message after a pause is sent in the same turn of the event loop; one that follows a batch waits until
+`batch_seconds` have passed. Messages are small structures in a list, and are encoded once for all peers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Sequence
 
-    from turnout.routing.ledger import Prompt, Ticket
+    from turnout.routing.load_tracker import InFlightRequest, Prompt
     from turnout_router.fleet.peers.counts import PeerCounts
     from turnout_router.fleet.peers.messages import Message
     from turnout_router.tasks import Note
@@ -25,25 +25,24 @@ if TYPE_CHECKING:
 
 RECENT_REQUESTS: Final = 4096
 RECENT_BLOCKS: Final = 1 << 16
-"""How much is kept of what has ended, for those who begin to hear later: blocks for the caches of some forty workers."""
+"""Ended requests that are kept for peers that connect later, and their blocks: for the caches of some forty workers."""
 
 
-class Hearer(Protocol):
-    """Someone who is told."""
+class Subscriber(Protocol):
+    """A receiver of the messages."""
 
     def deliver(self, frames: Sequence[bytes]) -> None:
-        """Pass on what is new."""
+        """Send new messages."""
 
     def cut(self) -> None:
-        """Begin anew: something could not be passed on."""
+        """Start over: a message was lost."""
 
 
-class Outbox:
-    """Gathers messages and tells `hearers`.
+class PeerSender:
+    """Collects messages and sends them to `subscribers`.
 
-    Those who begin to hear later are told what is open, and before that what has ended lately: not that it counts any
-    longer, but it is what workers have cached.
-    *note* is called with what was raised where nothing should have been.
+    A later subscriber first gets the requests that ended lately, which no longer count as load but show what workers have
+    cached, and then those that are open. *note* is called with unexpected exceptions.
     """
 
     def __init__(
@@ -64,23 +63,23 @@ class Outbox:
         self._open: dict[int, tuple[Sent, FirstToken | Expected | None]] = {}
         self._recent: deque[Sent] = deque()
         self._recent_blocks = 0
-        self.hearers: set[Hearer] = set()
+        self.subscribers: set[Subscriber] = set()
 
-    def sent(self, deployment: str, ticket: Ticket, prompt: Prompt) -> int:
-        """Tell that *prompt* was sent as *ticket* says; return the number to go on with."""
+    def sent(self, deployment: str, request: InFlightRequest, prompt: Prompt) -> int:
+        """Report that *prompt* was sent as *request*; return the number for its further messages."""
         self._numbers += 1
-        backend = "" if ticket.state is None else ticket.state.id
+        backend = "" if request.state is None else request.state.id
         self._batch.append(
             Sent(
                 self._numbers,
                 deployment,
                 backend,
-                ticket.text_tokens(BLOCK_TOKENS),
-                ticket.blocks,
+                request.text_tokens(BLOCK_TOKENS),
+                request.blocks,
                 prompt.expected_output_tokens,
-                ticket.matched,
-                ticket.seconds,
-                ticket.adapter,
+                request.matched,
+                request.seconds,
+                request.adapter,
             )
         )
         if self._timer is None:
@@ -88,21 +87,21 @@ class Outbox:
         return self._numbers
 
     def first_token(self, number: int) -> None:
-        """Tell that the prompt of *number* has been computed."""
+        """Report that the prompt of *number* has been computed."""
         self._append(FirstToken(number))
 
     def expected(self, number: int, wait: float) -> None:
-        """Tell that nobody will see the first token of *number*, which should take *wait* of its own seconds."""
+        """Report that the first token of *number* cannot be observed, and is expected in *wait* of its own seconds."""
         self._append(Expected(number, max(0.0, wait)))
 
     def finished(self, number: int, cached_tokens: int | None, prompt_tokens: int) -> None:
-        """Tell that *number* has ended."""
+        """Report that *number* has ended."""
         self._append(Finished(number, cached_tokens, prompt_tokens))
 
-    def begin(self, hearer: Hearer) -> list[Message]:
-        """Tell *hearer* from now on, and return what it has to be told of what came before."""
+    def begin(self, subscriber: Subscriber) -> list[Message]:
+        """Add *subscriber*, and return the messages about earlier requests that it must get first."""
         self._flush_safely()
-        self.hearers.add(hearer)
+        self.subscribers.add(subscriber)
         before: list[Message] = []
         for sent in self._recent:
             before += (sent, Finished(sent.number, None, 0))
@@ -110,8 +109,8 @@ class Outbox:
         return before
 
     def stop(self) -> None:
-        """Tell nobody any more."""
-        self.hearers.clear()
+        """Remove all subscribers."""
+        self.subscribers.clear()
         if self._timer is not None:
             self._timer.cancel()
 
@@ -133,7 +132,7 @@ class Outbox:
             self._timer = None
         try:
             self._flush()
-        except Exception as error:  # noqa: BLE001 - what comes later must be told all the same
+        except Exception as error:  # noqa: BLE001 - later messages must be sent all the same
             self._note(PEERS, error)
             self._cut_all()
 
@@ -144,22 +143,22 @@ class Outbox:
         self._flushed_at = self._loop.time()
         for message in batch:
             self._keep(message)
-        if self.hearers:
+        if self.subscribers:
             self._counts.sent += len(batch)
             written = tuple(frames(batch))
-            for hearer in tuple(self.hearers):
+            for subscriber in tuple(self.subscribers):
                 try:
-                    hearer.deliver(written)
-                except Exception as error:  # noqa: BLE001 - the others are told all the same
+                    subscriber.deliver(written)
+                except Exception as error:  # noqa: BLE001 - the others get them all the same
                     self._note(PEERS, error)
-                    self.hearers.discard(hearer)
-                    hearer.cut()
+                    self.subscribers.discard(subscriber)
+                    subscriber.cut()
 
     def _cut_all(self) -> None:
-        """Have all hearers told anew: they have missed something."""
-        hearers, self.hearers = self.hearers, set()
-        for hearer in hearers:
-            hearer.cut()
+        """Make all subscribers start over: they have missed messages."""
+        subscribers, self.subscribers = self.subscribers, set()
+        for subscriber in subscribers:
+            subscriber.cut()
 
     def _keep(self, message: Message) -> None:
         if isinstance(message, Sent):

@@ -1,4 +1,4 @@
-"""Where the other routers are: as told on the command line, or as Kubernetes knows the routers' pods."""
+"""The addresses of the other routers: from the command line, or from the routers' pods in Kubernetes."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _RESOLVE_SECONDS: Final = 5.0
 
 
 class PeerSource(Protocol):
-    """Something that knows where the other routers are."""
+    """A source of the other routers' addresses."""
 
     async def run(self, found: Callable[[Addresses], None]) -> None:
         """Call *found* with all addresses, now and after every change, until cancelled."""
 
 
-class NamedPeers:
-    """Hosts and ports as told. A host with several addresses, such as a headless Service, is as many peers."""
+class StaticPeers:
+    """Given hosts and ports. A host with several addresses, such as a headless Service, stands for as many peers."""
 
     def __init__(self, hosts: Sequence[tuple[str, int]]) -> None:
         self._hosts = hosts
@@ -49,7 +49,7 @@ class NamedPeers:
                     OSError,
                     ValueError,
                     OverflowError,
-                ) as error:  # unknown, or nothing that could be known
+                ) as error:  # unknown, or not a valid name
                     if host not in unknown:
                         _LOG.warning("peer %s has no address (trying again): %s", host, error)
                     unknown.add(host)
@@ -63,7 +63,7 @@ class NamedPeers:
 class PodPeers:
     """The pods of *namespace* with the labels of *selector*, ready or not: one that drains has requests in flight, too.
 
-    Pods and not EndpointSlices: those know no more, need a Service besides, and are refused for loopback addresses, such as
+    Pods and not EndpointSlices: these hold no more, need a Service, and are refused for loopback addresses, which
     pods on a developer's machine have.
     """
 
@@ -83,30 +83,30 @@ class PodPeers:
     def listed(self, objects: list[dict[str, Any]]) -> None:
         """Take all pods."""
         self._pods = {raw["metadata"]["name"]: addresses_in(raw) for raw in objects}
-        self._tell()
+        self._report()
 
     def put(self, raw: dict[str, Any]) -> None:
         """Take a pod that is new or has changed."""
         self._pods[raw["metadata"]["name"]] = addresses_in(raw)
-        self._tell()
+        self._report()
 
     def removed(self, raw: dict[str, Any]) -> None:
         """Drop a pod."""
         self._pods.pop(raw["metadata"]["name"], None)
-        self._tell()
+        self._report()
 
     def reachable(self, reason: str, *, refused: bool = False) -> None:  # noqa: ARG002 - all the same here
-        """Go on with what is known, and say so once."""
+        """Go on with the known addresses, and log that once."""
         if reason and reason != self._unreachable:
             _LOG.warning("other routers cannot be looked up, going on with those known: %s", reason)
         self._unreachable = reason
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         self._found(frozenset(address for addresses in self._pods.values() for address in addresses))
 
 
 def addresses_in(pod: dict[str, Any]) -> Addresses:
-    """Return where the router in *pod* listens: nowhere without an address and a port called `PORT_NAME`, or at its end."""
+    """Return where the router in *pod* listens. Empty: it has no address, no port called `PORT_NAME`, or it has ended."""
     status = pod.get("status") or {}
     address = status.get("podIP")
     if not address or status.get("phase") in {"Succeeded", "Failed"}:

@@ -1,4 +1,4 @@
-"""What a client asks of the router itself, in fields called `x-turnout-...`: they are for no worker."""
+"""Directives of a client to the router itself: fields called `x-turnout-...`, which are not passed on to workers."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ PREFIX: Final = b"x-turnout-"
 _LONGEST_SECONDS: Final = 86_400.0
 
 
-class Asks(NamedTuple):
-    """`priority` as it was written; `seconds` within which an answer has to begin; `explain`: why it went there."""
+class Directives(NamedTuple):
+    """`priority` as sent; `seconds` within which the answer must begin; `explain`: the answer says why its worker was chosen."""
 
     priority: bytes | None = None
     seconds: float | None = None
     explain: bool = False
 
 
-NOTHING: Final = Asks()
+NOTHING: Final = Directives()
 
 
-def read_asks(fields: Fields) -> Asks:
-    """Return what *fields* ask for. Raise ApiError (400) for a time that is none."""
-    said = dict(reversed(fields))  # of several the first one counts
-    timeout = said.get(b"x-turnout-timeout")
-    return Asks(
-        priority=said.get(b"x-turnout-priority"),
+def read_directives(fields: Fields) -> Directives:
+    """Return the directives in *fields*. Raise ApiError (400) for an invalid time."""
+    values = dict(reversed(fields))  # of several the first one counts
+    timeout = values.get(b"x-turnout-timeout")
+    return Directives(
+        priority=values.get(b"x-turnout-priority"),
         seconds=None if timeout is None else _seconds(timeout),
-        explain=said.get(b"x-turnout-explain") == b"1",
+        explain=values.get(b"x-turnout-explain") == b"1",
     )
 
 
