@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from turnout.api.loading import InvalidResource
 from turnout.scaling.decide import decide
-from turnout.scaling.decision import Decision, Memory
+from turnout.scaling.decision import Memory, ScalingDecision
 from turnout_operator.kube.kinds import LLM_DEPLOYMENT
 from turnout_operator.load import collector as scrapes
 from turnout_operator.load.collector import Target
@@ -57,7 +57,7 @@ class _State:
     busy: bool = True
     """Whether it is decided about at that pace."""
     memory: Memory = field(default_factory=Memory)
-    decision: Decision | None = None
+    decision: ScalingDecision | None = None
     reading: bool = False
     """Whether its workers are being read: one that takes long is not read twice at a time."""
     told: object = None
@@ -91,7 +91,7 @@ class Scaler:
         self._states: dict[Key, _State] = {}
         self._routers_due_at = 0.0
 
-    def decision(self, key: Key) -> Decision | None:
+    def decision(self, key: Key) -> ScalingDecision | None:
         """Return the last decision about a deployment. None: none was made since this operator began to act."""
         state = self._states.get(key)
         return None if state is None else state.decision
@@ -176,7 +176,7 @@ class Scaler:
         ]
         await self._collector.read(key, workers, _scale(observed))
 
-    def _decide(self, key: Key, observed: Observed, state: _State) -> Decision:
+    def _decide(self, key: Key, observed: Observed, state: _State) -> ScalingDecision:
         scale = _scale(observed)
         facts = load_facts(
             observed.policy,
@@ -198,13 +198,13 @@ class Scaler:
         return decision
 
 
-def _told(observed: Observed, decision: Decision) -> Any:
+def _told(observed: Observed, decision: ScalingDecision) -> Any:
     """Return what a plan makes of a decision that changes nothing, and of the load."""
     goodput = observed.goodput_percent
     return dict(decision.desired), decision.apply, decision.limit, None if goodput is None else int(goodput)
 
 
-def _action(decision: Decision) -> str:
+def _action(decision: ScalingDecision) -> str:
     before, after = sum(decision.current.values()), sum(decision.desired.values())
     if not decision.changed:
         return "keep"

@@ -9,7 +9,7 @@ import pytest
 
 from support.operator_values import raw_deployment
 from turnout.api import load_deployment
-from turnout.scaling.need import need_of
+from turnout.scaling.demand import demand_of
 from turnout_operator.load import pages
 from turnout_operator.load.facts import load_facts, missed_share
 from turnout_operator.load.pages import RouterPage, bucket, router_page, worker_page
@@ -54,9 +54,9 @@ def test_requests_that_wait_for_their_kv_ask_for_no_replica() -> None:
         scale=1,
     )
     assert facts.pool("decode").waiting == 0
-    need = need_of(facts.pool("decode"), 0.0, policy)
-    assert need.replicas == 1
-    assert "waiting" not in need.because
+    demand = demand_of(facts.pool("decode"), 0.0, policy)
+    assert demand.replicas == 1
+    assert "waiting" not in demand.because
 
 
 def test_a_router_page_is_split_by_deployment() -> None:

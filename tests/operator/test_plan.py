@@ -11,23 +11,23 @@ from hypothesis import strategies as st
 
 from support.operator_values import CONFIG, Fleet, raw_deployment
 from turnout import terms
-from turnout.scaling.decision import Decision, ScalingLimit
+from turnout.scaling.decision import ScalingDecision, ScalingLimit
 from turnout_operator.plan.config import PlanConfig
 from turnout_operator.plan.status import condition
 
 
 def decided(
     fleet: Fleet, *, apply: bool = True, limit: ScalingLimit | None = None, **desired: int
-) -> Decision:
+) -> ScalingDecision:
     current: Any = {
         role: (fleet.raw["status"].get("prefill" if role == "prefill" else "decode") or {})["desired"]
         for role in desired
     }
-    return Decision(desired, current, apply, "because the test says so", limit)  # type: ignore[arg-type]
+    return ScalingDecision(desired, current, apply, "because the test says so", limit)  # type: ignore[arg-type]
 
 
 def settled(
-    fleet: Fleet, decision: Decision | None = None, config: PlanConfig = CONFIG, steps: int = 40
+    fleet: Fleet, decision: ScalingDecision | None = None, config: PlanConfig = CONFIG, steps: int = 40
 ) -> Fleet:
     """Step until a plan has nothing left to do."""
     for _ in range(steps):

@@ -19,7 +19,7 @@ from turnout_operator.plan.policy import policy_of
 
 if TYPE_CHECKING:
     from turnout.api import LLMDeployment
-    from turnout.scaling.decision import Decision
+    from turnout.scaling.decision import ScalingDecision
     from turnout_operator.plan.effects import Plan
 
 NOW = 1_790_000_000.0
@@ -108,12 +108,12 @@ class Fleet:
         )
         return [pod for pod in found if pod is not None]
 
-    def plan(self, decision: Decision | None = None, config: PlanConfig = CONFIG) -> Plan:
+    def plan(self, decision: ScalingDecision | None = None, config: PlanConfig = CONFIG) -> Plan:
         """Return the plan for what is there now."""
         return plan(self.observed(), decision, config, self.now)
 
     def step(
-        self, decision: Decision | None = None, config: PlanConfig = CONFIG, *, ready: bool = True
+        self, decision: ScalingDecision | None = None, config: PlanConfig = CONFIG, *, ready: bool = True
     ) -> Plan:
         """Plan, carry out, let Kubernetes follow, and let a second pass; return the plan."""
         made = self.plan(decision, config)

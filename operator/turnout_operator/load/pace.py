@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from turnout.scaling.decision import Decision
+    from turnout.scaling.decision import ScalingDecision
     from turnout_operator.plan.observed import Observed
 
 INTERVAL_SECONDS: Final = 5.0
@@ -28,7 +28,7 @@ def interval_seconds(time_scale: int) -> float:
     return max(MIN_INTERVAL_SECONDS, INTERVAL_SECONDS / time_scale)
 
 
-def pause_seconds(observed: Observed, decision: Decision, interval: float) -> float:
+def pause_seconds(observed: Observed, decision: ScalingDecision, interval: float) -> float:
     """Return how long after *decision* the next one follows, in real seconds, unless news come before.
 
     *interval* is that of a busy deployment.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from turnout.api import LLMDeployment, Role
-    from turnout.scaling.policy import Policy
+    from turnout.scaling.policy import ScalingPolicy
     from turnout_operator.load.traffic import Traffic
     from turnout_operator.plan.claims import Settlement
     from turnout_operator.plan.pods import FailedPod, ObservedPod, WorkerLoad
@@ -49,7 +49,7 @@ class Specification:
     """What the user asks for."""
 
     deployment: LLMDeployment
-    policy: Policy
+    policy: ScalingPolicy
     """The same as scaling reads it, for decisions at this deployment's pace."""
 
 
@@ -58,7 +58,7 @@ class Observed:
     """Everything that is known of one deployment."""
 
     deployment: LLMDeployment
-    policy: Policy
+    policy: ScalingPolicy
     status: Mapping[str, Any]
     """The status that was written last, raw."""
     own: Sequence[dict[str, Any]]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from turnout.api import LLMDeployment, Role
-    from turnout.scaling.decision import Decision
+    from turnout.scaling.decision import ScalingDecision
     from turnout.scaling.rollout_facts import RolloutPlan
     from turnout_operator.plan.config import PlanConfig
     from turnout_operator.plan.observed import Observed
@@ -38,7 +38,7 @@ MARKED_REQUEUE_SECONDS: Final = 0.2
 """How soon to go on once pods were marked: our own writes bring no news."""
 
 
-def plan(observed: Observed, decision: Decision | None, config: PlanConfig, now: float) -> Plan:
+def plan(observed: Observed, decision: ScalingDecision | None, config: PlanConfig, now: float) -> Plan:
     """Return what to do about a deployment. *now* is in seconds since the epoch.
 
     *decision* is the last one about its scaling; None: none was made since this operator started. Raise ValueError for
