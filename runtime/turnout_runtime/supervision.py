@@ -44,7 +44,7 @@ class Supervisor:
     """Runs the tasks of one process. To be made and used on the event loop.
 
     *failed* is called with a task's name for each failure: it counts, in a metric whose label is that name. Names are
-    therefore few and fixed; what tells one worker's task from another's goes into *detail*, which is only logged.
+    therefore few and fixed; what distinguishes one worker's task from another's goes into *detail*, which is only logged.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class Supervisor:
         if not self._fatal.done():
             self._fatal.cancel()
         elif not self._fatal.cancelled():
-            self._fatal.exception()  # seen: asyncio need not complain that nobody asked
+            self._fatal.exception()  # retrieved, or asyncio would log it
 
     def _start(self, work: Coroutine[Any, Any, _Result], name: str) -> asyncio.Task[_Result]:
         task = self._loop.create_task(work, name=name)

@@ -52,7 +52,7 @@ def serving() -> Fleet:
 
 
 def test_without_a_worker_there_is_nothing_to_read() -> None:
-    """What may change is told by the API server and by routers; requests that come in vain are counted at full pace."""
+    """Changes are reported by the API server and by routers; requests that come in vain are counted at full pace."""
     fleet = Fleet(raw_deployment())
     for _ in range(3):
         fleet.step(ready=False)

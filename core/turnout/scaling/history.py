@@ -24,7 +24,7 @@ OVERLOAD_SECONDS: Final = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class StabilizationWindow:
     """The stabilization window up to now."""
 
     demands: tuple[int, ...]
@@ -64,7 +64,7 @@ def _seen(pool: PoolMemory, facts: PoolFacts, weight: float, now: float) -> Pool
 
 def record(
     memory: Memory, demands: tuple[int, ...], policy: ScalingPolicy, now: float
-) -> tuple[Memory, Window]:
+) -> tuple[Memory, StabilizationWindow]:
     """Return *memory* with the *demands* at *now*, and the window that ends here. Buckets stay bounded."""
     width = max(policy.interval_seconds, policy.stabilization_seconds / (MAX_BUCKETS - 2))
     start = now - policy.stabilization_seconds
@@ -76,7 +76,7 @@ def record(
     else:
         buckets = (*buckets, Bucket(now, demands))
     since = now if memory.since_seconds is None else memory.since_seconds
-    window = Window(
+    window = StabilizationWindow(
         demands=tuple(max(column) for column in zip(*(bucket.demands for bucket in buckets), strict=True)),
         missing_seconds=max(0.0, policy.stabilization_seconds - (now - since)),
     )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from turnout.api import LLMDeployment, Role
     from turnout.scaling.policy import ScalingPolicy
     from turnout_operator.load.traffic import Traffic
-    from turnout_operator.plan.claims import Settlement
+    from turnout_operator.plan.claims import NameAssignment
     from turnout_operator.plan.pods import FailedPod, ObservedPod, WorkerLoad
 
 _REFUSED_POD: Final = re.compile(r'\bpods "[^"]*" is forbidden')
@@ -70,9 +70,9 @@ class Observed:
     """Replicas that scaling asked for last, by role.
 
     Status keeps them, so that edited or half rolled out pools do not count. Where there is no status (a fresh deployment,
-    or status was lost) the pools themselves tell, and where there are none, the minimum.
+    or status was lost) it is read from the pools, and where there are none, it is the minimum.
     """
-    names: Settlement
+    names: NameAssignment
     traffic: Traffic
     occupancy: Mapping[Role, float | None]
     """Mean number of requests in prefill, or held for it, by role (see ``PoolFacts.occupancy_mean``)."""
@@ -92,7 +92,7 @@ def observe(
     pods: Sequence[Mapping[str, Any]],
     *,
     load: Callable[[str], WorkerLoad | None],
-    names: Settlement,
+    names: NameAssignment,
     traffic: Traffic,
     occupancy: Mapping[Role, float | None],
 ) -> Observed:

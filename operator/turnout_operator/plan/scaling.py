@@ -51,8 +51,8 @@ def scaling_change(
     observed: Observed, decision: ScalingDecision | None, allowed: Allocation
 ) -> ScalingChange | None:
     """Return the change of replicas that a plan makes. None: there is none."""
-    told = any((observed.status.get(pool) or {}).get("desired") for pool in ("prefill", "decode"))
-    if not told or dict(observed.desired) == dict(allowed.replicas):
+    was_reported = any((observed.status.get(pool) or {}).get("desired") for pool in ("prefill", "decode"))
+    if not was_reported or dict(observed.desired) == dict(allowed.replicas):
         return None
     made = ScalingChange(observed.desired, allowed.replicas, "")
     if decision is not None and decision.apply and dict(decision.desired) == dict(allowed.replicas):
