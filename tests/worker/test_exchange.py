@@ -136,7 +136,7 @@ def test_without_a_connector_the_params_mean_nothing() -> None:
 def test_an_unreachable_prefill_worker_is_tried_for_five_seconds(
     prefill: WorkerProcess, decode: WorkerProcess
 ) -> None:
-    """Nobody listens where the KV should be: 500 after five seconds, counted, and the worker lives on."""
+    """No worker listens where the KV should be: 500 after five seconds, counted, and the worker lives on."""
     params = {**prefilled(prefill, "away"), "remote_port": free_port()}
     failed = decode.metric("vllm:nixl_num_failed_transfers_total")
     started = time.monotonic()
@@ -169,7 +169,7 @@ def test_another_engine_at_the_same_address_is_not_mistaken(decode: WorkerProces
 
 
 def test_an_abandoned_prefill_is_freed_after_its_lease() -> None:
-    """Blocks that nobody fetches are pinned for the lease, in the engine's time, then freed and counted."""
+    """Blocks that no worker fetches are pinned for the lease, in the engine's time, then freed and counted."""
     with running_worker(role="prefill", time_scale=10) as worker:
         prefilled(worker, "forgotten " * 50)
         assert worker.metric("turnout_simulated_pinned_requests") == 1

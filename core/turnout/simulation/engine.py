@@ -61,7 +61,7 @@ class Engine:
         self._pinned: dict[str, Holding] = {}
         self._timers: list[tuple[float, int, Literal["lease", "arrival"], str, Holding]] = []
         self._timer_numbers = count()
-        # The batch in flight. Its steps are credited to its sequences only when somebody needs to know.
+        # The batch in flight. Its steps are credited to its sequences only when a caller needs to know.
         self._steps = _IDLE
         self._busy = False
         self._done = 0  # steps that are over
@@ -187,7 +187,7 @@ class Engine:
         if sum(h.private for h in holdings) != self._kv.private:
             raise AssertionError("private blocks are lost or held twice")
         if {b for h in holdings for b in h.shared} != self._kv.referenced():
-            raise AssertionError("a block is referenced by nobody or free and referenced")
+            raise AssertionError("a block is neither free nor referenced, or both")
 
     # Time ---------------------------------------------------------------------------------------------------------
 
@@ -335,7 +335,7 @@ class Engine:
     def _make_room(self, at: float) -> tuple[list[Sequence], int, bool]:
         """Preempt until every decode can take its next token.
 
-        Returns the decodes, how many blocks their next tokens need, and whether anybody was preempted.
+        Returns the decodes, how many blocks their next tokens need, and whether a sequence was preempted.
         """
         size, preempted = self.settings.block_size, False
         while True:

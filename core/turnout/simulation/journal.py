@@ -1,6 +1,6 @@
-"""A KV cache that keeps a journal: which blocks it has cached and evicted, in order, for whoever publishes that.
+"""A KV cache that keeps a journal: which blocks it has cached and evicted, in order, for a publisher.
 
-A class of its own, so that an engine whose cache nobody follows pays nothing for it.
+A class of its own, so that an engine whose cache is not published pays nothing for it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class JournaledKvCache(KvCache):
             self._journal.append(BlocksEvicted(evicted))
 
     def publish(self, holding: Holding, hashes: Sequence[int], full_blocks: int) -> None:
-        """Publish, and note what nobody had published before."""
+        """Publish, and note what had not been published before."""
         known = self._references
         run: list[int] = []
         for index in range(len(holding.shared), min(full_blocks, len(hashes))):

@@ -1,10 +1,10 @@
 """A paged KV cache: blocks shared by prefix, counted by reference, evicted least recently used first.
 
 Invariant, at every moment: ``private + referenced + evictable + free == capacity`` with all four at least 0, and a
-cached block is in the eviction order if and only if nobody refers to it.
+cached block is in the eviction order if and only if no sequence refers to it.
 
 A block has an identity (a hash that stands for it and everything before it) only while it is cached. Blocks that are
-not full, or whose content nobody knows, are merely counted: it makes no difference to anyone which they are.
+not full, or whose content is unknown, are merely counted: which ones they are makes no difference.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class KvCache:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self._references: dict[int, int] = {}  # hash -> how many sequences refer to it
-        self._evictable: dict[int, None] = {}  # hashes nobody refers to, least recently used first
+        self._evictable: dict[int, None] = {}  # hashes without a reference, least recently used first
         self._private = 0
 
     @property
@@ -52,7 +52,7 @@ class KvCache:
 
     @property
     def used(self) -> int:
-        """Blocks that somebody holds."""
+        """Blocks that are referenced."""
         return self._private + len(self._references) - len(self._evictable)
 
     @property
@@ -66,7 +66,7 @@ class KvCache:
         return self._private
 
     def referenced(self) -> set[int]:
-        """Return the cached blocks that somebody refers to."""
+        """Return the cached blocks that are referenced."""
         return set(self._references) - set(self._evictable)
 
     def lookup(self, hashes: Sequence[int], limit: int) -> int:
@@ -138,7 +138,7 @@ class KvCache:
         holding.private = 0
 
     def clear(self) -> bool:
-        """Forget all cached blocks. Returns False, and changes nothing, while somebody holds any, as vLLM does."""
+        """Forget all cached blocks. Returns False, and changes nothing, while any is referenced, as vLLM does."""
         if self.used:
             return False
         self._references.clear()

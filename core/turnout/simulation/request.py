@@ -123,7 +123,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class LeaseExpired:
-    """Nobody fetched a pinned prompt in time: its blocks are free again."""
+    """No worker fetched a pinned prompt in time: its blocks are free again."""
 
     at: float
     id: str

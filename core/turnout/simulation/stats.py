@@ -27,7 +27,7 @@ class Counters:
     preemptions: int = 0
     """Number of preemptions."""
     leases_expired: int = 0
-    """Number of pinned prompts that nobody fetched in time."""
+    """Number of pinned prompts that no worker fetched in time."""
     rejections: int = 0
     """Number of requests refused because the queue was full."""
     iterations: int = 0
