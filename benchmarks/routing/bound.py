@@ -38,7 +38,7 @@ BLOCK: Final = 512
 
 
 class Everywhere:
-    """A policy that is told only of what one cache for all engines lacks of each prompt."""
+    """A policy that receives only the part of each prompt that one cache for all engines lacks."""
 
     scrape_seconds: float | None = None
 

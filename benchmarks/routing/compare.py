@@ -25,7 +25,7 @@ from chart import draw, mean_over_seeds
 from turnout.routing.work import work_of
 from turnout_simulator.generate import generate
 from turnout_simulator.outcomes import figures
-from turnout_simulator.policies.told import Exchange
+from turnout_simulator.policies.peer_exchange import PeerExchange
 from turnout_simulator.replay import (
     Setting,
     at_rate,
@@ -59,7 +59,7 @@ class Case:
     seed: int
     routers: int = 1
     scraping: bool = False
-    """Whether several routers know of each other by scraping only; otherwise they tell each other."""
+    """Whether several routers know of each other by scraping only; otherwise they exchange their requests."""
 
     @property
     def routed_by(self) -> str:
@@ -116,7 +116,7 @@ class Bench:
         setting = Setting(case.engines, case.blocks, case.prefill)
         trace = at_rate(self._spread(case.seed), self.rate(setting) * case.load)
         began = time.monotonic()
-        exchange = Exchange() if case.routers > 1 and not case.scraping else None
+        exchange = PeerExchange() if case.routers > 1 and not case.scraping else None
         if case.prefill:
             pairs = [paired(case.policy, setting, self.work, exchange) for _ in range(case.routers)]
             name, outcomes = pairs[0].name, replay_pairs(trace, setting, pairs, self.latency)

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turnout.routing.work import WorkModel
-    from turnout_simulator.policies.port import PairPolicy, Policy
-    from turnout_simulator.policies.told import Exchange
+    from turnout_simulator.policies.peer_exchange import PeerExchange
+    from turnout_simulator.policies.port import EnginePolicy, PairPolicy
     from turnout_simulator.replay import Setting
 
-    Maker = Callable[[int, Setting, WorkModel], Policy]
+    Maker = Callable[[int, Setting, WorkModel], EnginePolicy]
 
 PEERS: Final[tuple[Maker, ...]] = (
     lambda n, _s, _w: RoundRobin(n),
@@ -53,8 +53,8 @@ def aggregated(
     setting: Setting,
     work: WorkModel,
     scrape_seconds: float | None = None,
-    exchange: Exchange | None = None,
-) -> Policy:
+    exchange: PeerExchange | None = None,
+) -> EnginePolicy:
     """Return the *number*-th policy for a pool of engines that do both halves."""
     if number == HOLDING:
         return HoldingTurnout(setting.engines, setting.kv_blocks, setting.block_tokens, work)
@@ -65,7 +65,9 @@ def aggregated(
     return PEERS[number](setting.engines, setting, work)
 
 
-def paired(number: int, setting: Setting, work: WorkModel, exchange: Exchange | None = None) -> PairPolicy:
+def paired(
+    number: int, setting: Setting, work: WorkModel, exchange: PeerExchange | None = None
+) -> PairPolicy:
     """Return the *number*-th policy for a prefill and a decode pool."""
     if number == HOLDING:
         return HoldingTurnoutPairs(

@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from turnout.routing.work import WorkModel
+    from turnout_simulator.policies.peer_exchange import PeerExchange
     from turnout_simulator.policies.port import Arrival, Sample
-    from turnout_simulator.policies.told import Exchange
 
 
 class Turnout:
-    """One router. Where others send to the same engines it scrapes (*scrape_seconds*), or they tell each other.
+    """One router. Where others send to the same engines it scrapes (*scrape_seconds*), or they exchange their requests.
 
     The latter through an *exchange*, one for all of them.
     """
@@ -30,7 +30,7 @@ class Turnout:
         block_tokens: int,
         work: WorkModel,
         scrape_seconds: float | None = None,
-        exchange: Exchange | None = None,
+        exchange: PeerExchange | None = None,
     ) -> None:
         self.scrape_seconds = scrape_seconds
         ledger = Ledger(block_tokens)

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from turnout.routing.policy import Estimate, PairEstimate
     from turnout.routing.work import WorkModel
-    from turnout_simulator.policies.port import Arrival, Policy, Sample
-    from turnout_simulator.policies.told import Exchange
+    from turnout_simulator.policies.peer_exchange import PeerExchange
+    from turnout_simulator.policies.port import Arrival, EnginePolicy, Sample
 
 LOCAL_BELOW_TOKENS: Final = 256
 """Prompts shorter than this are computed where they are decoded: moving them costs more. The resource's default."""
@@ -27,7 +27,7 @@ _DECODE: Final = 1
 class TwoPools:
     """One policy for each pool: how the peers choose a pair. Decode first, then a prefill engine."""
 
-    def __init__(self, prefill: Policy, decode: Policy, prefill_engines: int) -> None:
+    def __init__(self, prefill: EnginePolicy, decode: EnginePolicy, prefill_engines: int) -> None:
         self.name = decode.name
         self.scrape_seconds = decode.scrape_seconds
         self._prefill = prefill
@@ -60,7 +60,7 @@ class TwoPools:
 
 
 class TurnoutPairs:
-    """Turnout's choice of a pair: the code that runs in the router. Several tell each other through *exchange*."""
+    """Turnout's choice of a pair: the code that runs in the router. Several exchange their requests through *exchange*."""
 
     name = "Turnout"
     scrape_seconds: float | None = None
@@ -72,7 +72,7 @@ class TurnoutPairs:
         kv_blocks: int,
         block_tokens: int,
         work: WorkModel,
-        exchange: Exchange | None = None,
+        exchange: PeerExchange | None = None,
     ) -> None:
         ledger = Ledger(block_tokens)
         ledger.set_backends((f"engine-{e}", kv_blocks * block_tokens) for e in range(engines))
@@ -126,7 +126,7 @@ class TurnoutPairs:
         self._ledger.finished(self._decoding.pop(number), now)
 
     def scraped(self, now: float, samples: Sequence[Sample]) -> None:
-        """Learn nothing: a router that is alone knows all from its own accounting, one of several is told."""
+        """Learn nothing: a router that is alone knows all from its own accounting, one of several learns it through the exchange."""
 
     def _sent(self, half: int, pick: Estimate, prompt: Prompt, arrival: Arrival) -> Ticket:
         ticket = self._policy.sent(pick, prompt, arrival.at)
@@ -135,7 +135,7 @@ class TurnoutPairs:
         return ticket
 
 
-def _engine(policy: Policy, arrival: Arrival) -> int:
+def _engine(policy: EnginePolicy, arrival: Arrival) -> int:
     engine = policy.choose(arrival)
     if engine is None:
         raise ValueError(f"{policy.name} holds requests back, which the policy of one pool cannot")
