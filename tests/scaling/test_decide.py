@@ -137,7 +137,7 @@ IDLE_PREFILL, IDLE_DECODE = pool("prefill", 2, kv=0.0), pool("decode", 2, kv=0.5
             "prefill 1 -> 2: prefillToDecode 1:2 to 2:1 asks for 2; decode 2 -> 3",
         ),
         (
-            "nobody answers",
+            "no pod answers",
             facts(pool("prefill", 2, scraped=0), pool("decode", 2, kv=0.95)),
             policy_of(),
             (2, 2),
@@ -285,7 +285,7 @@ def test_low_goodput_grows_the_pool_that_is_loaded() -> None:
 
 
 def test_a_prompt_that_alone_breaks_the_objective_scales_nothing() -> None:
-    """Misses on nearly idle replicas are told, not answered with more replicas."""
+    """Misses on nearly idle replicas are reported, not answered with more replicas."""
     lonely = facts(
         pool("prefill", 2, kv=0.0), pool("decode", 2, kv=0.02, running=1), goodput=20.0, ttft_missed_share=0.8
     )
@@ -325,7 +325,7 @@ def test_an_aggregated_pool_grows_by_what_routers_hold() -> None:
 
 
 def test_requests_in_prefill_say_nothing_of_a_decode_pool() -> None:
-    """Engines that decode tell of time in prefill, too; what counts there are the requests in the pool, and held for it."""
+    """Engines that decode report time in prefill, too; what counts there are the requests in the pool, and held for it."""
     decode = pool("decode", 2, running=20, waiting=3, held=2, occupancy_mean=0.1)
     prefill = pool("prefill", 2, running=20, waiting=3, held=2, occupancy_mean=0.1)
     assert (occupancy(decode), occupancy(prefill)) == (25.0, 0.1)

@@ -1,4 +1,4 @@
-"""A publisher of KV events that can be told to misbehave: to lose batches, to replay little, nothing, or in old forms."""
+"""A publisher of KV events that misbehaves on request: to lose batches, to replay little, nothing, or in old forms."""
 
 from __future__ import annotations
 

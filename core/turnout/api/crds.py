@@ -89,7 +89,7 @@ def structural_schema(model: type[Model]) -> dict[str, Any]:
 
     References are inlined, ``anyOf`` with null becomes an optional field, defaults are filled in down to
     the leaves of what has one, so that the API server completes an object as pydantic would. The status
-    has no defaults: what nobody has written is absent. Raise ValueError for a part of JSON schema that
+    has no defaults: what was not written is absent. Raise ValueError for a part of JSON schema that
     would be lost on the way.
     """
     schema = model.model_json_schema(schema_generator=_WithFactories)
@@ -138,7 +138,7 @@ def _definition(model: type[Model]) -> dict[str, Any]:
 
 
 class _WithFactories(GenerateJsonSchema):
-    """JSON schema that also tells the defaults that factories make."""
+    """JSON schema that also has the defaults that factories make."""
 
     def get_default_value(self, schema: core_schema.WithDefaultSchema) -> Any:
         factory = schema.get("default_factory")

@@ -20,7 +20,7 @@ _MAX_FAULTS = 8
 """Faults named in one message; the rest is counted, for a message has to fit into a condition."""
 
 
-class InvalidResource(ValueError):  # noqa: N818 - a state that a resource is in, told in its condition
+class InvalidResource(ValueError):  # noqa: N818 - a state that a resource is in, reported in its condition
     """A resource that this version cannot use. Its text names each faulty field and what is wrong with it."""
 
 

@@ -1,4 +1,4 @@
-"""Constraints said twice in one place: in CEL for the API server, in Python for whoever reads a resource elsewhere."""
+"""Constraints said twice in one place: in CEL for the API server, in Python for programs that read a resource elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VALIDATIONS: Final = "x-kubernetes-validations"
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A constraint on one value, with a message that tells the user what to write instead.
+    """A constraint on one value, with a message that says what to write instead.
 
     *cel* and *holds* say the same: the API server evaluates the one when an object is written, pydantic
     the other when an object is read, and a table of manifests in the tests is judged by both.

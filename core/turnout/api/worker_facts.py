@@ -71,7 +71,7 @@ class WorkerFacts(_Part):
 
     @classmethod
     def from_annotation(cls, text: str) -> Self:
-        """Return the facts in *text*, which may come from anybody. Raise InvalidResource, with what is wrong where.
+        """Return the facts in *text*, which any client may have written. Raise InvalidResource, with what is wrong where.
 
         A key that is missing has its default, one that is not known is ignored: routers of two releases read the same
         pods during an upgrade.
