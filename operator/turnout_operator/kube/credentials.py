@@ -15,6 +15,7 @@ import yaml
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 
+from turnout_kube.kubeconfig import problem_of
 from turnout_operator.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -87,16 +88,9 @@ async def _read(environment: Mapping[str, str]) -> Configuration:
     ) as error:
         source = f"the kubeconfig {paths}" if paths else "the pod's service account"
         raise ConfigurationError(f"{source} cannot be used: {error}; {_ADVICE}") from error
-    if found.tls_server_name:
-        raise ConfigurationError(
-            f"the kubeconfig {paths} sets tls-server-name, which the watches cannot honor: "
-            "give the server's address as its certificate has it"
-        )
-    if not found.api_key and not found.cert_file and found.host.startswith("https"):
-        raise ConfigurationError(
-            f"the kubeconfig {paths} has no credentials for its current context: give its user a token, "
-            "a certificate or an exec plugin (why a plugin failed is logged above)"
-        )
+    # kopf's connections have no such setting as tls-server-name.
+    if problem := problem_of(found, paths):
+        raise ConfigurationError(problem)
     return found
 
 
