@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 import uvloop
 
 from turnout_operator.admin import serving
-from turnout_operator.controller import Controller, own_signals
+from turnout_operator.assembly import assemble
+from turnout_operator.controller import own_signals
 from turnout_operator.effects import Executor
 from turnout_operator.errors import ConfigurationError, LeadershipLost, OperatorError
 from turnout_operator.kube.client import KubeClient
@@ -21,15 +22,11 @@ from turnout_operator.kube.kinds import LEASE
 from turnout_operator.lease import Lease
 from turnout_operator.load.collector import Collector
 from turnout_operator.metrics import Metrics
-from turnout_operator.name_claims import NameClaims
 from turnout_operator.namespace_leases import TASK as NAMESPACES_TASK
 from turnout_operator.namespace_leases import NamespaceLeases
-from turnout_operator.observe.observer import Observer
 from turnout_operator.observe.store import Store
 from turnout_operator.plan.config import PlanConfig
 from turnout_operator.plan.effects import Notice
-from turnout_operator.reconciler import Reconciler
-from turnout_operator.scaler import Scaler
 from turnout_operator.settings import Settings, parse
 from turnout_runtime.supervision import Supervisor
 
@@ -91,47 +88,27 @@ async def run(settings: Settings) -> None:
         )
         store = Store()
         executor = Executor(client, store, settings.identity)
-
-        name_claims = NameClaims(store)
-        observer = Observer(store, collector, name_claims)
-        scaler = Scaler(
-            store,
-            observer,
-            collector,
-            metrics,
-            router_namespace=settings.namespace,
-            tasks=tasks,
-            acts=namespace_leases.holds,
-        )
         config = PlanConfig(
             settings.worker_image,
             f"{settings.router_service}.{settings.namespace}.svc",
             settings.namespace,
         )
-        reconciler = Reconciler(
-            store,
-            observer=observer,
-            name_claims=name_claims,
-            executor=executor,
-            scaler=scaler,
-            metrics=metrics,
-            config=config,
-        )
         # The routers live in the operator's own namespace, so that one is watched in any case.
         watched = dict.fromkeys((*settings.watch_namespaces, settings.namespace))
-        controller = Controller(
-            store,
+        parts = assemble(
             client,
-            reconciler,
-            scaler,
+            store,
+            collector,
+            executor,
             metrics,
-            name_claims=name_claims,
+            config=config,
             tasks=tasks,
             namespace_leases=namespace_leases,
             connect=credentials.connection,
             watched=tuple(watched) if settings.watch_namespaces else (),
             namespaces=settings.watch_namespaces,
         )
+        controller = parts.controller
         leading = asyncio.Event()
 
         def not_ready() -> str:
@@ -149,7 +126,7 @@ async def run(settings: Settings) -> None:
                 tasks,
                 not_ready=not_ready,
                 remark=namespace_leases.sentence,
-                decisions=scaler.reasons,
+                decisions=parts.scaler.reasons,
             )
         )
 

@@ -22,25 +22,23 @@ from support.router_running import eventually
 from support.worker_process import free_port
 from turnout_operator import admin, controller
 from turnout_operator.admin import serving
-from turnout_operator.controller import Controller
+from turnout_operator.assembly import assemble
 from turnout_operator.effects import Executor
 from turnout_operator.errors import LeadershipLost, NotFound
 from turnout_operator.kube.kinds import LLM_DEPLOYMENT, WATCHED, Kind, kind_of
 from turnout_operator.load.collector import Collector, Target
 from turnout_operator.metrics import TASKS, Metrics
-from turnout_operator.name_claims import NameClaims
 from turnout_operator.namespace_leases import NamespaceLeases
 from turnout_operator.observe import scopes
-from turnout_operator.observe.observer import Observer
 from turnout_operator.observe.store import Key, Store
-from turnout_operator.reconciler import Reconciler
-from turnout_operator.scaler import Scaler
 from turnout_runtime.supervision import Backoff, Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from turnout_operator.controller import Controller
     from turnout_operator.kube.client import KubeClient
+    from turnout_operator.scaler import Scaler
 
 LOG = logging.getLogger(__name__)
 
@@ -155,39 +153,18 @@ async def running(monkeypatch: pytest.MonkeyPatch, cluster: Cluster) -> AsyncIte
     stop = asyncio.Event()
     async with Collector(tasks, timeout_seconds=0.5) as collector:
         namespace_leases = NamespaceLeases(client, release="test/op")
-        name_claims = NameClaims(store)
-        observer = Observer(store, collector, name_claims)
-        scaler = Scaler(
-            store,
-            observer,
-            collector,
-            metrics,
-            router_namespace="turnout-system",
-            tasks=tasks,
-            acts=namespace_leases.holds,
-        )
-        reconciler = Reconciler(
-            store,
-            observer=observer,
-            name_claims=name_claims,
-            executor=Executor(client, store, "test"),
-            scaler=scaler,
-            metrics=metrics,
-            config=CONFIG,
-        )
-        made = Controller(
-            store,
+        parts = assemble(
             client,
-            reconciler,
-            scaler,
+            store,
+            collector,
+            Executor(client, store, "test"),
             metrics,
-            name_claims=name_claims,
+            config=CONFIG,
             tasks=tasks,
             namespace_leases=namespace_leases,
             connect=cast("Any", None),
-            watched=(),
-            namespaces=(),
         )
+        made, scaler = parts.controller, parts.scaler
         made.start(stop)
         try:
             await eventually(lambda: made.synced)
