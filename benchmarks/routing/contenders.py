@@ -55,7 +55,7 @@ def aggregated(
     scrape_seconds: float | None = None,
     exchange: PeerExchange | None = None,
 ) -> EnginePolicy:
-    """Return the *number*-th policy for a pool of engines that do both halves."""
+    """Return the *number*-th policy for a pool of engines that do prefill and decode."""
     if number == HOLDING:
         return HoldingTurnout(setting.engines, setting.kv_blocks, setting.block_tokens, work)
     if number == OWN:

@@ -35,9 +35,9 @@ def manifest(
 ) -> dict[str, Any]:
     """Return a deployment that runs on the node under control; its time runs fast, so decisions come every second."""
     made = llmdeployment(name, prefill=prefill, decode=decode, **spec)
-    for half in ("prefill", "decode"):
-        if half in made["spec"]:
-            made["spec"][half]["accelerator"]["type"] = ACCELERATOR
+    for pool in ("prefill", "decode"):
+        if pool in made["spec"]:
+            made["spec"][pool]["accelerator"]["type"] = ACCELERATOR
     return made
 
 

@@ -79,7 +79,7 @@ def test_a_router_page_is_split_by_deployment() -> None:
 
 
 def test_a_router_page_has_what_is_held() -> None:
-    """By the half that could not begin; it is no counter of the window's."""
+    """By the role that could not begin; it is no counter of the window's."""
     page = router_page(
         'turnout_router_held{deployment="a/b",role="prefill"} 3.0\n'
         'turnout_router_held{deployment="a/b",role="decode"} 0.0\n'
@@ -188,7 +188,7 @@ def test_pods_become_facts_about_their_pool() -> None:
 def test_what_routers_hold_is_held_for_a_pool(
     prefill: tuple[int, int] | None, expected: dict[str, int]
 ) -> None:
-    """By the half that is short; an aggregated pool is the one that decodes."""
+    """By the role that is short; an aggregated pool is the one that decodes."""
     policy = policy_of(load_deployment(raw_deployment(prefill=prefill)).spec)
     traffic = Traffic({}, 60.0, answered=True, held={"prefill": 4, "decode": 7})
     facts = load_facts(policy, dict.fromkeys(policy.roles, 1), [], traffic, {}, now=0.0, scale=1)

@@ -238,7 +238,7 @@ async def test_a_page_that_cannot_be_true_counts_as_none(scraped: Scraped, page:
         'turnout_router_finished_total{deployment="default/llama"} -5',
         'turnout_router_finished_total{deployment="default/llama"} +Inf',
         'turnout_router_finished_total{deployment="default/llama"} 1e308',
-        'turnout_router_held{deployment="default/llama",half="prefill"} NaN',
+        'turnout_router_held{deployment="default/llama",role="prefill"} NaN',
         'turnout_router_time_to_first_token_seconds_bucket{deployment="default/llama",le="soon"} 3',
         'turnout_router_time_to_first_token_seconds_bucket{deployment="default/llama",le="NaN"} 3',
         'turnout_router_time_to_first_token_seconds_bucket{deployment="default/llama"} 3',

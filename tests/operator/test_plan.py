@@ -225,7 +225,7 @@ def test_no_loaded_pod_ever_leaves_before_its_deadline(data: st.DataObject) -> N
 
 
 def test_a_new_model_rolls_prefill_and_decode_out_together() -> None:
-    """At every step a revision that serves has both halves, as many as are asked for in all, and the old one drains."""
+    """At every step a revision that serves has both roles, as many as are asked for in all, and the old one drains."""
     fleet = settled(Fleet(raw_deployment(prefill=(2, 4), decode=(4, 6))))
     fleet.raw["spec"]["model"]["revision"] = "v2"
     fleet.raw["metadata"]["generation"] = 2

@@ -174,7 +174,7 @@ def test_one_cache_for_all_engines_hits_wherever_requests_go() -> None:
 
 
 def test_the_policy_of_one_pool_cannot_hold() -> None:
-    """A peer's rule for each half has to name an engine."""
+    """A peer's rule for each phase has to name an engine."""
     pools = TwoPools(HoldingTurnout(2, BLOCKS, BLOCK, WORK), LeastRequests(2), 2)
     with pytest.raises(ValueError, match="holds requests back"):
         replay_pairs(at_rate(traffic(60.0), 50.0), Setting(4, BLOCKS, prefill=2), [pools], LATENCY)

@@ -48,7 +48,7 @@ def ask(worker: WorkerProcess, fields: dict[str, Any]) -> httpx.Response:
 
 
 def prefilled(worker: WorkerProcess, text: str) -> dict[str, Any]:
-    """Run the prefill half and return its kv_transfer_params."""
+    """Run the prefill phase and return its kv_transfer_params."""
     answer = ask(worker, body(text, max_tokens=1, kv_transfer_params=WANTED))
     assert answer.status_code == 200
     params: dict[str, Any] = answer.json()["kv_transfer_params"]

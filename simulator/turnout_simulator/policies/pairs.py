@@ -103,8 +103,8 @@ class TurnoutPairs:
         decode = pair.decode.state.slot - len(self._prefills)
         if pair.prefill is None:
             return Placement(decode)
-        half = Prompt(arrival.prompt_tokens, arrival.blocks, expected_output_tokens=1)
-        self._prefilling[arrival.number] = self._sent(_PREFILL, pair.prefill, half, arrival)
+        prefill = Prompt(arrival.prompt_tokens, arrival.blocks, expected_output_tokens=1)
+        self._prefilling[arrival.number] = self._sent(_PREFILL, pair.prefill, prefill, arrival)
         return Placement(decode, pair.prefill.state.slot)
 
     def prefilled(self, number: int, now: float, cached_tokens: int) -> None:  # noqa: D102 - the protocol says it
@@ -128,10 +128,10 @@ class TurnoutPairs:
     def scraped(self, now: float, samples: Sequence[Sample]) -> None:
         """Learn nothing: a router that is alone knows all from its own accounting, one of several learns it through the exchange."""
 
-    def _sent(self, half: int, pick: Estimate, prompt: Prompt, arrival: Arrival) -> Ticket:
+    def _sent(self, phase: int, pick: Estimate, prompt: Prompt, arrival: Arrival) -> Ticket:
         ticket = self._policy.sent(pick, prompt, arrival.at)
         if self._others is not None:
-            self._others.sent(2 * arrival.number + half, ticket, prompt, arrival.at)
+            self._others.sent(2 * arrival.number + phase, ticket, prompt, arrival.at)
         return ticket
 
 
