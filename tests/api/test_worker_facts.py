@@ -1,4 +1,4 @@
-"""The annotation on worker pods: written by one release, read by another, and written by anybody who may create a pod."""
+"""The annotation on worker pods: written by one release, read by another, and written by any client that may create a pod."""
 
 from __future__ import annotations
 

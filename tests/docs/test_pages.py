@@ -18,7 +18,7 @@ IN_CODE = re.compile(r'f"\{(?:names\.)?GROUP\}/([a-z][a-z-]*)"')
 
 
 def test_every_label_and_annotation_is_in_the_reference() -> None:
-    """Whoever finds one on an object finds its meaning."""
+    """A reader who finds one on an object finds its meaning."""
     found = {
         f"turnout.dev/{name}"
         for folder in ("core", "operator", "router", "worker")

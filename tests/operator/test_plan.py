@@ -11,23 +11,23 @@ from hypothesis import strategies as st
 
 from support.operator_values import CONFIG, Fleet, raw_deployment
 from turnout import terms
-from turnout.scaling.decision import Decision, ScalingLimit
+from turnout.scaling.decision import ScalingDecision, ScalingLimit
 from turnout_operator.plan.config import PlanConfig
 from turnout_operator.plan.status import condition
 
 
 def decided(
     fleet: Fleet, *, apply: bool = True, limit: ScalingLimit | None = None, **desired: int
-) -> Decision:
+) -> ScalingDecision:
     current: Any = {
         role: (fleet.raw["status"].get("prefill" if role == "prefill" else "decode") or {})["desired"]
         for role in desired
     }
-    return Decision(desired, current, apply, "because the test says so", limit)  # type: ignore[arg-type]
+    return ScalingDecision(desired, current, apply, "because the test says so", limit)  # type: ignore[arg-type]
 
 
 def settled(
-    fleet: Fleet, decision: Decision | None = None, config: PlanConfig = CONFIG, steps: int = 40
+    fleet: Fleet, decision: ScalingDecision | None = None, config: PlanConfig = CONFIG, steps: int = 40
 ) -> Fleet:
     """Step until a plan has nothing left to do."""
     for _ in range(steps):
@@ -120,7 +120,7 @@ def test_nothing_is_done_where_nothing_differs() -> None:
     ids=["replicas", "image", "arguments", "label", "owner"],
 )
 def test_an_edited_child_is_put_back(edit: Any) -> None:
-    """Whatever of ours somebody changes is applied again, and nothing else is."""
+    """Whatever another writer changes of ours is applied again, and nothing else is."""
     fleet = settled(Fleet(raw_deployment(prefill=None)))
     key = next(key for key in fleet.children if key[0] == "Deployment")
     fleet.children[key] = copy.deepcopy(fleet.children[key])
@@ -129,13 +129,13 @@ def test_an_edited_child_is_put_back(edit: Any) -> None:
 
 
 def test_a_deleted_child_comes_back() -> None:
-    """A Service that somebody deletes is applied again."""
+    """A Service that was deleted is applied again."""
     fleet = settled(Fleet(raw_deployment()))
     del fleet.children["Service", "llama-decode"]
     assert [(m["kind"], m["metadata"]["name"]) for m in fleet.plan().apply] == [("Service", "llama-decode")]
 
 
-def test_edited_replicas_are_not_taken_for_a_wish() -> None:
+def test_edited_replicas_are_not_taken_for_a_request() -> None:
     """What scaling asked for stands in status: someone's kubectl scale does not become the new size."""
     fleet = settled(Fleet(raw_deployment()))
     pool = next(
@@ -148,7 +148,7 @@ def test_edited_replicas_are_not_taken_for_a_wish() -> None:
     assert "lastScaling" not in made.status
 
 
-def test_scaling_up_applies_and_tells() -> None:
+def test_scaling_up_applies_and_reports() -> None:
     """More replicas are asked for at once; status and Event carry the decision's sentence."""
     fleet = settled(Fleet(raw_deployment()))
     made = fleet.step(decided(fleet, prefill=1, decode=3))
@@ -206,10 +206,10 @@ def test_demand_that_returns_takes_a_draining_pod_back() -> None:
 @given(data=st.data())
 @settings(max_examples=60)
 def test_no_loaded_pod_ever_leaves_before_its_deadline(data: st.DataObject) -> None:
-    """However wishes change and operators restart between passes, only idle pods are taken."""
+    """However decisions change and operators restart between passes, only idle pods are taken."""
     fleet = settled(Fleet(raw_deployment(prefill=None, decode=(1, 6))))
     for _ in range(data.draw(st.integers(3, 12))):
-        wish = decided(fleet, aggregated=data.draw(st.integers(1, 6)))
+        decision = decided(fleet, aggregated=data.draw(st.integers(1, 6)))
         # A router gives nothing new to a draining pod, and nothing at all to one that is not ready.
         fleet.loads = {
             pod.name: data.draw(st.integers(0, fleet.loads.get(pod.name, 0) if pod.draining else 2))
@@ -217,7 +217,7 @@ def test_no_loaded_pod_ever_leaves_before_its_deadline(data: st.DataObject) -> N
             if pod.ready
         }
         before = len(fleet.gone)
-        fleet.step(wish if data.draw(st.booleans()) else None, ready=data.draw(st.booleans()))
+        fleet.step(decision if data.draw(st.booleans()) else None, ready=data.draw(st.booleans()))
         assert all(fleet.loads.get(name, 0) == 0 for name in fleet.gone[before:])
     fleet.loads = {}
     settled(fleet, decided(fleet, aggregated=1), steps=200)
@@ -225,7 +225,7 @@ def test_no_loaded_pod_ever_leaves_before_its_deadline(data: st.DataObject) -> N
 
 
 def test_a_new_model_rolls_prefill_and_decode_out_together() -> None:
-    """At every step a revision that serves has both halves, as many as are asked for in all, and the old one drains."""
+    """At every step a revision that serves has both roles, as many as are asked for in all, and the old one drains."""
     fleet = settled(Fleet(raw_deployment(prefill=(2, 4), decode=(4, 6))))
     fleet.raw["spec"]["model"]["revision"] = "v2"
     fleet.raw["metadata"]["generation"] = 2
@@ -303,8 +303,8 @@ def test_narrower_bounds_hold_at_once() -> None:
     assert fleet.ready("decode") == 3
 
 
-def test_advice_changes_nothing_and_is_told_once() -> None:
-    """Mode Advisory: the wish stands in a condition and one Event, replicas stay."""
+def test_advice_changes_nothing_and_is_posted_once() -> None:
+    """Mode Advisory: the recommendation stands in a condition and one Event, replicas stay."""
     fleet = settled(Fleet(raw_deployment(scaling={"mode": "Advisory"})))
     advice = decided(fleet, apply=False, prefill=1, decode=4)
     made = fleet.step(advice)
@@ -339,7 +339,7 @@ def test_conditions_keep_their_time_while_they_stay_the_same() -> None:
 
 
 def test_a_pod_without_a_node_is_named() -> None:
-    """The scheduler's words stand in Ready, so that nobody has to look for them."""
+    """The scheduler's words stand in Ready, so that users need not look for them."""
     fleet = Fleet(raw_deployment(prefill=None))
     fleet.step(ready=False)
     for pod in fleet.pods.values():

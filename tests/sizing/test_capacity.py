@@ -29,7 +29,7 @@ def test_8b_on_one_h100_holds_435_000_tokens() -> None:
 @pytest.mark.parametrize(
     ("asked", "reason", "advice"),
     [
-        (("hf://nobody/knows", "H100-SXM", 1, 0), "UnknownModel", "write one of hf://"),
+        (("hf://acme/unknown", "H100-SXM", 1, 0), "UnknownModel", "write one of hf://"),
         ((EIGHT, "TPU", 1, 0), "UnknownAccelerator", "A100-SXM-80GB"),
         ((EIGHT, "H100-SXM", 3, 0), "TensorParallelism", "write one of 1, 2, 4, 8, 16"),
         ((SEVENTY, "H100-SXM", 1, 0), "TooLittleMemory", "write accelerator.count: 2"),

@@ -80,7 +80,7 @@ def test_tensor_parallelism_speeds_up_less_than_it_costs() -> None:
 @pytest.mark.parametrize(
     ("source", "accelerator", "count", "word"),
     [
-        ("hf://nobody/knows", "H100-SXM", 1, "meta-llama/Llama-3.1-8B"),
+        ("hf://acme/unknown", "H100-SXM", 1, "meta-llama/Llama-3.1-8B"),
         (EIGHT, "TPU", 1, "H100-SXM"),
         (EIGHT, "H100-SXM", 0, "at least 1"),
     ],

@@ -56,7 +56,7 @@ BY_THE_ENGINE: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("kind", "fields"), BY_THE_ENGINE)
-def test_what_the_engine_refuses_is_told_inside_a_stream(
+def test_what_the_engine_refuses_is_reported_inside_a_stream(
     engine: Contract, kind: str, fields: dict[str, Any]
 ) -> None:
     """Streamed: 200, an error with code 400 as the first event, [DONE]. Not streamed: 400 with the same object."""
@@ -97,7 +97,7 @@ def test_a_response_breaks_off_where_the_engine_refuses(engine: Contract) -> Non
     assert engine.ask("response", engine.body("response", **wrong)).status_code == 400
 
 
-def test_a_message_tells_an_internal_error_where_the_engine_refuses(engine: Contract) -> None:
+def test_a_message_has_an_internal_error_where_the_engine_refuses(engine: Contract) -> None:
     """Messages, streamed: one error event of type internal_error, in whose text alone the code stands."""
     wrong = {"format": {"type": "json_schema", "schema": {"type": "foo"}}}
     answer = engine.ask("message", engine.body("message", stream=True, output_config=wrong))

@@ -125,7 +125,7 @@ def test_sigterm_keeps_pinned_blocks_until_they_are_fetched() -> None:
 
 
 def test_sigterm_gives_up_pinned_blocks_when_their_lease_ends() -> None:
-    """Blocks that nobody fetches keep a leaving worker no longer than their lease."""
+    """Blocks that no worker fetches keep a leaving worker no longer than their lease."""
     with running_worker(role="prefill", kv_lease_seconds=0.5, shutdown_timeout=20) as worker:
         wanted = {"do_remote_decode": True}
         httpx.post(f"{worker.url}/v1/chat/completions", json=body(1, kv_transfer_params=wanted))

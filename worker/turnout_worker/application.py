@@ -273,5 +273,5 @@ def _json(exchange: Exchange, value: object) -> None:
 
 
 def _echo(exchange: Exchange) -> tuple[tuple[str, str], ...]:
-    known_as = exchange.request.headers.get("x-request-id", "")[:MAX_REQUEST_ID]
-    return (("x-request-id", known_as),) if known_as else ()
+    request_id = exchange.request.headers.get("x-request-id", "")[:MAX_REQUEST_ID]
+    return (("x-request-id", request_id),) if request_id else ()

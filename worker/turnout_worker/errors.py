@@ -2,7 +2,7 @@
 
 WorkerError
 ├── EngineLoopError         the engine cannot go on: exit status 1
-├── ConfigurationError      flags that cannot work: told on start-up, exit status 2
+├── ConfigurationError      flags that cannot work: reported on start-up, exit status 2
 └── AnswerError             ends in an HTTP answer
     ├── BadRequestError          400, malformed or longer than the model allows: found while it is served
     │   ├── BodyError            400, found while the body is read, before any work

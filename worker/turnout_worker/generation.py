@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from turnout_worker.answer import Form
     from turnout_worker.errors import AnswerError
     from turnout_worker.http import Exchange
-    from turnout_worker.openai import CompletionRequest, Said
+    from turnout_worker.openai import CompletionRequest, PlannedOutput
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class GeneratedAnswer:
     """What an answer carries beside its text."""
 
     form: Form
     error_body: Callable[[AnswerError], bytes]
     headers: tuple[tuple[str, str], ...]
-    cached_tokens_told: bool
+    show_cached_tokens: bool
     cut_after: int | None = None
     """Cut the connection after so many tokens of a choice: an ordered fault."""
     abort_after: int | None = None
@@ -58,7 +58,7 @@ class Generation:
         self,
         request: CompletionRequest,
         exchange: Exchange,
-        answer: Answer,
+        answer: GeneratedAnswer,
         on_fetch: Callable[[Choice, int], None],
     ) -> None:
         self._request = request
@@ -66,7 +66,9 @@ class Generation:
         self._exchange = exchange
         self._answer = answer
         self._failure: EngineFailedError | None = None
-        self.choices = [Choice(self, index, said, on_fetch) for index, said in enumerate(request.said)]
+        self.choices = [
+            Choice(self, index, planned, on_fetch) for index, planned in enumerate(request.outputs)
+        ]
         self.on_failed: Callable[[], None] | None = None
         """Called when one choice has failed, and with it the whole answer."""
         self.abort: Callable[[], None] | None = None
@@ -180,7 +182,7 @@ class Generation:
     def _usage(self, running: Choice | None, so_far: int) -> Usage:
         """Return the tokens by now: of ended choices as they ended, of *running*, if it has not, *so_far*."""
         first = self.choices[0].event
-        cached = first.cached_tokens if first is not None and self._answer.cached_tokens_told else None
+        cached = first.cached_tokens if first is not None and self._answer.show_cached_tokens else None
         output = 0
         for choice in self.choices:
             if choice.event is not None:
@@ -197,7 +199,7 @@ class Choice:
         "_generation",
         "_index",
         "_on_fetch",
-        "_said",
+        "_planned",
         "closed",
         "event",
         "output",
@@ -206,13 +208,17 @@ class Choice:
     )
 
     def __init__(
-        self, generation: Generation, index: int, said: Said, on_fetch: Callable[[Choice, int], None]
+        self,
+        generation: Generation,
+        index: int,
+        planned: PlannedOutput,
+        on_fetch: Callable[[Choice, int], None],
     ) -> None:
         self._generation = generation
         self._index = index
         self._on_fetch = on_fetch
-        self._said = said
-        self.output = said.text
+        self._planned = planned
+        self.output = planned.text
         self.sent = 0
         """Tokens written."""
         self.event: Finished | None = None
@@ -226,15 +232,15 @@ class Choice:
         self._on_fetch(self, tokens)
 
     def read_freed_blocks(self, output: bytes) -> None:
-        """Say *output* instead: the KV was another's."""
+        """Send *output* instead: the KV belonged to another request."""
         self.output = output
 
     def progress(self, output_tokens: int) -> None:
-        """Tell that so many tokens are there."""
+        """Report that so many tokens are there."""
         self._generation.progress(self, output_tokens)
 
     def finished(self, event: Finished) -> None:
-        """Tell the end."""
+        """Report the end."""
         self.event = event
         self._generation.finished(self)
 
@@ -252,7 +258,7 @@ class Choice:
         """How it ended, once it has: by itself, or where the engine gave it up."""
         if self.event is not None and self.event.reason == "abort":
             return End(self.output[: self.event.output_tokens * TOKEN_BYTES], "abort")
-        return End(self.output, self._said.finish_reason, self._said.stop_reason)
+        return End(self.output, self._planned.finish_reason, self._planned.stop_reason)
 
     def break_off(self) -> None:
         """End the whole answer: nothing more is known of this choice."""

@@ -111,7 +111,7 @@ class Exchange:
             self._end()
 
     def abandon(self, data: bytes = b"") -> None:
-        """Write *data* as it is and cut the connection. The owner is told as if the client had left."""
+        """Write *data* as it is and cut the connection. The owner is notified as if the client had left."""
         if self.open:
             self._connection.cut(data)
             self.gone()
@@ -123,7 +123,7 @@ class Exchange:
             self.gone()
 
     def gone(self) -> None:
-        """Tell the owner that the client has left."""
+        """Notify the owner that the client has left."""
         if self.open:
             self.open = False
             if self.on_gone is not None:
@@ -184,7 +184,7 @@ class HttpConnection(asyncio.Protocol):
         self._wait(IDLE_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        """Tell whoever is answering that the client has left."""
+        """Notify the request's owner that the client has left."""
         self._transport = None
         self._connections.discard(self)
         self._wait(None)
@@ -371,7 +371,7 @@ class HttpServer:
             connection.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while self._connections:  # noqa: ASYNC110 - connections come off one by one, in no one's hands
+                while self._connections:  # noqa: ASYNC110 - connections come off one by one, which no task owns
                     await asyncio.sleep(_POLL_SECONDS)
         for connection in list(self._connections):
             connection.cut()

@@ -224,7 +224,7 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
         "--enable-prompt-tokens-details",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="tell cached_tokens in usage",
+        help="report cached_tokens in usage",
     )
 
 

@@ -162,9 +162,9 @@ class Metrics:
         lines.extend(f'{name}{{task="{_escape(task)}"}} {n}' for task, n in self._task_failures.items())
         if lora is not None:
             name = "vllm:lora_requests_info"
-            told = f'max_lora="{lora.most}",running_lora_adapters="{_escape(",".join(lora.running))}"'
+            adapters = f'max_lora="{lora.most}",running_lora_adapters="{_escape(",".join(lora.running))}"'
             lines.extend((f"# HELP {name} {_HELP[name]}", f"# TYPE {name} gauge"))
-            lines.append(f'{name}{{{told},waiting_lora_adapters=""}} {lora.at}')
+            lines.append(f'{name}{{{adapters},waiting_lora_adapters=""}} {lora.at}')
         for name, histogram in self._histograms().items():
             lines.extend((f"# HELP {name} {_HELP[name]}", f"# TYPE {name} histogram"))
             lines.extend(histogram.lines(name, labels))
@@ -209,7 +209,7 @@ _HELP: Final = {
     "vllm:num_preemptions": "Preemptions.",
     "vllm:request_success": "Requests that ended, by reason.",
     "vllm:admission_rejections": "Requests refused because the queue was full.",
-    "vllm:nixl_num_kv_expired_reqs": "Prefilled prompts that nobody fetched before their lease ended.",
+    "vllm:nixl_num_kv_expired_reqs": "Prefilled prompts that no worker fetched before their lease ended.",
     "vllm:nixl_num_failed_transfers": "Fetches of KV that failed.",
     "vllm:lora_requests_info": "LoRA adapters of requests under way, and how many find room; the value is the time.",
     "vllm:time_to_first_token_seconds": "From arrival to the first token.",

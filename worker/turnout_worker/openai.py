@@ -40,8 +40,8 @@ class FatalTransferError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """What the model will say in one choice, and why it will stop."""
+class PlannedOutput:
+    """The output that the model will generate for one choice, and why it will stop."""
 
     text: bytes
     tokens: int
@@ -59,10 +59,10 @@ class CompletionRequest:
     prompt: bytes
     """Rendered to the bytes of its tokens."""
     prompt_tokens: int
-    said: tuple[Said, ...]
+    outputs: tuple[PlannedOutput, ...]
     """One for each of the n choices asked for."""
     logprobs: int | None
-    """Alternatives to tell for each token; None: log probabilities are not asked for."""
+    """Alternatives to report for each token; None: log probabilities are not asked for."""
     max_tokens: int | None
     stream: bool
     include_usage: bool
@@ -117,7 +117,7 @@ def understand(
         raise BadRequestError(
             f"n={choices} is more than the {MAX_CHOICES} choices that are made at once", "n"
         )
-    said = tuple(
+    outputs = tuple(
         _answer(fields, prompt, limit, max_length - prompt_tokens, text.seed_of_choice(seed, index))
         for index in range(choices)
     )
@@ -133,7 +133,7 @@ def understand(
         model=model,
         prompt=prompt,
         prompt_tokens=prompt_tokens,
-        said=said,
+        outputs=outputs,
         logprobs=_logprobs(fields, kind),
         max_tokens=limit,
         stream=stream,
@@ -238,8 +238,8 @@ def _output_limit(fields: dict[str, Any], kind: Kind, prompt_tokens: int, max_le
     return int(min(asked, max_length - prompt_tokens))
 
 
-def _answer(fields: dict[str, Any], prompt: bytes, limit: int | None, room: int, seed: int) -> Said:
-    """Return what the model says, and why it stops."""
+def _answer(fields: dict[str, Any], prompt: bytes, limit: int | None, room: int, seed: int) -> PlannedOutput:
+    """Return the model's output, and why it stops."""
     most = room if limit is None else limit
     least = _count(fields, "min_tokens", at_least=0) or 0
     if least > most:
@@ -248,17 +248,17 @@ def _answer(fields: dict[str, Any], prompt: bytes, limit: int | None, room: int,
     seed = seed if own_seed is None else seed ^ (own_seed & 0xFFFFFFFF)
     natural = most + 1 if fields.get("ignore_eos") else max(least, text.natural_length(seed, prompt))
     reason: Literal["stop", "length"] = "stop" if natural <= most else "length"
-    said = text.output(seed, prompt, min(natural, most))
+    output = text.output(seed, prompt, min(natural, most))
     found = [
         (at, stop)
         for stop in _stops(fields)
-        if (at := said.find(stop.encode(), least * text.TOKEN_BYTES)) >= 0
+        if (at := output.find(stop.encode(), least * text.TOKEN_BYTES)) >= 0
     ]
     if found:
         at, stop = min(found)
-        said, reason = said[:at], "stop"
-        return Said(said, max(1, text.token_count(said)), reason, stop)
-    return Said(said, max(1, text.token_count(said)), reason, None)
+        output, reason = output[:at], "stop"
+        return PlannedOutput(output, max(1, text.token_count(output)), reason, stop)
+    return PlannedOutput(output, max(1, text.token_count(output)), reason, None)
 
 
 def _logprobs(fields: dict[str, Any], kind: Kind) -> int | None:

@@ -1,4 +1,4 @@
-"""What the simulated worker is told on its command line, checked and completed."""
+"""The simulated worker's options, checked and completed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class WorkerSettings:
     adapters: dict[str, str]
     """Paths of LoRA adapters by the names that clients call; answered like the model, with a prefix cache of their own each."""
     max_loras: int
-    """Adapters that find room at a time, as metrics tell it. Loading one takes the simulated engine no time."""
+    """Adapters that find room at a time, as metrics report it. Loading one takes the simulated engine no time."""
     role: Role
     accelerator: str
     tensor_parallel: int
@@ -58,11 +58,11 @@ class WorkerSettings:
     shutdown_timeout: float
     """Real seconds after SIGTERM in which running streams may end and pinned blocks may be fetched."""
     prompt_tokens_details: bool
-    """Whether usage tells cached_tokens (vLLM's --enable-prompt-tokens-details)."""
+    """Whether usage reports cached_tokens (vLLM's --enable-prompt-tokens-details)."""
     engine: EngineSettings
     latency: LatencyModel
     kv_events: KvEventsSettings | None = None
-    """None: nobody is told what the prefix cache holds."""
+    """None: the content of the prefix cache is not published."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -123,16 +123,16 @@ def kv_events_settings(text: str | None) -> KvEventsSettings | None:
     if text is None:
         return None
     try:
-        told = json.loads(text)
+        document = json.loads(text)
     except ValueError as error:
         raise ConfigurationError(f"--kv-events-config is no JSON: {error}") from error
-    if not isinstance(told, dict):
+    if not isinstance(document, dict):
         raise ConfigurationError("--kv-events-config must be a JSON object")
-    told.pop("max_queue_size", None)  # batches that wait for vLLM's publishing thread; there is none here
-    enabled, publisher = told.pop("enable_kv_cache_events", False), told.pop("publisher", None)
+    document.pop("max_queue_size", None)  # batches that wait for vLLM's publishing thread; there is none here
+    enabled, publisher = document.pop("enable_kv_cache_events", False), document.pop("publisher", None)
     numbers = {"buffer_steps", "hwm"}
     known = {field.name for field in fields(KvEventsSettings)}
-    for name, value in told.items():
+    for name, value in document.items():
         if name not in known:
             raise ConfigurationError(f"--kv-events-config: {name} is none of {', '.join(sorted(known))}")
         fitting = type(value) is int and value > 0 if name in numbers else isinstance(value, str)
@@ -140,4 +140,4 @@ def kv_events_settings(text: str | None) -> KvEventsSettings | None:
             raise ConfigurationError(f"--kv-events-config: {name} cannot be {value!r}")
     if publisher not in {None, "null", "zmq"}:
         raise ConfigurationError(f"--kv-events-config: publisher {publisher!r} is neither 'zmq' nor 'null'")
-    return KvEventsSettings(**told) if enabled is True and publisher != "null" else None
+    return KvEventsSettings(**document) if enabled is True and publisher != "null" else None

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 GIB: Final = 1 << 30
 
-MEMORY_UTILISATION: Final = 0.92
+MEMORY_UTILIZATION: Final = 0.92
 """Share of an accelerator's memory that the engine takes (vLLM's ``--gpu-memory-utilization`` default)."""
 
 RESERVE_BYTES: Final = int(5.5 * GIB)
@@ -54,7 +54,7 @@ def kv_cache_tokens(architecture: ModelArchitecture, accelerator: AcceleratorSpe
     splits the KV heads; beyond their number they are replicated and nothing more is gained.
     """
     free = (
-        int(MEMORY_UTILISATION * accelerator.memory_gib * GIB)
+        int(MEMORY_UTILIZATION * accelerator.memory_gib * GIB)
         - architecture.weight_bytes() // count
         - RESERVE_BYTES
     )
@@ -108,7 +108,7 @@ def _too_little(
 ) -> str:
     tokens, needed = kv_cache_tokens(architecture, spec, count), max(MIN_KV_TOKENS, max_length)
     weights = architecture.weight_bytes() / GIB
-    usable = count * (MEMORY_UTILISATION * spec.memory_gib - RESERVE_BYTES / GIB)
+    usable = count * (MEMORY_UTILIZATION * spec.memory_gib - RESERVE_BYTES / GIB)
     enough = next(
         (
             c

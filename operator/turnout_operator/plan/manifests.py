@@ -35,7 +35,7 @@ _KV_EVENTS: Final = json.dumps(
         "topic": "kv-events",
     }
 )
-"""vLLM's --kv-events-config: what the prefix cache holds is published, and repeated for who has missed it."""
+"""vLLM's --kv-events-config: what the prefix cache holds is published, and repeated for subscribers that have missed it."""
 
 
 def worker_labels(deployment: str, role: Role, revision: str | None = None) -> dict[str, str]:
@@ -233,7 +233,7 @@ def _service(deployment: LLMDeployment, role: Role) -> Manifest:
 
 def _disruption_budget(deployment: LLMDeployment, role: Role) -> Manifest:
     labels = worker_labels(deployment.metadata.name, role)
-    # A worker that is not ready serves nobody: it never stands in the way of a node's drain.
+    # A worker that is not ready serves no requests: it never stands in the way of a node's drain.
     spec = {
         "maxUnavailable": 1,
         "unhealthyPodEvictionPolicy": "AlwaysAllow",
@@ -250,7 +250,7 @@ def _service_account(deployment: LLMDeployment) -> Manifest:
 
 
 def _network_policy(deployment: LLMDeployment, namespace: str) -> Manifest:
-    """Return what closes the workers to everybody but router, operator and each other.
+    """Return what closes the workers to all but router, operator and each other.
 
     Among each other on every port: where a cache is moved, the connector chooses ports of its own. The kubelet's
     probes come from the node, which Kubernetes always lets in.

@@ -1,8 +1,8 @@
 """The plan for one LLMDeployment: everything that should be done now, from what is observed.
 
-The steps, in order: settle whether the model fits; take the replicas that scaling wants; let the rollout divide
+The steps, in order: check whether the model fits; take the replicas that scaling wants; let the rollout divide
 them between revisions; drain what leaves; name the children that differ from what they should be, and those
-that nothing needs any more; tell all of it in status.
+that are no longer needed; report all of it in status.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from turnout_operator.plan.notices import notices
 from turnout_operator.plan.revision import model_revision
 from turnout_operator.plan.rollout import divide, emptied, milestones
 from turnout_operator.plan.scaling import advised_change, allocation, scaling_change
-from turnout_operator.plan.status import Picture, status
+from turnout_operator.plan.status import StatusInput, status
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from turnout.api import LLMDeployment, Role
-    from turnout.scaling.decision import Decision
+    from turnout.scaling.decision import ScalingDecision
     from turnout.scaling.rollout_facts import RolloutPlan
     from turnout_operator.plan.config import PlanConfig
     from turnout_operator.plan.observed import Observed
@@ -35,10 +35,10 @@ BUSY_REQUEUE_SECONDS: Final = 2.0
 """How soon to look again while something drains or rolls out: its deadlines pass without an event."""
 
 MARKED_REQUEUE_SECONDS: Final = 0.2
-"""How soon to go on once pods were marked: our own writes bring no news."""
+"""How soon to go on once pods were marked: our own writes cause no event."""
 
 
-def plan(observed: Observed, decision: Decision | None, config: PlanConfig, now: float) -> Plan:
+def plan(observed: Observed, decision: ScalingDecision | None, config: PlanConfig, now: float) -> Plan:
     """Return what to do about a deployment. *now* is in seconds since the epoch.
 
     *decision* is the last one about its scaling; None: none was made since this operator started. Raise ValueError for
@@ -64,7 +64,7 @@ def plan(observed: Observed, decision: Decision | None, config: PlanConfig, now:
 
     rolling = not division.done and any(pool.revision != target for pool in pools)
     advised = advised_change(decision)
-    picture = Picture(
+    facts = StatusInput(
         deployment=deployment,
         pods=observed.pods,
         desired=allowed.replicas,
@@ -81,7 +81,7 @@ def plan(observed: Observed, decision: Decision | None, config: PlanConfig, now:
         failed=observed.failed,
     )
     scaled = scaling_change(observed, decision, allowed)
-    written = status(picture, observed.status, scaled, now)
+    written = status(facts, observed.status, scaled, now)
     draining = any(pod.draining for pod in observed.pods)
     return Plan(
         patches=patches,

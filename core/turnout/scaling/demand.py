@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from turnout.scaling.facts import PoolFacts
-    from turnout.scaling.policy import Policy
+    from turnout.scaling.policy import ScalingPolicy
 
 PREFILL_BUSY: Final = 0.75
 """Share of its time that a prefill replica may compute. At 0.75 an M/D/1 queue waits 1.5 service times on average."""
@@ -35,7 +35,7 @@ _ROUNDING: Final = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
+class Demand:
     """Replicas that a pool's load needs."""
 
     replicas: int
@@ -65,17 +65,17 @@ def waiting(pool: PoolFacts) -> float:
     return _of_all(pool, pool.waiting) + pool.held
 
 
-def need_of(pool: PoolFacts, smoothed_occupancy: float, policy: Policy) -> Need:
+def demand_of(pool: PoolFacts, smoothed_occupancy: float, policy: ScalingPolicy) -> Demand:
     """Return what *pool* needs. It must have ready pods, and at least one that answered."""
     if pool.role == "prefill":
         return _prefill(pool, smoothed_occupancy)
-    needs = [_cache(pool, policy.kv_target)]
+    demands = [_cache(pool, policy.kv_target)]
     if pool.role == "aggregated":
-        needs.append(_queue(pool))
-    return max(needs, key=lambda need: need.replicas)
+        demands.append(_queue(pool))
+    return max(demands, key=lambda demand: demand.replicas)
 
 
-def _prefill(pool: PoolFacts, requests: float) -> Need:
+def _prefill(pool: PoolFacts, requests: float) -> Demand:
     per_replica = requests / pool.ready
     busy = busy_share(per_replica)
     work = pool.ready * busy
@@ -85,21 +85,21 @@ def _prefill(pool: PoolFacts, requests: float) -> Need:
     )
     if by_queue > by_work:
         figures = f"{per_replica:.1f} requests per replica, target at most {1 + QUEUE_TARGET}"
-    return _need(max(by_work, by_queue), work, figures)
+    return _demand(max(by_work, by_queue), work, figures)
 
 
-def _cache(pool: PoolFacts, target: float) -> Need:
+def _cache(pool: PoolFacts, target: float) -> Demand:
     kv = pool.kv_utilization_mean or 0.0
     running, queued = _running(pool), waiting(pool)
     queue = f", {queued:.0f} requests waiting" if queued else ""
-    demand = pool.ready * kv * (1 + queued / running if running else 1.0)
-    return _need(demand / target, occupancy(pool), f"KV cache {kv:.0%} in use{queue}, target {target:.0%}")
+    load = pool.ready * kv * (1 + queued / running if running else 1.0)
+    return _demand(load / target, occupancy(pool), f"KV cache {kv:.0%} in use{queue}, target {target:.0%}")
 
 
-def _queue(pool: PoolFacts) -> Need:
+def _queue(pool: PoolFacts) -> Demand:
     queued = waiting(pool)
     per_replica = queued / pool.ready
-    return _need(
+    return _demand(
         queued / QUEUE_TARGET,
         occupancy(pool),
         f"{per_replica:.1f} requests waiting per replica, target at most {QUEUE_TARGET}",
@@ -115,7 +115,7 @@ def _of_all(pool: PoolFacts, requests: int) -> float:
     return requests * pool.ready / pool.scraped if pool.scraped else 0.0
 
 
-def _need(exact: float, load: float, because: str) -> Need:
-    return Need(
+def _demand(exact: float, load: float, because: str) -> Demand:
+    return Demand(
         max(1, math.ceil(exact - _ROUNDING)), max(1, math.ceil(exact / MARGIN - _ROUNDING)), load, because
     )

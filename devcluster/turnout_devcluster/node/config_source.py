@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from turnout_devcluster.node.environment import Objects, Source, referenced
 from turnout_devcluster.node.errors import NotFoundError
-from turnout_devcluster.node.volumes import Tokens, TokenWish, token_wishes
+from turnout_devcluster.node.volumes import TokenRequest, Tokens, token_requests
 
 if TYPE_CHECKING:
     from turnout_devcluster.node.api import Api
@@ -39,14 +39,14 @@ class _Token:
     refresh_at: float
 
 
-class Supplies:
+class ConfigSource:
     """Reads each object once for all pods that name it at the same time."""
 
     def __init__(self, api: Api) -> None:
         self._api = api
         self._kept: dict[tuple[str, Source, str], _Kept] = {}
         self._reading: dict[tuple[str, Source, str], asyncio.Task[Json | None]] = {}
-        self._tokens: dict[tuple[str, TokenWish], _Token] = {}
+        self._tokens: dict[tuple[str, TokenRequest], _Token] = {}
 
     async def objects(self, pod: Json) -> Objects:
         """Return every ConfigMap and Secret that *pod* names. Raise ApiError or UnreachableError."""
@@ -78,26 +78,26 @@ class Supplies:
             obj = None
         now = time.monotonic()
         self._kept = {k: v for k, v in self._kept.items() if v.until > now}
-        # What is missing is asked for again at once: somebody is waiting for it.
+        # What is missing is read again at once: a pod waits for it.
         if obj is not None:
             self._kept[namespace, kind, name] = _Kept(obj, now + KEEP_SECONDS)
         return obj
 
     async def tokens(self, pod: Json) -> Tokens:
         """Return the tokens that *pod* asks for, bound to it. Raise ApiError or UnreachableError."""
-        return {wish: await self._token(pod, wish) for wish in token_wishes(pod)}
+        return {request: await self._token(pod, request) for request in token_requests(pod)}
 
-    async def _token(self, pod: Json, wish: TokenWish) -> str:
+    async def _token(self, pod: Json, request: TokenRequest) -> str:
         metadata = pod["metadata"]
-        key = (metadata["uid"], wish)
+        key = (metadata["uid"], request)
         known = self._tokens.get(key)
         if known is not None and known.refresh_at > time.monotonic():
             return known.value
         account = pod["spec"].get("serviceAccountName") or "default"
         bound_to = {"apiVersion": "v1", "kind": "Pod", "name": metadata["name"], "uid": metadata["uid"]}
         spec = {
-            "audiences": [wish.audience] if wish.audience else [],
-            "expirationSeconds": wish.expiration_seconds,
+            "audiences": [request.audience] if request.audience else [],
+            "expirationSeconds": request.expiration_seconds,
             "boundObjectRef": bound_to,
         }
         answer = await self._api.create(
@@ -105,7 +105,7 @@ class Supplies:
             {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec},
         )
         value: str = answer["status"]["token"]
-        refresh_at = time.monotonic() + REFRESH_SHARE * wish.expiration_seconds
+        refresh_at = time.monotonic() + REFRESH_SHARE * request.expiration_seconds
         self._tokens[key] = _Token(value, refresh_at)
         return value
 

@@ -1,4 +1,4 @@
-"""Names and keys, settled over all namespaces that are watched, and kept up to date with the store."""
+"""Names and keys, assigned over all namespaces that are watched, and kept up to date with the store."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from turnout_operator.kube.kinds import CLAIMING, TOKEN_BUDGET, Kind
 from turnout_operator.observe.store import Key
-from turnout_operator.plan.claims import Claimant, Claims, Settlement, claim_of
+from turnout_operator.plan.claims import Claimant, Claims, NameAssignment, claim_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from turnout_operator.observe.store import Store
 
 
-class Settling:
-    """Who has which name or key. *clock* is monotonic, in seconds."""
+class NameClaims:
+    """Which resource has which name or key. *clock* is monotonic, in seconds."""
 
     def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
@@ -42,19 +42,19 @@ class Settling:
             for key in known.union(self._store.keys(kind)):
                 self.look_at(kind, key)
 
-    def settle(self) -> set[tuple[Kind, Key]]:
-        """Settle what is open; return the resources whose names or keys have changed hands."""
+    def assign(self) -> set[tuple[Kind, Key]]:
+        """Assign what is open; return the resources whose names or keys have changed."""
         now = self._clock()
         kinds = {kind.name: kind for kind in CLAIMING}
         return {
             (kinds[one.kind], Key(one.namespace, one.name))
             for claims in (self._names, self._keys)
-            for one in claims.settle(now)
+            for one in claims.assign(now)
         }
 
-    def settlement(self, kind: Kind, key: Key) -> Settlement:
+    def assignment(self, kind: Kind, key: Key) -> NameAssignment:
         """Return what a resource has."""
-        return self._claims(kind).settlement(Claimant(kind.name, *key))
+        return self._claims(kind).assignment(Claimant(kind.name, *key))
 
     def _claims(self, kind: Kind) -> Claims:
         return self._keys if kind == TOKEN_BUDGET else self._names

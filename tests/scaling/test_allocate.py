@@ -1,4 +1,4 @@
-"""Fitting wished-for replicas into bounds, ratio and accelerator budget."""
+"""Allocating recommended replicas within bounds, ratio and accelerator budget."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.scaling_values import policy_of
-from turnout.scaling.fit import accelerators, fit
+from turnout.scaling.allocate import accelerators, allocate
 
 if TYPE_CHECKING:
-    from turnout.scaling.policy import Policy
+    from turnout.scaling.policy import ScalingPolicy
 
 
 def pair(prefill: int, decode: int) -> dict[str, int]:
@@ -80,13 +80,13 @@ def pair(prefill: int, decode: int) -> dict[str, int]:
 )
 def test_situations(
     situation: str,
-    policy: Policy,
+    policy: ScalingPolicy,
     desired: tuple[int, int],
     expected: tuple[int, int],
     reason: str | None,
 ) -> None:
     """Each situation has one answer, and a limit that names its cause."""
-    result = fit(pair(*desired), policy)
+    result = allocate(pair(*desired), policy)
     assert result.replicas == pair(*expected), situation
     assert (result.limit.reason if result.limit else None) == reason, result.limit
 
@@ -94,29 +94,29 @@ def test_situations(
 def test_a_pool_that_wants_more_takes_nothing_from_the_other() -> None:
     """With a floor, a full budget stops the growth instead of taking a replica away from the other pool."""
     policy = policy_of(budget=8)
-    assert fit(pair(4, 6), policy, floor=pair(2, 6)).replicas == pair(2, 6)
-    assert fit(pair(4, 6), policy).replicas == pair(3, 5)
+    assert allocate(pair(4, 6), policy, floor=pair(2, 6)).replicas == pair(2, 6)
+    assert allocate(pair(4, 6), policy).replicas == pair(3, 5)
 
 
 def test_pods_on_their_way_out_delay_growth() -> None:
     """The accelerators of draining pods are not given away twice, but cost no running replica."""
     policy = policy_of(budget=8)
-    assert fit(pair(3, 5), policy, floor=pair(2, 5), held_accelerators=1).replicas == pair(2, 5)
-    assert fit(pair(2, 6), policy, floor=pair(2, 6), held_accelerators=4).replicas == pair(2, 6)
+    assert allocate(pair(3, 5), policy, floor=pair(2, 5), held_accelerators=1).replicas == pair(2, 5)
+    assert allocate(pair(2, 6), policy, floor=pair(2, 6), held_accelerators=4).replicas == pair(2, 6)
 
 
 def test_a_raised_pool_says_why() -> None:
     """A pool that is larger than its load asks for carries the rule that made it so."""
     asked = {"prefill": "prefillToDecode 1:2 to 2:1 asks for 3"}
-    assert fit(pair(1, 6), policy_of(ratio=("1:2", "2:1"))).raised == asked
-    assert fit(pair(1, 1), policy_of(decode=(3, 6))).raised == {"decode": "replicas.min is 3"}
+    assert allocate(pair(1, 6), policy_of(ratio=("1:2", "2:1"))).raised == asked
+    assert allocate(pair(1, 1), policy_of(decode=(3, 6))).raised == {"decode": "replicas.min is 3"}
 
 
 def test_an_aggregated_pool_has_bounds_and_budget_only() -> None:
     """A deployment that is not split knows no ratio."""
     policy = policy_of(prefill=None, decode=(1, 10), budget=4, ratio=("1:1", "1:1"))
-    assert fit({"aggregated": 7}, policy).replicas == {"aggregated": 4}
-    assert fit({"aggregated": 2}, policy).replicas == {"aggregated": 2}
+    assert allocate({"aggregated": 7}, policy).replicas == {"aggregated": 4}
+    assert allocate({"aggregated": 2}, policy).replicas == {"aggregated": 2}
 
 
 bounds = st.tuples(st.integers(1, 6), st.integers(0, 6)).map(lambda b: (b[0], b[0] + b[1]))
@@ -151,7 +151,7 @@ def test_no_allowed_pair_is_closer(
         budget=budget,
         prefill_accelerators=price,
     )
-    result = fit(pair(*desired), policy)
+    result = allocate(pair(*desired), policy)
     got = (result.replicas["prefill"], result.replicas["decode"])
     everything = [(p, d) for p in range(prefill[0], prefill[1] + 1) for d in range(decode[0], decode[1] + 1)]
     affordable = [(p, d) for p, d in everything if budget is None or p * price + d <= budget]
@@ -169,4 +169,4 @@ def test_no_allowed_pair_is_closer(
     assert shortfall(got) == min(shortfall(candidate) for candidate in allowed)
     assert (result.limit is None) == (got[0] >= desired[0] and got[1] >= desired[1])
     assert accelerators(result.replicas, policy) == got[0] * price + got[1]
-    assert fit(result.replicas, policy).replicas == result.replicas, "fitting twice changes nothing"
+    assert allocate(result.replicas, policy).replicas == result.replicas, "allocating twice changes nothing"

@@ -17,11 +17,16 @@ from turnout_operator.errors import Forbidden, NotFound
 from turnout_operator.kube.kinds import DEPLOYMENT, LLM_DEPLOYMENT, POD, Kind, kind_of
 from turnout_operator.load.collector import Collector
 from turnout_operator.metrics import Metrics
+from turnout_operator.name_claims import NameClaims
 from turnout_operator.observe.observer import Observer
 from turnout_operator.observe.store import Key, Store
-from turnout_operator.plan import contest
-from turnout_operator.plan.contest import (
-    Writing,
+from turnout_operator.plan import write_conflicts
+from turnout_operator.plan.drift import Deviation, deviations, holds
+from turnout_operator.plan.effects import Plan, PodPatch
+from turnout_operator.plan.pods import observed_pod
+from turnout_operator.plan.status import condition
+from turnout_operator.plan.write_conflicts import (
+    WriteRecord,
     due_in,
     manager_of,
     pause,
@@ -29,13 +34,8 @@ from turnout_operator.plan.contest import (
     sentences,
     written,
 )
-from turnout_operator.plan.drift import Deviation, deviations, holds
-from turnout_operator.plan.effects import Plan, PodPatch
-from turnout_operator.plan.pods import observed_pod
-from turnout_operator.plan.status import condition
 from turnout_operator.reconciler import Reconciler
-from turnout_operator.settling import Settling
-from turnout_operator.writings import Writings
+from turnout_operator.write_history import WriteHistory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,9 +113,9 @@ def test_who_edits_again_and_again_is_put_back_ever_more_rarely() -> None:
         times.append(delay)
         writing = written(writing, "v", EDITED, (), now)
     assert times == [0.0, 0.0, 0.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 600.0, 600.0, 600.0]
-    assert contest.is_contested(writing, now)
+    assert write_conflicts.is_contested(writing, now)
     later = now + quiet_seconds(writing) + 1
-    assert not contest.is_contested(writing, later)
+    assert not write_conflicts.is_contested(writing, later)
     assert due_in(writing, "v", EDITED, later) == 0.0
     assert written(writing, "v", EDITED, (), later).repairs == 1
 
@@ -130,14 +130,14 @@ def test_writes_are_bounded_whatever_the_other_does(edits: list[float]) -> None:
             writing = written(writing, "v", EDITED, (), now)
             repairs.append(now)
     for start in repairs:
-        fast = [at for at in repairs if start <= at < start + contest.QUIET_SECONDS]
-        assert len(fast) <= contest.FREE_REPAIRS + 3
-    assert pause(10**6) == contest.LAST_PAUSE_SECONDS
+        fast = [at for at in repairs if start <= at < start + write_conflicts.QUIET_SECONDS]
+        assert len(fast) <= write_conflicts.FREE_REPAIRS + 3
+    assert pause(10**6) == write_conflicts.LAST_PAUSE_SECONDS
 
 
-def test_another_wish_is_written_at_once() -> None:
-    """A contest about what was wanted before does not hold back what is wanted now."""
-    writing = Writing("v1", 100.0, repairs=9)
+def test_another_content_is_written_at_once() -> None:
+    """A conflict about what was wanted before does not hold back what is wanted now."""
+    writing = WriteRecord("v1", 100.0, repairs=9)
     assert due_in(writing, "v1", EDITED, 101.0) == pause(9) - 1.0
     assert due_in(writing, "v2", EDITED, 101.0) == 0.0
     assert written(writing, "v2", EDITED, (), 101.0).repairs == 0
@@ -147,20 +147,20 @@ def test_another_wish_is_written_at_once() -> None:
 
 
 def test_what_is_said() -> None:
-    """Of admission field and values; of a contest field and manager, without values that may change each time."""
+    """Of admission field and values; of a conflict field and manager, without values that may change each time."""
     assert sentences("Deployment d", written(None, "v", [], MIRRORED, 0.0), 0.0) == (
         (
             "Deployment d: changed on admission and left so: "
             'spec.template.spec.containers[name=worker].image is "mirror/worker:1", not "worker:1"'
         ),
     )
-    insisted = Writing("v", 0.0, repairs=3, changed=EDITED, manager="hpa" * 100)
+    insisted = WriteRecord("v", 0.0, repairs=3, changed=EDITED, manager="hpa" * 100)
     (said,) = sentences("Deployment d", insisted, 1.0)
     assert said.startswith('Deployment d: field manager "hpahpa')
     assert "containers[name=worker].image again and again" in said
     assert "evil" not in said
     assert len(said) < 400
-    assert sentences("Deployment d", Writing("v", 0.0, repairs=2, changed=EDITED), 1.0) == ()
+    assert sentences("Deployment d", WriteRecord("v", 0.0, repairs=2, changed=EDITED), 1.0) == ()
     left_out = Deviation(("spec", "hostNetwork"), None, False)
     assert sentences("Deployment d", written(None, "v", [], [left_out], 0.0), 0.0) == ()
 
@@ -204,14 +204,14 @@ CONTAINERS = {"f:template": {"f:spec": {"f:containers": {'k:{"name":"worker"}': 
 def test_the_field_manager_is_found(
     path: tuple[str, ...], managed: list[dict[str, Any]], expected: str
 ) -> None:
-    """Who wrote the field last, by the tree that Kubernetes keeps of it."""
+    """The last writer of a field, by its managedFields."""
     assert manager_of(managed, [Deviation(path, 1, 2)]) == expected
 
 
 def test_memory_is_bounded_and_goes_with_its_owner(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is written, no more than so many objects are remembered, and none of a resource that is gone."""
-    monkeypatch.setattr("turnout_operator.writings.MAX_WRITINGS", 10)
-    memory = Writings(clock=lambda: 0.0)
+    monkeypatch.setattr("turnout_operator.write_history.MAX_RECORDS", 10)
+    memory = WriteHistory(clock=lambda: 0.0)
     owner = (LLM_DEPLOYMENT, KEY)
     for number in range(30):
         target = (DEPLOYMENT, Key("models", f"d-{number:02}"), "")
@@ -305,13 +305,13 @@ class World:
     def __post_init__(self) -> None:
         self.server = Server(self.store)
         self.executor = Executor(cast("KubeClient", self.server), self.store, "test")
-        self.executor.writings = Writings(clock=lambda: self.now)
-        settling = Settling(self.store)
+        self.executor.write_history = WriteHistory(clock=lambda: self.now)
+        name_claims = NameClaims(self.store)
         silent = Collector(cast("Supervisor", None))
         self.reconciler = Reconciler(
             self.store,
-            observer=Observer(self.store, silent, settling),
-            settling=settling,
+            observer=Observer(self.store, silent, name_claims),
+            name_claims=name_claims,
             executor=self.executor,
             scaler=cast("Scaler", Idle()),
             metrics=Metrics(),
@@ -321,8 +321,8 @@ class World:
         raw["metadata"]["resourceVersion"] = "5"
         self.server.objects[LLM_DEPLOYMENT, "llama"] = raw
         self.store.put(LLM_DEPLOYMENT, raw)
-        settling.look_at_all()
-        settling.settle()
+        name_claims.look_at_all()
+        name_claims.assign()
 
     async def passes(
         self, count: int, seconds: float = 5.0, each: Callable[[], None] = lambda: None
@@ -446,11 +446,11 @@ async def test_a_status_that_another_overwrites_is_written_ever_more_rarely() ->
 
 
 async def test_a_status_that_waits_is_written_once_it_may_be() -> None:
-    """No event tells that the pause is over: the pass says when to look again."""
+    """No event announces that the pause is over: the pass says when to look again."""
     world = World()
     await world.passes(3)
     waits = []
-    for _ in range(contest.FREE_REPAIRS + 2):
+    for _ in range(write_conflicts.FREE_REPAIRS + 2):
         world.server.edit(
             LLM_DEPLOYMENT,
             "llama",
@@ -459,8 +459,8 @@ async def test_a_status_that_waits_is_written_once_it_may_be() -> None:
         )
         waits.append(await world.reconciler.deployment(KEY))
     assert waits[:2] == [None, None]
-    assert waits[-1] == contest.FIRST_PAUSE_SECONDS
-    world.now += contest.FIRST_PAUSE_SECONDS
+    assert waits[-1] == write_conflicts.FIRST_PAUSE_SECONDS
+    world.now += write_conflicts.FIRST_PAUSE_SECONDS
     assert await world.passes(1) == ["LLMDeployment/status llama"]
 
 
@@ -488,12 +488,12 @@ async def test_counts_of_pods_wait_for_each_other() -> None:
     assert await world.passes(1) == ["LLMDeployment/status llama"], "it is about another generation"
 
 
-async def test_the_end_of_a_contest_is_told() -> None:
-    """Nobody changes the object any more, which brings no event either."""
+async def test_the_end_of_a_conflict_is_reported() -> None:
+    """No writer changes the object any more, which causes no event either."""
     world = World()
     await world.passes(3)
     (name,) = [name for kind, name in world.server.objects if kind == DEPLOYMENT]
-    for _ in range(contest.FREE_REPAIRS):
+    for _ in range(write_conflicts.FREE_REPAIRS):
         world.server.edit(DEPLOYMENT, name, lambda made: made["spec"].update(replicas=7), "some-autoscaler")
         await world.reconciler.deployment(KEY)
     wait = await world.reconciler.deployment(KEY)
@@ -546,7 +546,7 @@ async def test_a_mark_on_a_pod_that_is_stripped_is_tried_ever_more_rarely() -> N
     assert len(world.server.writes) <= 14
     assert sum(pause == 0.2 for pause in again) == len(world.server.writes)
     assert min(pause for pause in again if pause != 0.2) > 0.2
-    (said,) = world.executor.writings.sentences((kind_of(owner), KEY))
+    (said,) = world.executor.write_history.sentences((kind_of(owner), KEY))
     assert said.startswith("Pod p: admission changes metadata.annotations.turnout.dev/draining-since")
 
 

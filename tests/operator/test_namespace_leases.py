@@ -13,7 +13,7 @@ import pytest
 from support.router_running import eventually
 from turnout_operator.errors import Conflict, Forbidden, NotFound, NotOurs, Unreachable
 from turnout_operator.lease import Timing
-from turnout_operator.territory import CLUSTER, MARK, TIMING, Territory
+from turnout_operator.namespace_leases import CLUSTER, MARK, TIMING, NamespaceLeases
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -83,7 +83,7 @@ class Leases:
 class Release:
     """One release, and what it says."""
 
-    territory: Territory
+    namespace_leases: NamespaceLeases
     gained: list[str]
     kept_out: list[tuple[str, str]]
     counts: list[tuple[int, int]]
@@ -107,7 +107,7 @@ async def release(
     counts: list[tuple[int, int]] = []
     failures: list[BaseException] = []
     made = Release(
-        Territory(
+        NamespaceLeases(
             cast("KubeClient", leases),
             release=name,
             namespaces=namespaces,
@@ -122,7 +122,7 @@ async def release(
         failures,
     )
     made.task = asyncio.create_task(
-        made.territory.keep(lambda: occupied or set(namespaces), made.gained.append)
+        made.namespace_leases.keep(lambda: occupied or set(namespaces), made.gained.append)
     )
     try:
         yield made
@@ -137,36 +137,36 @@ def test_a_release_stops_before_another_may_take_over() -> None:
 
 
 async def test_the_second_stands_still_until_the_first_is_gone() -> None:
-    """It writes nothing and says who acts; the first dies, and within the mark's time it acts there."""
+    """It writes nothing and names the acting release; the first dies, and within the mark's time it acts there."""
     leases = Leases()
     async with release(leases, "first/op", "w") as first:
-        await eventually(lambda: first.territory.holds("w"))
+        await eventually(lambda: first.namespace_leases.holds("w"))
         async with release(leases, "second/op", "w") as second:
             await eventually(lambda: bool(second.kept_out))
             assert second.kept_out == [("w", "the operator of release first/op acts there")]
-            assert "first/op acts there" in second.territory.sentence()
+            assert "first/op acts there" in second.namespace_leases.sentence()
             with pytest.raises(NotOurs):
-                second.territory.fence("w")
-            assert not await second.territory.claim("w")
+                second.namespace_leases.fence("w")
+            assert not await second.namespace_leases.claim("w")
             begun = len(leases.writes)
             await eventually(lambda: len(leases.writes) >= begun + 5)
             assert {holder for _, holder in leases.writes} == {"first/op"}
             assert second.counts[-1] == (0, 1)
             await first.die()
-            await eventually(lambda: second.territory.holds("w"))
+            await eventually(lambda: second.namespace_leases.holds("w"))
             assert second.gained == ["w"]
-            assert second.territory.sentence() == ""
-            assert not first.territory.holds("w")
+            assert second.namespace_leases.sentence() == ""
+            assert not first.namespace_leases.holds("w")
 
 
 async def test_a_release_that_starts_again_goes_on_at_once() -> None:
     """Its mark names the release: no other may slip in between, and there is nothing to wait for."""
     leases = Leases()
     async with release(leases, "first/op", "w") as before:
-        await eventually(lambda: before.territory.holds("w"))
+        await eventually(lambda: before.namespace_leases.holds("w"))
     async with release(leases, "second/op", "w") as second, release(leases, "first/op", "w") as after:
-        await eventually(lambda: after.territory.holds("w"))
-        assert not second.territory.holds("w")
+        await eventually(lambda: after.namespace_leases.holds("w"))
+        assert not second.namespace_leases.holds("w")
         assert leases.holder("w") == "first/op"
 
 
@@ -174,11 +174,11 @@ async def test_namespaces_that_overlap_in_part_are_shared_out() -> None:
     """Each serves what is its own alone, and of what both want the first keeps what it has."""
     leases = Leases()
     async with release(leases, "first/op", "w1", "w2") as first:
-        await eventually(lambda: first.territory.holds("w1") and first.territory.holds("w2"))
+        await eventually(lambda: first.namespace_leases.holds("w1") and first.namespace_leases.holds("w2"))
         async with release(leases, "second/op", "w2", "w3") as second:
-            await eventually(lambda: second.territory.holds("w3") and bool(second.kept_out))
-            assert not second.territory.holds("w2")
-            assert list(second.territory.others()) == ["w2"]
+            await eventually(lambda: second.namespace_leases.holds("w3") and bool(second.kept_out))
+            assert not second.namespace_leases.holds("w2")
+            assert list(second.namespace_leases.others()) == ["w2"]
             assert second.counts[-1] == (1, 1)
 
 
@@ -186,39 +186,43 @@ async def test_of_two_that_look_after_all_namespaces_one_stands_still_wholly() -
     """Also in namespaces that come later, whichever sees them first."""
     leases, occupied = Leases(), {"w1"}
     async with release(leases, "first/op", occupied=occupied) as first:
-        await eventually(lambda: first.territory.holds("w1"))
+        await eventually(lambda: first.namespace_leases.holds("w1"))
         async with release(leases, "second/op", occupied=occupied) as second:
             await eventually(lambda: bool(second.kept_out))
             occupied.add("w2")
-            assert not await second.territory.claim("w2")
-            await eventually(lambda: first.territory.holds("w2"))
+            assert not await second.namespace_leases.claim("w2")
+            await eventually(lambda: first.namespace_leases.holds("w2"))
             assert second.kept_out == [("", "the operator of release first/op acts there")]
-            assert second.territory.sentence().startswith("stands still: ")
+            assert second.namespace_leases.sentence().startswith("stands still: ")
             assert {holder for _, holder in leases.writes} == {"first/op"}
             await first.die()
-            await eventually(lambda: second.territory.holds("w1") and second.territory.holds("w2"))
+            await eventually(
+                lambda: second.namespace_leases.holds("w1") and second.namespace_leases.holds("w2")
+            )
             assert leases.holder(CLUSTER) == "second/op"
 
 
 async def test_one_for_all_and_one_for_some() -> None:
-    """Who looks after all namespaces leaves those out in which another release acts."""
+    """A release for all namespaces leaves those out in which another release acts."""
     leases = Leases()
     async with release(leases, "some/op", "w1") as some:
-        await eventually(lambda: some.territory.holds("w1"))
+        await eventually(lambda: some.namespace_leases.holds("w1"))
         async with release(leases, "all/op", occupied={"w1", "w2"}) as everywhere:
-            await eventually(lambda: everywhere.territory.holds("w2") and bool(everywhere.kept_out))
-            assert not everywhere.territory.holds("w1")
-            assert list(everywhere.territory.others()) == ["w1"]
+            await eventually(lambda: everywhere.namespace_leases.holds("w2") and bool(everywhere.kept_out))
+            assert not everywhere.namespace_leases.holds("w1")
+            assert list(everywhere.namespace_leases.others()) == ["w1"]
 
 
 async def test_a_namespace_that_empties_is_given_back() -> None:
     """The next release need not wait for it."""
     leases, occupied = Leases(), {"w1", "w2"}
     async with release(leases, "all/op", occupied=occupied) as everywhere:
-        await eventually(lambda: everywhere.territory.holds("w1") and everywhere.territory.holds("w2"))
+        await eventually(
+            lambda: everywhere.namespace_leases.holds("w1") and everywhere.namespace_leases.holds("w2")
+        )
         occupied.discard("w2")
         await eventually(lambda: leases.holder("w2") == "")
-        assert everywhere.territory.holds("w1")
+        assert everywhere.namespace_leases.holds("w1")
 
 
 @pytest.mark.parametrize(
@@ -230,32 +234,32 @@ async def test_a_mark_that_cannot_be_had_stops_its_namespace_alone(refusal: Exce
     """Without it nothing is written there, why is said, and the other namespaces do not notice; later it is taken."""
     leases = Leases(refused={"w1": refusal})
     async with release(leases, "first/op", "w1", "w2") as first:
-        await eventually(lambda: first.territory.holds("w2") and bool(first.kept_out))
-        assert not await first.territory.claim("w1")
-        assert str(refusal.args[0]) in first.territory.others()["w1"]
+        await eventually(lambda: first.namespace_leases.holds("w2") and bool(first.kept_out))
+        assert not await first.namespace_leases.claim("w1")
+        assert str(refusal.args[0]) in first.namespace_leases.others()["w1"]
         assert bool(first.failures) == (not isinstance(refusal, (Forbidden, Unreachable)))
         leases.refused.clear()
-        await eventually(lambda: first.territory.holds("w1"))
+        await eventually(lambda: first.namespace_leases.holds("w1"))
 
 
 async def test_a_mark_that_is_written_over_is_respected_at_once() -> None:
-    """Who may write to a namespace may put another's name there: nothing is done in it, and nowhere else less."""
+    """A tenant with a forged mark stops the operator in its own namespace, and in no other."""
     leases = Leases()
     async with release(leases, "first/op", "w1", "w2") as first:
-        await eventually(lambda: first.territory.holds("w1") and first.territory.holds("w2"))
+        await eventually(lambda: first.namespace_leases.holds("w1") and first.namespace_leases.holds("w2"))
         leases.write("w1", "x" * 100_000)
         await eventually(lambda: bool(first.kept_out))
-        assert not first.territory.holds("w1")
-        assert len(first.territory.sentence()) < 500
-        assert first.territory.holds("w2")
-        await eventually(lambda: first.territory.holds("w1"))  # the other never renews it
+        assert not first.namespace_leases.holds("w1")
+        assert len(first.namespace_leases.sentence()) < 500
+        assert first.namespace_leases.holds("w2")
+        await eventually(lambda: first.namespace_leases.holds("w1"))  # the other never renews it
 
 
 async def test_a_mark_that_is_deleted_is_made_again() -> None:
     """Its place is not free for another release while this one is alive."""
     leases = Leases()
     async with release(leases, "first/op", "w") as first:
-        await eventually(lambda: first.territory.holds("w"))
+        await eventually(lambda: first.namespace_leases.holds("w"))
         del leases.objects["w", MARK]
         await eventually(lambda: ("w", MARK) in leases.objects)
         assert leases.holder("w") == "first/op"
@@ -265,7 +269,7 @@ async def test_a_renewal_is_one_request() -> None:
     """What was written last is known, so it is not read first."""
     leases = Leases()
     async with release(leases, "first/op", "w") as first:
-        await eventually(lambda: first.territory.holds("w"))
+        await eventually(lambda: first.namespace_leases.holds("w"))
         leases.get = None  # type: ignore[method-assign,assignment]
         begun = len(leases.writes)
         await eventually(lambda: len(leases.writes) >= begun + 3)

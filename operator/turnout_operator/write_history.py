@@ -1,4 +1,4 @@
-"""Memory of what became of writes, by object. It is lost with the process, which costs one more write per object."""
+"""The last write of each object and its result. It is lost with the process, which costs one more write per object."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from turnout_operator.plan import contest
+from turnout_operator.plan import write_conflicts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from turnout_operator.errors import ApiError
     from turnout_operator.kube.kinds import Kind
     from turnout_operator.observe.store import Key
-    from turnout_operator.plan.contest import Writing
     from turnout_operator.plan.drift import Deviation
+    from turnout_operator.plan.write_conflicts import WriteRecord
 
-MAX_WRITINGS: Final = 65_536
+MAX_RECORDS: Final = 65_536
 """Objects that are remembered; with more, the one that was written longest ago is forgotten."""
 
 FIRST_REFUSAL_SECONDS: Final = 5.0
@@ -51,33 +51,37 @@ class _Refusal:
     """Monotonic time at which it may be asked for again."""
 
 
-class Writings:
+class WriteHistory:
     """What became of the last write to each object, by the resource that it belongs to."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._writings: OrderedDict[Target, Writing] = OrderedDict()
+        self._records: OrderedDict[Target, WriteRecord] = OrderedDict()
         self._owners: dict[Target, Owner] = {}
         self._owned: dict[Owner, set[Target]] = {}
         self._refusals: OrderedDict[Target, _Refusal] = OrderedDict()
 
     def due_in(self, target: Target, content: str, found: Sequence[Deviation]) -> float | None:
-        """Return in how many seconds *content* is to be written; None: not at all (see `contest.due_in`)."""
-        return contest.due_in(self._writings.get(target), content, found, self._clock())
+        """Return in how many seconds *content* is to be written; None: not at all (see `write_conflicts.due_in`)."""
+        return write_conflicts.due_in(self._records.get(target), content, found, self._clock())
 
     def seconds_since(self, target: Target) -> float:
         """Return how long ago an object was written last; infinite where that is not known."""
-        before = self._writings.get(target)
+        before = self._records.get(target)
         return math.inf if before is None else self._clock() - before.written_at
 
-    def is_suspect(self, target: Target, content: str) -> bool:
-        """Return whether one more write of *content* would be the one too many to be a person's edit."""
-        before = self._writings.get(target)
-        return before is not None and before.content == content and before.repairs + 1 >= contest.FREE_REPAIRS
+    def would_be_contested(self, target: Target, content: str) -> bool:
+        """Return whether one more repair of *content* means that another controller, not a person, changes the object."""
+        before = self._records.get(target)
+        return (
+            before is not None
+            and before.content == content
+            and before.repairs + 1 >= write_conflicts.FREE_REPAIRS
+        )
 
     def left(self, target: Target, content: str, found: Sequence[Deviation]) -> tuple[Deviation, ...]:
         """Return what of *found* was not made by admission."""
-        return contest.left(self._writings.get(target), content, found)
+        return write_conflicts.left(self._records.get(target), content, found)
 
     def written(
         self,
@@ -90,20 +94,20 @@ class Writings:
         manager: str = "",
     ) -> None:
         """Take note of a write."""
-        before = self._writings.pop(target, None)
-        self._writings[target] = contest.written(
+        before = self._records.pop(target, None)
+        self._records[target] = write_conflicts.written(
             before, content, found, answer, self._clock(), manager=manager
         )
         self._owners[target] = owner
         self._owned.setdefault(owner, set()).add(target)
         self._refusals.pop(target, None)
-        while len(self._writings) > MAX_WRITINGS:
-            self._drop(next(iter(self._writings)))
+        while len(self._records) > MAX_RECORDS:
+            self._drop(next(iter(self._records)))
 
     def sentences(self, owner: Owner) -> tuple[str, ...]:
         """Return what a person should know about the objects of *owner*, in the order of their names.
 
-        Its status is none of them: what stands in it cannot say who overwrites it.
+        Its status is not among them: a status that is overwritten cannot report its own overwriting.
         """
         now = self._clock()
         objects = (target for target in self._owned.get(owner, ()) if target[2] != STATUS)
@@ -111,17 +115,19 @@ class Writings:
         return tuple(
             sentence
             for target in mine
-            for sentence in contest.sentences(
-                f"{target[0].name} {target[1].name}", self._writings[target], now
+            for sentence in write_conflicts.sentences(
+                f"{target[0].name} {target[1].name}", self._records[target], now
             )
         )
 
     def changes_in(self, owner: Owner) -> float | None:
         """Return in how many seconds `sentences` of *owner* say something else without a further write; None: they do not."""
         now = self._clock()
-        known = (self._writings[target] for target in self._owned.get(owner, ()) if target[2] != STATUS)
+        known = (self._records[target] for target in self._owned.get(owner, ()) if target[2] != STATUS)
         ends = (
-            one.written_at + contest.quiet_seconds(one) for one in known if contest.is_contested(one, now)
+            one.written_at + write_conflicts.quiet_seconds(one)
+            for one in known
+            if write_conflicts.is_contested(one, now)
         )
         return min((max(0.0, end - now) for end in ends), default=None)
 
@@ -131,7 +137,7 @@ class Writings:
         times = before.times + 1 if before is not None and before.content == content else 1
         pause = min(LAST_REFUSAL_SECONDS, FIRST_REFUSAL_SECONDS * 2.0 ** min(times - 1, 16))
         self._refusals[target] = _Refusal(content, error, times, self._clock() + pause)
-        while len(self._refusals) > MAX_WRITINGS:
+        while len(self._refusals) > MAX_RECORDS:
             self._refusals.popitem(last=False)
 
     def refusal(self, target: Target, content: str) -> ApiError | None:
@@ -146,7 +152,7 @@ class Writings:
     def forget(self, target: Target) -> None:
         """Forget one object that is gone."""
         self._refusals.pop(target, None)
-        if target in self._writings:
+        if target in self._records:
             self._drop(target)
 
     def forget_owner(self, owner: Owner) -> None:
@@ -155,7 +161,7 @@ class Writings:
             self._drop(target)
 
     def _drop(self, target: Target) -> None:
-        self._writings.pop(target, None)
+        self._records.pop(target, None)
         owner = self._owners.pop(target)
         self._owned[owner].discard(target)
         if not self._owned[owner]:

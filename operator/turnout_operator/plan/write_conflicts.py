@@ -1,9 +1,9 @@
-"""Writes that do not last: what admission makes of them on the way in, and who changes them back afterwards.
+"""Writes that do not last: admission changed them, or another writer changes them back afterwards.
 
-What the API server's answer to our own write lacks of it was changed on admission, by a policy or a webhook: writing it
-again would change nothing, so it is accepted, and said. What is changed after our write is put back, as every drift; but
-who changes the same object again and again within a short time is another controller, and the pause before it is put
-back grows each time, so that two controllers that disagree do not write without end.
+Where the API server's answer differs from our own write, a policy or a webhook changed it on admission: writing it again
+would change nothing, so it is accepted and reported. A later change is repaired, as every drift. Repeated changes of the
+same object within a short time come from another controller: the pause before each further repair grows, so that two
+controllers that disagree do not write without end.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _MAX_NAME: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Writing:
+class WriteRecord:
     """What became of the last write to an object. Times are monotonic seconds."""
 
     content: str
@@ -58,44 +58,44 @@ def pause(repairs: int) -> float:
     return min(LAST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(repairs - FREE_REPAIRS, 16))
 
 
-def quiet_seconds(writing: Writing) -> float:
+def quiet_seconds(record: WriteRecord) -> float:
     """Return how long after the last write the object counts as left alone."""
-    return max(QUIET_SECONDS, 2.0 * pause(writing.repairs))
+    return max(QUIET_SECONDS, 2.0 * pause(record.repairs))
 
 
-def left(writing: Writing | None, content: str, found: Sequence[Deviation]) -> tuple[Deviation, ...]:
+def left(record: WriteRecord | None, content: str, found: Sequence[Deviation]) -> tuple[Deviation, ...]:
     """Return what of *found* was not made by admission."""
-    if writing is None or writing.content != content:
+    if record is None or record.content != content:
         return tuple(found)
-    return tuple(deviation for deviation in found if deviation not in writing.accepted)
+    return tuple(deviation for deviation in found if deviation not in record.accepted)
 
 
-def due_in(writing: Writing | None, content: str, found: Sequence[Deviation], now: float) -> float | None:
+def due_in(record: WriteRecord | None, content: str, found: Sequence[Deviation], now: float) -> float | None:
     """Return in how many seconds *content* is to be written, given how the object differs from it now.
 
     None: not at all, for all that differs was made by admission.
     """
-    if not left(writing, content, found):
+    if not left(record, content, found):
         return None
-    if writing is None or writing.content != content or now - writing.written_at > quiet_seconds(writing):
+    if record is None or record.content != content or now - record.written_at > quiet_seconds(record):
         return 0.0
-    return max(0.0, writing.written_at + pause(writing.repairs) - now)
+    return max(0.0, record.written_at + pause(record.repairs) - now)
 
 
 def written(
-    before: Writing | None,
+    before: WriteRecord | None,
     content: str,
     found: Sequence[Deviation],
     answer: Sequence[Deviation],
     now: float,
     *,
     manager: str = "",
-) -> Writing:
+) -> WriteRecord:
     """Return what is known after *content* was written at *now*.
 
     *found* is how the object differed from it before, *answer* how the API server's answer did.
     """
-    fresh = Writing(content, now, tuple(answer))
+    fresh = WriteRecord(content, now, tuple(answer))
     if before is None or before.content != content:
         return fresh
     lasted = now - before.written_at > quiet_seconds(before)
@@ -107,27 +107,27 @@ def written(
     )
 
 
-def is_contested(writing: Writing, now: float) -> bool:
+def is_contested(record: WriteRecord, now: float) -> bool:
     """Return whether another writer changes the object again and again."""
-    return writing.repairs >= FREE_REPAIRS and now - writing.written_at <= quiet_seconds(writing)
+    return record.repairs >= FREE_REPAIRS and now - record.written_at <= quiet_seconds(record)
 
 
-def sentences(what: str, writing: Writing, now: float) -> tuple[str, ...]:
+def sentences(what: str, record: WriteRecord, now: float) -> tuple[str, ...]:
     """Return what a person should know about the object called *what*; empty where its writes last."""
     said = []
-    told = [item for item in writing.accepted if item.path and not _is_omitted(item)]
-    if told:
+    accepted = [item for item in record.accepted if item.path and not _is_omitted(item)]
+    if accepted:
         fields = "; ".join(
-            f"{item.field} is {shown(item.live)}, not {shown(item.wanted)}" for item in told[:MAX_FIELDS]
+            f"{item.field} is {shown(item.live)}, not {shown(item.wanted)}" for item in accepted[:MAX_FIELDS]
         )
-        said.append(f"{what}: changed on admission and left so: {fields}{_more(told)}")
-    if is_contested(writing, now):
+        said.append(f"{what}: changed on admission and left so: {fields}{_more(accepted)}")
+    if is_contested(record, now):
         # Without values, which may be others each time: the sentence is news once.
-        fields = ", ".join(sorted({item.field for item in writing.changed})[:MAX_FIELDS])
-        who = f'field manager "{writing.manager[:_MAX_NAME]}"' if writing.manager else "another writer"
-        who = ADMISSION if writing.manager == ADMISSION else who
+        fields = ", ".join(sorted({item.field for item in record.changed})[:MAX_FIELDS])
+        writer = f'field manager "{record.manager[:_MAX_NAME]}"' if record.manager else "another writer"
+        writer = ADMISSION if record.manager == ADMISSION else writer
         said.append(
-            f"{what}: {who} changes {fields or 'it'} again and again; it is put back ever more rarely"
+            f"{what}: {writer} changes {fields or 'it'} again and again; it is put back ever more rarely"
         )
     return tuple(said)
 
@@ -174,5 +174,5 @@ def _is_omitted(item: Deviation) -> bool:
     return item.live is None and item.wanted in (False, 0)
 
 
-def _more(told: Sequence[Deviation]) -> str:
-    return f"; and {len(told) - MAX_FIELDS} more" if len(told) > MAX_FIELDS else ""
+def _more(items: Sequence[Deviation]) -> str:
+    return f"; and {len(items) - MAX_FIELDS} more" if len(items) > MAX_FIELDS else ""

@@ -1,4 +1,4 @@
-"""What a container is given: variables, volumes, tokens, and what it is told where that cannot be."""
+"""What a container is given: variables, volumes, tokens, and the Event where that cannot be."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_variables_of_every_kind(ns: Namespace) -> None:
     """Every source of variables reaches the process, expanded, prefixed, and optional where it says so."""
     env = [
         {"name": "PLAIN", "value": "x"},
-        {"name": "EXPANDED", "value": "$(PLAIN)-$$(PLAIN)-$(NOBODY)"},
+        {"name": "EXPANDED", "value": "$(PLAIN)-$$(PLAIN)-$(MISSING)"},
         {"name": "NAME", **_from(fieldRef={"fieldPath": "metadata.name"})},
         {"name": "LABEL", **_from(fieldRef={"fieldPath": "metadata.labels['app']"})},
         {"name": "IP", **_from(fieldRef={"fieldPath": "status.podIP"})},
@@ -94,7 +94,7 @@ def test_variables_of_every_kind(ns: Namespace) -> None:
     seen = json.loads(_wait_done(ns, "env"))
     status = ns.get("env")
     expected = {
-        "EXPANDED": "x-$(PLAIN)-$(NOBODY)",
+        "EXPANDED": "x-$(PLAIN)-$(MISSING)",
         "NAME": "env",
         "LABEL": "demo",
         "IP": status["status"]["podIP"],
@@ -123,13 +123,13 @@ def test_no_token_where_none_is_wanted(ns: Namespace) -> None:
     """With automountServiceAccountToken false there is neither a kubeconfig nor a token."""
     ns.apply(
         pod(
-            "nobody",
+            "refused",
             shell("test -z $KUBECONFIG && test ! -e $TURNOUT_POD_ROOT/var"),
             automountServiceAccountToken=False,
             restartPolicy="Never",
         )
     )
-    _wait_done(ns, "nobody")
+    _wait_done(ns, "refused")
 
 
 def test_volumes_of_every_kind(ns: Namespace) -> None:
@@ -170,7 +170,7 @@ def test_volumes_of_every_kind(ns: Namespace) -> None:
                     "projected": {
                         "sources": [
                             {"configMap": {"name": "config", "items": [{"key": "other", "path": "c"}]}},
-                            {"serviceAccountToken": {"path": "token", "audience": "somebody"}},
+                            {"serviceAccountToken": {"path": "token", "audience": "others"}},
                         ]
                     },
                 },
@@ -237,7 +237,7 @@ REFUSED = {
         pod("x", shell("true"), volumes=[{"name": "h", "hostPath": {"path": "/srv"}}]),
         "the dev cluster has no hostPath volumes",
     ),
-    "host-network": (pod("x", shell("true"), hostNetwork=True), "hostNetwork is not to be had"),
+    "host-network": (pod("x", shell("true"), hostNetwork=True), "hostNetwork is not supported"),
     "grpc-probe": (
         pod("x", shell("true", readinessProbe={"grpc": {"port": 1}})),
         "readinessProbe by gRPC is not supported",
@@ -248,8 +248,8 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_given_is_told(ns: Namespace, case: str) -> None:
-    """A wish that the node cannot fulfill ends in a Warning event that says so; the pod does not run."""
+def test_what_cannot_be_given_is_reported(ns: Namespace, case: str) -> None:
+    """A request that the node cannot fulfill ends in a Warning event that says so; the pod does not run."""
     manifest, message = REFUSED[case]
     ns.apply(manifest)
     ns.wait(lambda: message in ns.events("x"), "the event")

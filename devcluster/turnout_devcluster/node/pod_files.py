@@ -1,4 +1,4 @@
-"""What the node puts around a pod's containers: volumes, a kubeconfig with the pod's token, variables."""
+"""What the node provides for a pod's containers: volumes, a kubeconfig with the pod's token, variables."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from turnout_devcluster.node.api import Endpoint
+    from turnout_devcluster.node.config_source import ConfigSource
     from turnout_devcluster.node.fields import PodFacts
-    from turnout_devcluster.node.supplies import Supplies
 
 SERVICE_ACCOUNT_PATH: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
 """Where the API server has every pod that may speak to it mount its token."""
 
 
-class Outfit:
-    """Equips one pod, whose files lie in *folder*."""
+class PodFiles:
+    """Writes the files of one pod into *folder*, and plans its containers."""
 
-    def __init__(self, folder: PodFolder, endpoint: Endpoint, supplies: Supplies, state_dir: Path) -> None:
+    def __init__(
+        self, folder: PodFolder, endpoint: Endpoint, config_source: ConfigSource, state_dir: Path
+    ) -> None:
         self._folder = folder
         self._endpoint = endpoint
-        self._supplies = supplies
+        self._config_source = config_source
         self._state_dir = state_dir
         self._written: dict[str, Tree] = {}
 
@@ -43,8 +45,8 @@ class Outfit:
         volumes = facts.pod["spec"].get("volumes") or ()
         if not volumes:
             return []
-        objects = await self._supplies.objects(facts.pod)
-        tokens = await self._supplies.tokens(facts.pod)
+        objects = await self._config_source.objects(facts.pod)
+        tokens = await self._config_source.tokens(facts.pod)
         problems = []
         for volume in volumes:
             files = volume_files(volume, facts, objects, tokens)
@@ -113,7 +115,7 @@ class Outfit:
 
     async def plan(self, facts: PodFacts, container: str) -> ContainerPlan | Refusal:
         """Return how to run *container*. Raise NodeError where the API server cannot be asked."""
-        objects = await self._supplies.objects(facts.pod)
+        objects = await self._config_source.objects(facts.pod)
         spec = container_of(facts.pod, container)
         return plan_container(spec, facts, objects, self._base(facts, container), self._folder)
 

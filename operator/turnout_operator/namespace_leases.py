@@ -1,4 +1,4 @@
-"""Where this release acts: in each namespace one release at a time, by a Lease that all releases share.
+"""The namespaces in which this release acts: one release at a time in each, by a Lease that all releases share.
 
 The lease of `lease.py` lies in the release's own namespace and settles which of its replicas acts. It says nothing to
 another release, which would write to the same objects. So a release marks every namespace that it acts in with a Lease
@@ -35,15 +35,15 @@ MARK: Final = "operator.turnout.dev"
 """Name of the Lease in every namespace. No release's own lease has a dot in its name."""
 CLUSTER: Final = "kube-public"
 """Where the mark of the whole cluster lies: a namespace that every cluster has and no tenant may write to. Managed
-clusters that close kube-system to everybody leave it open."""
+clusters that close kube-system leave it open."""
 TIMING: Final = Timing(duration_seconds=30, renew_seconds=8.0, renew_deadline_seconds=20.0, retry_seconds=4.0)
 """Slower than the election of replicas: a mark costs a request per namespace each time."""
 LOOKS: Final = 8
-"""How often within a retry it is looked which marks are due."""
+"""How often within a retry the operator checks which marks are due."""
 CONCURRENCY: Final = 16
 """Marks that are read or written at the same time."""
 _LONGEST_NAME: Final = 256
-"""Longest name of a holder that is shown: who may write to a namespace may write anything there."""
+"""Longest name of a holder that is shown: a tenant that may write to the namespace may write anything there."""
 _SHOWN: Final = 5
 """Namespaces that a sentence names."""
 
@@ -59,12 +59,12 @@ class _Mark:
     """Monotonic time of the last attempt."""
     renewed: bool = False
     """Whether that succeeded."""
-    told: str = ""
-    """Who or what kept this release out when that was last reported; empty: nothing."""
+    kept_out_by: str = ""
+    """The release or the error that kept this release out when that was last reported; empty: none."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-class Territory:
+class NamespaceLeases:
     """The namespaces that this release may act in."""
 
     def __init__(
@@ -80,7 +80,7 @@ class Territory:
     ) -> None:
         self._client = client
         self._release = release
-        """Who holds marks: the same for all replicas, different for each release."""
+        """Name of the holder: the same for all replicas, different for each release."""
         self._fixed = tuple(namespaces)
         """Namespaces that are marked whether or not there is anything in them. Empty: it looks after all of them."""
         self._failed = failed
@@ -133,9 +133,9 @@ class Territory:
     def others(self) -> Mapping[str, str]:
         """Return what keeps this release out, by namespace; that of the whole cluster is the empty one."""
         return {
-            "" if namespace == CLUSTER and not self._fixed else namespace: mark.told
+            "" if namespace == CLUSTER and not self._fixed else namespace: mark.kept_out_by
             for namespace, mark in self._marks.items()
-            if mark.told
+            if mark.kept_out_by
         }
 
     def sentence(self) -> str:
@@ -179,15 +179,15 @@ class Territory:
             self._report(namespace, mark)
 
     def _report(self, namespace: str, mark: _Mark) -> None:
-        """Tell, where it is news, that the mark is this release's or why it is not."""
+        """Log and report a change: the mark is this release's, or why it is not."""
         held = mark.lease.fresh()
         by = "" if held else self._obstacle(mark.lease)
         gained, mark.held = held and not mark.held, held
-        if by and by != mark.told:
+        if by and by != mark.kept_out_by:
             where = "" if namespace == CLUSTER and not self._fixed else namespace
             LOG.warning("standing still in %s: %s", where or "all namespaces", by)
             self._kept_out(where, by)
-        mark.told = by
+        mark.kept_out_by = by
         if gained:
             LOG.info("acting in %s", namespace if namespace != CLUSTER else "the cluster")
             self._gained(namespace)

@@ -1,4 +1,4 @@
-"""Fitting wished-for replicas into what is allowed: bounds of each pool, prefill to decode ratio, accelerator budget."""
+"""Allocating the recommended replicas within what is allowed: bounds of each pool, prefill to decode ratio, budget."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from turnout.scaling.decision import ScalingLimit, frozen
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from turnout.scaling.policy import Policy, PoolPolicy
+    from turnout.scaling.policy import PoolPolicy, ScalingPolicy
     from turnout.terms import Role
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
-    """Replicas that are allowed, and what kept them from being those that were wished for."""
+class Allocation:
+    """Replicas that are allowed, and what kept them from being the recommended ones."""
 
     replicas: Mapping[Role, int]
     limit: ScalingLimit | None
-    """Set where a pool got fewer than wished for, or where nothing meets all rules."""
+    """Set where a pool got fewer than recommended, or where nothing meets all rules."""
     raised: Mapping[Role, str]
-    """Pools that got more than wished for, each with the rule that asks for it."""
+    """Pools that got more than recommended, each with the rule that asks for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +34,18 @@ class _Rules:
     budget: int | None = None
 
 
-def accelerators(replicas: Mapping[Role, int], policy: Policy) -> int:
+def accelerators(replicas: Mapping[Role, int], policy: ScalingPolicy) -> int:
     """Return how many accelerators *replicas* hold together."""
     return sum(replicas[pool.role] * pool.accelerators for pool in policy.pools)
 
 
-def fit(
+def allocate(
     desired: Mapping[Role, int],
-    policy: Policy,
+    policy: ScalingPolicy,
     *,
     floor: Mapping[Role, int] | None = None,
     held_accelerators: int = 0,
-) -> Fit:
+) -> Allocation:
     """Return the allowed replicas closest to *desired*.
 
     Of all pairs within the bounds, the ratio and the budget (less *held_accelerators*, which pods on their way out
@@ -60,7 +60,7 @@ def fit(
     budget = policy.max_accelerators
     least = {pool.role: pool.minimum for pool in policy.pools}
     if budget is not None and accelerators(least, policy) > budget:
-        return Fit(
+        return Allocation(
             frozen(least),
             _budget_below_minimum(accelerators(least, policy), budget),
             _raised(desired, least, policy),
@@ -80,12 +80,14 @@ def fit(
     for floors_tried, rules in attempts:
         found = _closest(wanted, policy, rules, floors_tried)
         if found is not None:
-            return Fit(frozen(found), _limit(desired, found, policy, rules), _raised(desired, found, policy))
+            return Allocation(
+                frozen(found), _limit(desired, found, policy, rules), _raised(desired, found, policy)
+            )
     raise AssertionError("the minimum replicas are within the budget")
 
 
 def _closest(
-    wanted: Mapping[Role, int], policy: Policy, rules: _Rules, floor: Mapping[Role, int]
+    wanted: Mapping[Role, int], policy: ScalingPolicy, rules: _Rules, floor: Mapping[Role, int]
 ) -> dict[Role, int] | None:
     best: tuple[tuple[float, int, int], dict[Role, int]] | None = None
     for replicas in _candidates(wanted, policy, rules, floor):
@@ -101,7 +103,7 @@ def _closest(
 
 
 def _candidates(
-    wanted: Mapping[Role, int], policy: Policy, rules: _Rules, floor: Mapping[Role, int]
+    wanted: Mapping[Role, int], policy: ScalingPolicy, rules: _Rules, floor: Mapping[Role, int]
 ) -> Iterator[dict[Role, int]]:
     """Yield for every count of the first pool the best count of the second: the one nearest to what is wanted."""
     first, *rest = policy.pools
@@ -119,7 +121,7 @@ def _candidates(
 
 
 def _range(
-    prefill: int, decode: PoolPolicy, policy: Policy, rules: _Rules, left: int | None
+    prefill: int, decode: PoolPolicy, policy: ScalingPolicy, rules: _Rules, left: int | None
 ) -> tuple[int, int]:
     """Return fewest and most decode replicas beside *prefill*, with *left* accelerators to give."""
     low, high = decode.minimum, decode.maximum
@@ -132,7 +134,7 @@ def _range(
 
 
 def _limit(
-    desired: Mapping[Role, int], found: Mapping[Role, int], policy: Policy, rules: _Rules
+    desired: Mapping[Role, int], found: Mapping[Role, int], policy: ScalingPolicy, rules: _Rules
 ) -> ScalingLimit | None:
     budget = policy.max_accelerators
     if not rules.ratio:
@@ -154,7 +156,7 @@ def _limit(
             f"the load asks for {desired[pool.role]} {pool.role} replicas, replicas.max is {pool.maximum}",
         )
     pool = next(pool for pool in short if pool not in capped)
-    wish = f"the load asks for {desired[pool.role]} {pool.role} replicas"
+    asked = f"the load asks for {desired[pool.role]} {pool.role} replicas"
     without_budget = _closest(
         {one.role: min(max(desired[one.role], one.minimum), one.maximum) for one in policy.pools},
         policy,
@@ -163,11 +165,11 @@ def _limit(
     )
     if budget is not None and (without_budget is None or without_budget[pool.role] > found[pool.role]):
         return ScalingLimit(
-            "MaxAccelerators", f"{wish}, maxAccelerators {budget} leaves room for {found[pool.role]}"
+            "MaxAccelerators", f"{asked}, maxAccelerators {budget} leaves room for {found[pool.role]}"
         )
     return ScalingLimit(
         "PrefillToDecode",
-        f"{wish}, prefillToDecode {_ratio(policy)} with the other pool's bounds allows {found[pool.role]}",
+        f"{asked}, prefillToDecode {_ratio(policy)} with the other pool's bounds allows {found[pool.role]}",
     )
 
 
@@ -179,7 +181,9 @@ def _budget_below_minimum(least_accelerators: int, budget: int) -> ScalingLimit:
     )
 
 
-def _raised(desired: Mapping[Role, int], found: Mapping[Role, int], policy: Policy) -> Mapping[Role, str]:
+def _raised(
+    desired: Mapping[Role, int], found: Mapping[Role, int], policy: ScalingPolicy
+) -> Mapping[Role, str]:
     return MappingProxyType(
         {
             pool.role: f"replicas.min is {pool.minimum}"
@@ -195,6 +199,6 @@ def _within(budget: int | None) -> str:
     return "" if budget is None else f" and maxAccelerators {budget}"
 
 
-def _ratio(policy: Policy) -> str:
+def _ratio(policy: ScalingPolicy) -> str:
     low, high = policy.ratio_min, policy.ratio_max
     return f"{low.numerator}:{low.denominator} to {high.numerator}:{high.denominator}"
