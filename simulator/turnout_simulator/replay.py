@@ -21,6 +21,7 @@ from turnout.simulation import (
     FirstToken,
 )
 from turnout.simulation.kv import KvCache
+from turnout.sizing.catalog import known
 from turnout.sizing.latency import LatencyModel, UnknownLatency, latency_model
 from turnout_simulator.fleet import EngineFleet
 from turnout_simulator.outcomes import SimulatedOutcome
@@ -58,7 +59,10 @@ class Setting:
 
 def default_latency() -> LatencyModel:
     """Return the latencies of the 8B model on one H100. Raise ValueError where the catalog has lost them."""
-    found = latency_model(MODEL, ACCELERATOR, 1)
+    architecture = known(MODEL)
+    if architecture is None:
+        raise ValueError(f"the catalog does not have {MODEL}")
+    found = latency_model(architecture, ACCELERATOR, 1)
     if isinstance(found, UnknownLatency):
         raise ValueError(found.message)  # noqa: TRY004 - no wrong type: a missing entry
     return found

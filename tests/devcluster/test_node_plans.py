@@ -281,7 +281,7 @@ def test_nodes_hold_one_product_each() -> None:
     assert [p.name for p in plan_nodes("127.70.0.0/16", 2, {})] == ["node-0", "node-1"]
 
 
-@pytest.mark.parametrize("text", ["H100", "H100-SXM=0", "H100-SXM=x", "B9000=1"])
+@pytest.mark.parametrize("text", ["H100", "H100-SXM=0", "H100-SXM=x", "B9000=1", "CPU=1"])
 def test_accelerators_that_do_not_exist(text: str) -> None:
     """A wrong accelerator is refused with the known ones."""
     with pytest.raises(ConfigurationError, match="such as H100-SXM=16, where TYPE is one of H100-SXM"):

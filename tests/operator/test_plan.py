@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from support.operator_values import CONFIG, Fleet, raw_deployment
 from turnout import terms
 from turnout.scaling.decision import ScalingDecision, ScalingLimit
+from turnout.sizing.architecture import ModelArchitecture
 from turnout_operator.plan.config import PlanConfig
 from turnout_operator.plan.status import condition
 
@@ -279,6 +281,71 @@ def test_a_model_that_does_not_fit_starts_nothing() -> None:
     assert condition(made.status, "ModelFits")["reason"] == "TooLittleMemory"
     assert condition(made.status, "Ready")["reason"] == "ModelDoesNotFit"
     assert "accelerator.count" in condition(made.status, "Ready")["message"]
+
+
+SIZE = {"parametersMillion": 70_000, "layers": 80, "attentionHeads": 64, "kvHeads": 8, "headDimension": 128}
+
+
+def pod_specs(fleet: Fleet) -> list[dict[str, Any]]:
+    """Return what the pools' pods are made from."""
+    return [
+        child["spec"]["template"]["spec"]
+        for (kind, _), child in fleet.children.items()
+        if kind == "Deployment"
+    ]
+
+
+def test_a_model_of_unknown_size_is_rolled_out() -> None:
+    """Nothing can be checked, so nothing is refused; the condition says what to write to have it checked."""
+    fleet = settled(Fleet(raw_deployment(model={"source": "hf://acme/own", "servedNames": ["own"]})))
+    found = condition(fleet.raw["status"], "ModelFits")
+    assert (found["status"], found["reason"]) == ("Unknown", "UnknownModel")
+    assert "write spec.model.architecture" in found["message"]
+    assert condition(fleet.raw["status"], "Ready")["status"] == "True"
+
+
+def test_the_size_that_a_user_writes_is_checked() -> None:
+    """As that of the catalog is, with the same arithmetic; it reaches the workers, and one that fits is rolled out."""
+    model = {"source": "hf://acme/own", "servedNames": ["own"], "architecture": SIZE}
+    made = Fleet(raw_deployment(model=model)).plan()
+    found = condition(made.status, "ModelFits")
+    assert (found["status"], found["reason"]) == ("False", "TooLittleMemory")
+    assert "acme/own has 130 GiB of weights" in found["message"]
+    assert made.apply == ()
+    smaller = settled(Fleet(raw_deployment(model={**model, "architecture": {**SIZE, "bitsPerParameter": 4}})))
+    assert condition(smaller.raw["status"], "ModelFits")["status"] == "True"
+    for spec in pod_specs(smaller):
+        (container,) = spec["containers"]
+        described = json.loads(container["args"][container["args"].index("--architecture") + 1])
+        assert ModelArchitecture.from_fields(described).weight_bytes == 35_000_000_000
+
+
+def test_the_size_is_no_part_of_the_model() -> None:
+    """Another one makes no other revision, and pairs workers as before."""
+    plain = settled(Fleet(raw_deployment()))
+    revision = plain.raw["status"]["revision"]
+    plain.raw["spec"]["model"]["architecture"] = {**SIZE, "parametersMillion": 8_000}
+    assert settled(plain).raw["status"]["revision"] == revision
+
+
+def test_workers_on_processors_ask_for_no_device() -> None:
+    """They run on any node, and whether the model fits there is not known."""
+    raw = raw_deployment()
+    for role in ("prefill", "decode"):
+        raw["spec"][role]["accelerator"] = {"type": "CPU"}
+    fleet = settled(Fleet(raw))
+    assert condition(fleet.raw["status"], "ModelFits")["reason"] == "UnknownMemory"
+    assert len(pod_specs(fleet)) == 2
+    for spec in pod_specs(fleet):
+        assert not {"nodeSelector", "tolerations"} & set(spec)
+        assert "resources" not in spec["containers"][0]
+
+
+def test_a_misfit_of_one_pool_outweighs_what_is_not_known_of_another() -> None:
+    """Prefill on processors, decode on an accelerator that is too small."""
+    raw = raw_deployment(model={"source": "hf://meta-llama/Llama-3.1-70B", "servedNames": ["big"]})
+    raw["spec"]["prefill"]["accelerator"] = {"type": "CPU"}
+    assert condition(Fleet(raw).plan().status, "ModelFits")["reason"] == "TooLittleMemory"
 
 
 def test_a_change_that_does_not_fit_leaves_what_serves_alone() -> None:

@@ -13,6 +13,7 @@ from turnout_runtime.options import read_port, read_positive, read_seconds
 from turnout_worker.errors import ConfigurationError
 from turnout_worker.settings import (
     WorkerSettings,
+    architecture,
     engine_settings,
     kv_events_settings,
 )
@@ -48,8 +49,9 @@ def _drain(options: argparse.Namespace) -> int:
 
 def settings_of(options: argparse.Namespace) -> WorkerSettings:
     """Complete and check what was parsed. Raise ConfigurationError, saying what to write instead."""
+    size = architecture(options.model, options.architecture)
     engine, latency = engine_settings(
-        model=options.model,
+        model=size,
         accelerator=options.accelerator,
         tensor_parallel=options.tensor_parallel,
         max_length=options.max_length,
@@ -69,6 +71,7 @@ def settings_of(options: argparse.Namespace) -> WorkerSettings:
         )
     return WorkerSettings(
         model=options.model,
+        architecture=size,
         served_names=tuple(options.served_name or [options.model.removeprefix("hf://")]),
         adapters=_adapters(options),
         max_loras=options.max_loras,
@@ -138,6 +141,11 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_simulate)
     add = parser.add_argument
     add("--model", required=True, metavar="SOURCE", help="such as hf://meta-llama/Llama-3.1-8B-Instruct")
+    add(
+        "--architecture",
+        metavar="JSON",
+        help="the model's size, as an operator writes it; that of the catalog where it is not given",
+    )
     add(
         "--served-name",
         action="append",

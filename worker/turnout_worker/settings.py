@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from turnout.simulation import EngineSettings, SettingsError
-from turnout.sizing.capacity import Misfit, fits
+from turnout.sizing.architecture import ModelArchitecture
+from turnout.sizing.capacity import GIB, DoesNotFit, Unknown, fits, tokens_within
+from turnout.sizing.catalog import known
 from turnout.sizing.latency import LatencyModel, UnknownLatency, latency_model
-from turnout.sizing.models import MODELS
 from turnout_worker.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from turnout.terms import Role
+
+
+CPU_KV_CACHE_BYTES: Final = 4 * GIB
+"""KV cache where the memory beside the weights is not known: vLLM's on CPUs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,7 @@ class WorkerSettings:
     """The simulated worker's settings. Seconds are the engine's unless said otherwise."""
 
     model: str
+    architecture: ModelArchitecture
     served_names: tuple[str, ...]
     adapters: dict[str, str]
     """Paths of LoRA adapters by the names that clients call; answered like the model, with a prefix cache of their own each."""
@@ -72,12 +78,28 @@ class WorkerSettings:
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of KV cache that a token takes, for the transfer metrics."""
-        return MODELS[self.model].kv_bytes_per_token()
+        return self.architecture.kv_bytes_per_token()
+
+
+def architecture(model: str, described: str | None) -> ModelArchitecture:
+    """Return what *described*, the JSON of --architecture, says, else the catalog of *model*. Raise ConfigurationError."""
+    if described is not None:
+        try:
+            return ModelArchitecture.from_fields(json.loads(described))
+        except ValueError as error:
+            raise ConfigurationError(f"--architecture: {error}") from error
+    found = known(model)
+    if found is None:
+        raise ConfigurationError(
+            f"the size of {model} is not known, so it cannot be simulated: write spec.model.architecture in the LLMDeployment"
+            " (--architecture)"
+        )
+    return found
 
 
 def engine_settings(
     *,
-    model: str,
+    model: ModelArchitecture,
     accelerator: str,
     tensor_parallel: int,
     max_length: int,
@@ -93,10 +115,13 @@ def engine_settings(
     if isinstance(latency, UnknownLatency):
         raise ConfigurationError(latency.message)
     if kv_cache_tokens is None:
-        fit = fits(model, accelerator, tensor_parallel, max_length)
-        if isinstance(fit, Misfit):
+        fit = fits(model, accelerator, tensor_parallel, max_length=max_length)
+        if isinstance(fit, DoesNotFit):
             raise ConfigurationError(fit.message)
-        kv_cache_tokens = fit.kv_cache_tokens
+        if isinstance(fit, Unknown):
+            kv_cache_tokens = max(max_length, tokens_within(CPU_KV_CACHE_BYTES, model, max_length))
+        else:
+            kv_cache_tokens = fit.kv_cache_tokens
     if kv_cache_tokens < max_length:
         raise ConfigurationError(
             f"--kv-cache-tokens {kv_cache_tokens} cannot hold one request of --max-length {max_length}: "

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
+from turnout.api.architecture import Architecture
 from turnout.api.deployment_status import LLMDeploymentStatus
 from turnout.api.meta import Model, ObjectMeta
 from turnout.api.quantities import Duration, Ratio
@@ -67,6 +68,11 @@ class ModelSource(Model):
         ge=256,
         le=1_048_576,
         description="Longest prompt plus output, in tokens. Longer requests are refused with 400.",
+    )
+    architecture: Architecture | None = Field(
+        default=None,
+        description="The model's size, by its config.json, for `ModelFits` and the simulated engine. Unset: that of the"
+        " models that Turnout knows by their source; of others it is not known before a worker runs, and not checked.",
     )
 
 
@@ -154,7 +160,9 @@ class ReplicaBounds(Model):
 class Accelerator(Model):
     """What one replica runs on."""
 
-    type: AcceleratorType = Field(description="Which accelerator: nodes are chosen by its product label.")
+    type: AcceleratorType = Field(
+        description="Which accelerator: nodes are chosen by its product label. CPU: the processor of any node."
+    )
     count: int = Field(
         default=1,
         ge=1,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from turnout import terms
-from turnout.sizing.capacity import Misfit, fits
+from turnout.sizing.capacity import DoesNotFit
 from turnout_operator.plan import manifests
 from turnout_operator.plan.draining import shrink
 from turnout_operator.plan.drift import differs
@@ -20,12 +20,13 @@ from turnout_operator.plan.notices import notices
 from turnout_operator.plan.revision import model_revision
 from turnout_operator.plan.rollout import divide, emptied, milestones
 from turnout_operator.plan.scaling import advised_change, allocation, scaling_change
+from turnout_operator.plan.sizes import obstacle
 from turnout_operator.plan.status import StatusInput, status
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from turnout.api import LLMDeployment, Role
+    from turnout.api import Role
     from turnout.scaling.decision import ScalingDecision
     from turnout.scaling.rollout_facts import RolloutPlan
     from turnout_operator.plan.config import PlanConfig
@@ -45,16 +46,17 @@ def plan(observed: Observed, decision: ScalingDecision | None, config: PlanConfi
     a spec whose durations cannot be read (an object of an older schema).
     """
     deployment = observed.deployment
-    misfit = _misfit(deployment)
+    fit = obstacle(deployment)
+    possible = not isinstance(fit, DoesNotFit)
     allowed = allocation(observed, decision)
     target = model_revision(deployment, config.worker_image)
     pools = observed.pools
-    division = divide(pools, allowed.replicas, target, observed.policy, now, possible=misfit is None)
+    division = divide(pools, allowed.replicas, target, observed.policy, now, possible=possible)
 
     patches, workloads, sentences = _pools(observed, division, target=target, config=config, now=now)
     removals = (*emptied(pools, division, target), *_orphans(observed))
     constants = manifests.constants(deployment, config.namespace)
-    wanted = (*constants, *workloads) if misfit is None else workloads
+    wanted = (*constants, *workloads) if possible else workloads
     live = {(child["kind"], child["metadata"]["name"]): child for child in observed.own}
     apply = tuple(
         manifest
@@ -71,7 +73,7 @@ def plan(observed: Observed, decision: ScalingDecision | None, config: PlanConfi
         serving=division.serving,
         target=target,
         rollout=division.reason if rolling else "",
-        misfit=misfit,
+        fit=fit,
         names=observed.names,
         goodput_percent=observed.goodput_percent,
         advised=advised,
@@ -89,7 +91,7 @@ def plan(observed: Observed, decision: ScalingDecision | None, config: PlanConfi
         delete=removals,
         status=written,
         notices=notices(observed.status, written, observed.names, scaled=scaled, advised=advised),
-        milestones=milestones(pools, removals, target, division, misfit),
+        milestones=milestones(pools, removals, target, division, possible=possible),
         requeue_seconds=MARKED_REQUEUE_SECONDS
         if patches
         else BUSY_REQUEUE_SECONDS
@@ -97,16 +99,6 @@ def plan(observed: Observed, decision: ScalingDecision | None, config: PlanConfi
         else None,
         summary="; ".join(part for part in (division.reason, *sentences) if part),
     )
-
-
-def _misfit(deployment: LLMDeployment) -> Misfit | None:
-    model = deployment.spec.model
-    for role in deployment.spec.roles:
-        accelerator = deployment.spec.pool(role).accelerator
-        found = fits(model.source, accelerator.type, accelerator.count, model.max_length)
-        if isinstance(found, Misfit):
-            return found
-    return None
 
 
 def _pools(

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from turnout.api import Role
     from turnout.scaling.policy import ScalingPolicy
-    from turnout.sizing.capacity import Misfit
     from turnout_operator.plan.effects import Removal
     from turnout_operator.plan.observed import ObservedPool
 
@@ -106,11 +105,12 @@ def milestones(
     removals: Iterable[Removal],
     target: str,
     division: RolloutPlan,
-    misfit: Misfit | None,
+    *,
+    possible: bool,
 ) -> tuple[Notice, ...]:
     """Return the Events about the beginning and the end of a rollout."""
     old = [pool for pool in pools if pool.revision != target]
-    if not old or misfit is not None:
+    if not old or not possible:
         return ()
     if len(old) == len(pools):
         return (

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from turnout.api import PoolStatus
+from turnout.sizing.capacity import DoesNotFit
 from turnout_operator.plan.conditions import Finding, conditions, rfc3339
 from turnout_operator.plan.scaling import tally
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from turnout.api import LLMDeployment, Role
     from turnout.scaling.decision import ScalingLimit
-    from turnout.sizing.capacity import Misfit
+    from turnout.sizing.capacity import Unknown
     from turnout_operator.plan.claims import NameAssignment
     from turnout_operator.plan.observed import ObservedPool
     from turnout_operator.plan.pods import FailedPod, ObservedPod
@@ -47,7 +48,8 @@ class StatusInput:
     """Revision that the spec asks for."""
     rollout: str
     """The rollout's sentence; empty where none is going on."""
-    misfit: Misfit | None
+    fit: DoesNotFit | Unknown | None
+    """Why the model does not fit, or why that is not known; None: it fits."""
     names: NameAssignment
     goodput_percent: float | None
     advised: ScalingChange | None
@@ -147,7 +149,7 @@ def _findings(facts: StatusInput) -> Iterable[Finding]:
     yield _ready(facts)
     for role in facts.deployment.spec.roles:
         yield _role_ready(facts, role)
-    yield _fits(facts.misfit)
+    yield _fits(facts.fit)
     yield _objectives(facts)
     yield _limited(facts)
 
@@ -164,8 +166,8 @@ def _ready(facts: StatusInput) -> Finding:
     tail = f"; rollout: {facts.rollout}" if facts.rollout else ""
     obstacle = _obstacle(facts, facts.deployment.spec.roles)
     if facts.serving is None:
-        if facts.misfit is not None:
-            return Finding("Ready", "False", "ModelDoesNotFit", facts.misfit.message)
+        if isinstance(facts.fit, DoesNotFit):
+            return Finding("Ready", "False", "ModelDoesNotFit", facts.fit.message)
         return Finding("Ready", "False", "NoReadyWorkers", f"{_waiting_for(facts)}{obstacle}{tail}")
     if tail:
         tail += obstacle
@@ -220,10 +222,12 @@ def _role_ready(facts: StatusInput, role: Role) -> Finding:
     return Finding(CONDITION_OF[role], "False", "NoneReady", message)
 
 
-def _fits(misfit: Misfit | None) -> Finding:
-    if misfit is None:
+def _fits(fit: DoesNotFit | Unknown | None) -> Finding:
+    if fit is None:
         return Finding("ModelFits", "True", "Fits", "weights and KV cache fit on the accelerators")
-    return Finding("ModelFits", "False", misfit.reason, misfit.message)
+    return Finding(
+        "ModelFits", "False" if isinstance(fit, DoesNotFit) else "Unknown", fit.reason, fit.message
+    )
 
 
 def _objectives(facts: StatusInput) -> Finding:
