@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import signal
 import socket
 import sys
@@ -262,11 +261,10 @@ class Worker:
             self._engine = engine = self._children.spawn(command, environment, output=write, errors=write)
         except OSError as error:
             os.close(read)
-            missing = shutil.which(command[0]) is None
             raise StepError(
                 f"the engine's program {command[0]!r} cannot be started: {error.strerror}",
                 Cause.BAD_ARGUMENT,
-                EXIT_NOT_FOUND if missing else EXIT_NOT_RUNNABLE,
+                EXIT_NOT_FOUND if isinstance(error, FileNotFoundError) else EXIT_NOT_RUNNABLE,
             ) from error
         finally:
             os.close(write)
