@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
 import pytest
 
 from turnout_worker.supervise.causes import MAX_QUOTED, Cause, last_words
+from turnout_worker.supervise.state import Phase
 
 LOGS = Path(__file__).parent / "engine_logs"
 """The ends of logs of a real vLLM 0.32 on a CPU that was started in ways that cannot work; paths are replaced."""
@@ -161,6 +163,18 @@ def test_a_real_log_names_its_cause(name: str) -> None:
     words = last_words((LOGS / f"{name}.txt").read_text().splitlines(), 1)
     assert words.cause is cause
     assert part in words.sentence
+
+
+def test_the_docs_list_every_cause_and_phase() -> None:
+    """What the worker may say is explained, and nothing else is."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "worker.md").read_text()
+    phases, causes = (
+        page.partition("## Phases")[2].split("## The status port")[0],
+        page.partition("## Last words")[2].split("## The end")[0],
+    )
+    row = re.compile(r"^\| `(\w+)` \|", re.MULTILINE)
+    assert row.findall(phases) == [phase.value for phase in Phase]
+    assert sorted(row.findall(causes)) == sorted(cause.value for cause in Cause)
 
 
 def test_every_log_is_tried() -> None:

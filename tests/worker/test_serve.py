@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import socket
 import subprocess
@@ -506,6 +507,58 @@ def _is_refused(port: int) -> bool:
             return False
         except ConnectionResetError:
             return True
+
+
+NVML = """
+#include <string.h>
+#include <unistd.h>
+int nvmlInit_v2(void) { %s }
+int nvmlShutdown(void) { return 0; }
+int nvmlDeviceGetCount_v2(unsigned *n) { *n = 2; return 0; }
+int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **d) { *d = (void *)(long)(i + 1); return 0; }
+int nvmlDeviceGetName(void *d, char *s, unsigned n) { strncpy(s, (long)d == 1 ? "NVIDIA L4" : "NVIDIA B200", n); return 0; }
+int nvmlDeviceGetMemoryInfo(void *d, unsigned long long *m) { m[0] = 24000000000ULL; m[1] = 23000000000ULL; m[2] = 1; return 0; }
+int nvmlDeviceGetCudaComputeCapability(void *d, int *a, int *b) { *a = (long)d == 1 ? 8 : 10; *b = (long)d == 1 ? 9 : 0; return 0; }
+"""
+"""NVIDIA's management library, as far as the worker calls it."""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+@pytest.mark.parametrize(
+    ("init", "found", "said"),
+    [
+        (
+            "return 0;",
+            [("NVIDIA L4", "8.9", True, False), ("NVIDIA B200", "10.0", True, True)],
+            "accelerator: NVIDIA L4, 21.4 of",
+        ),
+        ("return 9;", [], "accelerators are unknown: nvmlInit_v2 returned 9"),
+        ("sleep(600); return 0;", [], "accelerators are unknown: NVML did not answer within 10 s"),
+        (
+            "char *nowhere = 0; return *nowhere;",
+            [],
+            "accelerators are unknown: the process that asks ended with status 139",
+        ),
+    ],
+    ids=["two", "error", "hangs", "crashes"],
+)
+def test_accelerators_are_told_by_their_driver(
+    tmp_path: Path, init: str, found: list[Any], said: str
+) -> None:
+    """Facts in /status; a driver that fails, hangs or crashes keeps no engine from its own start."""
+    (tmp_path / "nvml.c").write_text(NVML % init)
+    command = ["cc", "-shared", "-fPIC", "-o", "libnvidia-ml.so.1", "nvml.c"]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=SECONDS)
+    with serving(tmp_path, environment={"LD_LIBRARY_PATH": str(tmp_path)}) as worker:
+        worker.until_ready()
+        shown = worker.status()["accelerators"]
+        assert [
+            (one["name"], one["computeCapability"], one["nativeFp8"], one["nativeFp4"]) for one in shown
+        ] == found
+        assert all(
+            (one["memoryBytes"], one["freeBytes"]) == (24_000_000_000, 23_000_000_000) for one in shown
+        )
+        assert said in worker.log
 
 
 def test_drain_waits_for_an_engine_behind_serve(tmp_path: Path) -> None:

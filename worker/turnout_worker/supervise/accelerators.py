@@ -28,8 +28,11 @@ def _check(what: str, status: int) -> None:
 
 
 def accelerators(library: str = _LIBRARY) -> list[dict[str, object]]:
-    """Return the accelerators that NVML lists. Raise OSError without the library, NvmlError where it fails."""
-    nvml = ctypes.CDLL(library)
+    """Return the accelerators that NVML lists; none without the library. Raise NvmlError where it fails."""
+    try:
+        nvml = ctypes.CDLL(library)
+    except OSError:
+        return []  # no driver of NVIDIA's: a worker on CPUs
     _check("nvmlInit_v2", nvml.nvmlInit_v2())
     try:
         count = ctypes.c_uint()
@@ -63,8 +66,8 @@ def main() -> int:
     """Print what there is; status 1, and why on stderr, where that cannot be said."""
     try:
         found = accelerators()
-    except (OSError, NvmlError, AttributeError) as error:
-        sys.stderr.write(f"{error}\n")
+    except (NvmlError, AttributeError) as error:
+        sys.stderr.write(f"accelerators are unknown: {error}\n")
         return 1
     sys.stdout.write(json.dumps(found))
     return 0

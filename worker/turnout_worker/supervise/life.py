@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS: Final = 10.0
 """Between two lines that say how far the worker is."""
-POLL_SECONDS: Final = 0.25
+POLL_SECONDS: Final = 0.1
 HEALTH_SECONDS: Final = 1.0
 """Between two looks at /health of an engine that serves."""
 ANSWER_SECONDS: Final = 5.0
@@ -59,13 +59,13 @@ HASTE_SECONDS: Final = 2.0
 """What it has after a second SIGTERM."""
 KILL_SECONDS: Final = 5.0
 OUTPUT_SECONDS: Final = 2.0
-FACTS_SECONDS: Final = 20.0
+FACTS_SECONDS: Final = 10.0
+"""How long the driver may take to describe the accelerators."""
 MAX_TERMINATION_BYTES: Final = 4096
 """What kubelet takes from a termination log."""
 EXIT_NOT_FOUND: Final = 127
 EXIT_NOT_RUNNABLE: Final = 126
 _LOADED: Final = re.compile(r"Loading \w+ checkpoint shards:\s+(\d+)%")
-_DEVICES: Final = "/dev/nvidiactl"
 _LOCAL: Final = {"do_remote_decode": False, "do_remote_prefill": False}
 """Parameters of a request that a prefill worker answers itself: it keeps no blocks for another one."""
 
@@ -206,7 +206,7 @@ class Worker:
             names = architectures(folder)
         except ModelError as error:
             raise StepError(str(error), Cause.BROKEN_FILE) from error
-        found = await self._accelerators() if os.path.exists(_DEVICES) else ()  # noqa: PTH110, ASYNC240 - one call
+        found = await self._accelerators()
         self.state = replace(self.state, model_path=str(folder), architectures=names, accelerators=found)
         _log.info("model %s: %s", folder, ", ".join(names) or "without an architecture")
         for one in found:
@@ -240,11 +240,11 @@ class Worker:
                 child.signal_group(signal.SIGKILL)
                 _log.warning("accelerators are unknown: NVML did not answer within %g s", FACTS_SECONDS)
                 return ()
-            text = pipe.read(64 * 1024) if status == 0 else b"[]"  # what a pipe holds: the process has ended
-        return tuple(
-            Accelerator(**{**one, "compute_capability": tuple(one["compute_capability"])})
-            for one in json.loads(text)
-        )
+            if status:
+                _log.warning("accelerators are unknown: the process that asks ended with status %d", status)
+                return ()
+            text = pipe.read(64 * 1024)  # what a pipe holds: the process has ended
+        return tuple(_accelerator(one) for one in json.loads(text))
 
     async def _start(self, folder: Path) -> None:
         settings = self._settings
@@ -507,6 +507,11 @@ class Worker:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
+
+
+def _accelerator(fields: dict[str, Any]) -> Accelerator:
+    major, minor = fields["compute_capability"]
+    return Accelerator(fields["name"], fields["memory_bytes"], fields["free_bytes"], (major, minor))
 
 
 def _refused_for_good(path: str, status: int, body: bytes) -> None:
