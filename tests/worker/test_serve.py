@@ -17,6 +17,7 @@ import pytest
 
 from support.serve_process import HOST, SECONDS, alive, scripted, serve_command, serving, simulated
 from support.worker_process import NAME, free_port
+from turnout_worker.supervise.guard import _left
 
 LOGS = Path(__file__).parent / "engine_logs"
 
@@ -237,6 +238,19 @@ def test_a_killed_worker_takes_everything_with_it(tmp_path: Path, *, own_session
         worker.until(lambda: not alive(pid) and not alive(grandchild))
 
 
+def test_a_guard_without_an_engine_finds_nothing_to_kill() -> None:
+    """A worker that dies before its engine has started has no session to end: neither 0, which strangers have, nor 1."""
+    assert [_left(session, b"TURNOUT_WORKER_ID=none") for session in (0, 1)] == [[], []]
+    with subprocess.Popen(
+        ["sleep", "600"], env={"TURNOUT_WORKER_ID": "mine"}, start_new_session=True
+    ) as marked:
+        try:
+            assert _left(0, b"TURNOUT_WORKER_ID=mine") == [marked.pid]
+            assert marked.pid in _left(marked.pid, b"TURNOUT_WORKER_ID=none")
+        finally:
+            marked.kill()
+
+
 def test_what_the_engine_leaves_behind_ends_with_it(tmp_path: Path) -> None:
     """Also a process that has left its session and outlives it by far."""
     with serving(tmp_path, grandchild=str(tmp_path / "grandchild"), own_session=True) as worker:
@@ -245,6 +259,59 @@ def test_what_the_engine_leaves_behind_ends_with_it(tmp_path: Path) -> None:
         worker.process.terminate()
         assert worker.wait() == 0
         assert not alive(grandchild)
+
+
+def test_the_progress_of_loading_is_shown(tmp_path: Path) -> None:
+    """As vLLM's progress bar has it, which ends no line."""
+    bar = "Loading safetensors checkpoint shards:  25% Completed | 1/4\rLoading safetensors checkpoint shards:  50% Completed | 2/4\r"
+    with serving(tmp_path, health=503, repeat=[bar, 1]) as worker:
+        worker.until(lambda: worker.status()["progress"] == 0.5)
+        worker.process.terminate()
+        assert worker.wait() == 0
+        assert worker.out.decode() == bar.replace("\r", "\n")
+
+
+SLOW = """
+import concurrent.futures, sys, time
+import turnout_worker.supervise.life as life
+from turnout_worker.main import main
+
+def prepare(source):
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        pool.submit(time.sleep, 600).result()
+
+life.prepare = prepare
+sys.exit(main(sys.argv[1:]))
+"""
+"""A worker whose model is a long download, in threads that Python waits for at its end."""
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_long_download_delays_no_end(tmp_path: Path, *, asked: bool) -> None:
+    """SIGTERM, and --prepare-timeout, end the worker while the model is on its way."""
+    port, status_port = free_port(HOST), free_port(HOST)
+    flags = {} if asked else {"prepare_timeout": 1}
+    command = serve_command(tmp_path, port, status_port, scripted(port), **flags)
+    with subprocess.Popen([sys.executable, "-c", SLOW, *command[3:]]) as process:
+        try:
+            deadline = time.monotonic() + SECONDS
+            while asked and _phase(status_port) != "Preparing":
+                assert time.monotonic() < deadline
+            if asked:
+                process.terminate()
+            assert process.wait(SECONDS) == (0 if asked else 1)
+        finally:
+            process.kill()
+    if not asked:
+        said = "Startup: the model was not there after 1 s (--prepare-timeout)"
+        assert (tmp_path / "termination").read_text() == said
+
+
+def _phase(port: int) -> str:
+    try:
+        return str(httpx.get(f"http://{HOST}:{port}/status", timeout=10).json()["phase"])
+    except httpx.TransportError:
+        return ""
 
 
 def test_orphans_are_reaped(tmp_path: Path) -> None:

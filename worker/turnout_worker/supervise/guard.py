@@ -37,9 +37,7 @@ class Guard:
     def watch(self, session: int) -> None:
         """Have the session of that number killed when the worker dies."""
         if self.pid:
-            with contextlib.suppress(
-                BrokenPipeError
-            ):  # somebody killed it: the engine still has its own signal
+            with contextlib.suppress(BrokenPipeError):  # it was killed: the engine still has its own signal
                 os.write(self._lifeline, b"%d\n" % session)
 
     def dismiss(self) -> None:
@@ -87,7 +85,10 @@ def _guard(lifeline: int, mark: str) -> None:
 
 
 def _left(session: int, needle: bytes) -> list[int]:
-    """Return the living processes of *session*, and those with *needle* in their environment."""
+    """Return the living processes of *session*, and those with *needle* in their environment.
+
+    0 is no session: the worker died before it had started an engine.
+    """
     found = []
     for name in os.listdir("/proc"):  # noqa: PTH208 - pathlib would cost memory
         if not name.isdigit() or int(name) == os.getpid():
@@ -96,9 +97,9 @@ def _left(session: int, needle: bytes) -> list[int]:
             fields = _read(f"/proc/{name}/stat").rpartition(b")")[2].split()
             if fields[0] in (b"Z", b"X"):
                 continue
-            if int(fields[_SESSION_FIELD]) == session or needle in _read(f"/proc/{name}/environ").split(
-                b"\0"
-            ):
+            # /proc says 0 for every process whose session is led from outside this PID namespace: strangers, all of them.
+            is_member = session > 1 and int(fields[_SESSION_FIELD]) == session
+            if is_member or needle in _read(f"/proc/{name}/environ").split(b"\0"):
                 found.append(int(name))
     return found
 

@@ -43,6 +43,8 @@ _log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS: Final = 10.0
 """Between two lines that say how far the worker is."""
+PROGRESS_LINES: Final = 50
+"""Last lines of the engine in which its progress is looked for."""
 POLL_SECONDS: Final = 0.1
 HEALTH_SECONDS: Final = 1.0
 """Between two looks at /health of an engine that serves."""
@@ -127,14 +129,15 @@ class Worker:
             ) from error
         _log.info("status on %s:%d", self._settings.bind_host, port)
         try:
-            return await self._live()
+            status = await self._live()
         finally:
             await self._end_processes()
             await server.stop(0.0)
-            if self._preparing is not None and self._preparing.is_alive():
-                _log.info("leaving while the model is being prepared")
-                sys.stderr.flush()
-                os._exit(self.state.engine.exit_status or 0)  # a download's threads would be waited for
+        if self._preparing is not None and self._preparing.is_alive():
+            _log.info("the preparation of the model is broken off")
+            sys.stderr.flush()
+            os._exit(status)  # Python would wait for the threads of a download
+        return status
 
     async def _live(self) -> int:
         up = asyncio.create_task(self._bring_up())
@@ -278,6 +281,7 @@ class Worker:
     async def _until_healthy(self) -> None:
         deadline = self._now() + self._settings.startup_timeout
         while not await self._healthy():
+            self._read_progress()
             if self._now() >= deadline:
                 raise StepError(
                     f"the engine was not healthy after {self._settings.startup_timeout:g} s (--startup-timeout): "
@@ -382,7 +386,6 @@ class Worker:
         began = self._now()
         while not self.state.started:
             await asyncio.sleep(PROGRESS_SECONDS)
-            self._read_progress()
             loaded = (
                 "" if self.state.progress is None else f", {self.state.progress:.0%} of the weights loaded"
             )
@@ -393,9 +396,9 @@ class Worker:
             )  # fmt: skip
 
     def _read_progress(self) -> None:
-        found = (_LOADED.search(line) for line in reversed(self._tail.lines()))
+        found = (_LOADED.search(line) for line in reversed(self._tail.lines(PROGRESS_LINES)))
         match = next((one for one in found if one), None)
-        if match is not None and self.state.phase is Phase.STARTING:
+        if match is not None:
             self.state = replace(self.state, progress=int(match[1]) / 100)
 
     # Down
@@ -486,8 +489,9 @@ class Worker:
 
     async def _end_processes(self) -> None:
         """Kill what the engine has left behind, and have its output copied to the end."""
-        if self._engine is not None:
-            self._engine.signal_group(signal.SIGKILL)
+        engine, self._engine = self._engine, None  # once: its number may come to name another group
+        if engine is not None:
+            engine.signal_group(signal.SIGKILL)
         await self._children.kill_rest(KILL_SECONDS, spared=frozenset({self._guard.pid}))
         pump, self._pump = self._pump, None
         if pump is not None and not await asyncio.to_thread(pump.join, OUTPUT_SECONDS):
@@ -495,7 +499,8 @@ class Worker:
 
     def _fail(self, words: LastWords, status: int) -> int:
         self._enter(Phase.FAILED, str(words))
-        engine = replace(self.state.engine, exit_status=status, last_words=str(words))
+        ended = self._ended.result() if self._ended.done() else None
+        engine = replace(self.state.engine, exit_status=ended, last_words=str(words))
         self.state = replace(self.state, engine=engine)
         _write_termination_log(self._settings.termination_log, str(words))
         sys.stderr.write(f"turnout-worker: {words}\n")

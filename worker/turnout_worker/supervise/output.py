@@ -6,6 +6,7 @@ without the worker, and never the worker's event loop.
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections import deque
@@ -17,6 +18,8 @@ CUT: Final = b" [cut]"
 KEPT_LINES: Final = 1000
 """Eight ranks that each print a traceback of 60 lines, and that of the engine core and of the API server, fit in."""
 KEPT_LINE_BYTES: Final = 1000
+_LOOKED_AT: Final = 20
+"""Lines among which the last one with text is looked for."""
 _READ_BYTES: Final = 64 * 1024
 
 
@@ -71,15 +74,15 @@ class Tail:
         with self._lock:
             self._lines.extend(kept)
 
-    def lines(self) -> list[str]:
-        """Return all that are kept, the oldest first."""
+    def lines(self, most: int = KEPT_LINES) -> list[str]:
+        """Return the last *most* that are kept, the oldest first."""
         with self._lock:
-            kept = list(self._lines)
+            kept = list(itertools.islice(reversed(self._lines), most))[::-1]
         return [line.decode(errors="replace") for line in kept]
 
     def last(self) -> str:
         """Return the last line with text; empty where there is none."""
-        return next((line.strip() for line in reversed(self.lines()) if line.strip()), "")
+        return next((line.strip() for line in reversed(self.lines(_LOOKED_AT)) if line.strip()), "")
 
 
 class Pump:
