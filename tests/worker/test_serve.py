@@ -161,6 +161,7 @@ def test_a_hanging_engine_is_not_ready_and_then_not_alive(tmp_path: Path) -> Non
         worker.order("/hang")
         worker.until(lambda: worker.check("/ready") == 503)
         assert worker.check("/live") == 200
+        worker.until(lambda: worker.status()["message"] == "no answer to GET /health within 5 s")
         worker.until(lambda: worker.check("/live") == 503)
         assert worker.check("/startup") == 200
         worker.process.terminate()
@@ -182,6 +183,7 @@ def test_sigterm_lets_a_stream_finish(tmp_path: Path) -> None:
             worker.process.terminate()
             worker.until_phase("Draining")
             assert (worker.check("/ready"), worker.check("/live")) == (503, 200)
+            assert worker.status()["message"] == "the engine has 120 s to finish its requests"
             for piece in pieces:
                 received += piece
         assert received.count(b'"finish_reason":"length"') == 1

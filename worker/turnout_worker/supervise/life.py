@@ -346,7 +346,8 @@ class Worker:
     async def _watch(self) -> None:
         """Look at /health again and again. Never returns."""
         while True:
-            if await self._healthy() == bool(self.state.message):
+            healthy = await self._healthy()
+            if self.state.phase is Phase.SERVING and healthy == bool(self.state.message):
                 self.state = replace(self.state, message=self._health_problem)
                 _log.info("%s", self._health_problem or "/health answers again")
             await asyncio.sleep(HEALTH_SECONDS)
@@ -383,15 +384,16 @@ class Worker:
         return ""
 
     async def _report_progress(self) -> None:
-        began = self._now()
-        while not self.state.started:
+        while True:
             await asyncio.sleep(PROGRESS_SECONDS)
+            if self.state.started:
+                return
             loaded = (
                 "" if self.state.progress is None else f", {self.state.progress:.0%} of the weights loaded"
             )
             line = self._tail.last()[:200]
             _log.info(
-                "%s for %.0f s: %s%s%s", self.state.phase.value, self._now() - began, self.state.message, loaded,
+                "%s for %.0f s: %s%s%s", self.state.phase.value, time.time() - self.state.since, self.state.message, loaded,
                 f"; the engine's last line: {line}" if line else "",
             )  # fmt: skip
 
