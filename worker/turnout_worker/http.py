@@ -156,7 +156,7 @@ class HttpConnection(asyncio.Protocol):
         application: Application,
         connections: set[HttpConnection],
         note: Callable[[str, BaseException], None],
-        max_body_bytes: int,
+        max_body_bytes: int = MAX_BODY_BYTES,
     ) -> None:
         self._note = note
         self._application = application
