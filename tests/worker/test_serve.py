@@ -156,11 +156,10 @@ def test_an_engine_that_ends_by_itself_with_0_is_reported(tmp_path: Path) -> Non
 
 def test_a_hanging_engine_is_not_ready_and_then_not_alive(tmp_path: Path) -> None:
     """/ready fails at once, /live after --stuck-timeout; SIGTERM then ends it, with a status that is not 0."""
-    with serving(tmp_path, flags={"stuck_timeout": 8}) as worker:
+    with serving(tmp_path, flags={"stuck_timeout": 20}) as worker:
         worker.until_ready()
         worker.order("/hang")
-        worker.until(lambda: worker.check("/ready") == 503)
-        assert worker.check("/live") == 200
+        worker.until(lambda: (worker.check("/ready"), worker.check("/live")) == (503, 200))
         worker.until(lambda: worker.status()["message"] == "no answer to GET /health within 5 s")
         worker.until(lambda: worker.check("/live") == 503)
         assert worker.check("/startup") == 200
