@@ -610,7 +610,7 @@ int nvmlDeviceGetCudaComputeCapability(void *d, int *a, int *b) { *a = (long)d =
     ],
     ids=["two", "error", "hangs", "crashes"],
 )
-def test_accelerators_are_told_by_their_driver(
+def test_the_driver_describes_the_accelerators(
     tmp_path: Path, init: str, found: list[Any], said: str
 ) -> None:
     """Facts in /status; a driver that fails, hangs or crashes keeps no engine from its own start."""

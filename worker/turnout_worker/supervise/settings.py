@@ -1,4 +1,4 @@
-"""What `turnout-worker serve` is told, and what of it cannot work."""
+"""The settings of `turnout-worker serve`: its flags, and which of them cannot work."""
 
 from __future__ import annotations
 
