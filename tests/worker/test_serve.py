@@ -207,7 +207,7 @@ def test_an_engine_that_does_not_end_is_killed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_hastens(tmp_path: Path, number: signal.Signals) -> None:
-    """Whoever signals twice does not wait for --shutdown-timeout."""
+    """A client that signals twice does not wait for --shutdown-timeout."""
     with serving(tmp_path, deaf=True, flags={"shutdown_timeout": 10_000}) as worker:
         worker.until_ready()
         worker.process.send_signal(number)

@@ -1,7 +1,7 @@
 """Which accelerators the pod has, asked of NVIDIA's management library in a process of its own.
 
 Run as ``python -I -S accelerators.py``: prints a JSON list. NVML neither initializes CUDA nor takes memory of the accelerator,
-but a driver in trouble may block whoever calls it: so the worker starts this as a process that it can kill.
+but a driver in trouble may block its caller: so the worker starts this as a process that it can kill.
 """
 
 from __future__ import annotations

@@ -307,8 +307,8 @@ def _groups(match: re.Match[str]) -> dict[str, str]:
 def _error_of(lines: Sequence[str]) -> str:
     """Return the last exception that says more than that there was one; the last of all where none does."""
     errors = list(_errors(lines))
-    telling = [error for error in errors if not _GENERIC.search(error)]
-    return (telling or errors or [""])[-1]
+    specific = [error for error in errors if not _GENERIC.search(error)]
+    return (specific or errors or [""])[-1]
 
 
 def _errors(lines: Sequence[str]) -> Iterator[str]:
