@@ -106,8 +106,9 @@ bench-routing: $(READY) ## Routing rules over a trace in virtual time (TRACE=FIL
 	@$(BIN)/python benchmarks/routing/compare.py $(if $(TRACE),--trace $(TRACE)) $(ARGS)
 bench-scaling: $(READY) ## Scaling beside an HPA on queue length, in closed loop.
 	@$(BIN)/python benchmarks/scaling/compare.py $(ARGS)
-bench-engine: $(READY) ## The engine model's speed, and what a simulated worker costs.
+bench-engine: $(READY) ## The engine model's speed, and what a simulated worker and the supervision of a real engine cost.
 	@$(BIN)/python benchmarks/engine/speed.py $(ARGS)
+	@$(BIN)/python benchmarks/engine/serve.py
 fuzz: $(READY) ## A million inputs for everything in the router that reads bytes of others.
 	@PYTHONPATH=tests $(BIN)/python benchmarks/fuzz/router.py $(ARGS)
 

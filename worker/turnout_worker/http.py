@@ -156,10 +156,12 @@ class HttpConnection(asyncio.Protocol):
         application: Application,
         connections: set[HttpConnection],
         note: Callable[[str, BaseException], None],
+        max_body_bytes: int = MAX_BODY_BYTES,
     ) -> None:
         self._note = note
         self._application = application
         self._connections = connections
+        self._max_body_bytes = max_body_bytes
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpRequestParser(self)
@@ -255,7 +257,7 @@ class HttpConnection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         """Collect the body."""
         self._body_bytes += len(body)
-        if self._body_bytes > MAX_BODY_BYTES:
+        if self._body_bytes > self._max_body_bytes:
             self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
             return
         self._body.append(body)
@@ -340,23 +342,46 @@ class HttpConnection(asyncio.Protocol):
         self._timer = None if seconds is None else self._loop.call_later(seconds, self.close)
 
 
+class _Refusal(asyncio.Protocol):
+    """A connection too many."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Close it."""
+        transport.close()
+
+
 class HttpServer:
     """Listens and keeps track of its connections, so that it can end them."""
 
-    def __init__(self, application: Application, note: Callable[[str, BaseException], None]) -> None:
-        """*note* is given what a connection raises and survives, under the name `request`."""
+    def __init__(
+        self,
+        application: Application,
+        note: Callable[[str, BaseException], None],
+        *,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        max_connections: int | None = None,
+    ) -> None:
+        """*note* is given what a connection raises and survives, under the name `request`.
+
+        With *max_connections* open, a further one is closed at once; no bound where it is None.
+        """
         self._note = note
         self._application = application
+        self._max_body_bytes = max_body_bytes
+        self._max_connections = max_connections
         self._connections: set[HttpConnection] = set()
         self._server: asyncio.Server | None = None
 
     async def start(self, host: str, port: int) -> int:
         """Listen. Returns the port, which the system has chosen where *port* is 0."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: HttpConnection(self._application, self._connections, self._note), host, port, backlog=1024
-        )
+        self._server = await loop.create_server(self._connection, host, port, backlog=1024)
         return int(self._server.sockets[0].getsockname()[1])
+
+    def _connection(self) -> asyncio.BaseProtocol:
+        if self._max_connections is not None and len(self._connections) >= self._max_connections:
+            return _Refusal()
+        return HttpConnection(self._application, self._connections, self._note, self._max_body_bytes)
 
     @property
     def answering(self) -> bool:

@@ -1,4 +1,4 @@
-"""The command line of the worker: `turnout-worker simulate` and `turnout-worker drain`."""
+"""The command line of the worker: `turnout-worker serve`, `simulate` and `drain`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from turnout_worker.settings import (
     engine_settings,
     kv_events_settings,
 )
+from turnout_worker.supervise.settings import add_serve, serve_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +25,13 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit status: 2 for flags that cannot work."""
-    options = parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    end = given.index("--") if "--" in given else len(given)
+    reader = parser()
+    options = reader.parse_args(given[:end])
+    options.engine_command = given[end + 1 :]
+    if end < len(given) and options.run is not _serve:
+        reader.error("only serve takes a command behind --")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         status: int = options.run(options)
@@ -32,6 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"turnout-worker: {error}\n")
         return 2
     return status
+
+
+def _serve(options: argparse.Namespace) -> int:
+    settings = serve_settings(options, options.engine_command, os.environ)
+    from turnout_worker.supervise.life import run  # noqa: PLC0415 - `drain` starts without asyncio
+
+    return run(settings)
 
 
 def _simulate(options: argparse.Namespace) -> int:
@@ -111,6 +125,13 @@ def parser() -> argparse.ArgumentParser:
     """Return what reads the command line."""
     found = argparse.ArgumentParser(prog="turnout-worker", description="What runs in a pool's pod.")
     commands = found.add_subparsers(required=True, metavar="COMMAND")
+    serve = commands.add_parser(
+        "serve",
+        help="start a real engine, watch it and end it",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    serve.set_defaults(run=_serve)
+    add_serve(serve)
     _add_simulate(
         commands.add_parser(
             "simulate",
