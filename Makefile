@@ -74,6 +74,11 @@ test-compiled: $(READY) ## Test what is compiled in the router's image once more
 	  $(MAKE) --no-print-directory compiled && echo "[test] the path of a request, compiled" && \
 	  PYTHONPATH=build/compiled $(BIN)/pytest -n $(JOBS) -m "not cluster" tests/routing tests/router
 
+.PHONY: test-vllm
+test-vllm: vllm ## Test simulated workers beside vLLM on the CPU, and the router over it (ARGS="-k name": a part of it).
+	@echo "[test] simulated workers beside vLLM, and the router over it"
+	@TURNOUT_TEST_VLLM=1 $(BIN)/pytest tests/vllm $(ARGS)
+
 .PHONY: coverage
 coverage: $(READY) ## Measure what the tests without a cluster cover, and that it is not less than it was.
 	@$(BIN)/pytest -n $(JOBS) -m "not cluster" --cov --cov-report=html $(ARGS)

@@ -69,6 +69,8 @@ class ServerSettings:
     kv_cache_bytes: str = "8M"
     """As vLLM's --kv-cache-memory-bytes takes it."""
     max_num_seqs: int = 16
+    kv_lease_seconds: int = 30
+    """How long a prefill worker keeps a prompt that no decode worker has fetched."""
     kv_events: KvEvents | None = None
     arguments: tuple[str, ...] = ()
     """More arguments of `vllm serve`; they come last."""
@@ -170,6 +172,7 @@ class VllmServer:
                 "kv_connector": "NixlConnector",
                 "kv_role": _KV_ROLES[settings.role],
                 "kv_buffer_device": "cpu",
+                "kv_connector_extra_config": {"kv_lease_duration": settings.kv_lease_seconds},
             }
             found += ["--kv-transfer-config", json.dumps(transfer)]
         if settings.kv_events is not None:
