@@ -44,10 +44,10 @@ def start(request: pytest.FixtureRequest) -> Start:
     """Start vLLM servers, all at once. The person who waits sees for what."""
     capture = request.config.pluginmanager.getplugin("capturemanager")
 
-    def started(*wanted: ServerSettings) -> list[VllmServer]:
+    def started(*wanted: ServerSettings, host: str | None = None) -> list[VllmServer]:
         with capture.global_and_fixture_disabled(), ThreadPoolExecutor() as pool, ExitStack() as stack:
             progress = Progress()
-            tasks = [pool.submit(VllmServer, settings, progress) for settings in wanted]
+            tasks = [pool.submit(VllmServer, settings, progress, host=host) for settings in wanted]
             for task in tasks:
                 stack.enter_context(task.result())
             stack.pop_all()  # all of them are healthy

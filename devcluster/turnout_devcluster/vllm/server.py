@@ -148,6 +148,11 @@ class VllmServer:
         return ""
 
     @property
+    def pid(self) -> int:
+        """Its main process, which leads the process group."""
+        return self._process.pid
+
+    @property
     def running(self) -> bool:
         """Whether its main process has not ended."""
         return self._process.poll() is None
