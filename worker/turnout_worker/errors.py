@@ -80,17 +80,19 @@ class UnknownModelError(AnswerError):
 
 
 class UnknownPathError(AnswerError):
-    """Nothing is served under that path."""
+    """Nothing is served under that path: not said in OpenAI's form, for it is vLLM's web framework that says it."""
 
     status = HTTPStatus.NOT_FOUND
-    type = "NotFoundError"
 
 
 class MethodError(AnswerError):
-    """The path does not know that method."""
+    """The path does not know that method, but *methods*. Said as `UnknownPathError` is."""
 
     status = HTTPStatus.METHOD_NOT_ALLOWED
-    type = "BadRequestError"
+
+    def __init__(self, methods: str) -> None:
+        super().__init__("Method Not Allowed")
+        self.methods = methods
 
 
 class OverloadedError(AnswerError):

@@ -1,7 +1,7 @@
 """One request on its way out: from the engine's tokens to what its API's form makes of them.
 
-The status line of a stream goes out with its first token, so that whatever fails before it still ends in an honest
-HTTP status.
+A stream whose request fails before its first token has status 200 all the same, as vLLM has it: the error is its only
+event.
 """
 
 from __future__ import annotations
@@ -163,6 +163,8 @@ class Generation:
         failure = self._failure or EngineFailedError("The request was aborted by the engine.")
         if self._exchange.streaming:
             self._exchange.write(self._answer.form.failure(failure), last=True)
+        elif self._request.stream:
+            refuse_in_stream(self._exchange, self._answer, failure)
         else:
             self._exchange.respond(failure.status, self._answer.error_body(failure), self._answer.headers)
         if self.on_failed is not None:
@@ -181,8 +183,11 @@ class Generation:
 
     def _usage(self, running: Choice | None, so_far: int) -> Usage:
         """Return the tokens by now: of ended choices as they ended, of *running*, if it has not, *so_far*."""
-        first = self.choices[0].event
-        cached = first.cached_tokens if first is not None and self._answer.show_cached_tokens else None
+        first, remote = self.choices[0].event, self._request.remote
+        cached = None
+        if first is not None and self._answer.show_cached_tokens:
+            # What a prompt's KV that came from afar had been taken from a cache there, as vLLM has it.
+            cached = first.cached_tokens if remote is None else remote.cached_tokens
         output = 0
         for choice in self.choices:
             if choice.event is not None:
@@ -190,6 +195,15 @@ class Generation:
             else:
                 output += so_far if choice is running else choice.sent
         return Usage(self._request.prompt_tokens, output, cached)
+
+
+def refuse_in_stream(exchange: Exchange, answer: GeneratedAnswer, error: AnswerError) -> None:
+    """Answer a request for a stream with *error* alone, as vLLM does on the request's path."""
+    form = answer.form
+    head = exchange.start_stream(answer.headers)
+    exchange.write(form.refusal(error), head=head, last=not form.refusal_breaks_off)
+    if form.refusal_breaks_off:
+        exchange.break_off()
 
 
 class Choice:

@@ -88,12 +88,12 @@ class Exchange:
         self._end()
 
     def start_stream(
-        self, headers: Iterable[tuple[str, str]] = (), *, type_: str = "text/event-stream"
+        self, headers: Iterable[tuple[str, str]] = (), *, type_: str = "text/event-stream; charset=utf-8"
     ) -> bytes:
         """Begin an answer in pieces. Returns the head, to be put before the first piece."""
         self.streaming = True
         self._chunked = self.request.version != "1.0"
-        head = [f"content-type: {type_}", "cache-control: no-cache"]
+        head = [f"content-type: {type_}"]
         if self._chunked:
             head.append("transfer-encoding: chunked")
         else:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from turnout_worker.body import Kind
 
 MAX_CHOICES: Final = 64
+MAX_TEMPERATURE: Final = 2
 MAX_STOPS: Final = 32
 """Most stop strings: each is sought in the whole answer before it begins."""
 
@@ -33,6 +34,8 @@ class RemotePrefill:
     request_id: str
     tokens: int | None
     """Prompt tokens held there; None: all of them."""
+    cached_tokens: int = 0
+    """Prompt tokens that the prefill worker had in its own prefix cache."""
 
 
 class FatalTransferError(Exception):
@@ -113,6 +116,7 @@ def understand(
     prompt_tokens = text.token_count(prompt)
     limit = _output_limit(fields, kind, prompt_tokens, max_length)
     choices = _count(fields, "n") or 1
+    _check_sampling(fields, choices)
     if choices > MAX_CHOICES:
         raise BadRequestError(
             f"n={choices} is more than the {MAX_CHOICES} choices that are made at once", "n"
@@ -161,7 +165,8 @@ def model_of(fields: dict[str, Any], served_names: tuple[str, ...]) -> str:
     if not isinstance(model, str):
         raise BadRequestError("model must be a string", "model")
     if model not in served_names:
-        raise UnknownModelError(f"The model `{model}` does not exist.", "model")
+        aliases = ", ".join(served_names)
+        raise UnknownModelError(f"The model `{model}` does not exist. Valid aliases: {aliases}.", "model")
     return model
 
 
@@ -219,9 +224,10 @@ def _output_limit(fields: dict[str, Any], kind: Kind, prompt_tokens: int, max_le
         asked = 16  # OpenAI's default for text completions
     if prompt_tokens >= max_length:
         raise BadRequestError(
-            f"This model's maximum context length is {max_length} tokens. However, your request has {prompt_tokens} "
-            "input tokens. Please reduce the length of the input messages.",
-            "prompt" if kind == "text" else "messages",
+            f"This model's maximum context length is {max_length} tokens. However, your prompt contains at least "
+            f"{prompt_tokens} input tokens, which exceeds this limit even without any output tokens. Please reduce the "
+            f"length of the input prompt. (parameter=input_tokens, value={prompt_tokens})",
+            "input_tokens",
         )
     if asked is None:
         return None
@@ -259,6 +265,22 @@ def _answer(fields: dict[str, Any], prompt: bytes, limit: int | None, room: int,
         output, reason = output[:at], "stop"
         return PlannedOutput(output, max(1, text.token_count(output)), reason, stop)
     return PlannedOutput(output, max(1, text.token_count(output)), reason, None)
+
+
+def _check_sampling(fields: dict[str, Any], choices: int) -> None:
+    """Refuse temperatures and the like that vLLM refuses, in its words; they have no effect otherwise."""
+    temperature, top_p = fields.get("temperature"), fields.get("top_p")
+    if temperature is not None and not 0 <= temperature <= MAX_TEMPERATURE:
+        raise BadRequestError(
+            f"temperature must be in [0, 2], got {temperature}. (parameter=temperature, value={temperature})",
+            "temperature",
+        )
+    if top_p is not None and not 0 < top_p <= 1:
+        raise BadRequestError(
+            f"top_p must be in (0, 1], got {top_p}. (parameter=top_p, value={top_p})", "top_p"
+        )
+    if temperature == 0 and choices > 1:
+        raise BadRequestError(f"n must be 1 when using greedy sampling, got {choices}.")
 
 
 def _logprobs(fields: dict[str, Any], kind: Kind) -> int | None:
@@ -318,6 +340,7 @@ def _transfer(fields: dict[str, Any]) -> tuple[bool, RemotePrefill | None]:
     host, port = params.get("remote_host"), params.get("remote_port")
     engine_id, request_id = params.get("remote_engine_id"), params.get("remote_request_id")
     tokens = params.get("remote_num_tokens")
+    cached = params.get("remote_prefill_cached_tokens", 0)
     if (
         not isinstance(host, str)
         or type(port) is not int
@@ -325,6 +348,7 @@ def _transfer(fields: dict[str, Any]) -> tuple[bool, RemotePrefill | None]:
         or not isinstance(request_id, str)
         or not isinstance(params.get("remote_block_ids"), list)
         or not isinstance(tokens, int | None)
+        or type(cached) is not int
     ):
         raise FatalTransferError
-    return False, RemotePrefill(host, port, engine_id, request_id, tokens)
+    return False, RemotePrefill(host, port, engine_id, request_id, tokens, cached)

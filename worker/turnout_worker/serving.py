@@ -21,7 +21,7 @@ from turnout_worker.errors import (
     EngineInputError,
     OverloadedError,
 )
-from turnout_worker.generation import GeneratedAnswer, Generation
+from turnout_worker.generation import GeneratedAnswer, Generation, refuse_in_stream
 
 if TYPE_CHECKING:
     from turnout.simulation import Finished
@@ -135,7 +135,7 @@ class Serving:
         except (EngineInputError, OverloadedError) as error:
             if not self._is_sent_in_stream(request, error):
                 raise
-            _refuse_in_stream(exchange, answer, error)
+            refuse_in_stream(exchange, answer, error)
 
     def _generate(
         self, exchange: Exchange, request: CompletionRequest, answer: GeneratedAnswer, request_id: str
@@ -264,14 +264,18 @@ class Serving:
         return {
             "do_remote_prefill": True,
             "do_remote_decode": False,
-            "remote_block_ids": list(range(-(-event.prompt_tokens // size))),
+            "remote_block_ids": [list(range(-(-event.prompt_tokens // size)))],
             "remote_engine_id": self._engine_id,
             "remote_request_id": event.id,
             "remote_host": self._settings.advertised_host,
             "remote_port": self.side_channel_port,
             "tp_size": self._settings.tensor_parallel,
+            "dcp_size": 1,
+            "pp_size": 1,
             "remote_num_tokens": event.prompt_tokens,
+            "remote_blocks_expiry_time": None,
             "transfer_mode": "pull",
+            "remote_prefill_cached_tokens": event.cached_tokens,
         }
 
     def _fetch(self, request_id: str, request: CompletionRequest, choice: Choice, tokens: int) -> None:
@@ -418,15 +422,6 @@ def _form(request: CompletionRequest, fields: dict[str, Any], request_id: str, c
     if request.kind == "message":
         return messages.MessageForm(request, request_id)
     return CompletionForm(request, request_id, created)
-
-
-def _refuse_in_stream(exchange: Exchange, answer: GeneratedAnswer, error: AnswerError) -> None:
-    """Report in a stream that the engine has refused the request, as vLLM does on the request's path."""
-    form = answer.form
-    head = exchange.start_stream(answer.headers)
-    exchange.write(form.refusal(error), head=head, last=not form.refusal_breaks_off)
-    if form.refusal_breaks_off:
-        exchange.break_off()
 
 
 def _content(request: CompletionRequest, index: int) -> bytes:

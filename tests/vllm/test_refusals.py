@@ -1,6 +1,6 @@
 """What vLLM 0.32 does and the simulated worker with it: where a request is refused, and how that is said.
 
-`TURNOUT_TEST_VLLM_URL=URL` asks a vLLM instead of a simulated worker.
+`make test` asks a simulated worker, `make test-vllm` a vLLM as well.
 """
 
 from __future__ import annotations
@@ -9,16 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from support.worker_contract import Contract, contract, events_of
+from support.worker_contract import events_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Contract]:
-    with contract() as given:
-        yield given
+    from support.worker_contract import Contract
 
 
 def schema(**fields: Any) -> dict[str, Any]:
