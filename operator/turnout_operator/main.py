@@ -104,9 +104,10 @@ async def run(settings: Settings) -> None:
             acts=territory.holds,
         )
         config = PlanConfig(
-            settings.worker_image,
-            f"{settings.router_service}.{settings.namespace}.svc",
-            settings.namespace,
+            worker_image=settings.worker_image,
+            vllm_image=settings.vllm_image,
+            router_host=f"{settings.router_service}.{settings.namespace}.svc",
+            namespace=settings.namespace,
         )
         reconciler = Reconciler(
             store,

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
     from turnout_operator.plan.effects import Plan
 
 NOW = 1_790_000_000.0
-CONFIG = PlanConfig("turnout-worker:test", "turnout-router.turnout-system.svc", "turnout-system")
+CONFIG = PlanConfig(
+    worker_image="turnout-worker:test",
+    vllm_image="turnout-worker-vllm:test",
+    router_host="turnout-router.turnout-system.svc",
+    namespace="turnout-system",
+)
 
 
 def raw_deployment(

@@ -14,11 +14,10 @@ from turnout.api.worker_facts import WorkerFacts, WorkerPorts
 from turnout.sizing.capacity import Fit, fits
 from turnout_operator.plan.drift import holds
 from turnout_operator.plan.effects import PodPatch
-from turnout_operator.plan.manifests import arguments, with_annotation
+from turnout_operator.plan.engines import engine_container
+from turnout_operator.plan.manifests import with_annotation
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from turnout.api import LLMDeployment, Role
     from turnout_operator.plan.manifests import Manifest
     from turnout_operator.plan.observed import ObservedPool
@@ -61,12 +60,12 @@ def missing(pool: ObservedPool, deployment: LLMDeployment, facts: WorkerFacts) -
     are given no more requests.
     """
     said = facts.to_annotation()
-    now: Sequence[str] = arguments(deployment, pool.role)
+    now = [*engine_container(deployment, pool.role).arguments]
     body = {"metadata": {"annotations": {terms.ANNOTATION_WORKER: said}}}
     return tuple(
         PodPatch(deployment.metadata.namespace, pod.name, body)
         for pod in pool.alive
-        if pod.facts != said and not pod.draining and pod.arguments == now
+        if pod.facts != said and not pod.draining and [*pod.arguments] == now
     )
 
 

@@ -47,7 +47,7 @@ def plan(observed: Observed, decision: Decision | None, config: PlanConfig, now:
     deployment = observed.deployment
     misfit = _misfit(deployment)
     allowed = allocation(observed, decision)
-    target = model_revision(deployment, config.worker_image)
+    target = model_revision(deployment, config.image_of(deployment))
     pools = observed.pools
     division = divide(pools, allowed.replicas, target, observed.policy, now, possible=misfit is None)
 
@@ -143,7 +143,7 @@ def _pools(
     workloads += [
         without_rollout(
             manifests.pool(
-                deployment, role, target, count, config.worker_image, facts=said[role].to_annotation()
+                deployment, role, target, count, config.image_of(deployment), facts=said[role].to_annotation()
             ),
             live.get(role),
         )
