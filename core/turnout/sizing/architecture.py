@@ -135,7 +135,7 @@ class ModelArchitecture:
     def from_fields(cls, raw: object) -> Self:
         """Return what `to_fields` has made. Raise ValueError, with the field, where *raw* is something else."""
         if not isinstance(raw, dict):
-            raise ValueError("an architecture is a JSON object")  # noqa: TRY004 - of whoever wrote it
+            raise ValueError("an architecture is a JSON object")  # noqa: TRY004 - the text is wrong, not a type of this code
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(map(str, raw)) - known):
             raise ValueError(f"{unknown[0]} is none of {', '.join(sorted(known))}")

@@ -1,6 +1,6 @@
 """What a model's own files say of its size: config.json, as Hugging Face's transformers writes it, and its weights' bytes.
 
-Everything here comes from whoever made the model. So each number is checked for type and range before it is used, lists are
+Everything here comes from the author of the model. So each number is checked for type and range before it is used, lists are
 bounded, and whatever cannot be read ends in `UnknownArchitecture` with the reason, never in an exception.
 """
 

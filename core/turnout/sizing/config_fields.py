@@ -1,4 +1,4 @@
-"""Fields of a config.json, each checked before use: whoever made the model wrote them."""
+"""Fields of a config.json, each checked before use: the author of the model wrote them."""
 
 from __future__ import annotations
 

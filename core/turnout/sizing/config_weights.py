@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from turnout.sizing.config_fields import Fields
 
 FULL_BITS: Final = 16.0
-"""Of a weight that is not quantized. Engines convert 32-bit checkpoints to 16 bits unless told otherwise."""
+"""Of a weight that is not quantized. Engines convert 32-bit checkpoints to 16 bits unless configured otherwise."""
 _SCALE_BITS: Final = 16
 _ZERO_BITS: Final = 4
 """Of the scale and the zero point that a group of 4-bit weights shares."""
