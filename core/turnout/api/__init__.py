@@ -6,7 +6,6 @@ from turnout.api.deployment import (
     Engine,
     LLMDeployment,
     LLMDeploymentSpec,
-    ModelSource,
     Objectives,
     Pool,
     RatioBounds,
@@ -19,6 +18,7 @@ from turnout.api.deployment import (
 from turnout.api.deployment_status import LastScaling, LLMDeploymentStatus, PoolStatus
 from turnout.api.loading import InvalidResource, load_budget, load_deployment, load_route
 from turnout.api.meta import Condition, ObjectMeta
+from turnout.api.model_source import ModelSource
 from turnout.api.route import LLMRoute, LLMRouteSpec, LLMRouteStatus, RouteTarget
 from turnout.terms import Role
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from turnout.api.model_source import SourceFiles
 from turnout.terms import revision_of
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ def model_revision(deployment: LLMDeployment, worker_image: str) -> str:
         },
         "image": worker_image,
     }
+    if spec.model.files != SourceFiles():
+        canonical["files"] = spec.model.files.model_dump(mode="json", by_alias=True)
     if spec.lora.adapters:
         canonical["lora"] = spec.lora.model_dump(mode="json", by_alias=True)
     return revision_of(json.dumps(canonical, sort_keys=True, separators=(",", ":")))
