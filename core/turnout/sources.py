@@ -24,8 +24,10 @@ NO_SCHEME: Final = (
 )
 
 _NAME: Final = "[A-Za-z0-9][A-Za-z0-9._-]*"
-# No segment begins with a dot: neither `..` nor hidden folders.
-_FOLDERS: Final = "(/[A-Za-z0-9_][A-Za-z0-9._=+@-]*)"
+# After a leading dot comes a letter: `.` and `..` are no names of folders.
+_FOLDERS: Final = "(/[.]?[A-Za-z0-9_][A-Za-z0-9._=+@-]*)"
+FOLDER_PATTERN: Final = f"^{_FOLDERS}+$"
+"""An absolute path."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ WRONG_SOURCES: Final = {
     "pvc://Models/llama": _CLAIM,
     "pvc://models/../secrets": _CLAIM,
     "pvc://models//llama": _CLAIM,
-    "pvc://models/.hidden": _CLAIM,
+    "pvc://models/./llama": _CLAIM,
     "s3://": _S3,
     "s3://ab/llama": _S3,
     "s3://Bucket/llama": _S3,
@@ -73,6 +73,7 @@ RIGHT_SOURCES: Final = (
     "oci://localhost:5000/llama",
     f"oci://registry.example.com/models/llama:1@sha256:{'0a' * 32}",
     "file:///models/llama-3.1-8b",
+    "file:///home/me/.cache/llama",
     "file:///models/llama-3.1-8b/",
 )
 _BUCKET: Final = {"spec.model.source": "s3://bucket/llama"}

@@ -15,6 +15,7 @@ from turnout.sources import (
     DEFAULT_REVISION,
     DOWNLOADED,
     ENDPOINT_PATTERN,
+    FOLDER_PATTERN,
     FORMS,
     MAX_SOURCE_LENGTH,
     NO_SCHEME,
@@ -36,8 +37,7 @@ LASTING_CACHES: Final = frozenset[CacheType]({"HostPath", "Claim"})
 
 _OBJECT_NAME_PATTERN: Final = "^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"
 _OBJECT_NAME: Final = re.compile(_OBJECT_NAME_PATTERN)
-_FOLDER_PATTERN: Final = "^(/[A-Za-z0-9_][A-Za-z0-9._=+@-]*)+$"
-_FOLDER: Final = re.compile(_FOLDER_PATTERN)
+_FOLDER: Final = re.compile(FOLDER_PATTERN)
 
 
 def _of_form(scheme: Scheme) -> Callable[[str], bool]:
@@ -128,7 +128,7 @@ class ModelCache(Model):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            f"self.type == 'HostPath' ? has(self.path) && self.path.matches('{_FOLDER_PATTERN}') : !has(self.path)",
+            f"self.type == 'HostPath' ? has(self.path) && self.path.matches('{FOLDER_PATTERN}') : !has(self.path)",
             "cache.path is a folder of the node for the type HostPath: write an absolute path such as /var/cache/turnout there,"
             " and none with another type",
             lambda cache: (
@@ -176,7 +176,7 @@ class ModelSource(Model):
         default=None,
         description="A Secret of the deployment's namespace. hf://: key HF_TOKEN. s3://: AWS_ACCESS_KEY_ID,"
         " AWS_SECRET_ACCESS_KEY and, where there are any, AWS_SESSION_TOKEN and AWS_REGION. gs://: GOOGLE_SERVICE_ACCOUNT_KEY,"
-        " the key's JSON. oci://: a pull secret. Adapters use it as well. Unset: public sources, or the node's own identity.",
+        " the key's JSON. oci://: a pull secret. Adapters use it as well. Unset: public sources, or the pod's own identity.",
     )
     endpoint: (
         Annotated[
