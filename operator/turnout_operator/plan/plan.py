@@ -17,6 +17,7 @@ from turnout_operator.plan.drift import differs
 from turnout_operator.plan.effects import Plan, PodPatch, Removal, removal_of
 from turnout_operator.plan.facts import missing, without_rollout, worker_facts
 from turnout_operator.plan.notices import notices
+from turnout_operator.plan.prefetch import prefetch
 from turnout_operator.plan.revision import model_revision
 from turnout_operator.plan.rollout import divide, emptied, milestones
 from turnout_operator.plan.scaling import advised_change, allocation, scaling_change
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from turnout.scaling.rollout_facts import RolloutPlan
     from turnout_operator.plan.config import PlanConfig
     from turnout_operator.plan.observed import Observed
+    from turnout_operator.plan.prefetch import Prefetch
 
 BUSY_REQUEUE_SECONDS: Final = 2.0
 """How soon to look again while something drains or rolls out: its deadlines pass without an event."""
@@ -49,12 +51,16 @@ def plan(observed: Observed, decision: Decision | None, config: PlanConfig, now:
     allowed = allocation(observed, decision)
     target = model_revision(deployment, config.worker_image)
     pools = observed.pools
-    division = divide(pools, allowed.replicas, target, observed.policy, now, possible=misfit is None)
+    cache = prefetch(observed, target, config.worker_image)
+    waits = cache is not None and not cache.done and not any(pool.revision == target for pool in pools)
+    obstacle = "the model does not fit" if misfit else "the model is being copied" if waits else ""
+    division = divide(pools, allowed.replicas, target, observed.policy, now, obstacle=obstacle)
 
     patches, workloads, sentences = _pools(observed, division, target=target, config=config, now=now)
-    removals = (*emptied(pools, division, target), *_orphans(observed))
+    removals = (*emptied(pools, division, target), *_orphans(observed, cache))
     constants = manifests.constants(deployment, config.namespace)
-    wanted = (*constants, *workloads) if misfit is None else workloads
+    jobs = () if cache is None or cache.live else (manifests.prefetch(deployment, target, cache),)
+    wanted = (*constants, *jobs, *workloads) if misfit is None else workloads
     live = {(child["kind"], child["metadata"]["name"]): child for child in observed.own}
     apply = tuple(
         manifest
@@ -79,6 +85,7 @@ def plan(observed: Observed, decision: Decision | None, config: PlanConfig, now:
         endpoint=config.endpoint,
         pools=pools,
         failed=observed.failed,
+        cache=cache,
     )
     scaled = scaling_change(observed, decision, allowed)
     written = status(picture, observed.status, scaled, now)
@@ -89,7 +96,7 @@ def plan(observed: Observed, decision: Decision | None, config: PlanConfig, now:
         delete=removals,
         status=written,
         notices=notices(observed.status, written, observed.names, scaled=scaled, advised=advised),
-        milestones=milestones(pools, removals, target, division, misfit),
+        milestones=milestones(pools, removals, target, division, possible=not obstacle),
         requeue_seconds=MARKED_REQUEUE_SECONDS
         if patches
         else BUSY_REQUEUE_SECONDS
@@ -153,14 +160,16 @@ def _pools(
     return tuple(patches), tuple(workloads), sentences
 
 
-def _orphans(observed: Observed) -> tuple[Removal, ...]:
-    """Return services and disruption budgets of roles that neither the spec nor any pool has, and an unwanted NetworkPolicy."""
+def _orphans(observed: Observed, cache: Prefetch | None) -> tuple[Removal, ...]:
+    """Return services and budgets of roles that neither spec nor pools have, an unwanted NetworkPolicy, and old prefetches."""
     spec = observed.deployment.spec
     roles = {*spec.roles, *(pool.role for pool in observed.pools)}
 
     def unwanted(child: Mapping[str, Any]) -> bool:
         if child["kind"] == "NetworkPolicy":
             return spec.network_policy == "None"
+        if child["kind"] == "Job":
+            return cache is None or child["metadata"]["name"] != cache.name
         role = child["metadata"].get("labels", {}).get(terms.LABEL_ROLE)
         return child["kind"] in {"Service", "PodDisruptionBudget"} and role not in roles
 

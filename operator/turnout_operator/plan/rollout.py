@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from turnout.api import Role
     from turnout.scaling.policy import Policy
-    from turnout.sizing.capacity import Misfit
     from turnout_operator.plan.effects import Removal
     from turnout_operator.plan.observed import ObservedPool
 
@@ -29,16 +28,16 @@ def divide(
     policy: Policy,
     now: float,
     *,
-    possible: bool,
+    obstacle: str = "",
 ) -> RolloutPlan:
-    """Return the replicas of every revision. Where the model does not fit (not *possible*), nothing moves."""
+    """Return the replicas of every revision. Where there is an *obstacle* to new workers, nothing moves."""
     facts = _revisions(pools, now)
-    if possible:
+    if not obstacle:
         return _with_other_shapes(rollout(desired, facts, target, policy, Surge()), facts, target)
-    # A model that does not fit never replaces one that serves: everything stays.
+    # A model that does not fit, or is not here yet, never replaces one that serves: everything stays.
     kept = {item.revision: {pool.role: pool.replicas for pool in item.pools} for item in facts}
     serving = [item.revision for item in facts if item.pools and all(pool.ready for pool in item.pools)]
-    return RolloutPlan(kept, serving[-1] if serving else None, done=True, reason="the model does not fit")
+    return RolloutPlan(kept, serving[-1] if serving else None, done=True, reason=obstacle)
 
 
 def _with_other_shapes(division: RolloutPlan, facts: Sequence[RevisionFacts], target: str) -> RolloutPlan:
@@ -106,11 +105,12 @@ def milestones(
     removals: Iterable[Removal],
     target: str,
     division: RolloutPlan,
-    misfit: Misfit | None,
+    *,
+    possible: bool,
 ) -> tuple[Notice, ...]:
     """Return the Events about the beginning and the end of a rollout."""
     old = [pool for pool in pools if pool.revision != target]
-    if not old or misfit is not None:
+    if not old or not possible:
         return ()
     if len(old) == len(pools):
         return (

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from turnout_operator.plan.claims import Settlement
     from turnout_operator.plan.observed import ObservedPool
     from turnout_operator.plan.pods import FailedPod, ObservedPod
+    from turnout_operator.plan.prefetch import Prefetch
     from turnout_operator.plan.scaling import ScalingChange
 
 MAX_REASON: Final = 1024
@@ -57,6 +58,8 @@ class Picture:
     pools: Sequence[ObservedPool] = ()
     failed: Sequence[FailedPod] = ()
     """Pods that ended for good without having been asked to."""
+    cache: Prefetch | None = None
+    """The prefetch of the target revision. None: it has none."""
 
 
 def status(
@@ -148,6 +151,8 @@ def _findings(picture: Picture) -> Iterable[Finding]:
     for role in picture.deployment.spec.roles:
         yield _role_ready(picture, role)
     yield _fits(picture.misfit)
+    if picture.cache is not None:
+        yield _cached(picture.cache)
     yield _objectives(picture)
     yield _limited(picture)
 
@@ -226,6 +231,17 @@ def _fits(misfit: Misfit | None) -> Finding:
     if misfit is None:
         return Finding("ModelFits", "True", "Fits", "weights and KV cache fit on the accelerators")
     return Finding("ModelFits", "False", misfit.reason, misfit.message)
+
+
+def _cached(cache: Prefetch) -> Finding:
+    if cache.done:
+        return Finding("ModelCached", "True", "Copied", "the model's files are in the cache")
+    if cache.reason:
+        return Finding("ModelCached", "False", cache.reason, cache.trouble)
+    message = (
+        f"the Job {cache.name} copies the model's files into the cache: see kubectl logs job/{cache.name}"
+    )
+    return Finding("ModelCached", "False", "Copying", message)
 
 
 def _objectives(picture: Picture) -> Finding:
