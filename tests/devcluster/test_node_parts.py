@@ -309,3 +309,20 @@ def test_host_path_that_is_no_folder(tmp_path: Path, source: dict[str, str], say
     refusal = link_host_path(tmp_path / "v", source)
     assert refusal is not None
     assert says in refusal.message
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ("", ""),
+        ("a\nb\n", "a\nb\n"),
+        ("x\n" * 100, "x\n" * 80),
+        ("y" * 5000 + "\nthe end\n", "y" * 2039 + "\nthe end\n"),
+    ],
+)
+def test_last_words_of_a_log(tmp_path: Path, written: str, kept: str) -> None:
+    """A container that fails leaves the end of its log as its message, no more of it than under the kubelet."""
+    path = tmp_path / "0.log"
+    path.write_text(written)
+    assert logs.last_words(path) == kept
+    assert logs.last_words(tmp_path / "1.log") == ""

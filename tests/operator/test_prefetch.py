@@ -221,3 +221,21 @@ def test_cache_of_a_node() -> None:
     assert pod["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}
     assert pod["tolerations"][0]["key"] == "nvidia.com/gpu"
     assert "fsGroup" not in pod["securityContext"]
+
+
+def test_ready_says_what_is_waited_for() -> None:
+    """Who looks at Ready alone is told that the model is copied, and why it is not."""
+    cluster = fleet()
+    cluster.step()
+    put_pod(
+        cluster,
+        {
+            "containerStatuses": [
+                {"name": "fetch", "state": {"terminated": {"exitCode": 3, "message": GATED}}}
+            ]
+        },
+    )
+    cluster.step()
+    ready = next(item for item in cluster.raw["status"]["conditions"] if item["type"] == "Ready")
+    assert ready["reason"] == "NoReadyWorkers"
+    assert "decode 0 of 2 ready; hf://meta-llama/Llama-3.1-8B-Instruct is gated" in ready["message"]

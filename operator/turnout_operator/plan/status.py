@@ -171,6 +171,8 @@ def _ready(picture: Picture) -> Finding:
     if picture.serving is None:
         if picture.misfit is not None:
             return Finding("Ready", "False", "ModelDoesNotFit", picture.misfit.message)
+        if picture.cache is not None and not picture.cache.done:
+            obstacle += f"; {_cached(picture.cache).message}"
         return Finding("Ready", "False", "NoReadyWorkers", f"{_waiting_for(picture)}{obstacle}{tail}")
     if tail:
         tail += obstacle
