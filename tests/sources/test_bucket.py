@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -95,3 +96,26 @@ def test_public_bucket(s3: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     s3.token = "reader"
     with pytest.raises(errors.UnauthorizedError, match="refuses a request without keys: name a Secret"):
         fetch(request(s3, tmp_path / "another"))
+
+
+def key_for(server: Served) -> str:
+    """Return a service account's key that leads to *server* instead of Google's, as emulators have them."""
+    key = {"gcs_base_url": server.url, "disable_oauth": True}
+    return json.dumps({**key, "client_email": "", "private_key": "", "private_key_id": ""})
+
+
+def test_google(s3: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gs:// source is copied in the same way: the API that its client uses is that of S3."""
+    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT_KEY", key_for(s3))
+    assert content(fetch(FetchRequest(parse_source("gs://models/tiny"), tmp_path))) == COPIED
+    with pytest.raises(errors.NotFoundError, match="gs://other: Google Cloud Storage has no such bucket"):
+        fetch(FetchRequest(parse_source("gs://other"), tmp_path))
+
+
+def test_key_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key that was cut is named, and where the whole one belongs."""
+    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT_KEY", "{")
+    with pytest.raises(
+        errors.UnauthorizedError, match=r"GOOGLE_SERVICE_ACCOUNT_KEY cannot be used .* the whole JSON"
+    ):
+        fetch(FetchRequest(parse_source("gs://models/tiny"), tmp_path))

@@ -67,6 +67,8 @@ class Bucket:
     def _opened(self, options: ClientConfig) -> S3Store | GCSStore:
         request, source = self._request, self._request.source
         if source.scheme == "gs":
+            # Google's own address is https: only a key that names another server, an emulator's, leads to http.
+            options["allow_http"] = True
             return GCSStore(source.place, client_options=options, retry_config=_RETRY)
         config: S3Config = {}
         if request.endpoint is not None:
@@ -165,6 +167,11 @@ class Bucket:
             if source.scheme == "gs"
             else "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
+        if "credential error" in str(error):
+            return UnauthorizedError(
+                f"{what}: {keys} cannot be used ({str(error).splitlines()[0]}): put the whole JSON of the key into the Secret that"
+                " model.secretName names"
+            )
         # A listing's errors have no type of their own: their text has the status.
         match = _STATUS.search(str(error))
         status = int(match[1]) if match else 0
