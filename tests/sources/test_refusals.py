@@ -122,6 +122,12 @@ HUB_CASES = [
         {"files": WITHOUT_CONFIG | {"8b/config.json": b"{}"}},
     ),
     Case(
+        "path-that-leads-out",
+        errors.NotAModelError,
+        "hf://acme/tiny has a file '../evil', which leads out of its folder: nothing of it is copied",
+        {"files": {**FILES, "../evil": b"x"}},
+    ),
+    Case(
         "model-as-adapter",
         errors.NotAModelError,
         "hf://acme/tiny is no adapter: it has no adapter_config.json at its top",
@@ -251,6 +257,14 @@ def test_disk(tmp_path: Path, number: int, kind: type[errors.SourceError], says:
     found = disk_error(request, OSError(number, os.strerror(number)), RemoteFile("model.safetensors", 1000))
     assert isinstance(found, kind)
     assert says in str(found)
+
+
+def test_cache_in_the_way(hub: Served, tmp_path: Path) -> None:
+    """What stands in the way inside the cache's folder is an error of the cache, too."""
+    request = FetchRequest(parse_source("hf://acme/tiny"), tmp_path, endpoint=hub.url)
+    (request.folder / ".turnout-verified.jsonl").mkdir(parents=True)
+    with pytest.raises(errors.CacheError, match=r"cannot be used: .*Is a directory"):
+        fetch(request)
 
 
 def test_cache_is_a_file(tmp_path: Path) -> None:

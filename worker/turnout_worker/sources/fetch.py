@@ -80,7 +80,12 @@ def fetch(
         return request.folder
     with _lock(request):
         if not _complete(request):  # the process that held the lock may have made it so
-            _copy(request, on_progress, free)
+            try:
+                _copy(request, on_progress, free)
+            except OSError as error:
+                raise disk_error(request, error) or CacheError(
+                    f"{request.folder} cannot be used: {error}"
+                ) from error
     return request.folder
 
 

@@ -24,9 +24,14 @@ _CONFIGURATIONS: Final[dict[Kind, tuple[str, ...]]] = {
 def selected(request: FetchRequest, files: Iterable[RemoteFile]) -> tuple[RemoteFile, ...]:
     """Return those of *files* that *request* is about, by path.
 
-    Raise NothingMatchedError where that is none, NotAModelError where its configuration is missing.
+    Raise NothingMatchedError where that is none, NotAModelError where its configuration is missing or a path leads out.
     """
     present = sorted(files, key=lambda file: file.path)
+    for file in present:
+        if file.path.startswith("/") or ".." in PurePosixPath(file.path).parts:
+            raise NotAModelError(
+                f"{request.source} has a file {file.path!r}, which leads out of its folder: nothing of it is copied"
+            )
     kept = [file for file in present if _wanted(request, file.path)]
     if not request.allow and any(_suffix(file) == ".safetensors" for file in kept):
         kept = [file for file in kept if _suffix(file) not in OTHER_WEIGHTS]
