@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from turnout.api.model_source import SourceFiles
+from turnout.sources import DEFAULT_REVISION
 from turnout.terms import revision_of
 
 if TYPE_CHECKING:
@@ -34,5 +35,9 @@ def model_revision(deployment: LLMDeployment, worker_image: str) -> str:
     if spec.model.files != SourceFiles():
         canonical["files"] = spec.model.files.model_dump(mode="json", by_alias=True)
     if spec.lora.adapters:
-        canonical["lora"] = spec.lora.model_dump(mode="json", by_alias=True)
+        lora = spec.lora.model_dump(mode="json", by_alias=True)
+        for adapter in lora["adapters"]:
+            if adapter["revision"] == DEFAULT_REVISION:
+                del adapter["revision"]  # as before there was the field: it alone replaces no pod
+        canonical["lora"] = lora
     return revision_of(json.dumps(canonical, sort_keys=True, separators=(",", ":")))
