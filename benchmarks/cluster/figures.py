@@ -82,7 +82,7 @@ class Figures:
 
 
 def say(text: str) -> None:
-    """Tell the person who waits."""
+    """Print progress."""
     print(f"[bench] {text}", file=sys.stderr, flush=True)
 
 

@@ -78,7 +78,7 @@ class Installed:
         """Delete the example and return once nothing of it is left."""
         self.cluster.kubectl("delete", "llmdeployment", NAME, "--wait=false")
         kinds = "llmdeployments,deployments,replicasets,pods,poddisruptionbudgets"
-        until("all is gone", lambda: not self.items(kinds) and not self._labelled(), 180)
+        until("all is gone", lambda: not self.items(kinds) and not self._labeled(), 180)
 
     def pods(self, component: str) -> list[dict[str, Any]]:
         """Return the pods of the operator or the router."""
@@ -86,7 +86,7 @@ class Installed:
         return self.items("pods", "--selector", selector, namespace=SYSTEM)
 
     def lease(self) -> tuple[str, float]:
-        """Return who holds the lease, and when it was renewed last (seconds since the epoch)."""
+        """Return the holder of the lease, and when it was renewed last (seconds since the epoch)."""
         spec = self.get("lease", LEASE, namespace=SYSTEM)["spec"]
         return spec["holderIdentity"], datetime.fromisoformat(spec["renewTime"]).timestamp()
 
@@ -105,5 +105,5 @@ class Installed:
                 found["lease" if 'resource="leases"' in line else "other"] += float(line.rsplit(" ", 1)[1])
         return found
 
-    def _labelled(self) -> list[dict[str, Any]]:
+    def _labeled(self) -> list[dict[str, Any]]:
         return self.items("services,serviceaccounts", "--selector", f"turnout.dev/deployment={NAME}")

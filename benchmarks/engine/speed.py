@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING
 import httpx
 
 from turnout.simulation import Engine, EngineRequest, EngineSettings, Finished
-from turnout.sizing.latency import UnknownLatency, latency_model
 from turnout_devcluster.processes import dying_with_parent
 from turnout_simulator.generate import generate
+from turnout_simulator.replay import ACCELERATOR, MODEL, default_latency
 from turnout_simulator.traces import BLOCK_TOKENS
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
     from turnout.simulation import Event
 
-MODEL = "hf://meta-llama/Llama-3.1-8B-Instruct"
-ACCELERATOR = "H100-SXM"
 ENGINES = 16
 KV_TOKENS = 435_000
 """KV cache of one engine: an 8B model on an H100."""
@@ -47,9 +45,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 def simulate() -> str:
     """Replay the traffic, each request on the engine with the fewest; return the row of the table."""
-    latency = latency_model(MODEL, ACCELERATOR, 1)
-    if isinstance(latency, UnknownLatency):
-        raise TypeError(f"nothing is known of the latency of {MODEL} on {ACCELERATOR}")
+    latency = default_latency()
     settings = EngineSettings(KV_TOKENS // BLOCK_TOKENS, block_size=BLOCK_TOKENS)
     engines = [Engine(settings, latency) for _ in range(ENGINES)]
     trace = generate(HOUR, seed=0)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     Row = dict[str, Any]
 
-OWN_COLOUR: Final = "#0b6e4f"
-PEER_COLOUR: Final = "#8a97a6"
+OWN_COLOR: Final = "#0b6e4f"
+PEER_COLOR: Final = "#8a97a6"
 
 
 def mean_over_seeds(rows: Iterable[Row]) -> list[Row]:
@@ -68,7 +68,7 @@ def _panel(axes: Any, rows: Sequence[Row], title: str) -> None:
         axes.set_axis_off()
         return
     places = range(len(rows))
-    colors = [OWN_COLOUR if row["policy"].startswith("Turnout") else PEER_COLOUR for row in rows]
+    colors = [OWN_COLOR if row["policy"].startswith("Turnout") else PEER_COLOR for row in rows]
     means, tails = [row["ttft_mean_s"] for row in rows], [row["ttft_p90_s"] for row in rows]
     axes.hlines(list(places), means, tails, color=colors)
     axes.scatter(means, places, color=colors, s=28, zorder=3)

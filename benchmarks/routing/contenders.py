@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from turnout.routing.work import WorkModel
     from turnout_simulator.policies.peers import PeerNetwork
-    from turnout_simulator.policies.port import PairPolicy, Policy
+    from turnout_simulator.policies.port import EnginePolicy, PairPolicy
     from turnout_simulator.replay import Setting
 
-    Maker = Callable[[int, Setting, WorkModel], Policy]
+    Maker = Callable[[int, Setting, WorkModel], EnginePolicy]
 
 PEERS: Final[tuple[Maker, ...]] = (
     lambda n, _s, _w: RoundRobin(n),
@@ -54,7 +54,7 @@ def aggregated(
     work: WorkModel,
     scrape_seconds: float | None = None,
     network: PeerNetwork | None = None,
-) -> Policy:
+) -> EnginePolicy:
     """Return the *number*-th policy for a pool of aggregated engines."""
     if number == HOLDING:
         return HoldingTurnout(setting.engines, setting.kv_blocks, setting.block_tokens, work)

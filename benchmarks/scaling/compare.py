@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from turnout.scaling.policy import Policy, PoolPolicy
+from turnout.scaling.policy import PoolPolicy, ScalingPolicy
 from turnout_simulator.scaling.run import TRAFFIC, run
 from turnout_simulator.scaling.scalers import fixed, hpa_on_queue, turnout
 
 START_UP_SECONDS = (0.0, 60.0)
-POLICY = Policy(
+POLICY = ScalingPolicy(
     pools=(PoolPolicy("prefill", 1, 8, 1, "H100-SXM"), PoolPolicy("decode", 1, 8, 1, "H100-SXM")),
     max_accelerators=14,
     kv_target=0.8,

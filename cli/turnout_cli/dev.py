@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from turnout.sizing.accelerators import ACCELERATORS
+from turnout.sizing.accelerators import DEVICES
 from turnout_devcluster.cluster import DEFAULT_ACCELERATORS, DEFAULT_NAME, DEFAULT_NODES, Cluster
 from turnout_devcluster.errors import DevClusterError
 from turnout_devcluster.existing import KUBECONFIG_VARIABLE, ExistingCluster, given_kubeconfig
@@ -70,8 +70,8 @@ def parse_accelerators(text: str) -> dict[str, int]:
     counts: dict[str, int] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         kind, separator, count = part.partition("=")
-        if kind not in ACCELERATORS:
-            raise typer.BadParameter(f"{kind!r} is not one of {', '.join(ACCELERATORS)}.")
+        if kind not in DEVICES:
+            raise typer.BadParameter(f"{kind!r} is not one of {', '.join(DEVICES)}.")
         if not separator or not count.isdigit() or int(count) == 0:
             raise typer.BadParameter(f"{part!r}: write it as {kind}=8, with a whole number above 0.")
         counts[kind] = int(count)

@@ -55,7 +55,7 @@ def request(
     *,
     token_file: _TokenFile = None,
 ) -> None:
-    """Tell one request's way: who was compared by which figures, what failed, and when. Status 1: nobody knows it."""
+    """Print how one request was routed: the workers compared and their figures, failures, and times. Status 1: no router knows it."""
     asked = _routers(admin, namespace, kubeconfig, context, token_file)
     for router, account in _answers(asked, decision_path(request_id)):
         if account is not None:
@@ -96,12 +96,12 @@ def requests(
 def account_lines(account: dict[str, Any]) -> list[str]:
     """Return one request's account, as a router's admin port gives it, in words."""
     estimated, usage = account["estimated"], account["usage"]
-    told = "not told" if usage is None else f"{usage['promptTokens']} in, {usage['outputTokens']} out"
+    used = "not reported" if usage is None else f"{usage['promptTokens']} in, {usage['outputTokens']} out"
     lines = [
         f"request   {account['id']}  {account['at']}",
         f"asked     {account['path']} of {account['model']}{', streamed' if account['stream'] else ''}",
         f"served by {account['deployment']}",
-        f"tokens    estimated {estimated['promptTokens']} in, up to {estimated['outputTokens']} out; used {told}",
+        f"tokens    estimated {estimated['promptTokens']} in, up to {estimated['outputTokens']} out; used {used}",
         "",
     ]
     events = [(step["afterSeconds"], _step_lines(step)) for step in account["steps"]]
@@ -187,7 +187,7 @@ def _routers(
 
 
 def _answers(routers: Sequence[Router], path: str) -> Iterable[tuple[Router, dict[str, Any] | None]]:
-    """Ask one after the other. A router that cannot be asked is told of; where none can, that is the end."""
+    """Ask one after the other. A router that cannot be asked is reported; where none can, the command fails."""
     failures = 0
     for router in routers:
         try:

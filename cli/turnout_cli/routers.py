@@ -265,7 +265,7 @@ def _none_found(kubectl: Kubectl, namespace: str | None, pods: Sequence[dict[str
     try:
         installed = kubectl.run("get", "crd", _CRD, "--ignore-not-found", "--output", "name").strip()
     except RouterError:
-        installed = b"unknown"  # who may not look at CRDs can still be right about the cluster
+        installed = b"unknown"  # without the right to read CRDs the user may still have the right cluster
     if not installed:
         return (
             "Turnout is not installed in this cluster (it has no "

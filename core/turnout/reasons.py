@@ -20,7 +20,9 @@ ReadyReason = Literal[
 """Of the condition Ready of an LLMDeployment."""
 PoolReason = Literal["AllReady", "SomeReady", "NoneReady"]
 """Of PrefillReady and DecodeReady."""
-FitReason = Literal["Fits", "UnknownModel", "UnknownAccelerator", "TensorParallelism", "TooLittleMemory"]
+FitReason = Literal[
+    "Fits", "UnknownModel", "UnknownAccelerator", "UnknownMemory", "TensorParallelism", "TooLittleMemory"
+]
 """Of ModelFits."""
 ObjectivesReason = Literal["ObjectivesMet", "ObjectivesMissed", "NoTraffic"]
 """Of SLOMet."""
@@ -85,8 +87,6 @@ EventReason = Literal[
     "ChildNameTaken",
     "FieldsOverridden",
     "StandingStill",
-    "UnknownModel",
-    "UnknownAccelerator",
     "TensorParallelism",
     "TooLittleMemory",
 ]

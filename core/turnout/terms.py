@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 Role = Literal["prefill", "decode", "aggregated"]
 """What a worker does for a request: compute the prompt, generate the output, or both."""
-AcceleratorType = Literal["H100-SXM", "H200-SXM", "A100-SXM-80GB", "L40S"]
+AcceleratorType = Literal["H100-SXM", "H200-SXM", "A100-SXM-80GB", "L40S", "CPU"]
 """Names of accelerators; turnout.sizing.accelerators has their figures."""
 EngineType = Literal["simulated"]
 RoutingPolicy = Literal["PrefixAware", "LeastLoaded"]

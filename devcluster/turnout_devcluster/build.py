@@ -78,7 +78,7 @@ def required_go(source: Path) -> tuple[int, ...]:
 
 
 def version_flags(go_mod: str) -> str:
-    """Return the linker flags that tell the tools their versions, which are go.mod's own.
+    """Return the linker flags that set the tools' versions, which are go.mod's own.
 
     A release build of Kubernetes and Helm gets them from git, which a module has not.
     """

@@ -12,16 +12,16 @@ _NO_CLUSTER: Final = (
     "kubectl knows no cluster: set KUBECONFIG, give --kubeconfig FILE, or start one with 'turnout dev up'"
 )
 _UNREACHABLE: Final = "the cluster's API server cannot be reached: check that it runs, and that --kubeconfig and --context name the right one"
-_STRANGER: Final = (
+_UNAUTHENTICATED: Final = (
     "the API server does not know who you are: log in again, or give another --kubeconfig or --context"
 )
 _MEANINGS: Final = (
     ("localhost:8080", _NO_CLUSTER),
     ("no configuration has been provided", _NO_CLUSTER),
     ("(Forbidden)", "you may not ask for that in this cluster: give --namespace of one where you may, or have it granted"),
-    ("(Unauthorized)", _STRANGER),
-    ("You must be logged in", _STRANGER),
-    ("Please enter Username", _STRANGER),
+    ("(Unauthorized)", _UNAUTHENTICATED),
+    ("You must be logged in", _UNAUTHENTICATED),
+    ("Please enter Username", _UNAUTHENTICATED),
     ("context was not found", "the kubeconfig has no such context: 'kubectl config get-contexts' lists them"),
     ('context "', "the kubeconfig has no such context: 'kubectl config get-contexts' lists them"),
     ("error loading config file", "the kubeconfig cannot be read: give --kubeconfig FILE, or set KUBECONFIG to another"),

@@ -1,4 +1,4 @@
-"""A cluster that somebody else runs, used instead of a dev cluster."""
+"""A cluster of the user's, used instead of a dev cluster."""
 
 from __future__ import annotations
 

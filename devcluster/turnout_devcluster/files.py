@@ -30,7 +30,7 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o600) -> None:
 def exclusive(path: Path, *, deadline_seconds: float, waiting: Callable[[], None]) -> Generator[None]:
     """Hold the lock file *path* alone; the kernel frees it when the holder dies, however it dies.
 
-    *waiting* is called once when somebody else holds it. The file is removed on the way out.
+    *waiting* is called once when another process holds it. The file is removed on the way out.
 
     :raises DevClusterError: when the lock is not to be had within *deadline_seconds*.
     """

@@ -1,4 +1,4 @@
-"""Runs ``go`` and tells what it is doing while it does."""
+"""Runs ``go`` and reports its progress."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ _POLL_SECONDS: Final = 0.1
 
 
 def start_supervisor(files: ClusterFiles, claim: socket.socket) -> None:
-    """Start the supervisor, detached, and return when it has said who it is; it inherits the network's *claim*.
+    """Start the supervisor, detached, and return when it has written its process id; it inherits the network's *claim*.
 
     :raises StartError: with its last words, when it ends at once.
     """

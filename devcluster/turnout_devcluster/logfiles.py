@@ -13,7 +13,7 @@ LIMIT_BYTES: Final = 16 << 20
 
 
 def open_append(path: Path) -> IO[bytes]:
-    """Open a log file so that every write goes to its end, also after somebody has shortened it."""
+    """Open a log file so that every write goes to its end, also after it was shortened."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.open("ab")
 

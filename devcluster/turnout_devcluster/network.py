@@ -53,7 +53,7 @@ def _candidates(name: str) -> Iterator[int]:
 
 
 def choose_ports(addresses: Addresses) -> Ports:
-    """Choose the control plane's ports: the usual ones, or free ones where a stranger listens on all addresses."""
+    """Choose the control plane's ports: the usual ones, or free ones where another program listens on all addresses."""
     host = addresses.control_plane
     api = _free_port(host, _API_PORT, frozenset())
     etcd = _free_port(host, _ETCD_PORT, frozenset({api}))

@@ -39,7 +39,7 @@ def prepare(files: ClusterFiles, config: ClusterConfig, binaries: Mapping[str, P
     authority.issue("etcd", "etcd", hosts=(address,))
     authority.issue("etcd-client", "kube-apiserver")
     authority.issue("kubelet-client", "kube-apiserver-kubelet-client", groups=("system:masters",))
-    # The node agent is kubelet and proxy of every node at once, and no Node authorizer tells them apart here.
+    # The node agent is kubelet and proxy of every node at once, and no Node authorizer separates them here.
     users = (
         ("admin", "turnout-admin", ("system:masters",), files.kubeconfig),
         ("node", "turnout-node-agent", ("system:masters",), files.node_kubeconfig),

@@ -1,6 +1,6 @@
 """Processes by an identity that is never reused, and those that belong to a cluster.
 
-A process id alone may come to name a stranger; together with the start time of /proc/PID/stat it does not.
+A process id alone may come to name another process; together with the start time of /proc/PID/stat it does not.
 Everything a cluster runs carries ``TURNOUT_DEV_CLUSTER=<state dir>`` in its environment, so whatever is left
 of a cluster can be found without having been written down.
 
@@ -35,7 +35,7 @@ _START_FIELD: Final = 19
 
 @dataclass(frozen=True, slots=True)
 class ProcessId:
-    """A process, told apart from any other that ever had or will have the same pid."""
+    """A process, identified by pid and start time, unlike any other that had or will have the same pid."""
 
     pid: int
     start_ticks: int
@@ -123,7 +123,7 @@ def marked_processes(directory: Path) -> list[ProcessId]:
         if fields is None or fields[_STATE_FIELD] in "ZX":
             continue
         parents[pid] = int(fields[_PARENT_FIELD])
-        # A stranger's environment is unreadable, and a stranger's process is none of the cluster's.
+        # The environment of another user's process is unreadable, and that process is none of the cluster's.
         with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
             if needle in (entry / "environ").read_bytes().split(b"\0"):
                 found[pid] = ProcessId(pid, int(fields[_START_FIELD]))

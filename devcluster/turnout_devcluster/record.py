@@ -1,4 +1,4 @@
-"""What the supervisor knows of its components, written down for those who ask."""
+"""What the supervisor knows of its components, written to a file for other commands."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ class Supervisor:
         self._stopping = False
 
     def run(self) -> None:
-        """Run until told to stop or the owner has ended; nothing of the cluster is left on return."""
+        """Run until a signal or the owner's end; nothing of the cluster is left on return."""
         become_subreaper()
         wakeup = self._catch_signals()
         poll = select.poll()
@@ -125,7 +125,7 @@ class Supervisor:
         return reader
 
     def _on_stop(self, number: int, _frame: object) -> None:
-        _log.info("told to stop by %s", signal.Signals(number).name)
+        _log.info("stopped by %s", signal.Signals(number).name)
         self._stopping = True
 
     def _watch_owner(self) -> int | None:

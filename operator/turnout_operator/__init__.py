@@ -1,1 +1,1 @@
-"""The operator: turns LLMDeployments into pools of workers, scales them, and tells the truth in their status."""
+"""The operator: turns LLMDeployments into pools of workers, scales them, and reports their state in status."""

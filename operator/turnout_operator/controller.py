@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from turnout_operator.errors import ApiError, LeadershipLost, NotOurs
 from turnout_operator.kube.kinds import CLAIMING, LLM_DEPLOYMENT, LLM_ROUTE, TOKEN_BUDGET, Kind
+from turnout_operator.namespace_leases import TASK as NAMESPACES_TASK
 from turnout_operator.observe.scopes import Scopes
 from turnout_operator.observe.store import Key, Store, key_of
 from turnout_operator.plan.route import targets_of
 from turnout_operator.scaler import TASK as SCALING_TASK
-from turnout_operator.territory import TASK as TERRITORY_TASK
 from turnout_operator.workqueue import WorkQueue
 
 if TYPE_CHECKING:
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
 
     from turnout_operator.kube.client import KubeClient, Raw
     from turnout_operator.metrics import Metrics
+    from turnout_operator.name_claims import NameClaims
+    from turnout_operator.namespace_leases import NamespaceLeases
     from turnout_operator.reconciler import Reconciler
     from turnout_operator.scaler import Scaler
-    from turnout_operator.settling import Settling
-    from turnout_operator.territory import Territory
     from turnout_runtime.supervision import Supervisor
 
 LOG: Final = logging.getLogger(__name__)
 
 _FATAL: Final = (LeadershipLost,)
-"""What ends the process: another operator may act now."""
+"""Errors that end the process: another operator may act now."""
 
 WORKERS: Final = 8
 """Resources that are worked on at the same time."""
 TICK_SECONDS: Final = 1.0
-"""How often it is looked whether a deployment's load is due."""
+"""Interval at which the operator checks which deployments are due for a reading of their load."""
 
 
 class Work(NamedTuple):
@@ -60,9 +60,9 @@ class Controller:
         scaler: Scaler,
         metrics: Metrics,
         *,
-        settling: Settling,
+        name_claims: NameClaims,
         tasks: Supervisor,
-        territory: Territory,
+        namespace_leases: NamespaceLeases,
         connect: Callable[[], Awaitable[kopf.ConnectionInfo]],
         watched: Sequence[str],
         namespaces: Sequence[str],
@@ -71,9 +71,9 @@ class Controller:
         self._reconciler = reconciler
         self._scaler = scaler
         self._metrics = metrics
-        self._settling = settling
+        self._name_claims = name_claims
         self._tasks = tasks
-        self._territory = territory
+        self._namespace_leases = namespace_leases
         self._namespaces = frozenset(namespaces)
         """Namespaces whose resources are acted on; empty: all of them."""
         self._queue: WorkQueue[Work] = WorkQueue(lambda work: work.key.namespace)
@@ -121,7 +121,7 @@ class Controller:
             await asyncio.wait(self._watching, timeout=seconds)
 
     async def _begin(self) -> None:
-        """Learn what there is, then start everything that acts on it."""
+        """List the cluster, then start everything that acts on it."""
         await self._scopes.first()
         self.synced = True
         self._listed({key for kind in CLAIMING for key in self._store.keys(kind)})
@@ -129,7 +129,9 @@ class Controller:
             self._running.append(self._tasks.run("queue", self._work, fatal=_FATAL))
         self._running.append(
             self._tasks.run(
-                TERRITORY_TASK, lambda: self._territory.keep(self.occupied, self._gained), fatal=_FATAL
+                NAMESPACES_TASK,
+                lambda: self._namespace_leases.keep(self.occupied, self._gained),
+                fatal=_FATAL,
             )
         )
         self._end_ticks = self._tasks.every(SCALING_TASK, TICK_SECONDS, self._tick)
@@ -144,7 +146,7 @@ class Controller:
         }
 
     def _gained(self, namespace: str) -> None:
-        """Have everything looked at in a namespace that this release acts in from now on."""
+        """Queue everything in a namespace that this release acts in from now on."""
         for kind in CLAIMING:
             for key in self._store.keys(kind):
                 if key.namespace == namespace:
@@ -156,7 +158,7 @@ class Controller:
 
     def _tick(self) -> None:
         self._scaler.tick(self._decided)
-        self._settle()  # names are kept for a while only
+        self._assign_names()  # names are kept for a while only
 
     def _own_signals(self) -> None:
         """Take the signals back that kopf has taken, so that the lease is released before the watches end."""
@@ -175,7 +177,7 @@ class Controller:
         return self.synced and ours and self._scopes.is_readable(namespace)
 
     def _add(self, kind: Kind, key: Key) -> None:
-        """Have a resource looked at of which there is news."""
+        """Queue a resource that has changed."""
         if self._is_looked_after(key.namespace):
             self._queue.add(Work(kind, key))
             if kind == LLM_DEPLOYMENT:
@@ -192,17 +194,17 @@ class Controller:
         for concerned in self._store.concerned(kind, raw):
             self._add(kind if kind in CLAIMING else LLM_DEPLOYMENT, concerned)
         if kind in CLAIMING and (type_ == "DELETED" or before is None or _has_changed(before, raw)):
-            self._settling.look_at(kind, key)
-            self._settle()
+            self._name_claims.look_at(kind, key)
+            self._assign_names()
         if kind == LLM_DEPLOYMENT and (type_ == "DELETED" or before is None):
             self._routes_to(key)
 
     def _listed(self, touched: set[Key]) -> None:
-        """Take in a full list that told news about *touched*: nothing before the first time that all is known."""
+        """Handle a full list that changed *touched*. Before the first complete list nothing is done."""
         if not self.synced:
             return
-        self._settling.look_at_all()
-        self._settle()
+        self._name_claims.look_at_all()
+        self._assign_names()
         for key in touched:
             for kind in CLAIMING:
                 self._add(kind, key)
@@ -213,18 +215,18 @@ class Controller:
 
     def _dropped(self, deployments: Iterable[Key]) -> None:
         """Take in that *deployments*, and all else of their namespace, are forgotten."""
-        self._settling.look_at_all()
-        self._settle()
+        self._name_claims.look_at_all()
+        self._assign_names()
         for key in deployments:
             self._metrics.forget(str(key))
 
-    def _settle(self) -> None:
-        if self.synced:  # before, somebody may have a name of whom nothing is known yet
-            for kind, key in self._settling.settle():
+    def _assign_names(self) -> None:
+        if self.synced:  # before that, a resource not yet listed may hold the name
+            for kind, key in self._name_claims.assign():
                 self._add(kind, key)
 
     def _routes_to(self, deployment: Key) -> None:
-        """Have the routes looked at that lead to a deployment that has come or gone."""
+        """Queue the routes that lead to a deployment that was created or deleted."""
         for raw in self._store.all(LLM_ROUTE, deployment.namespace):
             if deployment.name in targets_of(raw):
                 self._add(LLM_ROUTE, key_of(raw))
@@ -232,15 +234,15 @@ class Controller:
     async def _look_at(self, work: Work) -> float | None:
         """Bring one resource to what it should be; return when to look again, in seconds. Raise ApiError.
 
-        Nothing is done where it is not known what there is, or where another release acts: once that is over, all of
-        the namespace is looked at.
+        Nothing is done where the namespace cannot be read or another release acts: once that is over, everything in
+        the namespace is queued.
         """
         namespace = work.key.namespace
         if not self._scopes.is_readable(namespace):
             return None
         present = self._store.get(work.kind, work.key) is not None
-        if present and not await self._territory.claim(namespace):
-            return None  # no mark is taken for what is gone
+        if present and not await self._namespace_leases.claim(namespace):
+            return None  # a deleted resource is no reason to mark a namespace
         if work.kind == LLM_DEPLOYMENT:
             return await self._reconciler.deployment(work.key)
         if work.kind == TOKEN_BUDGET:

@@ -12,14 +12,14 @@ from turnout.terms import API_VERSION, FIELD_MANAGER
 from turnout_operator.errors import ApiError, ChildNameTaken, Conflict, NotFound, OperatorError, Unreachable
 from turnout_operator.kube.kinds import EVENT, LLM_DEPLOYMENT, POD, kind_of
 from turnout_operator.observe.store import Key
-from turnout_operator.plan import contest
+from turnout_operator.plan import write_conflicts
 from turnout_operator.plan.conditions import rfc3339
 from turnout_operator.plan.drift import Deviation, deviations
 from turnout_operator.plan.manifests import ANNOTATION_APPLIED
 from turnout_operator.plan.ownership import owns
 from turnout_operator.plan.plan import BUSY_REQUEUE_SECONDS
 from turnout_operator.plan.status import is_minor
-from turnout_operator.writings import STATUS, Writings, digest
+from turnout_operator.write_history import STATUS, WriteHistory, digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from turnout_operator.kube.client import KubeClient, Raw
     from turnout_operator.observe.store import Store
     from turnout_operator.plan.effects import Notice, Plan, PodPatch
-    from turnout_operator.writings import Owner, Target
+    from turnout_operator.write_history import Owner, Target
 
 LOG: Final = logging.getLogger(__name__)
 
@@ -41,13 +41,13 @@ _OF_NONE: Final = "1"
 
 
 class Executor:
-    """Carries plans out, and tells the store what came of it."""
+    """Carries plans out, and puts the results into the store."""
 
     def __init__(self, client: KubeClient, store: Store, identity: str) -> None:
         self._client = client
         self._store = store
         self._identity = identity
-        self.writings = Writings()
+        self.write_history = WriteHistory()
         """What became of its writes."""
 
     def sift(self, plan: Plan) -> Plan:
@@ -70,12 +70,12 @@ class Executor:
     def _patch_due(self, patch: PodPatch) -> float | None:
         live = self._store.get(POD, Key(patch.namespace, patch.name))
         found = deviations(live, patch.body)
-        return self.writings.due_in(_pod_target(patch), _shape(patch.body), found)
+        return self.write_history.due_in(_pod_target(patch), _shape(patch.body), found)
 
     def _apply_due(self, manifest: Raw) -> float | None:
         target = _target(manifest)
         found = deviations(self._store.get(target[0], target[1]), manifest)
-        return self.writings.due_in(target, _content(manifest), found)
+        return self.write_history.due_in(target, _content(manifest), found)
 
     async def change(self, raw: Raw, plan: Plan) -> ApiError | ChildNameTaken | None:
         """Patch pods, apply and delete children of *raw*.
@@ -89,7 +89,7 @@ class Executor:
             try:
                 await self._patch(raw, patch)
             except NotFound:
-                self.writings.forget(
+                self.write_history.forget(
                     _pod_target(patch)
                 )  # it has left meanwhile, which is what was wanted of it
             except ApiError as error:
@@ -110,7 +110,7 @@ class Executor:
             else:
                 gone = {"namespace": removal.namespace, "name": removal.name, "uid": removal.uid}
                 self._store.remove(kind, {"metadata": gone})
-                self.writings.forget((kind, Key(removal.namespace, removal.name), ""))
+                self.write_history.forget((kind, Key(removal.namespace, removal.name), ""))
         return taken or failed
 
     async def _patch(self, owner: Raw, patch: PodPatch) -> None:
@@ -118,29 +118,29 @@ class Executor:
         found = deviations(live, patch.body)
         answer = await self._client.patch(POD, patch.namespace, patch.name, patch.body)
         self._store.put(POD, answer)
-        self.writings.written(
+        self.write_history.written(
             _pod_target(patch),
             _owner(owner),
             _shape(patch.body),
             found=found,
             answer=(),  # a mark that admission strips is still needed: it is tried again, ever more rarely
-            manager=contest.ADMISSION if deviations(answer, patch.body) else "",
+            manager=write_conflicts.ADMISSION if deviations(answer, patch.body) else "",
         )
 
     async def _apply_unless_refused(self, owner: Raw, manifest: Raw) -> None:
         target, content = _target(manifest), _content(manifest)
-        known = self.writings.refusal(target, content)
+        known = self.write_history.refusal(target, content)
         if known is not None:
             raise known.with_traceback(None)
         try:
             await self._apply(owner, manifest)
         except ApiError as error:
             if not transient(error):
-                self.writings.refused(target, content, error)
+                self.write_history.refused(target, content, error)
             raise
 
     async def _apply(self, owner: Raw, manifest: Raw) -> None:
-        """Apply a child of *owner*. Raise ChildNameTaken where its name is somebody else's object's.
+        """Apply a child of *owner*. Raise ChildNameTaken where an object that it does not own has that name.
 
         Only what carries our labels is watched, so an object that is not known may be there all the same: it is applied
         in a way that only creates it, and read where that is a Conflict.
@@ -172,14 +172,14 @@ class Executor:
                 )
             self._store.revive(live["metadata"]["uid"])
         manager = ""
-        if self.writings.is_suspect(target, content):
+        if self.write_history.would_be_contested(target, content):
             # Who wrote which field is not kept: it is asked for where another writer insists.
             live = await self._client.get(kind, meta["namespace"], meta["name"])
-            changed = self.writings.left(target, content, deviations(live, manifest))
+            changed = self.write_history.left(target, content, deviations(live, manifest))
             if not changed:
                 self._store.put(kind, live)
                 return
-            manager = contest.manager_of(live["metadata"].get("managedFields", []), changed)
+            manager = write_conflicts.manager_of(live["metadata"].get("managedFields", []), changed)
         bound = {**manifest, "metadata": {**meta, "uid": live["metadata"]["uid"]}}
         found = deviations(live, manifest)
         self._applied(owner, manifest, found, await self._client.apply(kind, bound), manager)
@@ -195,7 +195,7 @@ class Executor:
         """Take note of what the API server made of *manifest*."""
         target = _target(manifest)
         self._store.put(target[0], answer)
-        self.writings.written(
+        self.write_history.written(
             target,
             _owner(owner),
             _content(manifest),
@@ -209,10 +209,10 @@ class Executor:
 
         Of a deployment whose pods come and go, the counts wait for each other: one write is the dearest part of a pass.
         """
-        target, content, found = _status_writing(raw, status)
-        due = self.writings.due_in(target, content, found) if found else None
+        target, content, found = _status_write(raw, status)
+        due = self.write_history.due_in(target, content, found) if found else None
         if due == 0.0 and target[0] == LLM_DEPLOYMENT and is_minor(raw.get("status") or {}, status):
-            return max(0.0, MINOR_STATUS_SECONDS - self.writings.seconds_since(target))
+            return max(0.0, MINOR_STATUS_SECONDS - self.write_history.seconds_since(target))
         return due
 
     async def write_status(self, raw: Raw, status: dict[str, Any]) -> bool:
@@ -220,13 +220,13 @@ class Executor:
         if self.status_due_in(raw, status) != 0.0:
             return False
         kind, meta = kind_of(raw), raw["metadata"]
-        target, content, found = _status_writing(raw, status)
-        if self.writings.is_suspect(target, content):
+        target, content, found = _status_write(raw, status)
+        if self.write_history.would_be_contested(target, content):
             LOG.warning(
                 "the status of %s %s is overwritten again and again (%s): it is written ever more rarely",
                 kind.name,
                 target[1],
-                ", ".join(item.field for item in found[: contest.MAX_FIELDS]),
+                ", ".join(item.field for item in found[: write_conflicts.MAX_FIELDS]),
             )
         body = {
             "apiVersion": API_VERSION,
@@ -241,7 +241,7 @@ class Executor:
             return False
         self._store.put(kind, answer)
         accepted = deviations({"status": answer.get("status") or {}}, {"status": status})
-        self.writings.written(target, _owner(raw), content, found=found, answer=accepted)
+        self.write_history.written(target, _owner(raw), content, found=found, answer=accepted)
         return True
 
     async def post(self, raw: Raw, notices: Iterable[Notice], *, fenced: bool = True) -> None:
@@ -300,7 +300,7 @@ def _content(manifest: Raw) -> str:
     return content
 
 
-def _status_writing(raw: Raw, status: dict[str, Any]) -> tuple[Target, str, tuple[Deviation, ...]]:
+def _status_write(raw: Raw, status: dict[str, Any]) -> tuple[Target, str, tuple[Deviation, ...]]:
     """Return what a status is, as a write: where to, its content, and how what *raw* has differs from it."""
     live, meta = raw.get("status") or {}, raw["metadata"]
     gone = (Deviation(("status", name), live[name], None) for name in (set(live) - set(status)) & _OPTIONAL)

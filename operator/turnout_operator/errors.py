@@ -4,12 +4,12 @@ OperatorError
 ├── ConfigurationError       what it was started with cannot work: it exits with status 2
 ├── LeadershipLost           another operator may act now: it exits with status 1
 ├── NotOurs                  another release acts in that namespace: nothing is written there
-├── WatchesEnded             the watches ended though nothing told them to: they are started again
-├── ChildNameTaken           an object of somebody else's has the name of a child: it is left alone
+├── WatchesEnded             the watches ended without having been stopped: they are started again
+├── ChildNameTaken           an object of another owner has the name of a child: it is left alone
 └── ApiError                 the API server refused or did not answer
     ├── Unreachable          no answer: worth another attempt
     ├── NotFound             404
-    ├── Conflict             409: somebody else was faster
+    ├── Conflict             409: another writer was faster
     ├── Forbidden            401 and 403: the service account lacks a right
     └── Rejected             any other 4xx: what was sent is wrong
 """
@@ -34,7 +34,7 @@ class NotOurs(OperatorError):  # noqa: N818 - it names what happened
 
 
 class WatchesEnded(OperatorError):  # noqa: N818 - it names what happened
-    """The watches came to an end though nothing told them to."""
+    """The watches ended without having been stopped."""
 
 
 class ChildNameTaken(OperatorError):  # noqa: N818 - it names what happened

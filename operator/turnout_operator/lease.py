@@ -3,7 +3,7 @@
 A holder renews every few seconds. A waiting operator takes over when the record has not
 *changed* for a whole lease duration by its own monotonic clock, as client-go does: times that
 others wrote are never compared with one's own, so skewed clocks do no harm. A holder that could
-not renew for `Timing.renew_deadline_seconds` stops acting before anybody may take over.
+not renew for `Timing.renew_deadline_seconds` stops acting before another may take over.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def step(seen: Observation, identity: str, timing: Timing, now: float) -> Step:
 def record(
     before: Raw | None, *, namespace: str, name: str, identity: str, timing: Timing, now: datetime
 ) -> Raw:
-    """Return the Lease that says *identity* holds it (empty: nobody does) from *now* on."""
+    """Return the Lease that says *identity* holds it (empty: no operator does) from *now* on."""
     spec: dict[str, Any] = dict((before or {}).get("spec", {}))
     stamp = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     if spec.get("holderIdentity", "") != identity:
@@ -195,7 +195,7 @@ class Lease:
     async def _write(self, started: float) -> Raw | None:
         """Write the record if that is due, and return it; None where it is another's. Raise ApiError."""
         if self._written is not None:
-            # Nobody else has written since: otherwise this is a Conflict, and the next attempt reads.
+            # No other client has written since: otherwise this is a Conflict, and the next attempt reads.
             return await self._client.replace(LEASE, self._record(self._written, self._identity))
         try:
             lease = await self._client.get(LEASE, self._namespace, self._name)

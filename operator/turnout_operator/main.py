@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 import uvloop
 
 from turnout_operator.admin import serving
-from turnout_operator.controller import Controller, own_signals
+from turnout_operator.assembly import assemble
+from turnout_operator.controller import own_signals
 from turnout_operator.effects import Executor
 from turnout_operator.errors import ConfigurationError, LeadershipLost, OperatorError
 from turnout_operator.kube.client import KubeClient
@@ -21,16 +22,12 @@ from turnout_operator.kube.kinds import LEASE
 from turnout_operator.lease import Lease
 from turnout_operator.load.collector import Collector
 from turnout_operator.metrics import Metrics
-from turnout_operator.observe.observer import Observer
+from turnout_operator.namespace_leases import TASK as NAMESPACES_TASK
+from turnout_operator.namespace_leases import NamespaceLeases
 from turnout_operator.observe.store import Store
 from turnout_operator.plan.config import PlanConfig
 from turnout_operator.plan.effects import Notice
-from turnout_operator.reconciler import Reconciler
-from turnout_operator.scaler import Scaler
 from turnout_operator.settings import Settings, parse
-from turnout_operator.settling import Settling
-from turnout_operator.territory import TASK as TERRITORY_TASK
-from turnout_operator.territory import Territory
 from turnout_runtime.supervision import Supervisor
 
 if TYPE_CHECKING:
@@ -45,7 +42,7 @@ LEASE_REQUEST_SECONDS: Final = 3.0
 
 
 async def run(settings: Settings) -> None:
-    """Run an operator until it is told to stop. Raise OperatorError for what makes going on impossible."""
+    """Run an operator until a signal stops it. Raise OperatorError where it cannot go on."""
     stop = asyncio.Event()
     own_signals(stop)
     metrics = Metrics()
@@ -68,20 +65,20 @@ async def run(settings: Settings) -> None:
         )
 
         def announce(namespace: str, by: str) -> None:
-            tasks.once(TERRITORY_TASK, _announce(executor, settings, namespace, by))
+            tasks.once(NAMESPACES_TASK, _announce(executor, settings, namespace, by))
 
-        territory = Territory(
+        namespace_leases = NamespaceLeases(
             lease_client,
             release=f"{settings.namespace}/{settings.lease_name}",
             namespaces=settings.watch_namespaces,
-            failed=lambda error: tasks.note(TERRITORY_TASK, error),
+            failed=lambda error: tasks.note(NAMESPACES_TASK, error),
             kept_out=announce,
-            changed=metrics.territory,
+            changed=metrics.namespace_leases,
         )
 
         def fence(namespace: str) -> None:
             lease.fence()
-            territory.fence(namespace)
+            namespace_leases.fence(namespace)
 
         client = await stack.enter_async_context(
             KubeClient(credentials.configuration, count=metrics.count_request, fence=fence)
@@ -91,47 +88,27 @@ async def run(settings: Settings) -> None:
         )
         store = Store()
         executor = Executor(client, store, settings.identity)
-
-        settling = Settling(store)
-        observer = Observer(store, collector, settling)
-        scaler = Scaler(
-            store,
-            observer,
-            collector,
-            metrics,
-            router_namespace=settings.namespace,
-            tasks=tasks,
-            acts=territory.holds,
-        )
         config = PlanConfig(
             settings.worker_image,
             f"{settings.router_service}.{settings.namespace}.svc",
             settings.namespace,
         )
-        reconciler = Reconciler(
-            store,
-            observer=observer,
-            settling=settling,
-            executor=executor,
-            scaler=scaler,
-            metrics=metrics,
-            config=config,
-        )
         # The routers live in the operator's own namespace, so that one is watched in any case.
         watched = dict.fromkeys((*settings.watch_namespaces, settings.namespace))
-        controller = Controller(
-            store,
+        parts = assemble(
             client,
-            reconciler,
-            scaler,
+            store,
+            collector,
+            executor,
             metrics,
-            settling=settling,
+            config=config,
             tasks=tasks,
-            territory=territory,
+            namespace_leases=namespace_leases,
             connect=credentials.connection,
             watched=tuple(watched) if settings.watch_namespaces else (),
             namespaces=settings.watch_namespaces,
         )
+        controller = parts.controller
         leading = asyncio.Event()
 
         def not_ready() -> str:
@@ -148,8 +125,8 @@ async def run(settings: Settings) -> None:
                 metrics,
                 tasks,
                 not_ready=not_ready,
-                remark=territory.sentence,
-                decisions=scaler.reasons,
+                remark=namespace_leases.sentence,
+                decisions=parts.scaler.reasons,
             )
         )
 
@@ -205,14 +182,14 @@ async def _before(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Console script. Exit status 0: told to stop; 1: it could not go on; 2: wrong settings."""
+    """Console script. Exit status 0: stopped by a signal; 1: it could not go on; 2: wrong settings."""
     settings = parse(arguments)
     logging.basicConfig(
         level=settings.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
-    # Objects of the cluster are plain trees without cycles, and many: to look for cycles among them is costly and in vain.
+    # Objects of the cluster are plain trees without cycles, and many: looking for cycles among them costs much and finds none.
     gc.freeze()
     gc.set_threshold(GARBAGE_THRESHOLD, 20, 20)
     try:

@@ -19,7 +19,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.leader = self._gauge(catalog.OPERATOR_LEADER)
         self.namespaces = self._gauge(catalog.OPERATOR_NAMESPACES)
-        self.territory(0, 0)
+        self.namespace_leases(0, 0)
         self.reconcile_seconds = Histogram(
             catalog.OPERATOR_RECONCILE_SECONDS.name,
             catalog.OPERATOR_RECONCILE_SECONDS.help,
@@ -44,7 +44,7 @@ class Metrics:
         """Count what a long-lived task raised."""
         self.task_failures.labels(task).inc()
 
-    def territory(self, own: int, others: int) -> None:
+    def namespace_leases(self, own: int, others: int) -> None:
         """Say in how many namespaces this release acts, and in how many another one does."""
         self.namespaces.labels("own").set(own)
         self.namespaces.labels("other").set(others)

@@ -1,4 +1,4 @@
-"""One pass over one resource: observe, plan, carry out, tell. What to do is decided in ``plan``."""
+"""One pass over one resource: observe, plan, carry out, report. What to do is decided in ``plan``."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from turnout_operator.errors import ApiError
     from turnout_operator.kube.client import Raw
     from turnout_operator.metrics import Metrics
+    from turnout_operator.name_claims import NameClaims
     from turnout_operator.observe.observer import Observer
     from turnout_operator.observe.store import Key, Store
     from turnout_operator.plan.config import PlanConfig
     from turnout_operator.plan.effects import Plan
     from turnout_operator.scaler import Scaler
-    from turnout_operator.settling import Settling
 
 LOG: Final = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Reconciler:
         observer: Observer,
         executor: Executor,
         scaler: Scaler,
-        settling: Settling,
+        name_claims: NameClaims,
         metrics: Metrics,
         config: PlanConfig,
     ) -> None:
@@ -54,7 +54,7 @@ class Reconciler:
         self._observer = observer
         self._executor = executor
         self._scaler = scaler
-        self._settling = settling
+        self._name_claims = name_claims
         self._metrics = metrics
         self._config = config
         self._measured: set[Key] = set()
@@ -64,10 +64,12 @@ class Reconciler:
         """Bring an LLMDeployment to what it should be; return when to look again, in seconds. Raise ApiError."""
         raw = self._store.get(LLM_DEPLOYMENT, key)
         if raw is None:
-            if key in self._measured:  # to forget is dear, and each child that goes is another pass
+            if (
+                key in self._measured
+            ):  # removing metrics is costly, and each deleted child causes another pass
                 self._measured.discard(key)
                 self._metrics.forget(str(key))
-            self._executor.writings.forget_owner((LLM_DEPLOYMENT, key))
+            self._executor.write_history.forget_owner((LLM_DEPLOYMENT, key))
             return None
         if raw["metadata"].get("deletionTimestamp"):
             return None  # the garbage collector takes what it owns
@@ -84,21 +86,21 @@ class Reconciler:
         planned = self._executor.sift(planned)
         failed = await self._executor.change(raw, planned)
         status = planned.status if failed is None else _with_failure(planned.status, failed)
-        said = self._executor.writings.sentences((LLM_DEPLOYMENT, key))
+        said = self._executor.write_history.sentences((LLM_DEPLOYMENT, key))
         status = with_overrides(status, said, raw, now)
         written = await self._executor.write_status(raw, status)
         before = raw.get("status") or {}
-        # A status that is not written, for another overwrites it again and again, is no news the next time.
+        # A status that is not written, because another writer overwrites it again and again, must post no Events each time.
         news = (*planned.notices, *taken(before, status), *overridden(before, status)) if written else ()
         await self._executor.post(raw, news if failed else (*news, *planned.milestones))
-        self._tell(key, planned, status, acted=failed is None, changed=written)
+        self._report(key, planned, status, acted=failed is None, changed=written)
         if isinstance(failed, ChildNameTaken):
-            return TAKEN_REQUEUE_SECONDS  # told in the condition; it ends when a person acts
+            return TAKEN_REQUEUE_SECONDS  # the condition reports it; it ends when a person acts
         if failed is not None:
             raise failed
-        # That a status may be written again, and the end of what is said of writes that do not last, brings no event.
+        # No watch event follows when a status may be written again, or when the report of overwritten fields ends.
         due = None if written else self._executor.status_due_in(raw, status) or None
-        ends = self._executor.writings.changes_in((LLM_DEPLOYMENT, key))
+        ends = self._executor.write_history.changes_in((LLM_DEPLOYMENT, key))
         waits = (planned.requeue_seconds, due, None if ends is None else ends + 1.0)
         return min((wait for wait in waits if wait is not None), default=None)
 
@@ -106,7 +108,7 @@ class Reconciler:
         """Bring the status of an LLMRoute up to date. Raise ApiError."""
         raw = self._store.get(LLM_ROUTE, key)
         if raw is None:
-            self._executor.writings.forget_owner((LLM_ROUTE, key))
+            self._executor.write_history.forget_owner((LLM_ROUTE, key))
         if raw is None or raw["metadata"].get("deletionTimestamp"):
             return
         now = time.time()
@@ -117,7 +119,7 @@ class Reconciler:
             status = route_status(
                 load_route(raw),
                 present,
-                self._settling.settlement(LLM_ROUTE, key),
+                self._name_claims.assignment(LLM_ROUTE, key),
                 raw.get("status") or {},
                 now,
             )
@@ -134,7 +136,7 @@ class Reconciler:
         try:
             status = budget_status(
                 load_budget(raw),
-                self._settling.settlement(TOKEN_BUDGET, key),
+                self._name_claims.assignment(TOKEN_BUDGET, key),
                 self._config.namespace,
                 raw.get("status") or {},
                 now,
@@ -143,7 +145,7 @@ class Reconciler:
             status = invalid_budget(raw, str(error), now)
         await self._executor.write_status(raw, status)
 
-    def _tell(self, key: Key, planned: Plan, status: Raw, *, acted: bool, changed: bool) -> None:
+    def _report(self, key: Key, planned: Plan, status: Raw, *, acted: bool, changed: bool) -> None:
         self._measured.add(key)
         for role in ("prefill", "decode"):
             pool = planned.status.get(role)
@@ -166,20 +168,22 @@ class Reconciler:
 
 
 def _with_failure(status: dict[str, Any], error: ApiError | ChildNameTaken) -> dict[str, Any]:
-    """Say in the condition Ready that changes do not get through, unless that is only a matter of the moment."""
+    """Return *status* with the failure in the condition Ready, unless the error is transient."""
     if transient(error):
         return status
-    told = []
+    conditions = []
     for item in status["conditions"]:
         if item["type"] != "Ready":
-            told.append(item)
+            conditions.append(item)
         elif isinstance(error, ChildNameTaken):
             message = f"{error}; {item['message']}"
-            told.append({**item, "reason": CHILD_NAME_TAKEN, "message": message[:MAX_MESSAGE]})
+            conditions.append({**item, "reason": CHILD_NAME_TAKEN, "message": message[:MAX_MESSAGE]})
         elif item["status"] == "True":
-            told.append({**item, "message": f"{item['message']}; changes are refused: {error}"[:MAX_MESSAGE]})
+            conditions.append(
+                {**item, "message": f"{item['message']}; changes are refused: {error}"[:MAX_MESSAGE]}
+            )
         else:
-            told.append(
+            conditions.append(
                 {**item, "reason": "ApplyFailed", "message": f"the API server refuses: {error}"[:MAX_MESSAGE]}
             )
-    return {**status, "conditions": told}
+    return {**status, "conditions": conditions}

@@ -1,4 +1,4 @@
-"""Scaling at the edge: has the load of the deployments that are due read, decides, keeps memory and last decision."""
+"""Runs scaling: reads the load of deployments that are due, decides, and keeps memory and last decision."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from turnout.api.loading import InvalidResource
 from turnout.scaling.decide import decide
-from turnout.scaling.decision import Decision, Memory
+from turnout.scaling.decision import Memory, ScalingDecision
 from turnout_operator.kube.kinds import LLM_DEPLOYMENT
 from turnout_operator.load import collector as scrapes
 from turnout_operator.load.collector import Target
@@ -38,10 +38,10 @@ LOG: Final = logging.getLogger(__name__)
 TASK: Final = "scaling"
 """Name under which failures are counted."""
 ROUTERS_SECONDS: Final = 2.0
-"""Time between two looks at the routers while a deployment is busy. One whose time runs fast has them looked at as often
-as itself."""
+"""Time between two readings of the routers while a deployment is busy. For one whose time runs fast they are read as often
+as it is."""
 IDLE_ROUTERS_SECONDS: Final = 5.0
-"""The same while none is: then it is looked whether a request has come."""
+"""The same while none is: then they are read to see whether a request has come."""
 MAX_ROUNDS: Final = 1000
 """Deployments whose round begins in the same tick; others follow in the next."""
 
@@ -51,19 +51,19 @@ class _State:
     due_at: float = 0.0
     """Monotonic time of the next decision."""
     awake_at: float = 0.0
-    """Monotonic time before which news do not bring it forward."""
+    """Monotonic time before which a change does not bring it forward."""
     interval: float = INTERVAL_SECONDS
     """Time between two decisions while it is busy, in real seconds."""
     busy: bool = True
-    """Whether it is decided about at that pace."""
+    """Whether the next decision follows after one such interval."""
     memory: Memory = field(default_factory=Memory)
-    decision: Decision | None = None
+    decision: ScalingDecision | None = None
     reading: bool = False
     """Whether its workers are being read: one that takes long is not read twice at a time."""
-    told: object = None
-    """What was said of it when it was last reported."""
-    told_at: float = 0.0
-    """Monotonic time of that."""
+    reported: object = None
+    """Summary of the decision that was reported last."""
+    reported_at: float = 0.0
+    """Monotonic time of that report."""
 
 
 class Scaler:
@@ -84,14 +84,14 @@ class Scaler:
         self._observer = observer
         self._tasks = tasks
         self._acts = acts
-        """Whether this operator acts in a namespace. What is another's is neither read nor decided about."""
+        """Whether this operator acts in a namespace. It neither reads nor decides about deployments in others."""
         self._collector = collector
         self._metrics = metrics
         self._router_namespace = router_namespace
         self._states: dict[Key, _State] = {}
         self._routers_due_at = 0.0
 
-    def decision(self, key: Key) -> Decision | None:
+    def decision(self, key: Key) -> ScalingDecision | None:
         """Return the last decision about a deployment. None: none was made since this operator began to act."""
         state = self._states.get(key)
         return None if state is None else state.decision
@@ -101,15 +101,15 @@ class Scaler:
         return {str(key): state.decision.reason for key, state in self._states.items() if state.decision}
 
     def wake(self, key: Key) -> None:
-        """Have a deployment decided about soon, for there is news of it; one that is busy is in any case."""
+        """Bring the next decision about a deployment forward, because it has changed."""
         state = self._states.get(key)
         if state is not None:
             state.due_at = min(state.due_at, state.awake_at)
 
     def tick(self, decided: Callable[[Key], None]) -> None:
-        """Begin to read and decide for what is due; *decided* is called with each deployment of which that brought news.
+        """Start to read and decide for each deployment that is due; *decided* is called where the decision is a new one.
 
-        Each is a task of its own: what one deployment's workers do to their reader delays no other's decision.
+        Each is a task of its own: slow workers of one deployment delay no other's decision.
         """
         now = time.monotonic()
         present = frozenset(self._store.keys(LLM_DEPLOYMENT))
@@ -158,9 +158,9 @@ class Scaler:
         state.awake_at = began + state.interval
         pause = pause_seconds(observed, decision, state.interval)
         state.due_at, state.busy = began + pause, pause <= state.interval
-        told = _told(observed, decision)
-        if decision.changed or told != state.told or began - state.told_at >= RESYNC_SECONDS:
-            state.told, state.told_at = told, began
+        summary = _summary(observed, decision)
+        if decision.changed or summary != state.reported or began - state.reported_at >= RESYNC_SECONDS:
+            state.reported, state.reported_at = summary, began
             decided(key)
 
     def _usable(self, key: Key, state: _State) -> Observed | None:
@@ -176,7 +176,7 @@ class Scaler:
         ]
         await self._collector.read(key, workers, _scale(observed))
 
-    def _decide(self, key: Key, observed: Observed, state: _State) -> Decision:
+    def _decide(self, key: Key, observed: Observed, state: _State) -> ScalingDecision:
         scale = _scale(observed)
         facts = load_facts(
             observed.policy,
@@ -198,13 +198,13 @@ class Scaler:
         return decision
 
 
-def _told(observed: Observed, decision: Decision) -> Any:
-    """Return what a plan makes of a decision that changes nothing, and of the load."""
+def _summary(observed: Observed, decision: ScalingDecision) -> Any:
+    """Return the part of a decision and of the load that status reports: where it changes, the status is written."""
     goodput = observed.goodput_percent
     return dict(decision.desired), decision.apply, decision.limit, None if goodput is None else int(goodput)
 
 
-def _action(decision: Decision) -> str:
+def _action(decision: ScalingDecision) -> str:
     before, after = sum(decision.current.values()), sum(decision.desired.values())
     if not decision.changed:
         return "keep"

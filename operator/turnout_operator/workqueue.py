@@ -38,7 +38,7 @@ class WorkQueue(Generic[K]):
         return sum(map(len, self._ready.values())) + len(self._again)
 
     def add(self, key: K) -> None:
-        """Have *key* worked on as soon as somebody is free."""
+        """Have *key* worked on as soon as a worker task is free."""
         timer = self._timers.pop(key, None)
         if timer is not None:
             timer.cancel()

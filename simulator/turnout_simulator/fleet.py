@@ -1,4 +1,4 @@
-"""Several engines of `turnout.simulation` in one virtual time: whoever has something to do next goes first."""
+"""Several engines of `turnout.simulation` in one virtual time: the engine with the earliest next event goes first."""
 
 from __future__ import annotations
 

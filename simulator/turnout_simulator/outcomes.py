@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class SimulatedOutcome:
     """How one request went. Times are seconds of virtual time."""
 
     number: int
@@ -58,7 +58,7 @@ class Figures:
 
 
 def figures(
-    outcomes: Sequence[Outcome], *, ttft_objective: float = 2.0, itl_objective: float = 0.05
+    outcomes: Sequence[SimulatedOutcome], *, ttft_objective: float = 2.0, itl_objective: float = 0.05
 ) -> Figures:
     """Return the figures of *outcomes*; objectives in seconds. Raise ValueError where there is no outcome."""
     if not outcomes:

@@ -2,7 +2,7 @@
 
 Nothing depends on the machine that it runs on: the same trace, setting and policy give the same figures. Requests are
 sent to the chosen engine without delay, and what a router could see (first tokens, ends with their usage, scrapes) is
-told to the policy when it happens.
+reported to the policy when it happens.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from turnout.simulation import (
     FirstToken,
 )
 from turnout.simulation.kv import KvCache
+from turnout.sizing.catalog import known
 from turnout.sizing.latency import LatencyModel, UnknownLatency, latency_model
 from turnout_simulator.fleet import EngineFleet
-from turnout_simulator.outcomes import Outcome
+from turnout_simulator.outcomes import SimulatedOutcome
 from turnout_simulator.policies.pairs import TwoPools
 from turnout_simulator.policies.plain import LeastRequests
 from turnout_simulator.policies.port import Arrival, HoldingPairPolicy, HoldingPolicy, Placement
@@ -32,7 +33,7 @@ from turnout_simulator.traces import BLOCK_TOKENS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from turnout_simulator.policies.port import PairPolicy, Policy
+    from turnout_simulator.policies.port import EnginePolicy, PairPolicy
     from turnout_simulator.traces import Trace, TraceRequest
 
 MODEL: Final = "hf://meta-llama/Llama-3.1-8B-Instruct"
@@ -58,7 +59,10 @@ class Setting:
 
 def default_latency() -> LatencyModel:
     """Return the latencies of the 8B model on one H100. Raise ValueError where the catalog has lost them."""
-    found = latency_model(MODEL, ACCELERATOR, 1)
+    architecture = known(MODEL)
+    if architecture is None:
+        raise ValueError(f"the catalog does not have {MODEL}")
+    found = latency_model(architecture, ACCELERATOR, 1)
     if isinstance(found, UnknownLatency):
         raise ValueError(found.message)  # noqa: TRY004 - no wrong type: a missing entry
     return found
@@ -104,8 +108,8 @@ def at_rate(trace: Trace, requests_per_second: float) -> Trace:
 
 
 def replay(
-    trace: Trace, setting: Setting, policies: Sequence[Policy], latency: LatencyModel
-) -> list[Outcome]:
+    trace: Trace, setting: Setting, policies: Sequence[EnginePolicy], latency: LatencyModel
+) -> list[SimulatedOutcome]:
     """Send *trace* through aggregated engines and return what became of each request, in order of its end.
 
     Several *policies* are several routers in front of the same engines, each with what it alone can know; requests
@@ -116,7 +120,7 @@ def replay(
 
 def replay_pairs(
     trace: Trace, setting: Setting, policies: Sequence[PairPolicy], latency: LatencyModel
-) -> list[Outcome]:
+) -> list[SimulatedOutcome]:
     """Send *trace* through prefill and decode engines; otherwise as `replay`."""
     return _Pairs(trace, setting, policies, latency).run()
 
@@ -130,7 +134,7 @@ def arrival_of(number: int, request: TraceRequest, block_tokens: int) -> Arrival
 class _Scrapes:
     """When the routers scrape next: every router at its own rate, all in step."""
 
-    def __init__(self, policies: Sequence[Policy | PairPolicy], fleet: EngineFleet) -> None:
+    def __init__(self, policies: Sequence[EnginePolicy | PairPolicy], fleet: EngineFleet) -> None:
         self._policies = policies
         self._fleet = fleet
         self._interval = policies[0].scrape_seconds
@@ -151,7 +155,7 @@ class _Scrapes:
 
 class _Aggregated:
     def __init__(
-        self, trace: Trace, setting: Setting, policies: Sequence[Policy], latency: LatencyModel
+        self, trace: Trace, setting: Setting, policies: Sequence[EnginePolicy], latency: LatencyModel
     ) -> None:
         settings = setting.engine_settings()
         self._trace = trace
@@ -162,9 +166,9 @@ class _Aggregated:
         engines = [Engine(settings, latency, cache) for _ in range(setting.engines)]
         self._fleet = EngineFleet(engines, self._on_event)
         self._scrapes = _Scrapes(policies, self._fleet)
-        self._outcomes: list[Outcome] = []
+        self._outcomes: list[SimulatedOutcome] = []
 
-    def run(self) -> list[Outcome]:
+    def run(self) -> list[SimulatedOutcome]:
         for number, request in enumerate(self._trace.requests):
             arrival = arrival_of(number, request, self._setting.block_tokens)
             self._scrapes.up_to(arrival.at)
@@ -199,7 +203,7 @@ class _Aggregated:
             number = int(event.id)
             first = event.at if event.first_token_at is None else event.first_token_at
             self._outcomes.append(
-                Outcome(
+                SimulatedOutcome(
                     number,
                     self._trace.requests[number].arrival_seconds,
                     first,
@@ -233,9 +237,9 @@ class _Pairs:
         self._fleet = EngineFleet([Engine(settings, latency) for _ in range(setting.engines)], self._on_event)
         self._scrapes = _Scrapes(policies, self._fleet)
         self._flights: dict[int, _Flight] = {}
-        self._outcomes: list[Outcome] = []
+        self._outcomes: list[SimulatedOutcome] = []
 
-    def run(self) -> list[Outcome]:
+    def run(self) -> list[SimulatedOutcome]:
         for number, request in enumerate(self._trace.requests):
             arrival = arrival_of(number, request, self._setting.block_tokens)
             self._scrapes.up_to(arrival.at)
@@ -309,7 +313,7 @@ class _Pairs:
             cached = event.cached_tokens if prefill is None else flight.cached_tokens
             first = event.at if event.first_token_at is None else event.first_token_at
             self._outcomes.append(
-                Outcome(
+                SimulatedOutcome(
                     arrival.number,
                     arrival.at,
                     first,

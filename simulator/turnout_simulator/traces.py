@@ -47,7 +47,7 @@ class Trace:
     """Requests in order of arrival, and what they are."""
 
     name: str
-    """What traffic this is, as a person is told: file name or generator, and what was done to it."""
+    """Description of the traffic for people: file name or generator, and what was done to it."""
     requests: tuple[TraceRequest, ...]
 
     @property

@@ -30,7 +30,7 @@ def test_checkout_holds_what_the_models_say(folder: str) -> None:
 
 
 def test_check_names_each_difference(tmp_path: Path) -> None:
-    """A file that was edited, is missing or belongs to nobody is named, and the exit status is 1."""
+    """A file that was edited, is missing or belongs to no CRD is named, and the exit status is 1."""
     write = ["--output", str(tmp_path)]
     assert CliRunner().invoke(app, write).exit_code == 0
     assert CliRunner().invoke(app, ["--check", *write]).exit_code == 0
@@ -63,7 +63,7 @@ def test_generation_is_deterministic() -> None:
 
 
 def test_status_has_no_defaults() -> None:
-    """What nobody has written into a status is absent: the API server must not make it up."""
+    """A field that was not written into a status is absent: the API server must not make it up."""
     assert '"default"' not in json.dumps(structural_schema(LLMDeployment)["properties"]["status"])
 
 
@@ -118,7 +118,7 @@ def test_every_field_is_described() -> None:
 
 
 def test_summary_of_a_pool_follows_its_counts() -> None:
-    """What kubectl shows of a pool is ready and desired replicas, whoever makes the status."""
+    """What kubectl shows of a pool is ready and desired replicas, whichever program writes the status."""
     assert PoolStatus(desired=3, replicas=3, ready=2).summary == "2/3"
 
 
@@ -172,7 +172,7 @@ def test_health_at_a_glance(cluster: Cluster, namespace: str) -> None:
 @pytest.mark.cluster
 @pytest.mark.usefixtures("turnout_crds")
 def test_status_stands_apart_from_spec(cluster: Cluster, namespace: str) -> None:
-    """Who writes the spec cannot write the status: it is a subresource."""
+    """A client that may write the spec cannot write the status: it is a subresource."""
     manifest = {**deployment(), "status": {"goodputPercent": 100}}
     inside = ("--namespace", namespace)
     cluster.kubectl("apply", *inside, "-f", "-", stdin=json.dumps(manifest))

@@ -27,7 +27,7 @@ def load(manifest: Manifest) -> Any:
 
 @pytest.mark.parametrize("case", ALL_REFUSED, ids=lambda case: case.name)
 def test_pydantic_refuses(case: Refused) -> None:
-    """Whoever reads a resource without an API server refuses it too, with the rule's message or the field's path."""
+    """A program that reads a resource without an API server refuses it too, with the rule's message or the field's path."""
     with pytest.raises(InvalidResource) as refusal:
         load(case.manifest)
     assert (case.field or case.says) in str(refusal.value)

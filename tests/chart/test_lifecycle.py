@@ -131,7 +131,7 @@ def test_upgrade_changes_the_crds_and_rollback_changes_them_back(
         apply(bare_cluster, NOTED)
 
 
-def test_object_older_than_a_rule_is_told_so(bare_cluster: Cluster, tmp_path: Path) -> None:
+def test_object_older_than_a_rule_says_so(bare_cluster: Cluster, tmp_path: Path) -> None:
     """An object that a newer rule would refuse ends in a condition, and can still be labeled and put right."""
     clear(bare_cluster)
     install(bare_cluster, *SMALL, chart=copy_without_rules(tmp_path))
@@ -165,7 +165,7 @@ def test_uninstall_keeps_what_users_made(bare_cluster: Cluster) -> None:
     assert ready_pods(bare_cluster, "operator") == 1
 
 
-def test_uninstall_removes_the_crds_where_told_to(bare_cluster: Cluster) -> None:
+def test_uninstall_removes_the_crds_on_request(bare_cluster: Cluster) -> None:
     """With crds.keep=false nothing is left, also where they were kept at first."""
     clear(bare_cluster)
     install(bare_cluster, *SMALL)

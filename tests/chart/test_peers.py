@@ -1,4 +1,4 @@
-"""Two routers of a real installation: they find each other, and know again whoever comes after a kill."""
+"""Two routers of a real installation: they find each other, and know the one that comes after a kill again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.cluster
 
 
 def peers(pod: dict[str, object], token: str) -> tuple[int, int]:
-    """Return how many routers *pod* tells, and how many it hears."""
+    """Return how many routers *pod* sends to, and how many it receives from."""
     url = f"http://{pod['status']['podIP']}:9090/admin/peers"  # type: ignore[index]
     page = httpx.get(url, timeout=5, headers={"authorization": f"Bearer {token}"}).raise_for_status().json()
     return sum(one["state"] == "connected" for one in page["outgoing"]), len(page["incoming"])
@@ -91,7 +91,7 @@ def test_two_routers_know_each_others_requests(bare_cluster: Cluster) -> None:
             )
         went.append(answer.headers["x-turnout-backend"])
         served.append(answer.headers["x-request-id"])
-    assert len(set(went)) == 1, "the prefix is known to whoever is asked"
+    assert len(set(went)) == 1, "the prefix is known to every router"
     for router in (one, other):
         url = f"http://{router['status']['podIP']}:9090/admin/fleet"  # type: ignore[index]
         assert httpx.get(url, timeout=5).status_code == 401

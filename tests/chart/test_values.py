@@ -148,7 +148,7 @@ def test_crds_can_be_left_to_others(cluster: Cluster) -> None:
 
 @pytest.mark.cluster
 def test_rights_follow_the_watched_namespaces(cluster: Cluster) -> None:
-    """Nobody gets a ClusterRole where namespaces are named; else nobody gets a Role over anybody's resources."""
+    """There is no ClusterRole where namespaces are named, and no Role over users' resources where none are."""
     narrow = render(cluster, {"watchNamespaces": ["team-a", "team-b"]})
     assert narrow.kind("ClusterRole") == narrow.kind("ClusterRoleBinding") == {}
     where = [
@@ -227,7 +227,7 @@ def test_settings_reach_the_pods(cluster: Cluster) -> None:
 @pytest.mark.cluster
 @pytest.mark.parametrize("program", ["turnout-operator", "turnout-router"])
 def test_programs_know_the_arguments(cluster: Cluster, program: str) -> None:
-    """What the chart tells operator and router is among the options that they have."""
+    """The options that the chart sets exist in operator and router."""
     container = render(cluster, {"watchNamespaces": ["a"]}).container(program)
     assert container["command"] == [program]
     usage = subprocess.run(

@@ -29,7 +29,7 @@ TOOLS: Any = [
         "type": "function",
         "function": {
             "name": "weather",
-            "description": "Tells the weather in a city.",
+            "description": "Returns the weather in a city.",
             "parameters": {
                 "type": "object",
                 "properties": {"city": {"type": "string"}},

@@ -22,8 +22,8 @@ vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.375
         (b"", None),
     ],
 )
-def test_a_worker_tells_its_share(metrics: bytes, value: float | None) -> None:
-    """The gauge is found among comments, the mean of several engines; a worker without it tells nothing."""
+def test_a_worker_exposes_its_share(metrics: bytes, value: float | None) -> None:
+    """The gauge is found among comments, the mean of several engines; a worker without it counts for nothing."""
     assert utilization(metrics) == value
 
 

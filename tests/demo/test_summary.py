@@ -57,7 +57,7 @@ def test_a_request_that_never_ended_failed() -> None:
 
 
 def test_a_person_reads_the_same() -> None:
-    """The spoken summary tells counts, the time scale, every scaling sentence and every reason of failure."""
+    """The printed summary has counts, the time scale, every scaling sentence and every reason of failure."""
     text = "\n".join(
         spoken(summarize(OUTCOMES, SAMPLES, SCALINGS, OBJECTIVES, TRAFFIC, time_scale=5, wall_seconds=12))
     )
@@ -67,7 +67,7 @@ def test_a_person_reads_the_same() -> None:
     assert "failed 1 times: HTTP 503: nothing serves" in text
 
 
-def test_nothing_ended_is_told_without_figures() -> None:
+def test_nothing_ended_is_reported_without_figures() -> None:
     """A run in which nothing came back is summed up, not divided by zero."""
     summary = summarize([], [], [], OBJECTIVES, TRAFFIC, time_scale=5, wall_seconds=1)
     assert summary["failed"] == 4

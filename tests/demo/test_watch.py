@@ -59,13 +59,13 @@ async def test_status_and_scalings_are_heard(cluster: Cluster, namespace: str) -
         await until(lambda: watched.fleet.decode.ready == 2 and len(watched.fleet.scalings) == 2)
 
 
-async def test_a_silent_api_server_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody there: after a deadline the watch says whom it asked for what, and leaves no task behind."""
+async def test_a_silent_api_server_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No server there: after a deadline the error names the server and the request, and no task is left behind."""
     monkeypatch.setattr("turnout_cli.demo.fleet._FIRST_WORD_SECONDS", 0.5)
-    nobody = ApiServer("https://127.0.0.1:1", ssl.create_default_context())
+    silent = ApiServer("https://127.0.0.1:1", ssl.create_default_context())
     with pytest.raises(
         ReadError, match=r"LLMDeployment default/tiny from https://127\.0\.0\.1:1.*connection attempts failed"
     ):
-        async with FleetWatch(nobody, load_deployment(raw_deployment())):
+        async with FleetWatch(silent, load_deployment(raw_deployment())):
             pass
     assert len(asyncio.all_tasks()) == 1

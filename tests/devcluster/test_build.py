@@ -1,4 +1,4 @@
-"""The control plane is built once, whoever asks, and never half."""
+"""The control plane is built once for all callers, and never in part."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def _children(pid: int) -> list[str]:
         return file.read().split()
 
 
-def test_failed_build_tells_what_go_said(tools: Path, tmp_path: Path) -> None:
+def test_failed_build_shows_what_go_said(tools: Path, tmp_path: Path) -> None:
     """A build that fails shows Go's last lines and leaves nothing in the cache."""
     (tools / "gate").touch()
     (tools / "fail").touch()
@@ -138,7 +138,7 @@ def test_failed_build_tells_what_go_said(tools: Path, tmp_path: Path) -> None:
 
 
 def test_long_build_keeps_talking(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While Go is silent, the progress line goes on telling the elapsed time."""
+    """While Go is silent, the progress line goes on showing the elapsed time."""
     monkeypatch.setattr("turnout_devcluster.gocommand._SAY_EVERY_SECONDS", 0.1)
     stream = io.StringIO()
     thread = threading.Thread(target=lambda: ensure_built(Progress(stream)))
@@ -174,7 +174,7 @@ def test_go_is_fetched_where_it_is_missing_or_old(
 
 
 def test_fetch_that_fails_says_what_to_do(tools: Path, tmp_path: Path) -> None:
-    """No Go and no way to fetch it: the message tells to install Go, with the installer's own words."""
+    """No Go and no way to fetch it: the message says to install Go, with the installer's own words."""
     (tools / "go").unlink()
     stub_uv(tools, "go1.99.9")
     (tools / "uv").write_text("#!/bin/sh\necho no such distribution >&2; exit 1\n")

@@ -102,10 +102,10 @@ def test_rights_are_real(cluster: Cluster, namespace: str) -> None:
 def test_strangers_are_refused(cluster: Cluster) -> None:
     """Without a certificate or token there is nothing to be had but the health endpoints."""
     trust = ssl.create_default_context(cafile=str(cluster.state_dir / "pki" / "ca.crt"))
-    with httpx.Client(base_url=cluster.config.server, verify=trust) as stranger:
-        assert stranger.get("/readyz").status_code == 200
-        assert stranger.get("/api/v1/nodes").status_code == 403
-        assert stranger.get("/api/v1/nodes", headers={"Authorization": "Bearer x"}).status_code == 401
+    with httpx.Client(base_url=cluster.config.server, verify=trust) as anonymous:
+        assert anonymous.get("/readyz").status_code == 200
+        assert anonymous.get("/api/v1/nodes").status_code == 403
+        assert anonymous.get("/api/v1/nodes", headers={"Authorization": "Bearer x"}).status_code == 401
 
 
 def test_schemas_and_rules_are_judged(cluster: Cluster, namespace: str) -> None:
@@ -144,7 +144,7 @@ def test_a_deleted_owner_takes_its_pods_along(cluster: Cluster, namespace: str) 
     assert cluster.kubectl(*inside, "get", "replicasets,pods", "-o", "name") == ""
 
 
-def test_a_failing_command_tells_why(cluster: Cluster) -> None:
+def test_a_failing_command_says_why(cluster: Cluster) -> None:
     """An error of kubectl carries its stderr and status; one that takes too long says so."""
     with pytest.raises(CommandError, match='namespaces "nonesuch" not found') as caught:
         cluster.kubectl("get", "namespace", "nonesuch")

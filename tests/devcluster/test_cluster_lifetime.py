@@ -1,4 +1,4 @@
-"""A cluster ends when it is told to, and when anything that carries it is killed."""
+"""A cluster ends on request, and when anything that carries it is killed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def state_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def own(state_root: Path) -> Iterator[Cluster]:
-    """Yield a cluster whose parts these tests kill; nobody else's tests suffer from it."""
+    """Yield a cluster whose parts these tests kill; no other tests use it."""
     assert state_root.is_dir()
     with a_cluster("own") as cluster:
         yield cluster

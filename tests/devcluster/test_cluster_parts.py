@@ -48,15 +48,15 @@ CONFIG = ClusterConfig(
 )
 
 
-def test_a_reused_pid_is_never_signalled() -> None:
-    """A process with the pid but another start time is a stranger: not alive, not signaled, not waited for."""
+def test_a_reused_pid_is_never_signaled() -> None:
+    """A process with the pid but another start time is another process: not alive, not signaled, not waited for."""
     with subprocess.Popen(["sleep", "60"]) as child:
         real = identify(child.pid)
         assert real is not None
-        stranger = replace(real, start_ticks=real.start_ticks - 1)
-        assert not is_alive(stranger)
-        assert not send_signal(stranger, signal.SIGKILL)
-        assert wait_gone(stranger, 0)
+        other = replace(real, start_ticks=real.start_ticks - 1)
+        assert not is_alive(other)
+        assert not send_signal(other, signal.SIGKILL)
+        assert wait_gone(other, 0)
         assert is_alive(real)
         assert not wait_gone(real, 0)
         assert send_signal(real, signal.SIGKILL)
@@ -66,7 +66,7 @@ def test_a_reused_pid_is_never_signalled() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "12", "12 x", "1 2 3", "-1 5"])
-def test_a_damaged_pid_file_names_nobody(text: str) -> None:
+def test_a_damaged_pid_file_names_no_process(text: str) -> None:
     """What is not `PID STARTTIME` names no process."""
     assert ProcessId.parse(text) is None
     assert ProcessId.parse(str(ProcessId(3, 4))) == ProcessId(3, 4)
@@ -104,7 +104,7 @@ def test_the_deaf_are_killed_after_a_while(tmp_path: Path) -> None:
 
 
 def test_locks_are_held_one_at_a_time_and_freed_by_death(tmp_path: Path) -> None:
-    """A second taker is told that it waits, and gets the lock when the holder is killed. No lock file is left."""
+    """A second taker reports that it waits, and gets the lock when the holder is killed. No lock file is left."""
     path = tmp_path / "lock"
     program = f"""
         import sys
@@ -170,7 +170,7 @@ def test_networks_are_claimed_by_one_cluster_at_a_time() -> None:
 
 
 def test_taken_ports_are_avoided() -> None:
-    """Where a stranger listens on the usual port, another is chosen."""
+    """Where another program listens on the usual port, another is chosen."""
     addresses, claim = claim_network("ports")
     with claim, socket.create_server((addresses.control_plane, 2379)):
         ports = choose_ports(addresses)
@@ -214,7 +214,7 @@ def test_names_that_are_no_folder_names_are_refused(name: str) -> None:
         ClusterFiles.of(name)
 
 
-def test_state_goes_where_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_state_goes_where_the_option_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """TURNOUT_STATE moves all clusters' files."""
     monkeypatch.setenv(STATE_VARIABLE, str(tmp_path))
     assert ClusterFiles.of("x").directory == tmp_path / "dev" / "x"

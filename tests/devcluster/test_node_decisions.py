@@ -138,12 +138,12 @@ def test_phase(case: str) -> None:
 
 
 def test_waiting_for_a_restart_is_called_crash_loop() -> None:
-    """In back-off a container waits with CrashLoopBackOff and lastState tells of its end; before, it is terminated."""
+    """In back-off a container waits with CrashLoopBackOff and lastState describes its end; before, it is terminated."""
     waiting = replace(FAILED, streak=8)
-    told = _status(_pod(), {"main": waiting})["containerStatuses"][0]
-    assert told["state"]["waiting"]["reason"] == "CrashLoopBackOff"
-    assert "60s" in told["state"]["waiting"]["message"]
-    assert told["lastState"]["terminated"]["exitCode"] == 3
+    status = _status(_pod(), {"main": waiting})["containerStatuses"][0]
+    assert status["state"]["waiting"]["reason"] == "CrashLoopBackOff"
+    assert "60s" in status["state"]["waiting"]["message"]
+    assert status["lastState"]["terminated"]["exitCode"] == 3
     assert "terminated" in _status(_pod(), {"main": FAILED})["containerStatuses"][0]["state"]
 
 
@@ -168,7 +168,7 @@ def test_condition_keeps_its_time_until_it_changes() -> None:
 
 
 def test_readiness_gate() -> None:
-    """A pod with a readiness gate is Ready only once somebody has set that condition."""
+    """A pod with a readiness gate is Ready only once that condition is set."""
     pod = _pod()
     pod["spec"]["readinessGates"] = [{"conditionType": "example.com/open"}]
     ready = {c["type"]: c["status"] for c in _status(pod, {"main": RUNNING})["conditions"]}

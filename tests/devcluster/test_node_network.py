@@ -49,7 +49,7 @@ def test_service_leads_to_ready_pods_in_turn(ns: Namespace) -> None:
         pod("b", server("ready", readinessProbe=PROBE), labels={"app": "web"}),
         pod("c", server(readinessProbe=PROBE), labels={"app": "web"}),
         _service("web", app="web"),
-        _service("none", app="nobody"),
+        _service("none", app="none"),
     )
     ns.wait_ready("a")
     ns.wait_ready("b")
@@ -146,7 +146,7 @@ def test_the_agents_port_wants_a_certificate(cluster: Cluster) -> None:
 
 
 def test_the_agent_serves_what_its_tasks_have_raised(cluster: Cluster) -> None:
-    """The kubelet's port has /metrics for who holds a client certificate; a healthy agent counts no failure."""
+    """The kubelet's port has /metrics for a holder of a client certificate; a healthy agent counts no failure."""
     url, tls = _agent(cluster)
     tls.load_cert_chain(cluster.files.pki / "admin.crt", cluster.files.pki / "admin.key")
     page = httpx.get(url, verify=tls).raise_for_status().text

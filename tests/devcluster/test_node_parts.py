@@ -17,7 +17,7 @@ import pytest
 
 from support.devcluster_waiting import eventually
 from turnout_devcluster.node import logs
-from turnout_devcluster.node.attempts import Beginning, PodDisk, PodRecord
+from turnout_devcluster.node.attempts import PodDisk, PodRecord, RunAttempt
 from turnout_devcluster.node.mounts import link_host_path, make_mounts, write_volume
 from turnout_devcluster.node.plan import Mount
 from turnout_devcluster.node.processes import SHIM, Process, run, spawn_shim
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def record() -> PodRecord:
-    return PodRecord("n", "p", "u", "node-0", "127.70.1.1", 0.0, {"c": [Beginning(0, "abcd", 0)]})
+    return PodRecord("n", "p", "u", "node-0", "127.70.1.1", 0.0, {"c": [RunAttempt(0, "abcd", 0)]})
 
 
 def _plan(disk: PodDisk, *argv: str, **fields: Any) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def _plan(disk: PodDisk, *argv: str, **fields: Any) -> dict[str, Any]:
         "env": {"PATH": os.environ["PATH"]},
         "cwd": str(disk.path),
         "log": str(disk.log_path("c", 0)),
-        "state": str(disk.state_path("c", Beginning(0, "abcd", 0))),
+        "state": str(disk.state_path("c", RunAttempt(0, "abcd", 0))),
         "supervisor_file": "",
         **fields,
     }
@@ -52,7 +52,7 @@ def _plan(disk: PodDisk, *argv: str, **fields: Any) -> dict[str, Any]:
 async def _start(disk: PodDisk, *argv: str, **fields: Any) -> Process:
     """Run a container under a shim; return the shim."""
     await spawn_shim(_plan(disk, *argv, **fields), 10)
-    file = disk.read_run("c", Beginning(0, "abcd", 0))
+    file = disk.read_run("c", RunAttempt(0, "abcd", 0))
     assert file is not None
     return file.shim
 
@@ -70,17 +70,17 @@ async def test_shim_records_how_it_ended(tmp_path: Path, script: str, code: int,
     """Exit code and signal of the container are in the state file, its output in the log."""
     disk = PodDisk(tmp_path)
     await _end(await _start(disk, "sh", "-c", f"echo out; echo err >&2; {script}"))
-    file = disk.read_run("c", Beginning(0, "abcd", 0))
+    file = disk.read_run("c", RunAttempt(0, "abcd", 0))
     assert file is not None
     assert (file.run.exit_code, file.run.signal, file.run.running) == (code, number, False)
     assert disk.log_path("c", 0).read_text() == "out\nerr\n"
 
 
-async def test_shim_tells_why_nothing_started(tmp_path: Path) -> None:
+async def test_shim_records_why_nothing_started(tmp_path: Path) -> None:
     """A program that does not exist is a StartError with its name."""
     disk = PodDisk(tmp_path)
     await _end(await _start(disk, "no-such-program"))
-    file = disk.read_run("c", Beginning(0, "abcd", 0))
+    file = disk.read_run("c", RunAttempt(0, "abcd", 0))
     assert file is not None
     assert file.run.reason == "StartError"
     assert "no-such-program" in file.run.message
@@ -97,14 +97,14 @@ async def test_shim_ends_what_the_container_leaves(tmp_path: Path) -> None:
 
 async def test_shim_whose_run_was_given_up_starts_nothing(tmp_path: Path) -> None:
     """A shim that comes after its run was given up leaves without a trace; one that was first keeps it."""
-    disk, beginning = PodDisk(tmp_path), Beginning(0, "abcd", 0)
-    assert disk.give_up("c", beginning)
+    disk, run_attempt = PodDisk(tmp_path), RunAttempt(0, "abcd", 0)
+    assert disk.give_up("c", run_attempt)
     plan = json.dumps(_plan(disk, "sh", "-c", "echo started"))
     shim = await asyncio.create_subprocess_exec(sys.executable, "-I", "-S", SHIM, stdin=subprocess.PIPE)
     async with asyncio.timeout(10):
         await shim.communicate(plan.encode())
     assert shim.returncode == 0
-    assert disk.read_run("c", beginning) is None
+    assert disk.read_run("c", run_attempt) is None
     assert not disk.log_path("c", 0).exists()
 
 
@@ -131,7 +131,7 @@ async def test_shim_ends_with_its_cluster(tmp_path: Path, supervisors: list[subp
     assert shim.alive
     supervisors[0].kill()
     await _end(shim)
-    file = disk.read_run("c", Beginning(0, "abcd", 0))
+    file = disk.read_run("c", RunAttempt(0, "abcd", 0))
     assert file is not None
     assert file.run.signal == signal.SIGKILL
 
@@ -142,7 +142,7 @@ async def test_shim_goes_on_under_a_new_supervisor(
     """A supervisor that is replaced in time does not end the containers."""
     named = _name(tmp_path / "supervisor.pid", supervisors[0])
     disk = PodDisk(tmp_path / "pod")
-    # It tells when the time that a successor has is over for certain.
+    # It shows when the time that a successor has is over for certain.
     shim = await _start(disk, "sh", "-c", "sleep 5; echo survived", supervisor_file=named)
     _name(tmp_path / "supervisor.pid", supervisors[1])
     supervisors[0].kill()
@@ -272,7 +272,7 @@ async def test_splice_passes_everything_and_half_closes() -> None:
 
 
 async def test_splice_without_a_target_closes() -> None:
-    """Nobody to lead to, or nobody who answers there: the client's connection ends."""
+    """No address to forward to, or no process that answers there: the client's connection ends."""
     assert await _talk(lambda: None, b"hello") == b""
     assert await _talk(lambda: ("127.0.0.1", 1), b"hello") == b""
 

@@ -21,7 +21,7 @@ from turnout_devcluster.node.nodes import parse_accelerators, plan_nodes
 from turnout_devcluster.node.plan import ContainerPlan, PodFolder, plan_container, refused
 from turnout_devcluster.node.quantities import in_units, quantity
 from turnout_devcluster.node.references import Rewriter, expand
-from turnout_devcluster.node.volumes import File, TokenWish, token_wishes, volume_files
+from turnout_devcluster.node.volumes import File, TokenRequest, token_requests, volume_files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,7 +65,7 @@ def test_what_is_no_quantity(text: str) -> None:
 
 @given(st.integers(1, 10**9), st.integers(1, 10**6))
 def test_units_round_up(amount: int, divisor: int) -> None:
-    """A resourceFieldRef rounds up, so that nobody is told less than there is."""
+    """A resourceFieldRef rounds up, so that a container never sees less than there is."""
     units = in_units(str(amount), str(divisor))
     assert (units - 1) * divisor < amount <= units * divisor
 
@@ -173,7 +173,7 @@ def test_objects_that_a_pod_names_are_all_found() -> None:
 
 def test_volume_content() -> None:
     """Items choose and rename keys, modes are kept, tokens are for their owner alone."""
-    wish = TokenWish("me", 600)
+    request = TokenRequest("me", 600)
     volume = {
         "name": "all",
         "projected": {
@@ -186,8 +186,8 @@ def test_volume_content() -> None:
             ],
         },
     }
-    assert token_wishes({"spec": {"volumes": [volume]}}) == {wish}
-    assert volume_files(volume, _facts(), OBJECTS, {wish: "jwt"}) == {
+    assert token_requests({"spec": {"volumes": [volume]}}) == {request}
+    assert volume_files(volume, _facts(), OBJECTS, {request: "jwt"}) == {
         "deep/a": File(b"1", 0o400),
         "p": File(b"s", 0o440),
         "l": File(b'app="x\\"y"', 0o440),
@@ -251,7 +251,7 @@ def test_containers_that_cannot_be_processes(container: dict[str, Any], message:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"hostNetwork": True}, "hostNetwork is not to be had"),
+        ({"hostNetwork": True}, "hostNetwork is not supported"),
         (
             {"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]},
             "has no persistentVolumeClaim",
@@ -280,7 +280,7 @@ def test_nodes_hold_one_product_each() -> None:
     assert [p.name for p in plan_nodes("127.70.0.0/16", 2, {})] == ["node-0", "node-1"]
 
 
-@pytest.mark.parametrize("text", ["H100", "H100-SXM=0", "H100-SXM=x", "B9000=1"])
+@pytest.mark.parametrize("text", ["H100", "H100-SXM=0", "H100-SXM=x", "B9000=1", "CPU=1"])
 def test_accelerators_that_do_not_exist(text: str) -> None:
     """A wrong accelerator is refused with the known ones."""
     with pytest.raises(ConfigurationError, match="such as H100-SXM=16, where TYPE is one of H100-SXM"):

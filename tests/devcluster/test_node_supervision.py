@@ -22,10 +22,10 @@ from support.faults import errors_of_awaiting
 from turnout_devcluster.node import agent as agents
 from turnout_devcluster.node import checks, forward
 from turnout_devcluster.node.agent import Agent, Options
-from turnout_devcluster.node.attempts import Beginning, RunFile
+from turnout_devcluster.node.attempts import RunAttempt, RunFile
 from turnout_devcluster.node.backoff import BackOff
 from turnout_devcluster.node.container import Container
-from turnout_devcluster.node.context import Means
+from turnout_devcluster.node.context import Runtime
 from turnout_devcluster.node.failures import TASKS, TaskFailures
 from turnout_devcluster.node.forward import Forwarder, Listening
 from turnout_devcluster.node.model import Run
@@ -330,14 +330,14 @@ async def test_a_service_that_makes_no_sense_harms_no_other(monkeypatch: pytest.
 
 
 def stub_container(counted: list[str], tmp_path: Path, ended: Run) -> tuple[Container, Supervisor]:
-    beginning = Beginning(0, "abcd", 0)
+    run_attempt = RunAttempt(0, "abcd", 0)
     watched = supervisor(counted)
     events = SimpleNamespace(record=lambda *_: None)
-    means = Means(cast("Any", events), asyncio.Semaphore(1), BackOff(), tmp_path / "none", watched)
+    runtime = Runtime(cast("Any", events), asyncio.Semaphore(1), BackOff(), tmp_path / "none", watched)
     disk = SimpleNamespace(read_run=lambda *_: RunFile(ended, cast("Any", None), None))
-    record = SimpleNamespace(runs={"main": [beginning]}, name="p", ip="127.0.0.1")
+    record = SimpleNamespace(runs={"main": [run_attempt]}, name="p", ip="127.0.0.1")
     pod = SimpleNamespace(pod=pod_object(), record=record, disk=disk, deleting=False, wake=lambda: None)
-    return Container("main", cast("Any", pod), means), watched
+    return Container("main", cast("Any", pod), runtime), watched
 
 
 @each_error
@@ -370,7 +370,7 @@ async def test_a_hook_that_raises_does_not_hold_up_the_end(
     container, watched = stub_container([], tmp_path, Run(0, 1.0))
     container._set(run=Run(0, 1.0))
 
-    async def raising(*_: object) -> checks.Answer:
+    async def raising(*_: object) -> checks.ProbeResult:
         raise error
 
     monkeypatch.setattr(checks, "ask", raising)

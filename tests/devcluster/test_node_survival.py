@@ -27,7 +27,7 @@ def _back(cluster: Cluster, old: int | None) -> bool:
 
 
 def _pid(ns: Namespace, name: str) -> int:
-    ns.wait(lambda: ns.kubectl("logs", name).strip(), f"{name} has told its process id")
+    ns.wait(lambda: ns.kubectl("logs", name).strip(), f"{name} has printed its process id")
     return int(ns.kubectl("logs", name).split()[0])
 
 

@@ -53,7 +53,7 @@ def check(page: str, service: Service) -> None:
             assert sample.labels.keys() - {"le"} == set(metric.labels), name
 
 
-def test_every_metric_that_is_named_is_in_the_catalogue() -> None:
+def test_every_metric_that_is_named_is_in_the_catalog() -> None:
     """A dashboard, a page or a reader in the code that names a metric which nothing exposes is wrong."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
@@ -75,7 +75,7 @@ def test_every_metric_that_is_named_is_in_the_catalogue() -> None:
     assert not unknown
 
 
-def test_the_catalogue_is_consistent() -> None:
+def test_the_catalog_is_consistent() -> None:
     """Names are unique and end as Prometheus wants, and every label is explained."""
     assert len({metric.name for metric in CATALOG}) == len(CATALOG)
     for metric in CATALOG:
@@ -92,7 +92,7 @@ def test_the_reasons_of_retries_and_local_prefills_are_all_listed() -> None:
         assert set(re.findall(r"`(\w+)`", metric.values)) - {"reason"} == set(get_args(values))
 
 
-async def test_a_router_exposes_what_the_catalogue_says(tmp_path: Path) -> None:
+async def test_a_router_exposes_what_the_catalog_says(tmp_path: Path) -> None:
     """With everything on (other routers, KV events, a queue), after a request."""
     async with mock_worker() as worker:
         content = config([("aggregated", worker.url)], policy="PrefixAware", queueing="Router")
@@ -104,7 +104,7 @@ async def test_a_router_exposes_what_the_catalogue_says(tmp_path: Path) -> None:
             check((await r.admin.get("/metrics")).text, "router")
 
 
-def test_an_operator_exposes_what_the_catalogue_says() -> None:
+def test_an_operator_exposes_what_the_catalog_says() -> None:
     """All of it, once everything that has labels has been counted."""
     metrics = Metrics()
     for metric in (metrics.desired, metrics.ready):
@@ -115,12 +115,12 @@ def test_an_operator_exposes_what_the_catalogue_says() -> None:
     check(generate_latest(metrics.registry).decode(), "operator")
 
 
-def test_a_worker_exposes_what_the_catalogue_says() -> None:
+def test_a_worker_exposes_what_the_catalog_says() -> None:
     """Beside vLLM's metrics."""
     with running_worker() as worker:
         check(httpx.get(f"{worker.url}/metrics").text, "worker")
 
 
-def test_a_node_agent_exposes_what_the_catalogue_says() -> None:
+def test_a_node_agent_exposes_what_the_catalog_says() -> None:
     """On the kubelet's port."""
     check(TaskFailures().exposition(), "node agent")

@@ -18,7 +18,7 @@ IN_CODE = re.compile(r'f"\{(?:names\.)?GROUP\}/([a-z][a-z-]*)"')
 
 
 def test_every_label_and_annotation_is_in_the_reference() -> None:
-    """Whoever finds one on an object finds its meaning."""
+    """A reader who finds one on an object finds its meaning."""
     found = {
         f"turnout.dev/{name}"
         for folder in ("core", "operator", "router", "worker")
@@ -33,7 +33,7 @@ def test_every_label_and_annotation_is_in_the_reference() -> None:
 def test_the_quickstart_names_every_accelerator_with_its_label() -> None:
     """The table of node labels is complete."""
     rows = re.findall(r"^\| `(\S+)` \| `(\S+)` \|$", (DOCS / "quickstart.md").read_text(), re.MULTILINE)
-    assert dict(rows) == {name: spec.product for name, spec in ACCELERATORS.items()}
+    assert dict(rows) == {name: spec.product for name, spec in ACCELERATORS.items() if spec.product}
 
 
 def test_the_site_loads_nothing_from_elsewhere(tmp_path: Path) -> None:

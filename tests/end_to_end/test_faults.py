@@ -143,7 +143,7 @@ async def test_the_api_server_is_killed(turnout: Installation, space: str) -> No
 
 
 async def test_clients_that_leave_free_the_workers(turnout: Installation, space: str) -> None:
-    """A stream that nobody reads any more is cancelled on both halves of the pair."""
+    """A stream that no client reads any more is cancelled on both halves of the pair."""
     url = await serve(turnout, space, "leave")
     tally = Tally()
     async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as client:

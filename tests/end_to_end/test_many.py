@@ -30,7 +30,7 @@ def test_fifty_deployments_become_ready_beside_a_broken_one(turnout: Installatio
         return sum(is_true(item, "Ready") for item in items)
 
     wait_until("fifty are ready", lambda: ready() == COUNT, 300)
-    told = {one["type"]: one for one in conditions(turnout.deployment("broken", space))}
-    assert told["ModelFits"]["status"] == "False"
-    assert "7" in told["ModelFits"]["message"]
-    assert told["Ready"]["status"] == "False"
+    reported = {one["type"]: one for one in conditions(turnout.deployment("broken", space))}
+    assert reported["ModelFits"]["status"] == "False"
+    assert "7" in reported["ModelFits"]["message"]
+    assert reported["Ready"]["status"] == "False"

@@ -1,4 +1,4 @@
-"""A user has requests wait in the router: nobody is lost, the shortest goes first, and scaling sees who waits."""
+"""A user has requests wait in the router: no request is lost, the shortest goes first, and scaling sees what waits."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def test_what_no_worker_can_begin_with_waits_in_the_router(turnout: Installation
     assert most_held >= REQUESTS // 4
     assert most_seconds > 0
 
-    def nobody_is_held() -> bool:
+    def none_is_held() -> bool:
         return sum(held(httpx.get(page).text, f"{space}/queueing")[0] for page in pages) == 0
 
-    wait_until("the line is empty", nobody_is_held, 20)
+    wait_until("the line is empty", none_is_held, 20)
 
 
 async def load(url: str, pages: list[str], deployment: str) -> tuple[list[int], float, float]:

@@ -41,7 +41,7 @@ async def test_load_adds_workers_and_quiet_takes_them_away_without_cutting_a_str
         async with asking(url, "grow", clients=24, tokens=100, prompt_words=9000) as flood:
             await until("a pool has grown", lambda: sum(asked_for()) > 2, 90)
         grown = await until(
-            "it is told", lambda: turnout.deployment("grow", space)["status"].get("lastScaling"), 10
+            "it is reported", lambda: turnout.deployment("grow", space)["status"].get("lastScaling"), 10
         )
         assert "->" in grown["reason"], grown
         await until("both pools are small again", lambda: asked_for() == (1, 1), 120)

@@ -50,7 +50,7 @@ def test_the_example_serves_chat_through_prefill_and_decode(turnout: Installatio
 
 
 def test_the_table_shows_health_at_a_glance(turnout: Installation, space: str) -> None:
-    """``kubectl get llmd`` tells readiness and both pools without -o wide."""
+    """``kubectl get llmd`` shows readiness and both pools without -o wide."""
     turnout.apply(llmdeployment("glance"), namespace=space)
     turnout.wait_condition("glance", space, "Ready")
     header, row = turnout.cluster.kubectl("get", "llmd", "--namespace", space).splitlines()

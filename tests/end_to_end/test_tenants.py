@@ -129,7 +129,7 @@ def odd_pod(name: str, labels: dict[str, str]) -> dict[str, Any]:
     }
 
 
-async def told(turnout: Installation, namespace: str, kind: str, name: str, reason: str) -> str:
+async def reports(turnout: Installation, namespace: str, kind: str, name: str, reason: str) -> str:
     """Wait until the condition Ready has *reason*; return its message."""
 
     def said() -> str:
@@ -140,7 +140,7 @@ async def told(turnout: Installation, namespace: str, kind: str, name: str, reas
     return message
 
 
-async def test_a_hostile_namespace_harms_nobody(turnout: Installation, space: str, hostile: str) -> None:
+async def test_a_hostile_namespace_harms_no_other(turnout: Installation, space: str, hostile: str) -> None:
     """Names, adapters, routes, keys, explanations, odd objects, a flood, its own end: the other one's clients see none of it."""
     model, adapter, chat, mine, key, own = (
         f"{space}-{what}" for what in ("model", "sql", "chat", "mine", "sk-v", "sk-h")
@@ -151,7 +151,7 @@ async def test_a_hostile_namespace_harms_nobody(turnout: Installation, space: st
         ("llmr", "r", "TargetsExist"),
         ("tb", "b", "KeysValid"),
     ):
-        await told(turnout, space, kind, name, reason)
+        await reports(turnout, space, kind, name, reason)
     url = turnout.router_url()
     calls = [(name, key) for name in (model, adapter, chat, f"{space}/m")]
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
@@ -173,17 +173,17 @@ async def test_a_hostile_namespace_harms_nobody(turnout: Installation, space: st
                 budget(key, own, scope="Cluster"),
                 namespace=hostile,
             )
-            message = await told(turnout, hostile, "llmd", "m", "NameConflict")
+            message = await reports(turnout, hostile, "llmd", "m", "NameConflict")
             assert f"{model} (served by {space}/m)" in message
             assert f"{chat} (served by route {space}/r)" in message
             assert turnout.deployment("m", hostile)["status"]["servedNames"] == [mine]
-            await told(turnout, hostile, "llmr", "r", "ServedNameConflict")
-            await told(turnout, hostile, "llmr", "s", "DeploymentNotFound")
-            await told(turnout, hostile, "tb", "b", "KeyConflict")
+            await reports(turnout, hostile, "llmr", "r", "ServedNameConflict")
+            await reports(turnout, hostile, "llmr", "s", "DeploymentNotFound")
+            await reports(turnout, hostile, "tb", "b", "KeyConflict")
             turnout.apply(budget(own, scope="Cluster"), namespace=hostile)
-            assert "turnout-system alone" in await told(turnout, hostile, "tb", "b", "ScopeNotAllowed")
+            assert "turnout-system alone" in await reports(turnout, hostile, "tb", "b", "ScopeNotAllowed")
             await serves(mine, own, hostile)
-            # Its key finds nothing of the other's, by no name, and is not told why; its dummy keys open nothing either.
+            # Its key finds nothing of the other's, by no name, and is not given the reason; its dummy keys open nothing either.
             for name in (model, adapter, chat, f"{space}/m"):
                 assert await ask(client, name, own, **{"x-turnout-explain": "true"}) == (404, "")
                 assert await ask(client, name, "sk-any") == (401, "")
@@ -222,9 +222,9 @@ async def test_a_name_in_two_namespaces_stays_with_its_first_one(
     """Deleted and made anew while the other waits for it: in between it is nobody's, and then the first one's again."""
     model = f"{space[:60]}-m"
     turnout.apply(deployment(model), namespace=space)
-    await told(turnout, space, "llmd", "m", "Serves")
+    await reports(turnout, space, "llmd", "m", "Serves")
     turnout.apply(deployment(model), namespace=hostile)
-    await told(turnout, hostile, "llmd", "m", "ServedNameConflict")
+    await reports(turnout, hostile, "llmd", "m", "ServedNameConflict")
     assert turnout.deployment("m", hostile)["status"]["servedNames"] == []
     seen: set[tuple[int, str]] = set()
     async with httpx.AsyncClient(base_url=turnout.router_url(), timeout=60) as client:
@@ -242,8 +242,8 @@ async def test_a_name_in_two_namespaces_stays_with_its_first_one(
         await answers(200)
         turnout.cluster.kubectl("delete", "llmd", "m", "--namespace", space)
         await answers(404)
-        await told(turnout, hostile, "llmd", "m", "ServedNameConflict")
+        await reports(turnout, hostile, "llmd", "m", "ServedNameConflict")
         turnout.apply(deployment(model), namespace=space)
         await answers(200)
     assert {backend for status, backend in seen if status == 200} == {space}
-    await told(turnout, space, "llmd", "m", "Serves")
+    await reports(turnout, space, "llmd", "m", "Serves")

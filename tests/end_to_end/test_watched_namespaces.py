@@ -48,7 +48,7 @@ def status(turnout: Installation, namespace: str) -> int:
         return 0
 
 
-def test_a_watched_namespace_that_is_deleted_stops_nobody(scoped: Installation) -> None:
+def test_a_watched_namespace_that_is_deleted_stops_no_other(scoped: Installation) -> None:
     """Its Role goes with it. Router and operator serve the other one, also started anew, and take it up when it is back."""
     for namespace in ("w1", "w2"):
         scoped.apply(deployment(namespace), namespace=namespace)

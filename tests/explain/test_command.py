@@ -1,4 +1,4 @@
-"""`turnout explain`, as people type it: against routers by URL, through kubectl, and where nobody can be asked."""
+"""`turnout explain`, as people type it: against routers by URL, through kubectl, and where no router can be asked."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_an_account_reads_from_top_to_bottom() -> None:
     ]
     places = [text.index(step) for step in steps]
     assert places == sorted(places)
-    assert "used not told" in text
+    assert "used not reported" in text
     header, chosen, other = (
         line.split() for line in text.splitlines() if " role " in line or " decode " in line[14:24]
     )
@@ -89,7 +89,7 @@ def test_an_account_reads_from_top_to_bottom() -> None:
     assert other == ["decode", "d2", "1.5"]
 
 
-def test_a_running_request_and_one_whose_client_left_are_told_as_such() -> None:
+def test_a_running_request_and_one_whose_client_left_are_shown_as_such() -> None:
     """An account without an end is that of a running request; 499 is a client that left."""
     assert "still running" in "\n".join(account_lines(ACCOUNT | {"seconds": None, "status": None}))
     assert "the client left" in "\n".join(account_lines(ACCOUNT | {"status": 499}))
@@ -97,7 +97,7 @@ def test_a_running_request_and_one_whose_client_left_are_told_as_such() -> None:
 
 
 async def test_a_request_is_explained_by_the_router_that_served_it(tmp_path: Path) -> None:
-    """Of several routers, the one that knows the request tells; nobody knowing it is status 1."""
+    """Of several routers, the one that knows the request answers; a request that none knows is status 1."""
     async with mock_worker() as prefill, mock_worker() as decode:
         for name in ("one", "two"):
             (tmp_path / name).mkdir()

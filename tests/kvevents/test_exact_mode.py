@@ -34,7 +34,7 @@ class Publishing:
         self, stack: ExitStack, *, port: int = 0, ports: tuple[int, int] = (0, 0), **flags: Any
     ) -> None:
         self.ports = ports if ports[0] else (free_port(), free_port())
-        told = {
+        config = {
             "enable_kv_cache_events": True,
             "publisher": "zmq",
             "endpoint": f"tcp://*:{self.ports[0]}",
@@ -42,7 +42,7 @@ class Publishing:
             "topic": "kv@llama",
         }
         self.worker: WorkerProcess = stack.enter_context(
-            running_worker(port=port, time_scale=20, kv_events_config=json.dumps(told), **flags)
+            running_worker(port=port, time_scale=20, kv_events_config=json.dumps(config), **flags)
         )
 
     @property
@@ -123,7 +123,7 @@ async def cached_tokens(r: Running, prompt: str = PROMPT, **more: Any) -> dict[s
     return {c["backend"]: c["figures"]["cachedTokens"] for c in account["steps"][0]["candidates"]}
 
 
-async def test_what_somebody_else_has_sent_is_found(tmp_path: Path, stack: ExitStack) -> None:
+async def test_what_another_client_has_sent_is_found(tmp_path: Path, stack: ExitStack) -> None:
     """A prompt that B computed for others goes to B, even if the router came later; after a clear nothing is there."""
     one, other = Publishing(stack), Publishing(stack)
     blocks = other.ask()

@@ -28,7 +28,7 @@ def loaded(changes: dict[str, Any]) -> LLMDeployment:
 
 
 @pytest.mark.parametrize("role", ["prefill", "decode"])
-def test_workers_are_told_to_publish(role: Any) -> None:
+def test_workers_are_asked_to_publish(role: Any) -> None:
     """The flag means to the worker what the operator meant, for both roles of a pair."""
     args = arguments(loaded(EXACT), role)
     settings = kv_events_settings(args[args.index("--kv-events-config") + 1])

@@ -240,7 +240,7 @@ def test_without_a_replay_a_gap_loses_what_was_known() -> None:
     assert follower.live(3, [stored(8)]) is None
 
 
-def test_a_batch_that_nobody_can_read_suspends_until_the_engine_starts_over() -> None:
+def test_a_batch_that_no_one_can_read_suspends_until_the_engine_starts_over() -> None:
     """Its content is unknown, so nothing known before counts; a clear or a restart makes it whole."""
     follower, index = stream()
     settle(follower, Engine(), follower.connected())
@@ -393,7 +393,7 @@ def test_engines_may_hash_as_they_like(engine_hash: int | bytes) -> None:
     assert matched(index, 1, 2) == 2
 
 
-def test_replays_nobody_asked_for_change_nothing() -> None:
+def test_replays_that_were_not_asked_for_change_nothing() -> None:
     """Late answers of a replay that was given up are passed over."""
     follower, index = stream()
     settle(follower, Engine(), follower.connected())

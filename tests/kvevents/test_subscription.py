@@ -72,7 +72,7 @@ def following(source: Publisher, *, replays: bool = True) -> Iterator[Following]
         context.destroy(linger=0)
 
 
-async def test_a_router_that_comes_late_is_told_everything() -> None:
+async def test_a_router_that_comes_late_receives_everything() -> None:
     """The replay gives what was published before; what is published from then on arrives by itself."""
     with publisher() as source:
         source.publish(stored(1, 2))
@@ -310,7 +310,7 @@ async def test_a_worker_without_a_replay_port_is_followed_all_the_same() -> None
         assert (follower.matched(1), follower.stream.complete, follower.stream.lost) == (0, False, 1)
 
 
-async def test_what_nobody_can_read_is_counted_and_survived() -> None:
+async def test_what_no_one_can_read_is_counted_and_survived() -> None:
     """Garbage, wrong types, too few frames: what was known counts no more until the engine clears its cache."""
     with publisher() as source, following(source) as follower:
         await eventually(lambda: follower.stream.complete)
@@ -493,7 +493,7 @@ async def test_sockets_that_cannot_be_had_are_asked_for_again() -> None:
 
 
 @pytest.mark.usefixtures("quick")
-async def test_a_worker_with_an_address_that_is_none_harms_nobody() -> None:
+async def test_a_worker_with_an_address_that_is_none_harms_no_one() -> None:
     """Following it raises nothing, is noted, and can be ended."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     noted: list[str] = []

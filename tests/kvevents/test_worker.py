@@ -63,7 +63,7 @@ class Listener:
 @pytest.fixture
 def published() -> Iterator[tuple[WorkerProcess, Listener]]:
     port, replay_port = free_port(), free_port()
-    told = {
+    config = {
         "enable_kv_cache_events": True,
         "publisher": "zmq",
         "endpoint": f"tcp://*:{port}",
@@ -71,7 +71,7 @@ def published() -> Iterator[tuple[WorkerProcess, Listener]]:
         "topic": f"kv@{NAME}",
     }
     flags = {"time_scale": 20, "kv_cache_tokens": 2048, "max_length": 2048, "lora_modules": "sql=none"}
-    with running_worker(kv_events_config=json.dumps(told), **flags) as worker:
+    with running_worker(kv_events_config=json.dumps(config), **flags) as worker:
         listener = Listener(port, replay_port)
         yield worker, listener
         listener.close()
@@ -176,5 +176,5 @@ def test_vllms_configuration_is_taken_as_it_is() -> None:
     assert kv_events_settings(None) is None
     assert kv_events_settings('{"enable_kv_cache_events": false}') is None
     assert kv_events_settings('{"enable_kv_cache_events": true, "publisher": "null"}') is None
-    told = '{"enable_kv_cache_events": true, "replay_endpoint": null, "max_queue_size": 7}'
-    assert kv_events_settings(told) == KvEventsSettings()
+    config = '{"enable_kv_cache_events": true, "replay_endpoint": null, "max_queue_size": 7}'
+    assert kv_events_settings(config) == KvEventsSettings()

@@ -53,7 +53,7 @@ def start(
     yield begin
     for process in started:
         process.kill()
-    # Nobody waits for the lease of an operator that is gone.
+    # No test waits for the lease of an operator that is gone.
     cluster.kubectl("delete", "lease", f"{home}-operator", "--namespace", home, "--ignore-not-found")
 
 

@@ -100,7 +100,7 @@ def test_an_object_of_an_older_schema_loads(lax: Cluster, operator: OperatorProc
 
 
 def test_fifty_at_once_and_a_broken_one(lax: Cluster, operator: OperatorProcess) -> None:
-    """Fifty deployments get ready; the broken one among them is told so, and the others do not notice."""
+    """Fifty deployments get ready; the broken one among them reports why it is not, and the others are not affected."""
     names = [f"many-{number}" for number in range(50)]
     apply(lax, "default", *(manifest(name) for name in names), manifest("broken", decode="none"))
 

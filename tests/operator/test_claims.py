@@ -17,11 +17,11 @@ from turnout_operator.plan.claims import (
     Claim,
     Claimant,
     Claims,
-    Settlement,
+    NameAssignment,
+    assign_names,
     claim_of,
     claimant_of,
     keys_of,
-    settle,
 )
 from turnout_operator.plan.drift import holds
 from turnout_operator.plan.route import invalid_route, route_status
@@ -36,34 +36,34 @@ def book(*claims: Claim) -> Claims:
     made = Claims()
     for one in claims:
         made.put(one)
-    made.settle(0)
+    made.assign(0)
     return made
 
 
 def holder(claims: Claims, name: str, *among: Claim) -> str | None:
     """Return which of *among* has *name*."""
-    found = [str(one.owner) for one in among if name in claims.settlement(one.owner).served]
+    found = [str(one.owner) for one in among if name in claims.assignment(one.owner).served]
     assert len(found) <= 1
     return found[0] if found else None
 
 
 def test_the_oldest_claim_wins() -> None:
-    """The younger gets what is left, and is told who has the rest, in whatever namespace that is."""
+    """The younger gets what is left, and its status names the holder of the rest, in whatever namespace that is."""
     b, a = claim("n/b", "2026-01-02", "x", "y"), claim("m/a", "2026-01-03", "x", "z")
     c = claim("n/c", "2026-01-01", "y")
-    settled = settle([b, a, c])
-    assert settled[c.owner].served == ("y",)
-    assert settled[b.owner] == Settlement(("x",), (("y", "served by c"),))
-    assert settled[a.owner] == Settlement(("z",), (("x", "served by n/b"),))
+    assigned = assign_names([b, a, c])
+    assert assigned[c.owner].served == ("y",)
+    assert assigned[b.owner] == NameAssignment(("x",), (("y", "served by c"),))
+    assert assigned[a.owner] == NameAssignment(("z",), (("x", "served by n/b"),))
 
 
 def test_equally_old_ones_come_in_a_fixed_order() -> None:
     """Deployments before routes, then by namespace and name: creation times have whole seconds."""
     route = claim("a/a", "1", "x", kind="LLMRoute")
     one, other = claim("b/b", "1", "x"), claim("b/c", "1", "x")
-    assert settle([route, other, one])[one.owner].served == ("x",)
-    assert settle([route, other, one])[route.owner].refused == (("x", "served by b/b"),)
-    assert settle([claim("z/z", "2", "x"), route])[route.owner].served == ("x",)
+    assert assign_names([route, other, one])[one.owner].served == ("x",)
+    assert assign_names([route, other, one])[route.owner].refused == (("x", "served by b/b"),)
+    assert assign_names([claim("z/z", "2", "x"), route])[route.owner].served == ("x",)
 
 
 @given(
@@ -82,11 +82,11 @@ def test_equally_old_ones_come_in_a_fixed_order() -> None:
 )
 def test_a_name_has_one_holder_whatever_the_order(claims: list[Claim], random: Any) -> None:
     """Every claimed name is served exactly once, and every operator comes to the same result."""
-    settled = settle(claims)
-    served = [name for item in settled.values() for name in item.served]
+    assigned = assign_names(claims)
+    served = [name for item in assigned.values() for name in item.served]
     assert sorted(served) == sorted({name for claim in claims for name in claim.names})
     random.shuffle(claims)
-    assert settle(claims) == settled
+    assert assign_names(claims) == assigned
 
 
 def test_who_has_a_name_keeps_it() -> None:
@@ -94,12 +94,12 @@ def test_who_has_a_name_keeps_it() -> None:
     mine, older = claim("a/m", "5", "x"), claim("b/m", "1", "x")
     claims = book(mine)
     claims.put(older)
-    assert older.owner not in claims.settle(1), "nothing has changed hands"
+    assert older.owner not in claims.assign(1), "nothing has changed hands"
     assert holder(claims, "x", mine, older) == str(mine.owner)
-    told = replace(mine, had=frozenset({"x"}))
-    assert settle([told, older])[mine.owner].served == ("x",)
+    recorded = replace(mine, had=frozenset({"x"}))
+    assert assign_names([recorded, older])[mine.owner].served == ("x",)
     both = replace(older, had=frozenset({"x"}))
-    assert settle([told, both])[older.owner].served == ("x",), "of two that had it, the older"
+    assert assign_names([recorded, both])[older.owner].served == ("x",), "of two that had it, the older"
 
 
 def test_a_name_that_is_given_up_is_free_at_once() -> None:
@@ -107,9 +107,9 @@ def test_a_name_that_is_given_up_is_free_at_once() -> None:
     mine, other = claim("a/m", "1", "x", "y"), claim("b/m", "2", "x")
     claims = book(mine, other)
     claims.put(replace(mine, names=("y",)))
-    assert other.owner in claims.settle(1)
-    assert claims.settlement(other.owner).served == ("x",)
-    assert claims.settlement(mine.owner).served == ("y",)
+    assert other.owner in claims.assign(1)
+    assert claims.assignment(other.owner).served == ("x",)
+    assert claims.assignment(mine.owner).served == ("y",)
 
 
 def test_a_holder_that_is_deleted_may_come_back() -> None:
@@ -117,35 +117,35 @@ def test_a_holder_that_is_deleted_may_come_back() -> None:
     mine, other, late = claim("a/m", "1", "x"), claim("b/m", "2", "x"), claim("c/m", "3", "x")
     claims = book(mine, other)
     claims.remove(mine.owner, 10)
-    assert claims.settle(10) == {other.owner}, "it is told"
-    assert claims.settlement(other.owner) == Settlement(
+    assert claims.assign(10) == {other.owner}, "its status is due"
+    assert claims.assignment(other.owner) == NameAssignment(
         (), (("x", "kept for namespace a for 60 s after its holder has gone"),)
     )
     claims.put(late)
-    claims.settle(10 + HOLD_SECONDS - 1)
+    claims.assign(10 + HOLD_SECONDS - 1)
     assert holder(claims, "x", other, late) is None
     again = replace(mine, created="9")
     claims.put(again)
-    claims.settle(10 + HOLD_SECONDS - 0.5)
+    claims.assign(10 + HOLD_SECONDS - 0.5)
     assert holder(claims, "x", again, other, late) == str(mine.owner)
-    assert claims.settle(1000) == set()
+    assert claims.assign(1000) == set()
     neighbor = claim("a/n", "8", "x")
     claims.put(neighbor)
     claims.remove(mine.owner, 2000)
-    assert {neighbor.owner, other.owner, late.owner} == claims.settle(2000)
+    assert {neighbor.owner, other.owner, late.owner} == claims.assign(2000)
     assert holder(claims, "x", neighbor, other, late) == str(neighbor.owner)
     claims.remove(neighbor.owner, 3000)
-    claims.settle(3000)
-    assert other.owner in claims.settle(3000 + HOLD_SECONDS)
+    claims.assign(3000)
+    assert other.owner in claims.assign(3000 + HOLD_SECONDS)
     assert holder(claims, "x", other, late) == str(other.owner)
 
 
 def test_what_was_refused_waits_after_a_restart() -> None:
-    """Nobody has the name now, but somebody had: deleted while no operator ran, or in a namespace that cannot be read."""
+    """No resource has the name now, but one had: deleted while no operator ran, or in a namespace that cannot be read."""
     waits = replace(claim("b/m", "2", "x"), refused=frozenset({"x"}))
     claims = book(waits)
     assert holder(claims, "x", waits) is None
-    assert claims.settle(HOLD_SECONDS) == {waits.owner}
+    assert claims.assign(HOLD_SECONDS) == {waits.owner}
     assert holder(claims, "x", waits) == str(waits.owner)
     comes = claim("a/m", "1", "x")
     claims = book(waits, comes)
@@ -160,10 +160,10 @@ def test_nothing_is_remembered_of_what_is_gone() -> None:
     for number in range(100):
         one = claim("a/m", "1", f"x{number}")
         claims.put(one)
-        claims.settle(number)
+        claims.assign(number)
         claims.remove(one.owner, number)
-        claims.settle(number)
-    claims.settle(100 + HOLD_SECONDS)
+        claims.assign(number)
+    claims.assign(100 + HOLD_SECONDS)
     left = [vars(claims)[name] for name in ("_claims", "_rivals", "_holders", "_kept", "_open")]
     assert not any(left), left
 
@@ -187,11 +187,11 @@ def test_no_other_namespace_gets_a_name_within_the_hold(chance: Any) -> None:
             gone_at = now if one.owner == had else gone_at
         else:
             claims.put(replace(one, names=()))
-            claims.settle(now)
+            claims.assign(now)
             del present[one.owner]
             given_up = now if one.owner == had else given_up
-        claims.settle(now)
-        got = [owner for owner in present if claims.settlement(owner).served]
+        claims.assign(now)
+        got = [owner for owner in present if claims.assignment(owner).served]
         assert len(got) <= 1
         if got and had is not None and got[0].namespace != had.namespace:
             assert given_up >= gone_at or now - gone_at >= HOLD_SECONDS
@@ -205,7 +205,7 @@ def test_no_other_namespace_gets_a_name_within_the_hold(chance: Any) -> None:
     [{}, {"model": None}, {"model": {"servedNames": "text"}}, {"model": {"servedNames": [1]}}, "text", None],
 )
 def test_a_broken_spec_claims_its_own_name(spec: Any) -> None:
-    """One object that cannot be used does not break the settlement of the others."""
+    """One object that cannot be used does not break the assignment of the others."""
     raw = {"kind": "LLMDeployment", "metadata": {"name": "a"}, "spec": spec}
     assert claim_of(raw).names == ("a",)
     for kind in ("LLMRoute", "TokenBudget"):
@@ -250,23 +250,23 @@ def test_keys_are_claimed_by_their_digests() -> None:
 def test_a_budget_says_which_keys_are_valid_and_where() -> None:
     """The scope Cluster holds in Turnout's own namespace alone; a key that another one had first is named."""
 
-    def told(raw: dict[str, Any], *served: str) -> dict[str, Any]:
-        return budget_status(load_budget(raw), Settlement(served, ()), "sys", {}, NOW)
+    def status_of(raw: dict[str, Any], *served: str) -> dict[str, Any]:
+        return budget_status(load_budget(raw), NameAssignment(served, ()), "sys", {}, NOW)
 
     everything = ("a" * 64, "b" * 64)
-    assert told(raw_budget(), *everything)["acceptedKeys"] == ["a", "b"]
-    assert ready(told(raw_budget(), *everything)) == (
+    assert status_of(raw_budget(), *everything)["acceptedKeys"] == ["a", "b"]
+    assert ready(status_of(raw_budget(), *everything)) == (
         "True",
         "KeysValid",
         "keys a, b: valid for namespace team",
     )
-    cluster = told(raw_budget("sys", scope="Cluster"), *everything)
+    cluster = status_of(raw_budget("sys", scope="Cluster"), *everything)
     assert ready(cluster) == ("True", "KeysValid", "keys a, b: valid for every namespace")
-    status, reason, message = ready(told(raw_budget(scope="Cluster"), *everything))
+    status, reason, message = ready(status_of(raw_budget(scope="Cluster"), *everything))
     assert (status, reason) == ("False", "ScopeNotAllowed")
     assert "namespace sys alone" in message
     assert "namespace team only" in message
-    lost = told(raw_budget(), "b" * 64)
+    lost = status_of(raw_budget(), "b" * 64)
     assert lost["acceptedKeys"] == ["b"]
     assert ready(lost)[:2] == ("False", "KeyConflict")
     assert "had key a first" in ready(lost)[2]
@@ -275,7 +275,7 @@ def test_a_budget_says_which_keys_are_valid_and_where() -> None:
 
 
 def test_a_route_says_which_of_its_names_it_has() -> None:
-    """All, some or none of them; what leads nowhere is told as before."""
+    """All, some or none of them; a route that leads nowhere reports that as before."""
     raw = {
         "apiVersion": "turnout.dev/v1alpha1",
         "kind": "LLMRoute",
@@ -284,18 +284,18 @@ def test_a_route_says_which_of_its_names_it_has() -> None:
     }
     assert claimant_of(raw) == ("LLMRoute", "team", "r")
 
-    def told(served: tuple[str, ...], *refused: tuple[str, str], there: bool = True) -> dict[str, Any]:
-        return route_status(load_route(raw), ["m"] if there else [], Settlement(served, refused), {}, NOW)
+    def status_of(served: tuple[str, ...], *refused: tuple[str, str], there: bool = True) -> dict[str, Any]:
+        return route_status(load_route(raw), ["m"] if there else [], NameAssignment(served, refused), {}, NOW)
 
-    assert told(("x", "y"))["servedNames"] == ["x", "y"]
-    assert ready(told(("x", "y")))[:2] == ("True", "TargetsExist")
-    some = told(("x",), ("y", "served by other/m"))
+    assert status_of(("x", "y"))["servedNames"] == ["x", "y"]
+    assert ready(status_of(("x", "y")))[:2] == ("True", "TargetsExist")
+    some = status_of(("x",), ("y", "served by other/m"))
     assert some["servedNames"] == ["x"]
     assert ready(some)[:2] == ("True", "NameConflict")
     assert "y (served by other/m)" in ready(some)[2]
-    none = told((), ("x", "served by m"), ("y", "served by other/m"))
+    none = status_of((), ("x", "served by m"), ("y", "served by other/m"))
     assert ready(none)[:2] == ("False", "ServedNameConflict")
-    assert ready(told(("x", "y"), there=False))[:2] == ("False", "DeploymentNotFound")
+    assert ready(status_of(("x", "y"), there=False))[:2] == ("False", "DeploymentNotFound")
     assert invalid_route({**raw, "status": some}, "nonsense", NOW)["servedNames"] == ["x"]
 
 

@@ -121,7 +121,7 @@ async def test_a_list_follows_its_pages() -> None:
 
 
 async def test_a_refused_token_is_renewed_once() -> None:
-    """A rotated token is read again and the request repeated; a second refusal is told."""
+    """A rotated token is read again and the request repeated; a second refusal is raised."""
     async with serving((401, "{}"), (200, {})) as server, KubeClient(server.configuration) as client:
         await client.get(POD, "ns", "p")
         assert [asked["authorization"] for asked in server.asked] == ["Bearer token-1", "Bearer token-2"]
@@ -185,7 +185,7 @@ async def test_silence_and_lost_credentials_are_worth_another_attempt() -> None:
 
 
 async def test_nothing_is_written_behind_the_fence() -> None:
-    """Who does not hold the lease reads, and writes nothing but the lease."""
+    """A client without the lease reads, and writes nothing but the lease."""
 
     def fence(namespace: str) -> None:
         raise LeadershipLost(f"another acts in {namespace}")

@@ -44,7 +44,7 @@ def plugin(folder: Path, script: str) -> dict[str, Any]:
 
 
 async def test_a_token_file_is_read_each_time(tmp_path: Path) -> None:
-    """A kubelet replaces the token in its file; whoever asks again gets the new one."""
+    """A kubelet replaces the token in its file; the next call returns the new one."""
     token = tmp_path / "token"
     environment = kubeconfig(tmp_path, {"tokenFile": str(token)})
     for text in ("first", "second"):
@@ -125,7 +125,7 @@ async def test_a_kubeconfig_that_cannot_work_is_refused(
         await Credentials(kubeconfig(tmp_path, user, **cluster)).configuration()
 
 
-async def test_a_plugin_that_fails_is_told(tmp_path: Path) -> None:
+async def test_a_plugin_that_fails_is_reported(tmp_path: Path) -> None:
     """No token, no guess: the message names the file."""
     with pytest.raises(ConfigurationError, match="no credentials"):
         await Credentials(

@@ -10,7 +10,7 @@ from support.operator_values import CONFIG, Fleet, raw_deployment
 from support.previous_release import recorded_deployment, recorded_pool
 from turnout import terms
 from turnout.api import load_deployment
-from turnout.api.worker_facts import WorkerFacts, WorkerPorts
+from turnout.api.worker_facts import MAX_KV_TOKENS, WorkerFacts, WorkerPorts
 from turnout_operator.plan import manifests
 from turnout_operator.plan.facts import worker_facts
 from turnout_operator.plan.revision import model_revision
@@ -65,10 +65,44 @@ def test_facts_of_a_worker() -> None:
     adapters = {"adapters": [{"name": "sql", "source": "hf://acme/sql"}]}
     deployment = Fleet(raw_deployment(lora=adapters)).deployment
     assert worker_facts(deployment, "decode") == WorkerFacts(
-        engine="simulated", names=("llama", "sql"), kv_tokens=435_347, ports=WorkerPorts(http=8000)
+        engine="simulated", names=("llama", "sql"), kv_tokens=435_343, ports=WorkerPorts(http=8000)
     )
     exact = worker_facts(Fleet(raw_deployment(**EXACT)).deployment, "prefill")
     assert (exact.ports.kv_events, exact.ports.kv_replay) == (5557, 5558)
+
+
+def kv_tokens(model: dict[str, Any], accelerator: str = "H100-SXM", count: int = 1) -> int:
+    raw = raw_deployment(model=model)
+    raw["spec"]["decode"]["accelerator"] = {"type": accelerator, "count": count}
+    return worker_facts(Fleet(raw).deployment, "decode").kv_tokens
+
+
+def test_kv_tokens_are_those_of_sequences_as_long_as_the_model_may_have() -> None:
+    """Layers with windows make tokens of long sequences cheap."""
+    gemma = {"source": "hf://google/gemma-3-27b-it"}
+    assert kv_tokens({**gemma, "maxLength": 65_536}) > 1.5 * kv_tokens({**gemma, "maxLength": 8_192})
+
+
+def test_kv_tokens_are_never_more_than_routers_read() -> None:
+    """The smallest models on the most accelerators hold more."""
+    assert kv_tokens({"source": "hf://google/gemma-3-1b-it"}, "H200-SXM", 4) == MAX_KV_TOKENS
+
+
+def test_kv_tokens_that_are_not_known_are_0() -> None:
+    """Of a model that nothing is known of, and on a node whose memory is not known."""
+    assert kv_tokens({"source": "hf://acme/own"}) == 0
+    assert kv_tokens({"source": "hf://meta-llama/Llama-3.1-8B-Instruct"}, "CPU") == 0
+
+
+def test_kv_tokens_follow_the_size_that_the_user_writes() -> None:
+    """It overrides the catalog: four times the KV heads hold a quarter of the tokens."""
+    size = {"parametersMillion": 8030, "layers": 32, "attentionHeads": 32, "headDimension": 128}
+    few, many = (
+        kv_tokens({"source": "hf://meta-llama/Llama-3.1-8B", "architecture": {**size, "kvHeads": heads}})
+        for heads in (8, 32)
+    )
+    assert few == pytest.approx(kv_tokens({"source": "hf://meta-llama/Llama-3.1-8B"}), rel=0.01)
+    assert many == pytest.approx(few / 4, rel=0.01)
 
 
 def test_every_pod_of_a_new_pool_is_born_with_its_facts() -> None:

@@ -1,4 +1,4 @@
-"""Who takes, renews or waits for the lease: the decision, and the fence before every write."""
+"""Taking, renewing or waiting for the lease: the decision, and the fence before every write."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_holder_that_renews_is_never_robbed(renewals: list[float]) -> None:
         assert step(seen, "me", TIMING, now) == "wait"
 
 
-def test_a_holder_stops_before_anybody_may_take_over() -> None:
+def test_a_holder_stops_before_another_may_take_over() -> None:
     """The renew deadline, with the longest wait for an answer, ends before the duration."""
     assert TIMING.renew_deadline_seconds + 3.0 < TIMING.duration_seconds
     assert TIMING.duration_seconds + 2 * TIMING.retry_seconds <= 20

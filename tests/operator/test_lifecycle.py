@@ -35,9 +35,9 @@ def manifest(
 ) -> dict[str, Any]:
     """Return a deployment that runs on the node under control; its time runs fast, so decisions come every second."""
     made = llmdeployment(name, prefill=prefill, decode=decode, **spec)
-    for half in ("prefill", "decode"):
-        if half in made["spec"]:
-            made["spec"][half]["accelerator"]["type"] = ACCELERATOR
+    for pool in ("prefill", "decode"):
+        if pool in made["spec"]:
+            made["spec"][pool]["accelerator"]["type"] = ACCELERATOR
     return made
 
 
@@ -54,7 +54,7 @@ def pools(cluster: Cluster, namespace: str) -> dict[str, dict[str, Any]]:
 
 
 def test_apply_leads_to_ready(cluster: Cluster, namespace: str, operator: OperatorProcess) -> None:
-    """A manifest becomes pools, services and budgets; status tells the truth; the children are its own."""
+    """A manifest becomes pools, services and budgets; status matches; the children are its own."""
     apply(cluster, namespace, manifest())
     wait_until("Ready", lambda: ready(cluster, namespace), processes=(operator,))
     found = get(cluster, namespace, "llmd", "llama")
@@ -96,7 +96,7 @@ def test_workers_run_for_real(cluster: Cluster, namespace: str, operator: Operat
         raise
 
 
-def test_what_somebody_breaks_is_put_back(
+def test_what_another_changes_is_repaired(
     cluster: Cluster, namespace: str, operator: OperatorProcess
 ) -> None:
     """A deleted Deployment, an edited image and a deleted Service come back; a user's own label stays."""
@@ -120,9 +120,7 @@ def test_what_somebody_breaks_is_put_back(
     assert pools(cluster, namespace)[decode]["metadata"]["labels"]["team"] == "blue"
 
 
-def test_what_is_somebody_elses_is_left_alone(
-    cluster: Cluster, namespace: str, operator: OperatorProcess
-) -> None:
+def test_what_another_owns_is_left_alone(cluster: Cluster, namespace: str, operator: OperatorProcess) -> None:
     """A Service that has a child's name is not taken over; the condition says so until the name is free."""
     cluster.kubectl("create", "service", "clusterip", "llama-decode", "--tcp=80:80", "--namespace", namespace)
     before = get(cluster, namespace, "service", "llama-decode")
@@ -147,7 +145,7 @@ def test_what_is_somebody_elses_is_left_alone(
     assert get(cluster, namespace, "service", "llama-decode")["spec"]["clusterIP"] == "None"
 
 
-def test_labels_that_somebody_takes_off_come_back(
+def test_labels_that_were_removed_come_back(
     cluster: Cluster, namespace: str, operator: OperatorProcess
 ) -> None:
     """A child that left the watched selection is found again, as often as that happens."""
@@ -179,8 +177,8 @@ def test_pods_are_drained_before_the_pool_shrinks(
         lambda: get(cluster, namespace, "llmd", "llama")["status"]["decode"]["ready"] >= 2,
         processes=(operator,),
     )
-    told = get(cluster, namespace, "llmd", "llama")["status"]["lastScaling"]
-    assert "KV cache" in told["reason"]
+    scaled = get(cluster, namespace, "llmd", "llama")["status"]["lastScaling"]
+    assert "KV cache" in scaled["reason"]
     for item in items(cluster, namespace, "pods"):
         node.loads[item["metadata"]["name"]] = Load(running=1, kv=0.02)
     draining = wait_until(
@@ -221,8 +219,8 @@ def test_a_pool_grows_by_what_routers_hold(
         )
     finally:
         node.router_page = ""
-    told = get(cluster, namespace, "llmd", "llama")["status"]["lastScaling"]
-    assert "requests waiting per replica, target at most 5" in told["reason"]
+    scaled = get(cluster, namespace, "llmd", "llama")["status"]["lastScaling"]
+    assert "requests waiting per replica, target at most 5" in scaled["reason"]
 
 
 def test_a_killed_operator_goes_on_in_the_middle_of_a_rollout(
@@ -320,7 +318,7 @@ def test_deletion_takes_everything_also_while_the_operator_is_down(
 def test_the_oldest_keeps_a_name_that_two_claim(
     cluster: Cluster, namespace: str, operator: OperatorProcess
 ) -> None:
-    """The newcomer is told who has the name, and gets it once that one is gone."""
+    """The newcomer's status names the holder of the name, and gets it once that one is gone."""
     apply(cluster, namespace, manifest("older", prefill=None, decode=(1, 1), model=_model("shared")))
     wait_until("the older is ready", lambda: ready(cluster, namespace, "older"), processes=(operator,))
     created = get(cluster, namespace, "llmd", "older")["metadata"]["creationTimestamp"]

@@ -9,12 +9,12 @@ import pytest
 
 from support.operator_values import raw_deployment
 from turnout.api import load_deployment
-from turnout.scaling.need import need_of
+from turnout.scaling.demand import demand_of
 from turnout_operator.load import pages
 from turnout_operator.load.facts import load_facts, missed_share
 from turnout_operator.load.pages import RouterPage, bucket, router_page, worker_page
 from turnout_operator.load.traffic import Traffic
-from turnout_operator.load.window import Window
+from turnout_operator.load.window import CounterWindow
 from turnout_operator.plan.pods import ObservedPod, WorkerLoad
 from turnout_operator.plan.policy import policy_of
 
@@ -30,7 +30,7 @@ def test_a_worker_page_without_the_figures_that_matter_is_none() -> None:
 
 
 def test_waiting_for_kv_is_not_waiting_for_room() -> None:
-    """Requests whose KV cache is on its way are told apart where the engine does so; for draining they count."""
+    """Requests whose KV cache is on its way are counted apart where the engine exposes them; for draining they count."""
     page = worker_page(
         "vllm:num_requests_running 2\nvllm:num_requests_waiting 14\nvllm:kv_cache_usage_perc 0.12\n"
         'vllm:num_requests_waiting_by_reason{reason="capacity"} 1\n'
@@ -54,9 +54,9 @@ def test_requests_that_wait_for_their_kv_ask_for_no_replica() -> None:
         scale=1,
     )
     assert facts.pool("decode").waiting == 0
-    need = need_of(facts.pool("decode"), 0.0, policy)
-    assert need.replicas == 1
-    assert "waiting" not in need.because
+    demand = demand_of(facts.pool("decode"), 0.0, policy)
+    assert demand.replicas == 1
+    assert "waiting" not in demand.because
 
 
 def test_a_router_page_is_split_by_deployment() -> None:
@@ -78,8 +78,8 @@ def test_a_router_page_is_split_by_deployment() -> None:
     assert page["c/d"] == RouterPage({pages.FINISHED: 1})
 
 
-def test_a_router_page_tells_what_is_held() -> None:
-    """By the half that could not begin; it is no counter of the window's."""
+def test_a_router_page_has_what_is_held() -> None:
+    """By the role that could not begin; it is no counter of the window's."""
     page = router_page(
         'turnout_router_held{deployment="a/b",role="prefill"} 3.0\n'
         'turnout_router_held{deployment="a/b",role="decode"} 0.0\n'
@@ -94,7 +94,7 @@ def test_a_router_page_tells_what_is_held() -> None:
 
 def test_a_window_counts_what_came_within_it() -> None:
     """A first sight gives the level only; a source that starts again counts from zero; old steps fall out."""
-    window = Window(10.0)
+    window = CounterWindow(10.0)
     window.add(0.0, {"r1": {"n": 100.0}})
     assert window.sums() == {}
     window.add(5.0, {"r1": {"n": 103.0}, "r2": {"n": 50.0}})
@@ -108,7 +108,7 @@ def test_a_window_counts_what_came_within_it() -> None:
 
 def test_a_source_that_is_silent_for_a_while_loses_nothing() -> None:
     """What it counted meanwhile arrives when it answers again."""
-    window = Window(60.0)
+    window = CounterWindow(60.0)
     window.add(0.0, {"r": {"n": 1.0}})
     window.add(1.0, {})
     window.add(2.0, {"r": {"n": 6.0}})
@@ -150,7 +150,7 @@ def pod(**more: Any) -> ObservedPod:
 
 
 def test_pods_become_facts_about_their_pool() -> None:
-    """Ready, starting, unschedulable and draining pods are told apart; times are in the deployment's seconds."""
+    """Ready, starting, unschedulable and draining pods are counted apart; times are in the deployment's seconds."""
     loaded = WorkerLoad(scraped_at=98.0, running=3, waiting=1, kv_utilization=0.6)
     pods = [
         pod(load=loaded),
@@ -188,7 +188,7 @@ def test_pods_become_facts_about_their_pool() -> None:
 def test_what_routers_hold_is_held_for_a_pool(
     prefill: tuple[int, int] | None, expected: dict[str, int]
 ) -> None:
-    """By the half that is short; an aggregated pool is the one that decodes."""
+    """By the role that is short; an aggregated pool is the one that decodes."""
     policy = policy_of(load_deployment(raw_deployment(prefill=prefill)).spec)
     traffic = Traffic({}, 60.0, answered=True, held={"prefill": 4, "decode": 7})
     facts = load_facts(policy, dict.fromkeys(policy.roles, 1), [], traffic, {}, now=0.0, scale=1)

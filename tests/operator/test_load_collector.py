@@ -153,7 +153,7 @@ async def test_a_router_that_was_silent_or_starts_again_adds_nothing_once(scrape
 
 
 async def test_held_time_without_workers_is_no_occupancy(scraped: Scraped) -> None:
-    """Where no prefill worker told of its time twice, nothing is known; and a decode pool has none of prefill's."""
+    """Where no prefill worker has exposed its time twice, nothing is known; and a decode pool has none of prefill's."""
     assert await scraped.read(worker(0.0), router(0.0, 0, 0), router(0.0, 0, 0)) is None
     assert await scraped.read("", router(50.0, 9, 0), router(0.0, 0, 0)) is None
     scraped.role = "decode"
@@ -161,7 +161,7 @@ async def test_held_time_without_workers_is_no_occupancy(scraped: Scraped) -> No
     assert await scraped.read(worker(20.0), router(90.0, 0, 0), router(0.0, 0, 0)) == 1.0
 
 
-async def test_a_routers_own_page_tells_it_in_the_deployments_seconds(tmp_path: Path) -> None:
+async def test_a_routers_own_page_has_it_in_the_deployments_seconds(tmp_path: Path) -> None:
     """One request held at time scale 2 adds 2 s in each real second, under the names that the operator reads."""
     scale, long = 2, "word " * 80_000  # which takes an H100 some 7 s
     async with mock_worker(behavior="gated") as busy:
@@ -171,22 +171,22 @@ async def test_a_routers_own_page_tells_it_in_the_deployments_seconds(tmp_path: 
             await eventually(lambda: len(busy.received) == 1)
             asking.append(asyncio.create_task(r.chat(long, stream=True)))
 
-            async def told() -> RouterPage:
+            async def page_now() -> RouterPage:
                 return router_page((await r.admin.get("/metrics")).text).get(DEPLOYMENT, RouterPage())
 
             async def one_held() -> bool:
-                return (await told()).held == {"prefill": 0, "decode": 1}
+                return (await page_now()).held == {"prefill": 0, "decode": 1}
 
             await eventually_async(one_held)
-            first = (await told()).held_seconds["decode"]
+            first = (await page_now()).held_seconds["decode"]
             earliest = time.monotonic()
 
             async def grown() -> bool:
-                return (await told()).held_seconds["decode"] > first + 1.0
+                return (await page_now()).held_seconds["decode"] > first + 1.0
 
             await eventually_async(grown)
             least = scale * (time.monotonic() - earliest)
-            page = await told()
+            page = await page_now()
             assert page.held_seconds["decode"] - first >= least
             assert page.held_seconds["prefill"] == 0.0
             busy.gate.set()
@@ -238,7 +238,7 @@ async def test_a_page_that_cannot_be_true_counts_as_none(scraped: Scraped, page:
         'turnout_router_finished_total{deployment="default/llama"} -5',
         'turnout_router_finished_total{deployment="default/llama"} +Inf',
         'turnout_router_finished_total{deployment="default/llama"} 1e308',
-        'turnout_router_held{deployment="default/llama",half="prefill"} NaN',
+        'turnout_router_held{deployment="default/llama",role="prefill"} NaN',
         'turnout_router_time_to_first_token_seconds_bucket{deployment="default/llama",le="soon"} 3',
         'turnout_router_time_to_first_token_seconds_bucket{deployment="default/llama",le="NaN"} 3',
         'turnout_router_time_to_first_token_seconds_bucket{deployment="default/llama"} 3',
@@ -379,7 +379,7 @@ def test_what_stands_still_is_parsed_once() -> None:
 
 
 async def test_what_comes_after_a_pause_is_counted_from_its_end(scraped: Scraped) -> None:
-    """A deployment that was left alone while routers told nothing new: the time before does not thin out what it gets."""
+    """A deployment that was not read while routers reported nothing new: the idle time does not dilute its figures."""
     await scraped.read(worker(0.0), OF_BEFORE, OF_BEFORE)
     arrivals = f'{pages.ARRIVALS}{{deployment="{KEY}"}} 6\n'  # which have not ended yet
     for page in (OF_BEFORE, OF_BEFORE + arrivals):

@@ -31,7 +31,7 @@ def matches(selector: dict[str, Any], labels: dict[str, str]) -> bool:
 
 
 def test_who_is_let_in() -> None:
-    """Router and operator of this installation and the deployment's own workers, on any port; nobody else."""
+    """Router and operator of this installation and the deployment's own workers, on any port; no other client."""
     made = Fleet(raw_deployment(networkPolicy="Restrict")).plan()
     (policy,) = policies(made.apply)
     spec = policy["spec"]
@@ -50,7 +50,7 @@ def test_who_is_let_in() -> None:
     assert not matches(workers["podSelector"], {**pod, terms.LABEL_DEPLOYMENT: "other"})
 
 
-def test_it_comes_and_goes_with_the_wish_and_replaces_no_pod() -> None:
+def test_it_comes_and_goes_with_its_field_and_replaces_no_pod() -> None:
     """None by default; applied when asked for, removed when not any more; the model revision is the same."""
     fleet = Fleet(raw_deployment())
     fleet.step()
@@ -71,7 +71,7 @@ def test_it_comes_and_goes_with_the_wish_and_replaces_no_pod() -> None:
 def test_on_a_cluster_it_is_made_kept_and_removed(
     cluster: Cluster, namespace: str, operator: OperatorProcess
 ) -> None:
-    """The API server takes it, it is the deployment's own, what others change is repaired, and it goes with the wish."""
+    """The API server takes it, it is the deployment's own, what others change is repaired, and it goes with its field."""
     manifest = llmdeployment("llama", prefill=(1, 1), decode=(1, 1))
     manifest["spec"]["networkPolicy"] = "Restrict"
     apply(cluster, namespace, manifest)

@@ -11,10 +11,10 @@ from support.operator_values import Fleet, raw_deployment
 from turnout.terms import LABEL_DEPLOYMENT
 from turnout_operator.kube.kinds import LLM_DEPLOYMENT, POD, kind_of
 from turnout_operator.load.collector import Collector
+from turnout_operator.name_claims import NameClaims
 from turnout_operator.observe import observer as module
 from turnout_operator.observe.observer import Observer
 from turnout_operator.observe.store import Key, Store
-from turnout_operator.settling import Settling
 
 if TYPE_CHECKING:
     from turnout_operator.plan.observed import Observed
@@ -29,8 +29,8 @@ class World:
     def __init__(self) -> None:
         self.store = Store()
         self.collector = Collector(cast("Supervisor", None))
-        self.settling = Settling(self.store)
-        self.observer = Observer(self.store, self.collector, self.settling)
+        self.name_claims = NameClaims(self.store)
+        self.observer = Observer(self.store, self.collector, self.name_claims)
         self.version = 0
         self.fleet = Fleet(raw_deployment())
         for _ in range(3):
@@ -49,8 +49,8 @@ class World:
         self.store.put(kind_of(raw), raw)
 
     def settle(self) -> None:
-        self.settling.look_at_all()
-        self.settling.settle()
+        self.name_claims.look_at_all()
+        self.name_claims.assign()
 
     def observed(self) -> Observed:
         found = self.observer.observe(KEY)
@@ -78,7 +78,7 @@ def test_nothing_is_made_anew_while_nothing_changes() -> None:
 
 
 async def test_every_change_is_seen() -> None:
-    """Of the deployment, of a child, of a pod, of the load, and of who has its name."""
+    """Of the deployment, of a child, of a pod, of the load, and of the assignment of its name."""
     world = World()
     seen = [world.observed()]
 

@@ -80,7 +80,7 @@ def test_refused_pods_say_why(message: str, expected: str) -> None:
         assert expected in said
 
 
-def test_a_refusal_that_is_over_is_not_told() -> None:
+def test_a_refusal_that_is_over_is_not_reported() -> None:
     """All pods are there, though the condition still stands for a moment."""
     fleet = started()
     pods = dict(fleet.pods)
@@ -223,7 +223,7 @@ def test_pods_that_their_node_refuses_say_why() -> None:
 
 
 def test_a_rollout_that_is_refused_says_so_while_the_old_revision_serves() -> None:
-    """The role is ready, so Ready alone can tell what the new revision waits for."""
+    """The role is ready, so Ready alone can report what the new revision waits for."""
     fleet = started()
     fleet.follow()
     fleet.step()
@@ -263,10 +263,10 @@ def test_the_end_of_a_long_message_is_kept() -> None:
 
 
 @pytest.mark.cluster
-def test_a_quota_that_refuses_the_workers_is_told(
+def test_a_quota_that_refuses_the_workers_is_reported(
     cluster: Cluster, namespace: str, operator: OperatorProcess
 ) -> None:
-    """On a real API server, and what is missing is told no longer once the quota is gone."""
+    """On a real API server, and what is missing is no longer reported once the quota is gone."""
     quota = {
         "apiVersion": "v1",
         "kind": "ResourceQuota",

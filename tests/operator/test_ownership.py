@@ -39,8 +39,8 @@ def reference(kind: str, name: str, uid: str, *, controller: bool = True) -> dic
         "with another owner that does not control it",
         "of another deployment",
         "of another controller",
-        "a stranger",
-        "a stranger with one label alike",
+        "another's",
+        "another's with one label alike",
         "left behind by another deployment",
     ],
 )

@@ -12,7 +12,7 @@ from support.installation import llmdeployment
 from support.operator_node import ACCELERATOR
 from support.operator_process import apply, condition, get, items, wait_until
 from support.operator_values import Fleet, raw_deployment
-from turnout.scaling.decision import Decision
+from turnout.scaling.decision import ScalingDecision
 from turnout_operator.load import pages
 from turnout_operator.load.pace import IDLE_INTERVALS, RESYNC_SECONDS, interval_seconds, pause_seconds
 from turnout_operator.load.traffic import Traffic
@@ -30,9 +30,9 @@ HELD = Traffic({}, 60.0, answered=True, held={"decode": 1})
 QUIET = Traffic({pages.ARRIVALS: 0.0}, 60.0, answered=True, held={"decode": 0})
 
 
-def kept(observed: Observed, **desired: int) -> Decision:
+def kept(observed: Observed, **desired: int) -> ScalingDecision:
     """Return a decision that keeps the replicas, or changes some."""
-    return Decision(
+    return ScalingDecision(
         {**observed.desired, **desired}, observed.desired, apply=True, reason="because the test says so"
     )  # type: ignore[dict-item]
 
@@ -52,7 +52,7 @@ def serving() -> Fleet:
 
 
 def test_without_a_worker_there_is_nothing_to_read() -> None:
-    """What may change is told by the API server and by routers; requests that come in vain are counted at full pace."""
+    """Changes are reported by the API server and by routers; requests that come in vain are counted at full pace."""
     fleet = Fleet(raw_deployment())
     for _ in range(3):
         fleet.step(ready=False)

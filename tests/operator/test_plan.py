@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import pytest
@@ -11,23 +12,24 @@ from hypothesis import strategies as st
 
 from support.operator_values import CONFIG, Fleet, raw_deployment
 from turnout import terms
-from turnout.scaling.decision import Decision, ScalingLimit
+from turnout.scaling.decision import ScalingDecision, ScalingLimit
+from turnout.sizing.architecture import ModelArchitecture
 from turnout_operator.plan.config import PlanConfig
 from turnout_operator.plan.status import condition
 
 
 def decided(
     fleet: Fleet, *, apply: bool = True, limit: ScalingLimit | None = None, **desired: int
-) -> Decision:
+) -> ScalingDecision:
     current: Any = {
         role: (fleet.raw["status"].get("prefill" if role == "prefill" else "decode") or {})["desired"]
         for role in desired
     }
-    return Decision(desired, current, apply, "because the test says so", limit)  # type: ignore[arg-type]
+    return ScalingDecision(desired, current, apply, "because the test says so", limit)  # type: ignore[arg-type]
 
 
 def settled(
-    fleet: Fleet, decision: Decision | None = None, config: PlanConfig = CONFIG, steps: int = 40
+    fleet: Fleet, decision: ScalingDecision | None = None, config: PlanConfig = CONFIG, steps: int = 40
 ) -> Fleet:
     """Step until a plan has nothing left to do."""
     for _ in range(steps):
@@ -120,7 +122,7 @@ def test_nothing_is_done_where_nothing_differs() -> None:
     ids=["replicas", "image", "arguments", "label", "owner"],
 )
 def test_an_edited_child_is_put_back(edit: Any) -> None:
-    """Whatever of ours somebody changes is applied again, and nothing else is."""
+    """Whatever another writer changes of ours is applied again, and nothing else is."""
     fleet = settled(Fleet(raw_deployment(prefill=None)))
     key = next(key for key in fleet.children if key[0] == "Deployment")
     fleet.children[key] = copy.deepcopy(fleet.children[key])
@@ -129,13 +131,13 @@ def test_an_edited_child_is_put_back(edit: Any) -> None:
 
 
 def test_a_deleted_child_comes_back() -> None:
-    """A Service that somebody deletes is applied again."""
+    """A Service that was deleted is applied again."""
     fleet = settled(Fleet(raw_deployment()))
     del fleet.children["Service", "llama-decode"]
     assert [(m["kind"], m["metadata"]["name"]) for m in fleet.plan().apply] == [("Service", "llama-decode")]
 
 
-def test_edited_replicas_are_not_taken_for_a_wish() -> None:
+def test_edited_replicas_are_not_taken_for_a_request() -> None:
     """What scaling asked for stands in status: someone's kubectl scale does not become the new size."""
     fleet = settled(Fleet(raw_deployment()))
     pool = next(
@@ -148,7 +150,7 @@ def test_edited_replicas_are_not_taken_for_a_wish() -> None:
     assert "lastScaling" not in made.status
 
 
-def test_scaling_up_applies_and_tells() -> None:
+def test_scaling_up_applies_and_reports() -> None:
     """More replicas are asked for at once; status and Event carry the decision's sentence."""
     fleet = settled(Fleet(raw_deployment()))
     made = fleet.step(decided(fleet, prefill=1, decode=3))
@@ -206,10 +208,10 @@ def test_demand_that_returns_takes_a_draining_pod_back() -> None:
 @given(data=st.data())
 @settings(max_examples=60)
 def test_no_loaded_pod_ever_leaves_before_its_deadline(data: st.DataObject) -> None:
-    """However wishes change and operators restart between passes, only idle pods are taken."""
+    """However decisions change and operators restart between passes, only idle pods are taken."""
     fleet = settled(Fleet(raw_deployment(prefill=None, decode=(1, 6))))
     for _ in range(data.draw(st.integers(3, 12))):
-        wish = decided(fleet, aggregated=data.draw(st.integers(1, 6)))
+        decision = decided(fleet, aggregated=data.draw(st.integers(1, 6)))
         # A router gives nothing new to a draining pod, and nothing at all to one that is not ready.
         fleet.loads = {
             pod.name: data.draw(st.integers(0, fleet.loads.get(pod.name, 0) if pod.draining else 2))
@@ -217,7 +219,7 @@ def test_no_loaded_pod_ever_leaves_before_its_deadline(data: st.DataObject) -> N
             if pod.ready
         }
         before = len(fleet.gone)
-        fleet.step(wish if data.draw(st.booleans()) else None, ready=data.draw(st.booleans()))
+        fleet.step(decision if data.draw(st.booleans()) else None, ready=data.draw(st.booleans()))
         assert all(fleet.loads.get(name, 0) == 0 for name in fleet.gone[before:])
     fleet.loads = {}
     settled(fleet, decided(fleet, aggregated=1), steps=200)
@@ -225,7 +227,7 @@ def test_no_loaded_pod_ever_leaves_before_its_deadline(data: st.DataObject) -> N
 
 
 def test_a_new_model_rolls_prefill_and_decode_out_together() -> None:
-    """At every step a revision that serves has both halves, as many as are asked for in all, and the old one drains."""
+    """At every step a revision that serves has both roles, as many as are asked for in all, and the old one drains."""
     fleet = settled(Fleet(raw_deployment(prefill=(2, 4), decode=(4, 6))))
     fleet.raw["spec"]["model"]["revision"] = "v2"
     fleet.raw["metadata"]["generation"] = 2
@@ -281,6 +283,71 @@ def test_a_model_that_does_not_fit_starts_nothing() -> None:
     assert "accelerator.count" in condition(made.status, "Ready")["message"]
 
 
+SIZE = {"parametersMillion": 70_000, "layers": 80, "attentionHeads": 64, "kvHeads": 8, "headDimension": 128}
+
+
+def pod_specs(fleet: Fleet) -> list[dict[str, Any]]:
+    """Return what the pools' pods are made from."""
+    return [
+        child["spec"]["template"]["spec"]
+        for (kind, _), child in fleet.children.items()
+        if kind == "Deployment"
+    ]
+
+
+def test_a_model_of_unknown_size_is_rolled_out() -> None:
+    """Nothing can be checked, so nothing is refused; the condition says what to write to have it checked."""
+    fleet = settled(Fleet(raw_deployment(model={"source": "hf://acme/own", "servedNames": ["own"]})))
+    found = condition(fleet.raw["status"], "ModelFits")
+    assert (found["status"], found["reason"]) == ("Unknown", "UnknownModel")
+    assert "write spec.model.architecture" in found["message"]
+    assert condition(fleet.raw["status"], "Ready")["status"] == "True"
+
+
+def test_the_size_that_a_user_writes_is_checked() -> None:
+    """As that of the catalog is, with the same arithmetic; it reaches the workers, and one that fits is rolled out."""
+    model = {"source": "hf://acme/own", "servedNames": ["own"], "architecture": SIZE}
+    made = Fleet(raw_deployment(model=model)).plan()
+    found = condition(made.status, "ModelFits")
+    assert (found["status"], found["reason"]) == ("False", "TooLittleMemory")
+    assert "acme/own has 130 GiB of weights" in found["message"]
+    assert made.apply == ()
+    smaller = settled(Fleet(raw_deployment(model={**model, "architecture": {**SIZE, "bitsPerParameter": 4}})))
+    assert condition(smaller.raw["status"], "ModelFits")["status"] == "True"
+    for spec in pod_specs(smaller):
+        (container,) = spec["containers"]
+        described = json.loads(container["args"][container["args"].index("--architecture") + 1])
+        assert ModelArchitecture.from_fields(described).weight_bytes == 35_000_000_000
+
+
+def test_the_size_is_no_part_of_the_model() -> None:
+    """Another one makes no other revision, and pairs workers as before."""
+    plain = settled(Fleet(raw_deployment()))
+    revision = plain.raw["status"]["revision"]
+    plain.raw["spec"]["model"]["architecture"] = {**SIZE, "parametersMillion": 8_000}
+    assert settled(plain).raw["status"]["revision"] == revision
+
+
+def test_workers_on_processors_ask_for_no_device() -> None:
+    """They run on any node, and whether the model fits there is not known."""
+    raw = raw_deployment()
+    for role in ("prefill", "decode"):
+        raw["spec"][role]["accelerator"] = {"type": "CPU"}
+    fleet = settled(Fleet(raw))
+    assert condition(fleet.raw["status"], "ModelFits")["reason"] == "UnknownMemory"
+    assert len(pod_specs(fleet)) == 2
+    for spec in pod_specs(fleet):
+        assert not {"nodeSelector", "tolerations"} & set(spec)
+        assert "resources" not in spec["containers"][0]
+
+
+def test_a_misfit_of_one_pool_outweighs_what_is_not_known_of_another() -> None:
+    """Prefill on processors, decode on an accelerator that is too small."""
+    raw = raw_deployment(model={"source": "hf://meta-llama/Llama-3.1-70B", "servedNames": ["big"]})
+    raw["spec"]["prefill"]["accelerator"] = {"type": "CPU"}
+    assert condition(Fleet(raw).plan().status, "ModelFits")["reason"] == "TooLittleMemory"
+
+
 def test_a_change_that_does_not_fit_leaves_what_serves_alone() -> None:
     """The old revision goes on serving, and ModelFits says why the new one is not there."""
     fleet = settled(Fleet(raw_deployment()))
@@ -303,8 +370,8 @@ def test_narrower_bounds_hold_at_once() -> None:
     assert fleet.ready("decode") == 3
 
 
-def test_advice_changes_nothing_and_is_told_once() -> None:
-    """Mode Advisory: the wish stands in a condition and one Event, replicas stay."""
+def test_advice_changes_nothing_and_is_posted_once() -> None:
+    """Mode Advisory: the recommendation stands in a condition and one Event, replicas stay."""
     fleet = settled(Fleet(raw_deployment(scaling={"mode": "Advisory"})))
     advice = decided(fleet, apply=False, prefill=1, decode=4)
     made = fleet.step(advice)
@@ -339,7 +406,7 @@ def test_conditions_keep_their_time_while_they_stay_the_same() -> None:
 
 
 def test_a_pod_without_a_node_is_named() -> None:
-    """The scheduler's words stand in Ready, so that nobody has to look for them."""
+    """The scheduler's words stand in Ready, so that users need not look for them."""
     fleet = Fleet(raw_deployment(prefill=None))
     fleet.step(ready=False)
     for pod in fleet.pods.values():

@@ -116,7 +116,7 @@ async def following(
 async def test_a_namespace_that_is_refused_is_left_out(
     error: ApiError, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the start, without holding anybody up; once it can be read, all that is in it is looked at."""
+    """From the start, without delaying the others; once it can be read, all that is in it is looked at."""
     cluster = Cluster({("h", None): error})
     async with following(cluster, monkeypatch, "v", "h") as seen:
         assert seen.scopes.is_readable("v")

@@ -26,7 +26,7 @@ def thing(name: str = "a", version: int = 1, uid: str = "u", owner: str = "llama
     return {"metadata": {**meta, "managedFields": ["long"]}}
 
 
-def test_an_older_version_tells_nothing() -> None:
+def test_an_older_version_changes_nothing() -> None:
     """What a late event shows does not undo what a newer one showed."""
     store = Store()
     assert store.put(POD, thing(version=10))
@@ -44,7 +44,7 @@ def test_what_was_deleted_does_not_come_back() -> None:
 
 
 def test_what_only_left_the_selector_comes_back() -> None:
-    """A watch by label tells of an object that lost the label as of one that is gone; who has read it knows better."""
+    """A watch by label reports an object that lost the label as deleted; reading the object corrects that."""
     store = Store()
     store.put(POD, thing(version=1))
     store.remove(POD, thing(version=2))
@@ -77,7 +77,7 @@ def test_children_are_found_by_owner() -> None:
 
 
 def test_field_managers_are_not_kept() -> None:
-    """The greater part of an object is who wrote it, which nobody reads."""
+    """The greater part of an object is managedFields, which the operator does not read."""
     store = Store()
     store.put(POD, thing())
     assert "managedFields" not in store.all(POD)[0]["metadata"]

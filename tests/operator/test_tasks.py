@@ -22,25 +22,23 @@ from support.router_running import eventually
 from support.worker_process import free_port
 from turnout_operator import admin, controller
 from turnout_operator.admin import serving
-from turnout_operator.controller import Controller
+from turnout_operator.assembly import assemble
 from turnout_operator.effects import Executor
 from turnout_operator.errors import LeadershipLost, NotFound
 from turnout_operator.kube.kinds import LLM_DEPLOYMENT, WATCHED, Kind, kind_of
 from turnout_operator.load.collector import Collector, Target
 from turnout_operator.metrics import TASKS, Metrics
+from turnout_operator.namespace_leases import NamespaceLeases
 from turnout_operator.observe import scopes
-from turnout_operator.observe.observer import Observer
 from turnout_operator.observe.store import Key, Store
-from turnout_operator.reconciler import Reconciler
-from turnout_operator.scaler import Scaler
-from turnout_operator.settling import Settling
-from turnout_operator.territory import Territory
 from turnout_runtime.supervision import Backoff, Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from turnout_operator.controller import Controller
     from turnout_operator.kube.client import KubeClient
+    from turnout_operator.scaler import Scaler
 
 LOG = logging.getLogger(__name__)
 
@@ -53,7 +51,7 @@ EACH_WITHOUT_WAITING = pytest.mark.parametrize("error", ERRORS[:-1], ids=lambda 
 
 @dataclass
 class Cluster:
-    """What an API server would answer, and the watch that is told what happens."""
+    """What an API server would answer, and the watch that reports the changes."""
 
     objects: dict[Kind, dict[str, dict[str, Any]]] = field(default_factory=dict)
     applied: list[str] = field(default_factory=list)
@@ -154,40 +152,19 @@ async def running(monkeypatch: pytest.MonkeyPatch, cluster: Cluster) -> AsyncIte
     tasks = Supervisor(metrics.task_failed, LOG, backoff=Backoff(0.01, 0.05))
     stop = asyncio.Event()
     async with Collector(tasks, timeout_seconds=0.5) as collector:
-        territory = Territory(client, release="test/op")
-        settling = Settling(store)
-        observer = Observer(store, collector, settling)
-        scaler = Scaler(
-            store,
-            observer,
-            collector,
-            metrics,
-            router_namespace="turnout-system",
-            tasks=tasks,
-            acts=territory.holds,
-        )
-        reconciler = Reconciler(
-            store,
-            observer=observer,
-            settling=settling,
-            executor=Executor(client, store, "test"),
-            scaler=scaler,
-            metrics=metrics,
-            config=CONFIG,
-        )
-        made = Controller(
-            store,
+        namespace_leases = NamespaceLeases(client, release="test/op")
+        parts = assemble(
             client,
-            reconciler,
-            scaler,
+            store,
+            collector,
+            Executor(client, store, "test"),
             metrics,
-            settling=settling,
+            config=CONFIG,
             tasks=tasks,
-            territory=territory,
+            namespace_leases=namespace_leases,
             connect=cast("Any", None),
-            watched=(),
-            namespaces=(),
         )
+        made, scaler = parts.controller, parts.scaler
         made.start(stop)
         try:
             await eventually(lambda: made.synced)
@@ -356,14 +333,14 @@ async def test_a_mark_that_raises_is_tried_again(
     """The keeping of namespaces goes on."""
     async with running(monkeypatch, one_deployment()) as r:
         await r.reconciles()
-        territory = r.controller._territory
-        look = territory._look
+        namespace_leases = r.controller._namespace_leases
+        look = namespace_leases._look
 
         async def broken(namespace: str) -> None:
-            monkeypatch.setattr(territory, "_look", look)
+            monkeypatch.setattr(namespace_leases, "_look", look)
             raise error
 
-        monkeypatch.setattr(territory, "_look", broken)
+        monkeypatch.setattr(namespace_leases, "_look", broken)
         await eventually(lambda: r.failures("namespaces") == 1)
         await r.reconciles()
 

@@ -66,7 +66,7 @@ def ready(cluster: Cluster, namespace: str, kind: str, name: str) -> dict[str, A
     return condition(get(cluster, namespace, kind, name), "Ready")
 
 
-def test_a_watched_namespace_that_is_deleted_stops_nobody(
+def test_a_watched_namespace_that_is_deleted_stops_no_other(
     cluster: Cluster, home: str, namespace: str, other: str, tmp_path: Path
 ) -> None:
     """Neither while the operator runs nor when it starts anew; made anew, with its Role, it is taken up by itself."""
@@ -106,7 +106,7 @@ def test_a_watched_namespace_that_is_deleted_stops_nobody(
 def test_names_and_keys_are_settled_over_namespaces(
     cluster: Cluster, home: str, namespace: str, other: str, tmp_path: Path
 ) -> None:
-    """The first keeps them, also when it is deleted and made anew, and the other is told; a scope of its own making opens nothing."""
+    """The first keeps them, also when it is deleted and made anew, and the other's status says so; a scope of its own making opens nothing."""
     install(cluster, home, f"watchNamespaces={{{namespace},{other}}}")
     flags = ("--watch-namespace", namespace, "--watch-namespace", other)
     name, digest, foreign = f"{namespace}-n", uuid.uuid4().hex * 2, uuid.uuid4().hex * 2
@@ -117,20 +117,20 @@ def test_names_and_keys_are_settled_over_namespaces(
         "spec": {"names": [name, f"{name}-r"], "targets": [{"deployment": "m"}]},
     }
 
-    def told(  # noqa: PLR0917 - of one test
+    def reports(  # noqa: PLR0917 - of one test
         where: str, kind: str, called: str, reason: str, operator: OperatorProcess, says: str = ""
     ) -> None:
         """Wait for *reason* with a message that holds *says*: its words may follow the reason a second later."""
 
-        def is_told() -> bool:
+        def is_reported() -> bool:
             found = ready(cluster, where, kind, called)
             return found.get("reason") == reason and says in found["message"]
 
-        wait_until(f"{reason} that says {says!r}", is_told, 30, (operator,))
+        wait_until(f"{reason} that says {says!r}", is_reported, 30, (operator,))
 
     with OperatorProcess(cluster, home, tmp_path, arguments=flags) as operator:
         apply(cluster, namespace, plain("m", name), budget("b", digest))
-        told(namespace, "tokenbudget", "b", "KeysValid", operator)
+        reports(namespace, "tokenbudget", "b", "KeysValid", operator)
         wait_until(
             "its name",
             lambda: (get(cluster, namespace, "llmd", "m").get("status") or {}).get("servedNames") == [name],
@@ -138,10 +138,10 @@ def test_names_and_keys_are_settled_over_namespaces(
             (operator,),
         )
         apply(cluster, other, plain("m", name), budget("b", digest, foreign, scope="Cluster"), route)
-        told(other, "llmd", "m", "ServedNameConflict", operator, f"served by {namespace}/m")
-        told(other, "tokenbudget", "b", "KeyConflict", operator)
+        reports(other, "llmd", "m", "ServedNameConflict", operator, f"served by {namespace}/m")
+        reports(other, "tokenbudget", "b", "KeyConflict", operator)
         assert get(cluster, other, "tokenbudget", "b")["status"]["acceptedKeys"] == ["k1"]
-        told(other, "llmr", "r", "NameConflict", operator)
+        reports(other, "llmr", "r", "NameConflict", operator)
         assert get(cluster, other, "llmr", "r")["status"]["servedNames"] == [f"{name}-r"]
         cluster.kubectl("delete", "llmd,tokenbudget", "--all", "--namespace", namespace)
         wait_until(
@@ -151,10 +151,10 @@ def test_names_and_keys_are_settled_over_namespaces(
             (operator,),
         )
         apply(cluster, namespace, plain("m", name), budget("b", digest))
-        told(namespace, "tokenbudget", "b", "KeysValid", operator)
-        told(other, "llmd", "m", "ServedNameConflict", operator, f"served by {namespace}/m")
+        reports(namespace, "tokenbudget", "b", "KeysValid", operator)
+        reports(other, "llmd", "m", "ServedNameConflict", operator, f"served by {namespace}/m")
         apply(cluster, other, budget("b", foreign, scope="Cluster"))
-        told(other, "tokenbudget", "b", "ScopeNotAllowed", operator, f"namespace {home} alone")
+        reports(other, "tokenbudget", "b", "ScopeNotAllowed", operator, f"namespace {home} alone")
         # Given up by its spec, a name is free at once.
         apply(cluster, namespace, plain("m", f"{name}-2"))
         wait_until(

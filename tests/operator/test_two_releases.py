@@ -13,7 +13,7 @@ import pytest
 from support.installation import llmdeployment
 from support.operator_node import ACCELERATOR
 from support.operator_process import OperatorProcess, apply, condition, get, install, items, wait_until
-from turnout_operator.territory import CLUSTER, MARK, TIMING
+from turnout_operator.namespace_leases import CLUSTER, MARK, TIMING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -118,7 +118,7 @@ def test_the_second_release_stands_still_until_the_first_is_gone(
 def test_a_release_for_some_namespaces_beside_one_for_all(
     cluster: Cluster, namespace: str, tmp_path: Path
 ) -> None:
-    """Each under its own rights; who looks after all leaves that one namespace out, and a second one for all stands still."""
+    """Each under its own rights; the release for all namespaces leaves that one out, and a second one for all stands still."""
     with release(cluster, tmp_path, "some", namespace) as some:
         wait_until("its namespace is marked", lambda: get(cluster, namespace, "lease", MARK), 30, (some,))
         with release(cluster, tmp_path, "all") as everywhere:

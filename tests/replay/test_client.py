@@ -18,7 +18,7 @@ from turnout_simulator.traces import Trace, TraceRequest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from turnout_cli.replay.figures import Outcome
+    from turnout_cli.replay.figures import ReplayOutcome
 
 
 def trace_of(count: int, *, output: int = 3, gap_seconds: float = 0.0) -> Trace:
@@ -31,7 +31,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def replayed(trace: Trace, url: str, **settings: float) -> list[Outcome]:
+async def replayed(trace: Trace, url: str, **settings: float) -> list[ReplayOutcome]:
     async with Client(Target.parse(url)) as client:
         replay = Replay(trace, client, ReplaySettings(model="m", **settings))  # type: ignore[arg-type]
         await replay.run()
@@ -43,7 +43,7 @@ async def replayed(trace: Trace, url: str, **settings: float) -> list[Outcome]:
 def test_uvloop_drives_it() -> None:
     """The commands run it on uvloop, whose transports are no asyncio.Transport."""
 
-    async def run() -> list[Outcome]:
+    async def run() -> list[ReplayOutcome]:
         async with scripted(whole_answer(3)) as server:
             return await replayed(trace_of(3, gap_seconds=0.02), server.url)
 
@@ -51,7 +51,7 @@ def test_uvloop_drives_it() -> None:
 
 
 async def test_a_whole_answer_is_a_success() -> None:
-    """Status, tokens and latencies of a complete stream are told."""
+    """Status, tokens and latencies of a complete stream are measured."""
     async with scripted(whole_answer(3)) as server:
         (outcome,) = await replayed(trace_of(1), server.url)
     assert outcome.failure is None
@@ -96,7 +96,7 @@ async def test_a_connection_closed_while_idle_is_replaced() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("answer", "failure"),
     [
         (HEAD + chunk(text_event("a")), "the connection ended before the answer did"),
         (HEAD + chunk(text_event("a")) + b"0\r\n\r\n", "the stream ended without [DONE]"),
@@ -114,12 +114,12 @@ async def test_a_connection_closed_while_idle_is_replaced() -> None:
         (b"", "the connection ended before the answer did"),
     ],
 )
-async def test_what_is_not_whole_failed(answer: bytes, told: str) -> None:
+async def test_what_is_not_whole_failed(answer: bytes, failure: str) -> None:
     """Cut streams, short streams, error events, error statuses and garbage are failures with their reason."""
     async with scripted(answer) as server:
         (outcome,) = await replayed(trace_of(1), server.url)
     assert outcome.failure is not None
-    assert told in outcome.failure
+    assert failure in outcome.failure
 
 
 async def test_a_hanging_server_meets_the_deadline() -> None:
@@ -132,7 +132,7 @@ async def test_a_hanging_server_meets_the_deadline() -> None:
 
 
 async def test_no_server_is_a_failure_of_each_request() -> None:
-    """Nobody listening: every request fails with the address, and the replay ends."""
+    """No server listens: every request fails with the address, and the replay ends."""
     async with scripted(whole_answer(1)) as server:
         url = server.url
     outcomes = await replayed(trace_of(3), url)
@@ -140,7 +140,7 @@ async def test_no_server_is_a_failure_of_each_request() -> None:
 
 
 async def test_times_are_the_deployments() -> None:
-    """At time scale 10 a second of the trace takes a tenth, and latencies are told tenfold."""
+    """At time scale 10 a second of the trace takes a tenth, and latencies are multiplied by ten."""
     loop = asyncio.get_running_loop()
     async with scripted(whole_answer(3)) as server:
         began = loop.time()
@@ -151,7 +151,7 @@ async def test_times_are_the_deployments() -> None:
 
 
 async def test_a_full_house_waits_and_says_so() -> None:
-    """With room for one, the second request waits for the first, and its lag tells for how long."""
+    """With room for one, the second request waits for the first, and its lag shows for how long."""
     async with scripted(None, whole_answer(3)) as server:
         outcomes = await replayed(trace_of(2), server.url, deadline_seconds=0.3, max_in_flight=1)
     assert outcomes[1].failure is None

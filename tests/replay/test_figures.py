@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnout_cli.replay.figures import Objectives, Outcome, figures, percentile
+from turnout_cli.replay.figures import Objectives, ReplayOutcome, figures, percentile
 
 OBJECTIVES = Objectives(time_to_first_token_seconds=2.0, inter_token_latency_seconds=0.05)
-GOOD = Outcome(
+GOOD = ReplayOutcome(
     index=0,
     sent_at=0.0,
     lag_seconds=0.0,
@@ -57,7 +57,7 @@ def test_nothing_has_no_figures() -> None:
         (replace(GOOD, ttft_seconds=None), False),
     ],
 )
-def test_good_meets_both_objectives(outcome: Outcome, meets: bool) -> None:  # noqa: FBT001 - a table's column
+def test_good_meets_both_objectives(outcome: ReplayOutcome, meets: bool) -> None:  # noqa: FBT001 - a table's column
     """An objective met exactly is met; a failed request never is; one token has no time between tokens."""
     assert outcome.meets(OBJECTIVES) is meets
 

@@ -59,7 +59,7 @@ def test_a_broken_stream_is_not_done() -> None:
 
 
 def test_an_error_event_is_found() -> None:
-    """An error inside the stream is told with its message, although the status was 200."""
+    """An error inside the stream is reported with its message, although the status was 200."""
     reader = StreamReader()
     reader.feed(ROLE + text_event("a"), 1.0)
     reader.feed(b'data: {"error":{"message":"worker died","code":502}}\n\n', 2.0)

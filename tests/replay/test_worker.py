@@ -6,7 +6,7 @@ import uvloop
 
 from support.worker_process import running_worker
 from turnout_cli.replay.client import Client, Target
-from turnout_cli.replay.figures import Objectives, Outcome, figures
+from turnout_cli.replay.figures import Objectives, ReplayOutcome, figures
 from turnout_cli.replay.replay import Replay, ReplaySettings
 from turnout_simulator.generate import TrafficShape, generate
 from turnout_simulator.traces import Trace, TraceRequest, clip
@@ -14,8 +14,8 @@ from turnout_simulator.traces import Trace, TraceRequest, clip
 TIME_SCALE = 20
 
 
-def replayed(trace: Trace, url: str, model: str) -> list[Outcome]:
-    async def run() -> list[Outcome]:
+def replayed(trace: Trace, url: str, model: str) -> list[ReplayOutcome]:
+    async def run() -> list[ReplayOutcome]:
         async with Client(Target.parse(url)) as client:
             replay = Replay(trace, client, ReplaySettings(model=model, time_scale=TIME_SCALE))
             await replay.run()
@@ -54,10 +54,10 @@ def test_equal_prefixes_meet_the_prefix_cache() -> None:
     assert second.cached_tokens >= 8 * 512 - 16
 
 
-def test_refusals_are_told_as_the_server_words_them() -> None:
+def test_refusals_are_reported_as_the_server_words_them() -> None:
     """A name that the worker does not serve: every request fails with its status and message."""
     trace = Trace("t", (TraceRequest(0.0, 100, 4, (0,)),))
     with running_worker(time_scale=TIME_SCALE) as worker:
-        (outcome,) = replayed(trace, worker.url, "nobody")
+        (outcome,) = replayed(trace, worker.url, "unknown")
     assert outcome.status == 404
-    assert "nobody" in (outcome.failure or "")
+    assert "unknown" in (outcome.failure or "")

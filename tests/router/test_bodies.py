@@ -121,7 +121,7 @@ async def test_a_prompt_of_a_million_token_ids_is_served(tmp_path: Path) -> None
     assert worker.sent["prompt"] == tokens
 
 
-@pytest.mark.parametrize("field", ["messages", "tools", "nobody_knows", "stream_options"])
+@pytest.mark.parametrize("field", ["messages", "tools", "not_known", "stream_options"])
 @pytest.mark.parametrize("levels", [200, 253, 254, 255, 256, 300, 900, 1023, 1100])
 async def test_every_depth_has_an_answer(tmp_path: Path, field: str, levels: int) -> None:
     """Accepted or 400, also behind another request on the same connection, and on both ways of serving."""

@@ -259,7 +259,7 @@ async def test_a_chunked_request_body_is_understood(r: Running) -> None:
     assert (await r.client.post("/v1/chat/completions", content=pieces())).status_code == 200
 
 
-async def test_a_post_without_a_body_is_told_to_send_one(r: Running) -> None:
+async def test_a_post_without_a_body_is_asked_to_send_one(r: Running) -> None:
     """411: there is neither a length nor chunks."""
     answer = await raw(r, b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
     assert status_and_error(answer)[0] == 411

@@ -105,7 +105,7 @@ async def test_a_stream_that_has_begun_runs_on(tmp_path: Path) -> None:
         assert answer.text.endswith("data: [DONE]\n\n")
 
 
-async def test_anthropics_clients_are_told_in_their_form(tmp_path: Path) -> None:
+async def test_anthropics_clients_get_errors_in_their_form(tmp_path: Path) -> None:
     """A deadline that is over is a timeout_error there."""
     async with (
         mock_worker(behavior="hang") as worker,
@@ -155,7 +155,9 @@ def keyed(url: str) -> dict[str, Any]:
         ("open", "off", set()),
     ],
 )
-async def test_who_is_told_why(tmp_path: Path, auth: str, explain: str, expected: set[str | None]) -> None:
+async def test_who_gets_an_explanation(
+    tmp_path: Path, auth: str, explain: str, expected: set[str | None]
+) -> None:
     """Where keys are required, those whose budget allows it; where not, all clients; or as the option says."""
     async with (
         mock_worker() as worker,

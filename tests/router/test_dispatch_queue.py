@@ -216,7 +216,7 @@ async def test_who_does_not_wait_any_longer_is_sent_nowhere(tmp_path: Path, how:
     assert names(worker) == ["first"]
 
 
-async def test_when_everybody_is_gone_nobody_is_waited_for(tmp_path: Path) -> None:
+async def test_no_request_waits_once_all_workers_are_gone(tmp_path: Path) -> None:
     """503 at once, not when the time to wait is over."""
     async with mock_worker(behavior="gated") as worker, running_router(tmp_path, queueing(worker)) as r:
         first = await under_way(r, worker)
@@ -260,7 +260,7 @@ async def test_answers_in_one_piece_let_others_go_in_time(tmp_path: Path) -> Non
     not claims.__file__.endswith(".py"),
     reason="needs a subclass in Python, which what is compiled does not allow",
 )
-async def test_a_request_for_which_choosing_fails_is_sent_off_and_holds_up_nobody(tmp_path: Path) -> None:
+async def test_a_request_for_which_choosing_fails_is_sent_off_and_holds_up_no_one(tmp_path: Path) -> None:
     """Its own caller gets the error; those behind it go on."""
     async with mock_worker(behavior="gated") as worker, running_router(tmp_path, queueing(worker)) as r:
         asking = [await under_way(r, worker)]

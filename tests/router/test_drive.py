@@ -35,7 +35,7 @@ async def test_it_runs_at_once_and_a_signal_resumes_it_at_once() -> None:
     assert heard.ends == [None]
 
 
-async def test_a_signal_brings_an_exception_and_one_that_is_set_holds_nobody_up() -> None:
+async def test_a_signal_brings_an_exception_and_one_that_is_set_holds_no_one_up() -> None:
     """What waits raises it; what comes later does not wait."""
     heard, loop = Heard(), asyncio.get_running_loop()
     failing, done = Signal(loop), Signal(loop)

@@ -99,7 +99,7 @@ async def test_what_clients_send_reaches_the_worker_byte_by_byte(tmp_path: Path)
         "n": 2,
         "temperature": 0.10000000000000001,
         "metadata": {"née": "naïve ☃ \u2028"},
-        "nobody_knows": [None, True, -1, 18446744073709551615, {"deep": [[[]]]}],
+        "not_known": [None, True, -1, 18446744073709551615, {"deep": [[[]]]}],
     }
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA", "detail": "low"}}
     async with recording_worker() as worker, running_router(tmp_path, one(worker)) as r:
@@ -265,7 +265,7 @@ async def test_errors_on_anthropics_paths_are_anthropics(
     assert nowhere.json()["error"]["type"] == "not_found_error"
 
 
-async def test_a_failing_worker_is_told_in_the_apis_form(tmp_path: Path) -> None:
+async def test_a_failing_worker_is_reported_in_the_apis_form(tmp_path: Path) -> None:
     """503 of every worker is Anthropic's overloaded_error there, with Retry-After."""
     async with recording_worker(status=503) as worker, running_router(tmp_path, one(worker)) as r:
         answer = await r.client.post("/v1/messages", json={"model": MODEL, **BODIES["/v1/messages"]})

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-async def test_a_request_that_asks_is_told_why(tmp_path: Path) -> None:
+async def test_a_request_that_asks_gets_an_explanation(tmp_path: Path) -> None:
     """`x-turnout-explain: 1` brings one line with both phases; without it there is none."""
     async with (
         mock_worker() as prefill,

@@ -144,7 +144,7 @@ async def test_a_body_that_has_no_room_is_refused_at_its_head(tmp_path: Path) ->
             assert await status_of(late) == 503
 
 
-async def test_who_only_sits_there_keeps_nobody_out(tmp_path: Path) -> None:
+async def test_who_only_sits_there_keeps_no_one_out(tmp_path: Path) -> None:
     """At the bound on connections the longest idle one of the client that has most makes way, whatever it has begun to say."""
     limits = ClientLimits(connections=20, head_seconds=60)
     async with (
@@ -169,7 +169,7 @@ async def test_who_only_sits_there_keeps_nobody_out(tmp_path: Path) -> None:
     ],
     ids=["half of a body", "refused and lingering", "refused, its body to come", "no HTTP"],
 )
-async def test_who_keeps_a_connection_busy_with_nothing_keeps_nobody_out(tmp_path: Path, sent: bytes) -> None:
+async def test_who_keeps_a_connection_busy_with_nothing_keeps_no_one_out(tmp_path: Path, sent: bytes) -> None:
     """What has been refused is as good as idle; arriving bodies of who has most connections make way for who has fewer."""
     limits = ClientLimits(connections=20, body_seconds=60, body_grace_seconds=60)
     async with (

@@ -173,7 +173,7 @@ async def test_one_connection_that_fails_in_the_sweep_does_not_end_it(
             writer.close()
 
 
-async def test_a_request_that_nobody_works_on_is_ended() -> None:
+async def test_a_request_that_no_one_works_on_is_ended() -> None:
     """Were a coroutine ever lost, the sweep would drop its connection rather than keep it for ever."""
     async with serving(Failing(RuntimeError)) as (listener, port):
         asking = asyncio.create_task(answers_to(port, get(b"/hangs")))

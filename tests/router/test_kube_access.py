@@ -86,7 +86,7 @@ async def test_a_program_hands_out_tokens(tmp_path: Path) -> None:
     assert second != first
 
 
-async def test_a_program_that_hangs_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_program_that_hangs_holds_no_one_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the event loop nor the end of the process waits for it; and no second one is started beside it."""
     go = tmp_path / "go"
     go.touch()

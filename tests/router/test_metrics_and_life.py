@@ -71,7 +71,7 @@ async def test_what_is_counted_for_a_streamed_request(tmp_path: Path) -> None:
     assert answered == 1
 
 
-async def test_latencies_are_told_in_the_deployments_time(tmp_path: Path) -> None:
+async def test_latencies_are_reported_in_the_deployments_time(tmp_path: Path) -> None:
     """At a time scale of 50, tokens 20 ms apart are a second apart, and miss an objective of 900 ms."""
     objectives = {"timeToFirstToken": "1h", "interTokenLatency": "900ms"}
     async with (
@@ -154,7 +154,7 @@ async def test_a_drain_lets_streams_finish(tmp_path: Path) -> None:
         await asyncio.wait_for(r.stopped, 5)
 
 
-async def test_a_stream_that_outlives_the_grace_period_is_told(tmp_path: Path) -> None:
+async def test_a_stream_that_outlives_the_grace_period_is_reported(tmp_path: Path) -> None:
     """It ends with an error event, not with a bare end."""
     async with (
         mock_worker(behavior="endless", pause_seconds=0.02) as worker,

@@ -109,7 +109,7 @@ async def says(r: Running, text: str, status: int = 200) -> None:
 
 @pytest.mark.parametrize("behind", BEHIND.values(), ids=BEHIND.keys())
 @pytest.mark.parametrize("framing", ["content-length", "chunked", "interim first", "close", "error"])
-async def test_what_follows_an_answer_is_given_to_nobody(tmp_path: Path, framing: str, behind: bytes) -> None:
+async def test_what_follows_an_answer_is_given_to_no_one(tmp_path: Path, framing: str, behind: bytes) -> None:
     """In the same read. The answer is whole as it is, its connection is dropped, and the next client gets its own."""
     first, status = answer("the first"), 200
     if framing == "chunked":
@@ -129,7 +129,7 @@ async def test_what_follows_an_answer_is_given_to_nobody(tmp_path: Path, framing
 
 
 @pytest.mark.parametrize("behind", BEHIND.values(), ids=BEHIND.keys())
-async def test_what_comes_on_an_idle_connection_is_given_to_nobody(tmp_path: Path, behind: bytes) -> None:
+async def test_what_comes_on_an_idle_connection_is_given_to_no_one(tmp_path: Path, behind: bytes) -> None:
     """Later, while no request is under way: the connection is dropped before the next request."""
     async with scripted(tmp_path) as (r, worker):
         worker.late = behind
@@ -185,7 +185,7 @@ async def test_a_second_head_in_the_middle_of_a_stream_breaks_it(tmp_path: Path)
 
 @pytest.mark.parametrize("behind", BEHIND.values(), ids=BEHIND.keys())
 @pytest.mark.parametrize("together", [True, False], ids=["in one read", "in two reads"])
-async def test_what_follows_a_stream_is_given_to_nobody(
+async def test_what_follows_a_stream_is_given_to_no_one(
     tmp_path: Path, behind: bytes, *, together: bool
 ) -> None:
     """The stream is whole, ends as it should, and the next client gets its own answer."""

@@ -128,7 +128,7 @@ async def test_what_one_router_has_in_flight_is_seen_by_the_other(tmp_path: Path
             assert state.in_flight == state.cache.held == state.queued_tokens == state.context_tokens == 0
 
 
-async def test_both_halves_of_a_pair_are_told_each_on_its_worker(tmp_path: Path) -> None:
+async def test_both_halves_of_a_pair_are_reported_each_on_its_worker(tmp_path: Path) -> None:
     """A prefill worker computes, a decode worker waits: the other router sees one request on each, then none."""
     async with (
         mock_worker() as prefill,
@@ -147,7 +147,9 @@ async def test_both_halves_of_a_pair_are_told_each_on_its_worker(tmp_path: Path)
         assert await b.metric("turnout_router_peer_messages_total", direction="received") >= 5
 
 
-async def test_an_answer_in_one_piece_is_told_with_what_its_first_token_should_take(tmp_path: Path) -> None:
+async def test_an_answer_in_one_piece_is_reported_with_what_its_first_token_should_take(
+    tmp_path: Path,
+) -> None:
     """Its first token cannot be observed, so the other router assumes it at the expected time."""
     async with (
         mock_worker(behavior="gated") as one,
@@ -202,7 +204,7 @@ async def test_a_router_that_is_killed_takes_its_requests_out_of_the_others_book
                 assert (await b.chat(long(3))).status_code == 200
 
 
-async def test_who_joins_late_is_told_what_is_in_flight(tmp_path: Path) -> None:
+async def test_who_joins_late_receives_what_is_in_flight(tmp_path: Path) -> None:
     """Sent before another router was there, and its first token is reported, too."""
     async with (
         mock_worker(tokens=1_000_000, pause_seconds=0.05) as one,
@@ -233,7 +235,7 @@ async def test_who_joins_late_is_told_what_is_in_flight(tmp_path: Path) -> None:
             await asyncio.gather(*held, return_exceptions=True)
 
 
-async def test_who_joins_late_is_told_what_workers_have_cached(tmp_path: Path) -> None:
+async def test_who_joins_late_receives_what_workers_have_cached(tmp_path: Path) -> None:
     """Requests that are over say where their prefixes are: a router that starts anew follows them."""
     async with mock_worker(behavior="gated") as busy, mock_worker(behavior="gated") as idle:
         content = one_pool(busy, idle)
@@ -322,7 +324,7 @@ async def test_routers_with_different_fleets_do_not_confuse_each_other(tmp_path:
 
 
 @pytest.mark.parametrize("policy", ["LeastLoaded", "PrefixAware"])
-async def test_only_what_is_chosen_by_prefix_is_told(tmp_path: Path, policy: str) -> None:
+async def test_only_what_is_chosen_by_prefix_is_reported(tmp_path: Path, policy: str) -> None:
     """LeastLoaded uses the router's own load alone: messages would have no effect."""
     async with (
         mock_worker() as one,

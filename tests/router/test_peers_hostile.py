@@ -205,7 +205,7 @@ NONSENSE = {
 
 
 @pytest.mark.parametrize("payload", NONSENSE.values(), ids=NONSENSE.keys())
-async def test_a_peer_that_talks_nonsense_is_dropped_with_all_that_it_told(payload: bytes) -> None:
+async def test_a_peer_that_talks_nonsense_is_dropped_with_all_that_it_reported(payload: bytes) -> None:
     """Its requests in flight count no longer."""
     trackers = Trackers()
     async with mesh(trackers) as (one, port), connected_peer(port) as (reader, writer):
@@ -292,7 +292,7 @@ async def test_prompts_that_are_cut_otherwise_and_other_versions_are_refused() -
         assert one.counts.ended == {"blocks": 1, "version": 1}
 
 
-async def test_nobody_writes_lines_into_the_log(caplog: pytest.LogCaptureFixture) -> None:
+async def test_no_peer_writes_lines_into_the_log(caplog: pytest.LogCaptureFixture) -> None:
     """Text of an unknown peer is quoted in the log."""
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -339,7 +339,7 @@ async def test_signs_of_life_are_returned_and_keep_a_quiet_peer() -> None:
         assert one.counts.incoming == 1
 
 
-async def test_a_peer_that_does_not_read_is_bounded_cut_off_and_told_anew() -> None:
+async def test_a_peer_that_does_not_read_is_bounded_cut_off_and_sent_the_state_anew() -> None:
     """What it leaves unread stays below a bound; after it reconnects, it gets the open requests, and no more."""
     peer = ForgetfulPeer()
     server = await asyncio.start_server(peer.accept, "127.0.0.1", 0, limit=4096)
@@ -433,7 +433,7 @@ async def test_the_adapters_of_others_requests_are_in_use() -> None:
         await eventually(lambda: not there.tracker.states["w"].adapter_uses)
 
 
-async def test_a_peer_that_is_away_is_told_as_soon_as_it_listens() -> None:
+async def test_a_peer_that_is_away_receives_all_as_soon_as_it_listens() -> None:
     """Tried again and again, for it may be starting."""
     port = free_port()
     here, there = Trackers(), Trackers()
@@ -463,7 +463,7 @@ async def test_what_is_kept_for_late_joiners_is_bounded() -> None:
     sender.stop()
 
 
-def test_one_router_under_two_addresses_is_told_once() -> None:
+def test_one_router_under_two_addresses_is_reported_once() -> None:
     """Neither itself nor a router that is connected already."""
     connected = ConnectedPeers(b"me")
     connected.take(b"you")
@@ -512,7 +512,7 @@ _MESSAGES = st.one_of(
 
 
 @given(st.lists(_MESSAGES, max_size=30))
-async def test_whatever_a_peer_tells_is_written_read_and_forgotten(payload: list[Sent]) -> None:
+async def test_whatever_a_peer_reports_is_written_read_and_forgotten(payload: list[Sent]) -> None:
     """Frames carry what was written; after it is tracked and closed, nothing stays in flight."""
     reader = asyncio.StreamReader()
     reader.feed_data(b"".join(frames(payload)))
@@ -542,7 +542,7 @@ def test_frames_of_the_longest_prompts_stay_within_their_bound() -> None:
         assert all(len(frame) <= MAX_FRAME_BYTES for frame in frames(messages))
 
 
-def test_a_routers_pod_is_told_from_its_address_to_its_end() -> None:
+def test_a_routers_pod_is_reported_from_its_address_to_its_end() -> None:
     """Ready or not: a router that drains has requests in flight, too."""
     ports = [{"name": "http", "containerPort": 8080}, {"name": "peers", "containerPort": 9092}]
     pod = {

@@ -145,7 +145,7 @@ def test_who_waits_for_a_cache_to_arrive_has_no_prompt_to_compute() -> None:
     assert read_page(text) == Page(running=7, waiting=1, kv_usage=0.0, unfinished_tokens=0)
 
 
-def test_a_page_without_the_cache_counters_still_tells_the_load() -> None:
+def test_a_page_without_the_cache_counters_still_reports_the_load() -> None:
     """An engine without prefix caching has no such counters: then the pending tokens are unknown."""
     lines = [line for line in page(running=1).splitlines(keepends=True) if b"_total" not in line]
     assert read_page(b"".join(lines)) == Page(1, 0, 0.0, None)
@@ -351,7 +351,7 @@ async def test_pages_that_cannot_be_read_are_counted(tmp_path: Path, text: bytes
         assert not any(worker["failuresInARow"] for worker in workers)
 
 
-async def test_nobody_is_asked_where_it_would_change_nothing(tmp_path: Path) -> None:
+async def test_no_worker_is_asked_where_it_would_change_nothing(tmp_path: Path) -> None:
     """Not the only worker of a deployment, not where the policy is LeastLoaded, not at an interval of 0."""
     async with mock_worker(page=page()) as one, mock_worker(page=page()) as other, mock_worker() as asked:
         two = [("aggregated", one.url), ("aggregated", other.url)]

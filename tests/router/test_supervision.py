@@ -106,7 +106,7 @@ async def router(tmp_path: Path, **settings: Any) -> AsyncIterator[tuple[Running
 
 
 @pytest.mark.parametrize("interval", ["0.05", "0"], ids=["scraped", "not scraped"])
-async def test_a_worker_that_closes_every_connection_harms_nobody(tmp_path: Path, interval: str) -> None:
+async def test_a_worker_that_closes_every_connection_harms_no_one(tmp_path: Path, interval: str) -> None:
     """As its own process, on the event loop of production: no client sees anything, and the worker is left alone."""
     port, admin_port = free_port(), free_port()
     async with mock_worker(page=PAGE) as good:
@@ -232,7 +232,7 @@ async def ask(pool: ConnectionPool, answer: Any, body: dict[str, Any] | None = N
 
 
 @pytest.mark.parametrize("where", ["head", "body"])
-async def test_whoever_takes_an_answer_may_fail_and_only_that_exchange_does(where: str) -> None:
+async def test_a_handler_of_an_answer_that_fails_ends_only_its_exchange(where: str) -> None:
     """Nothing gets into the event loop, no request waits forever, it counts as the router's own fault, and the next one is served."""
     loop_failures: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: loop_failures.append(context))

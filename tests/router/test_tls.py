@@ -169,7 +169,7 @@ async def _honest_clients_get_in(tmp_path: Path, limits: ClientLimits) -> None:
 
 @pytest.mark.parametrize("bound", ["connections", "handshakes"])
 @pytest.mark.parametrize("loop", LOOPS)
-def test_handshakes_that_do_not_end_keep_nobody_out(
+def test_handshakes_that_do_not_end_keep_no_one_out(
     tmp_path: Path, loop: Callable[[], asyncio.AbstractEventLoop], bound: str
 ) -> None:
     """At the bound on connections, and at that on handshakes, the oldest of them make way."""

@@ -118,7 +118,7 @@ def test_pods_of_the_release_before_mean_the_same(role: Role) -> None:
         role=role,
         revision="6b28c6f8",
         names=("llama-8b", "llama", "sql"),
-        kv_tokens=435_347,
+        kv_tokens=435_343,
         kv_events=KvEventPorts(5557, 5558),
     )
     facts = worker_facts(load_deployment(recorded_deployment()), role)

@@ -49,7 +49,7 @@ def test_what_an_adapter_costs() -> None:
     assert seen["busy"] > policy.tracker.residence_seconds
 
 
-def test_nobody_knows_how_much_room_there_is() -> None:
+def test_it_is_not_known_how_much_room_there_is() -> None:
     """Without metrics it is the loading alone that counts."""
     policy = router("a", room=0)
     state = policy.tracker.states["a"]

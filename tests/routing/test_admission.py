@@ -88,7 +88,7 @@ def test_a_deployments_own_bounds_stand_over_the_routers() -> None:
 @given(
     st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 5)), st.sampled_from(TIERS), st.booleans()
 )
-def test_the_queue_never_outgrows_its_bound_and_nobody_is_overtaken_from_below(
+def test_the_queue_never_outgrows_its_bound_and_no_one_is_overtaken_from_below(
     waiting: tuple[int, int, int],
     tier: Tier,
     room: bool,  # noqa: FBT001 - drawn

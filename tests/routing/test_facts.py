@@ -43,7 +43,7 @@ def test_the_context_is_what_any_worker_takes(
     assert model_facts([(revision, [base(each)]) for revision, each in reports]).max_model_len == length
 
 
-def test_adapters_are_told_from_the_model() -> None:
+def test_adapters_are_reported_from_the_model() -> None:
     """A worker lists them in any order; what is no adapter of the deployment and has a parent is left out."""
     sql = ModelCard("sql", "/adapters/sql", "tiny")
     french = ModelCard("fr", None, None)

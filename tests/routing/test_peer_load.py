@@ -56,7 +56,7 @@ def test_a_prefix_that_a_peer_sent_is_found_by_the_own_choice() -> None:
         tracker.set_backends([])
 
 
-def test_a_scrape_counts_only_what_nobody_told_of() -> None:
+def test_a_scrape_counts_only_what_no_router_reported() -> None:
     """Three requests run there, two were reported: one is of other senders."""
     load, tracker = peer_and_tracker()
     report(load, tracker, 1)
@@ -101,7 +101,7 @@ def test_a_peers_times_are_counted_in_the_deployments_own() -> None:
     assert tracker.residence_seconds == pytest.approx(before + 0.01 * (50.0 - before))
 
 
-def test_a_first_token_that_nobody_sees_comes_when_it_is_expected() -> None:
+def test_a_first_token_that_no_one_sees_comes_when_it_is_expected() -> None:
     """Of an answer in one piece the peer reports how long its prompt should take."""
     load, tracker = peer_and_tracker()
     state = tracker.states["a"]
@@ -169,7 +169,7 @@ _STEPS = st.one_of(
 
 
 @given(st.lists(_STEPS, max_size=60))
-def test_whatever_is_told_in_whatever_order_the_books_end_at_zero(steps: list[tuple]) -> None:
+def test_reports_in_any_order_leave_the_load_at_zero(steps: list[tuple]) -> None:
     """Two peers, a changing fleet, messages late, twice or never: nothing raises, and nothing stays in flight."""
     tracker = load_tracker_of("a", "b", capacity=20)
     every = {id(state): state for state in tracker.states.values()}

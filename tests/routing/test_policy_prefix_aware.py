@@ -245,7 +245,7 @@ def test_the_reasons_add_up_and_agree_with_the_choice() -> None:
     assert (costs[0].backend, costs[0].total) == (pick.state.id, pick.cost)
 
 
-def test_nobody_to_choose_from_is_an_error() -> None:
+def test_no_worker_to_choose_from_is_an_error() -> None:
     """Neither of a whole worker nor of one that decodes."""
     policy = router("a")
     with pytest.raises(ValueError, match="no backend"):

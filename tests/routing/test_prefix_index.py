@@ -25,7 +25,7 @@ def test_one_walk_ranks_all_backends() -> None:
     assert index.match((), 5) == [0, 0, 0, 0, 0]
 
 
-def test_the_index_forgets_what_nobody_holds() -> None:
+def test_the_index_forgets_what_no_one_holds() -> None:
     """A block goes with its last holder; removing what is not there does no harm."""
     index = PrefixIndex()
     index.add(1, 0)
@@ -53,7 +53,7 @@ def test_a_shadow_evicts_the_least_recently_used_and_a_prompts_end_first() -> No
     assert index.match(new, 1) == [3]
 
 
-def test_more_in_flight_than_capacity_is_kept_and_told() -> None:
+def test_more_in_flight_than_capacity_is_kept_and_reported() -> None:
     """Requests that wait for room count, too: `held` may exceed the capacity, and shrinks when they end."""
     shadow = ShadowCache(PrefixIndex(), 0, 4)
     shadow.admit(chain(1, 3), 1)

@@ -69,7 +69,7 @@ def chosen(prompt_tokens: int = 1000, local: LocalReason | None = None, **more: 
     return choice
 
 
-def test_a_choice_says_what_it_minimised() -> None:
+def test_a_choice_says_what_it_minimized() -> None:
     """Every candidate with its figures, cheapest first in each phase, and a sentence of it."""
     reason = chosen().reason
     assert reason is not None

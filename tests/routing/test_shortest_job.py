@@ -90,7 +90,7 @@ def test_what_never_fits_is_sent_when_the_backend_is_empty() -> None:
     assert not must_wait(chooser(policy)(prompt(1, 30)))
 
 
-def test_the_shortest_goes_first_but_nobody_waits_for_ever() -> None:
+def test_the_shortest_goes_first_but_no_one_waits_for_ever() -> None:
     """A short prompt overtakes a long one that came before it; one that comes after its patience is over does not."""
     long, short = prompt(2, 40), prompt(3, 4)
     seconds = WorkModel().prefill(40 * BLOCK, 0) - WorkModel().prefill(4 * BLOCK, 0)
@@ -153,7 +153,7 @@ def test_who_leaves_is_forgotten() -> None:
     assert policy.held_requests == 0
 
 
-def test_nobody_to_serve_leaves_all_waiting() -> None:
+def test_no_worker_leaves_all_waiting() -> None:
     """Where a choice finds no worker at all, the requests stay until one comes or they are withdrawn."""
     policy = router("a")
     queue = ShortestJobQueue(policy)

@@ -33,7 +33,7 @@ def granted(*grants: Grant, before: Fleet | None = None) -> Fleet:
     return build_fleet([], [], grants, [], before)
 
 
-def test_an_unsettled_claim_takes_no_name_that_another_namespace_claims() -> None:
+def test_a_claim_that_is_not_assigned_takes_no_name_that_another_namespace_claims() -> None:
     """Neither the older nor the younger: that is for the operator to say."""
     one, other = deployment("a/m", "x", created=2), deployment("b/m", "x", created=1)
     assert resolve(fleet(one, other), "x", 0) is None

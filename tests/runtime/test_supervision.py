@@ -52,7 +52,7 @@ async def test_whatever_a_task_raises_it_runs_again(
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-async def test_what_runs_once_harms_nobody(error: BaseException) -> None:
+async def test_what_runs_once_harms_no_other(error: BaseException) -> None:
     """A task that is not repeated is counted, too, and raises nothing."""
     counted: list[str] = []
     supervisor = new(counted.append)

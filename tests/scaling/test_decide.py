@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.scaling_values import load, policy_of, pool
+from turnout.scaling.allocate import accelerators
 from turnout.scaling.decide import decide
 from turnout.scaling.decision import MAX_BUCKETS, Memory
-from turnout.scaling.fit import accelerators
-from turnout.scaling.need import busy_share, occupancy
+from turnout.scaling.demand import busy_share, occupancy
 
 if TYPE_CHECKING:
-    from turnout.scaling.decision import Decision
+    from turnout.scaling.decision import ScalingDecision
     from turnout.scaling.facts import LoadFacts, PoolFacts
-    from turnout.scaling.policy import Policy
+    from turnout.scaling.policy import ScalingPolicy
 
 NOTHING = Memory()
 ANSWERED = {"routers_answered": True}
@@ -28,8 +28,8 @@ def facts(prefill: PoolFacts, decode: PoolFacts, **more: float) -> LoadFacts:
 
 
 def after(
-    load_facts: LoadFacts, policy: Policy, seconds: float, memory: Memory = NOTHING, start: float = 0.0
-) -> Decision:
+    load_facts: LoadFacts, policy: ScalingPolicy, seconds: float, memory: Memory = NOTHING, start: float = 0.0
+) -> ScalingDecision:
     """Decide on the same facts every interval for *seconds*; return the last decision."""
     now = start
     decision = decide(load_facts, policy, memory, now)
@@ -137,7 +137,7 @@ IDLE_PREFILL, IDLE_DECODE = pool("prefill", 2, kv=0.0), pool("decode", 2, kv=0.5
             "prefill 1 -> 2: prefillToDecode 1:2 to 2:1 asks for 2; decode 2 -> 3",
         ),
         (
-            "nobody answers",
+            "no pod answers",
             facts(pool("prefill", 2, scraped=0), pool("decode", 2, kv=0.95)),
             policy_of(),
             (2, 2),
@@ -181,7 +181,7 @@ IDLE_PREFILL, IDLE_DECODE = pool("prefill", 2, kv=0.0), pool("decode", 2, kv=0.5
     ],
 )
 def test_situations(
-    situation: str, load_facts: LoadFacts, policy: Policy, expected: tuple[int, int], said: str
+    situation: str, load_facts: LoadFacts, policy: ScalingPolicy, expected: tuple[int, int], said: str
 ) -> None:
     """Each situation has one answer and one sentence."""
     decision = decide(load_facts, policy, Memory(), 0.0)
@@ -196,7 +196,7 @@ def test_advisory_says_but_does_not_act() -> None:
         facts(IDLE_PREFILL, pool("decode", 2, kv=0.95)), policy_of(mode="Advisory"), Memory(), 0.0
     )
     assert (decision.desired["decode"], decision.apply) == (3, False)
-    assert all(one.changed_seconds is None for one in decision.memory.pools)
+    assert all(one.scaled_seconds is None for one in decision.memory.pools)
 
 
 def test_nothing_shrinks_before_a_whole_window_was_seen() -> None:
@@ -285,7 +285,7 @@ def test_low_goodput_grows_the_pool_that_is_loaded() -> None:
 
 
 def test_a_prompt_that_alone_breaks_the_objective_scales_nothing() -> None:
-    """Misses on nearly idle replicas are told, not answered with more replicas."""
+    """Misses on nearly idle replicas are reported, not answered with more replicas."""
     lonely = facts(
         pool("prefill", 2, kv=0.0), pool("decode", 2, kv=0.02, running=1), goodput=20.0, ttft_missed_share=0.8
     )
@@ -325,7 +325,7 @@ def test_an_aggregated_pool_grows_by_what_routers_hold() -> None:
 
 
 def test_requests_in_prefill_say_nothing_of_a_decode_pool() -> None:
-    """Engines that decode tell of time in prefill, too; what counts there are the requests in the pool, and held for it."""
+    """Engines that decode report time in prefill, too; what counts there are the requests in the pool, and held for it."""
     decode = pool("decode", 2, running=20, waiting=3, held=2, occupancy_mean=0.1)
     prefill = pool("prefill", 2, running=20, waiting=3, held=2, occupancy_mean=0.1)
     assert (occupancy(decode), occupancy(prefill)) == (25.0, 0.1)

@@ -17,7 +17,7 @@ from turnout.scaling.rollout import rollout, serving_revision
 from turnout.scaling.rollout_facts import RevisionFacts, RevisionPool, Surge
 
 if TYPE_CHECKING:
-    from turnout.scaling.policy import Policy
+    from turnout.scaling.policy import ScalingPolicy
     from turnout.scaling.rollout_facts import RolloutPlan
     from turnout.terms import Role
 
@@ -109,7 +109,7 @@ def test_situations(
     situation: str,
     desired: Pair,
     revisions: list[tuple[str, Pair, Pair]],
-    policy: Policy,
+    policy: ScalingPolicy,
     expected: dict[str, Pair],
 ) -> None:
     """Each situation has one next step."""
@@ -175,7 +175,7 @@ def pairs_ready(cluster: Cluster, desired: dict[Role, int]) -> Fraction:
 
 
 def step(
-    cluster: Cluster, desired: dict[Role, int], target: str, policy: Policy, interrupted_after: int
+    cluster: Cluster, desired: dict[Role, int], target: str, policy: ScalingPolicy, interrupted_after: int
 ) -> RolloutPlan:
     """Plan and apply the first few changes, and check that what serves has not fallen below what it may."""
     ready = {role: cluster.ready(role) for role in desired}
@@ -224,7 +224,7 @@ def test_any_rollout_arrives_and_never_serves_less(
     want = pair(*desired)
     most = pair(*(max([desired[i], *(to[i] for _, kind, to in later if kind == "scale")]) for i in (0, 1)))
     total = sum(most.values())
-    # A deployment whose smaller pool is one replica needs room for a pair; otherwise it waits, as told above.
+    # A deployment whose smaller pool is one replica needs room for a pair; otherwise it waits, as above.
     room = (
         2
         if min(want.values()) == 1 or min(most.values()) == 1 or any(min(to) == 1 for _, _, to in later)

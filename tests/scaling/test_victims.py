@@ -34,7 +34,7 @@ def test_who_loses_least_goes_first() -> None:
     assert choose_victims(pods, -1) == ()
 
 
-def test_a_victim_is_labelled_first_and_goes_when_idle() -> None:
+def test_a_victim_is_labeled_first_and_goes_when_idle() -> None:
     """Label, let routers see it, and let it go once it is known to be idle."""
     assert drain_progress([pod("a", 3), pod("b", 1)], 1, 100.0).drain == ("b",)
     for requests, since, leave in ((1, 90.0, ()), (0, 99.0, ()), (0, 97.0, ("b",)), (None, 97.0, ())):

@@ -147,8 +147,8 @@ def test_a_pinned_prompt_keeps_its_blocks_until_it_is_released() -> None:
     assert one.advance(FOREVER) == []
 
 
-def test_a_lease_that_nobody_uses_expires() -> None:
-    """After 30 s the blocks are free, and whoever waited for them gets on."""
+def test_an_unused_lease_expires() -> None:
+    """After 30 s the blocks are free, and sequences that waited for them continue."""
     one = engine(blocks=10)
     one.submit(request("p", 128, pin=True), 0.0)
     pinned_until = ends(one.advance(1.0))["p"].pinned_until

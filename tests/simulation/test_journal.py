@@ -1,4 +1,4 @@
-"""What an engine's KV cache tells of itself: read in order, it amounts to what is cached."""
+"""The journal of an engine's KV cache: read in order, it amounts to what is cached."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def follow(cached: dict[int, int | None], journal: Iterable[Entry]) -> None:
 def test_the_journal_amounts_to_what_is_cached(
     requests: list[tuple[float, int, int, int, bool]], blocks: int
 ) -> None:
-    """Under shared prefixes, eviction, preemption and aborts, whoever follows the journal knows every cached block."""
+    """Under shared prefixes, eviction, preemption and aborts, a reader of the journal knows every cached block."""
     kv = JournaledKvCache(blocks)
     engine = Engine(
         EngineSettings(blocks, block_size=BLOCK, max_num_seqs=8, max_num_batched_tokens=64), LATENCY, kv

@@ -13,7 +13,7 @@ import pytest
 
 from turnout.routing.work import work_of
 from turnout_simulator.generate import generate
-from turnout_simulator.outcomes import Outcome, figures, mean_figures, quantile
+from turnout_simulator.outcomes import SimulatedOutcome, figures, mean_figures, quantile
 from turnout_simulator.policies.aibrix import PrefixCache
 from turnout_simulator.policies.chwbl import BoundedLoadHashing
 from turnout_simulator.policies.dynamo import KvCost
@@ -23,7 +23,7 @@ from turnout_simulator.policies.own import Turnout
 from turnout_simulator.policies.pairs import TurnoutPairs, TwoPools
 from turnout_simulator.policies.peers import PeerNetwork
 from turnout_simulator.policies.plain import LeastRequests, RoundRobin
-from turnout_simulator.policies.port import Arrival, Policy
+from turnout_simulator.policies.port import Arrival, EnginePolicy
 from turnout_simulator.policies.sglang import CacheAware
 from turnout_simulator.replay import (
     Setting,
@@ -49,7 +49,7 @@ def traffic(seconds: float = 240.0, seed: int = 3) -> Trace:
     return generate(seconds, seed=seed)
 
 
-POLICIES: dict[str, Callable[[], Policy]] = {
+POLICIES: dict[str, Callable[[], EnginePolicy]] = {
     "round robin": lambda: RoundRobin(ENGINES),
     "least requests": lambda: LeastRequests(ENGINES),
     "CHWBL": lambda: BoundedLoadHashing(ENGINES),
@@ -64,7 +64,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {
 
 
 @pytest.mark.parametrize("make", POLICIES.values(), ids=POLICIES.keys())
-def test_every_policy_serves_every_request_once(make: Callable[[], Policy]) -> None:
+def test_every_policy_serves_every_request_once(make: Callable[[], EnginePolicy]) -> None:
     """All end, with their own output, not before they could, and the same again in a second run."""
     trace = traffic()
     outcomes = replay(trace, SETTING, [make()], LATENCY)
@@ -114,15 +114,15 @@ def test_routers_that_tell_each_other_choose_as_one_would() -> None:
         assert seen.requests == len(trace.requests)
         return seen.ttft_mean_s
 
-    one, told, scraped = mean(1, None, None), mean(4, None, PeerNetwork()), mean(4, 0.1, None)
-    assert told <= 1.1 * one
-    assert told < scraped
+    one, reported, scraped = mean(1, None, None), mean(4, None, PeerNetwork()), mean(4, 0.1, None)
+    assert reported <= 1.1 * one
+    assert reported < scraped
     at_once = PeerNetwork(batch_seconds=0.0, delay_seconds=0.0)
     assert mean(4, None, at_once) == pytest.approx(one, rel=0.03)
 
 
 def test_pairs_of_several_routers_come_close_to_one() -> None:
-    """Both halves of a request are told, so that prefill and decode engines are seen by all."""
+    """Both phases of a request are exchanged, so that prefill and decode engines are seen by all."""
     trace, setting = traffic(600.0), Setting(4, BLOCKS, prefill=2)
     means = []
     for network in (None, PeerNetwork()):
@@ -152,7 +152,7 @@ def test_pairs_serve_every_request_once(make: Callable[[], TwoPools | TurnoutPai
 
 
 def test_holding_shortens_an_overload() -> None:
-    """Half as much again as the fleet can serve: those who wait in the router wait less than in the engines' queues."""
+    """Half as much again as the fleet can serve: requests that wait in the router wait less than in the engines' queues."""
     trace = traffic(300.0)
     rate = 1.5 * saturated_rate(trace, SETTING, LATENCY) * ENGINES
     pushed, held = (
@@ -174,7 +174,7 @@ def test_one_cache_for_all_engines_hits_wherever_requests_go() -> None:
 
 
 def test_the_policy_of_one_pool_cannot_hold() -> None:
-    """A peer's rule for each half has to name an engine."""
+    """A peer's rule for each phase has to name an engine."""
     pools = TwoPools(HoldingTurnout(2, BLOCKS, BLOCK, WORK), LeastRequests(2), 2)
     with pytest.raises(ValueError, match="holds requests back"):
         replay_pairs(at_rate(traffic(60.0), 50.0), Setting(4, BLOCKS, prefill=2), [pools], LATENCY)
@@ -213,10 +213,10 @@ def test_a_rate_is_what_was_asked_for() -> None:
 def test_figures_by_hand() -> None:
     """Quantiles, hits and goodput of four requests that can be counted on fingers."""
     outcomes = [
-        Outcome(0, 0.0, 0.5, 1.5, 100, 50, 101, local_prefill=True),
-        Outcome(1, 0.0, 1.0, 1.0, 100, 0, 1, local_prefill=False),
-        Outcome(2, 0.0, 2.5, 3.5, 100, 0, 101, local_prefill=False),
-        Outcome(3, 0.0, 1.5, 8.5, 100, 0, 101, local_prefill=False),
+        SimulatedOutcome(0, 0.0, 0.5, 1.5, 100, 50, 101, local_prefill=True),
+        SimulatedOutcome(1, 0.0, 1.0, 1.0, 100, 0, 1, local_prefill=False),
+        SimulatedOutcome(2, 0.0, 2.5, 3.5, 100, 0, 101, local_prefill=False),
+        SimulatedOutcome(3, 0.0, 1.5, 8.5, 100, 0, 101, local_prefill=False),
     ]
     seen = figures(outcomes)
     assert (seen.hit_rate, seen.ttft_mean_s, seen.ttft_p50_s, seen.ttft_p90_s) == (0.125, 1.375, 1.0, 2.5)
@@ -283,7 +283,7 @@ def test_the_comparison_runs_on_any_trace(tmp_path: Path) -> None:
 
 
 def test_a_request_seen_by_a_router_has_full_blocks_only() -> None:
-    """The last, partial block is no prefix that anybody could reuse."""
+    """The last, partial block is no prefix that another prompt could reuse."""
     request = TraceRequest(0.0, 1000, 10, (5, 6))
     trace = Trace("one and the same", (request, replace(request, arrival_seconds=50.0)))
     outcomes = replay(trace, Setting(1, BLOCKS), [RoundRobin(1)], LATENCY)

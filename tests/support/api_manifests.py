@@ -92,6 +92,13 @@ def _both(changes: Manifest) -> Manifest:
     return {f"spec.{pool}.{path}": value for path, value in changes.items() for pool in ("prefill", "decode")}
 
 
+SIZE = {"parametersMillion": 8030, "layers": 32, "attentionHeads": 32, "kvHeads": 8, "headDimension": 128}
+
+
+def _sized(changes: Manifest) -> Manifest:
+    return deployment({"spec.model.architecture": edited(SIZE, changes)})
+
+
 ADAPTER = {"name": "sql", "source": "hf://acme/sql-lora"}
 
 REFUSED = [
@@ -121,6 +128,69 @@ REFUSED = [
         "room-for-no-adapters",
         deployment({"spec.lora.maxLoaded": 2}),
         "lora.maxLoaded has no effect without adapters",
+    ),
+    # Size of the model
+    Refused(
+        "size-without-layers",
+        _sized({"layers": None}),
+        "Required value",
+        "spec.model.architecture.layers",
+    ),
+    Refused(
+        "size-in-fractions",
+        _sized({"parametersMillion": 0.5}),
+        "Invalid value",
+        "spec.model.architecture.parametersMillion",
+    ),
+    Refused(
+        "more-active-parameters-than-there-are",
+        _sized({"activeParametersMillion": 9000}),
+        "architecture.activeParametersMillion is greater than architecture.parametersMillion: swap them",
+    ),
+    Refused(
+        "weights-said-twice",
+        _sized({"weightGiB": 5, "bitsPerParameter": 4}),
+        "architecture.bitsPerParameter has no effect beside architecture.weightGiB: remove one",
+    ),
+    Refused(
+        "neither-heads-nor-latent",
+        _sized({"kvHeads": None}),
+        "write either architecture.kvHeads or, for multi-head latent attention, architecture.latentDimension",
+    ),
+    Refused(
+        "heads-and-latent",
+        _sized({"latentDimension": 576}),
+        "write either architecture.kvHeads or, for multi-head latent attention, architecture.latentDimension",
+    ),
+    Refused(
+        "heads-that-do-not-divide",
+        _sized({"kvHeads": 5}),
+        "architecture.attentionHeads is not a multiple of architecture.kvHeads",
+    ),
+    Refused(
+        "more-windows-than-layers",
+        _sized({"slidingWindow": {"layers": 33, "tokens": 1024}}),
+        "architecture.slidingWindow.layers and architecture.state.layers leave no layer",
+    ),
+    Refused(
+        "more-windows-than-layers-without-a-state",
+        _sized({"slidingWindow": {"layers": 9, "tokens": 1024}, "state": {"layers": 24, "mebibytes": 50}}),
+        "architecture.slidingWindow.layers and architecture.state.layers leave no layer",
+    ),
+    Refused(
+        "nothing-but-states",
+        _sized({"state": {"layers": 32, "mebibytes": 50}}),
+        "architecture.slidingWindow.layers and architecture.state.layers leave no layer",
+    ),
+    Refused(
+        "experts-without-what-a-token-meets",
+        _sized({"experts": {"count": 128, "active": 8}}),
+        "architecture.experts needs architecture.activeParametersMillion",
+    ),
+    Refused(
+        "all-experts-active",
+        _sized({"activeParametersMillion": 3000, "experts": {"count": 8, "active": 8}}),
+        "architecture.experts.active is not below architecture.experts.count",
     ),
     # Network
     Refused(
@@ -500,6 +570,25 @@ ACCEPTED = {
             "spec.lora": {"adapters": [ADAPTER, ADAPTER | {"name": "case"}], "maxLoaded": 16},
         }
     ),
+    "any-model": deployment({"spec.model": {"source": "hf://acme/own", "architecture": SIZE}}),
+    "mixture-with-windows": _sized(
+        {
+            "activeParametersMillion": 3600,
+            "weightGiB": 13,
+            "experts": {"count": 32, "active": 4},
+            "slidingWindow": {"layers": 16, "tokens": 128},
+        }
+    ),
+    "hybrid-with-a-latent": _sized(
+        {
+            "kvHeads": None,
+            "latentDimension": 576,
+            "bitsPerParameter": 4,
+            "slidingWindow": {"layers": 8, "tokens": 128},
+            "state": {"layers": 24, "mebibytes": 50},
+        }
+    ),
+    "on-processors": deployment(_both({"accelerator.type": "CPU"})),
     "closed-workers": deployment({"spec.networkPolicy": "Restrict"}),
     "own-admission": deployment(
         {

@@ -7,7 +7,7 @@ from typing import Any
 from turnout.api import LLMDeployment, load_deployment
 from turnout_cli.demo.fleet import Fleet
 from turnout_cli.demo.samples import Sample, take_sample
-from turnout_cli.replay.figures import Objectives, Outcome
+from turnout_cli.replay.figures import Objectives, ReplayOutcome
 from turnout_cli.replay.replay import Progress
 
 OBJECTIVES = Objectives(time_to_first_token_seconds=2.0, inter_token_latency_seconds=0.05)
@@ -45,9 +45,11 @@ def scaling(number: int) -> dict[str, str]:
     }
 
 
-def outcome(index: int, *, failure: str | None = None, ttft: float = 1.0, sent_at: float = 0.0) -> Outcome:
+def outcome(
+    index: int, *, failure: str | None = None, ttft: float = 1.0, sent_at: float = 0.0
+) -> ReplayOutcome:
     """Return one request's outcome."""
-    return Outcome(
+    return ReplayOutcome(
         index=index,
         sent_at=sent_at,
         lag_seconds=0.001,
@@ -62,7 +64,7 @@ def outcome(index: int, *, failure: str | None = None, ttft: float = 1.0, sent_a
     )
 
 
-def sample_at(seconds: float, *outcomes: Outcome, sent: int = 0, **status: Any) -> Sample:
+def sample_at(seconds: float, *outcomes: ReplayOutcome, sent: int = 0, **status: Any) -> Sample:
     """Return a sample of a fleet with *status*."""
     progress = Progress(total=1000, sent=sent, outcomes=list(outcomes))
     return take_sample(seconds, progress, OBJECTIVES, Fleet(deployment(**status)), {"prefill": 0.25})

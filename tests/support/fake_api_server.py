@@ -1,4 +1,4 @@
-"""As much of an API server as whoever lists and watches sees: collections in namespaces, each of which may be refused."""
+"""As much of an API server as a client that lists and watches sees: collections in namespaces, each of which may be refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class FakeApiServer:
-    """Keeps objects, tells watchers of changes, and answers with `statuses` where it is to fail.
+    """Keeps objects, reports changes to watchers, and answers with `statuses` where it is to fail.
 
     `statuses` maps (namespace, resource) to the status that is answered instead, a namespace's resources all at once by
     (namespace, ""). A watch that is under way ends where its collection begins to fail.

@@ -119,6 +119,7 @@ class TestNode:
 
     async def _register(self, client: KubeClient) -> None:
         known = ACCELERATORS[ACCELERATOR]
+        assert known.resource is not None
         node = {
             "apiVersion": "v1",
             "kind": "Node",

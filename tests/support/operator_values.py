@@ -9,7 +9,7 @@ from turnout import terms
 from turnout.api import load_deployment
 from turnout_operator.load import pages
 from turnout_operator.load.traffic import Traffic
-from turnout_operator.plan.claims import claim_of, claimant_of, settle
+from turnout_operator.plan.claims import assign_names, claim_of, claimant_of
 from turnout_operator.plan.conditions import rfc3339
 from turnout_operator.plan.config import PlanConfig
 from turnout_operator.plan.observed import Observed, Specification, observe
@@ -19,7 +19,7 @@ from turnout_operator.plan.policy import policy_of
 
 if TYPE_CHECKING:
     from turnout.api import LLMDeployment
-    from turnout.scaling.decision import Decision
+    from turnout.scaling.decision import ScalingDecision
     from turnout_operator.plan.effects import Plan
 
 NOW = 1_790_000_000.0
@@ -67,7 +67,7 @@ def raw_deployment(
 class Fleet:
     """Children and pods of one deployment, moved by plans as Kubernetes would move them.
 
-    Pods appear at once and get ready when `settle` is told to; deletion takes whom Kubernetes would take.
+    Pods appear at once and get ready when `settle` says so; deletion takes the pods that Kubernetes would take.
     """
 
     raw: dict[str, Any]
@@ -95,7 +95,7 @@ class Fleet:
             tuple(self.children.values()),
             tuple(self.pods.values()),
             load=lambda uid: WorkerLoad(self.now, self.loads.get(names_by_uid[uid], 0), 0, 0.1),
-            names=settle([claim_of(self.raw)])[claimant_of(self.raw)],
+            names=assign_names([claim_of(self.raw)])[claimant_of(self.raw)],
             traffic=Traffic(finished, 60.0, answered=True),
             occupancy={},
         )
@@ -108,12 +108,12 @@ class Fleet:
         )
         return [pod for pod in found if pod is not None]
 
-    def plan(self, decision: Decision | None = None, config: PlanConfig = CONFIG) -> Plan:
+    def plan(self, decision: ScalingDecision | None = None, config: PlanConfig = CONFIG) -> Plan:
         """Return the plan for what is there now."""
         return plan(self.observed(), decision, config, self.now)
 
     def step(
-        self, decision: Decision | None = None, config: PlanConfig = CONFIG, *, ready: bool = True
+        self, decision: ScalingDecision | None = None, config: PlanConfig = CONFIG, *, ready: bool = True
     ) -> Plan:
         """Plan, carry out, let Kubernetes follow, and let a second pass; return the plan."""
         made = self.plan(decision, config)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from turnout.quantities import fraction
 from turnout.scaling.facts import LoadFacts, PoolFacts
-from turnout.scaling.policy import Policy, PoolPolicy
+from turnout.scaling.policy import PoolPolicy, ScalingPolicy
 
 if TYPE_CHECKING:
     from turnout.terms import Role, ScalingMode
@@ -25,14 +25,14 @@ def policy_of(
     stabilization_seconds: float = 300.0,
     mode: ScalingMode = "Automatic",
     interval_seconds: float = 5.0,
-) -> Policy:
+) -> ScalingPolicy:
     """Return a policy; *prefill* None makes one aggregated pool with *decode*'s bounds."""
     decode_role: Role = "decode" if prefill else "aggregated"
     pools = [PoolPolicy(decode_role, *decode, decode_accelerators, "H100-SXM")]
     if prefill:
         pools.insert(0, PoolPolicy("prefill", *prefill, prefill_accelerators, prefill_type))
     low, high = (fraction(bound) for bound in ratio)
-    return Policy(
+    return ScalingPolicy(
         pools=tuple(pools),
         max_accelerators=budget,
         kv_target=kv_target,

@@ -31,7 +31,7 @@ _LIBC = ctypes.CDLL(None)
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a port that nobody listens on.
+    """Return a port that no process listens on.
 
     It is below those that the kernel gives to outgoing connections meanwhile, and in this test process' own share.
     """

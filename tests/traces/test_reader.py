@@ -1,4 +1,4 @@
-"""Reading traces in Mooncake's format: what is accepted, and what a person is told where it is not."""
+"""Reading traces in Mooncake's format: what is accepted, and the message where it is not."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_requests_come_in_order_of_arrival(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("{", "no JSON object"),
         ("[1]", "expected a JSON object"),
@@ -52,10 +52,10 @@ def test_requests_come_in_order_of_arrival(tmp_path: Path) -> None:
         (json.dumps(GOOD | {"hash_ids": [0]}), "600 takes 2 blocks of 512 tokens, hash_ids names 1"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path: Path, line: str, told: str) -> None:
+def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
     """The message holds the file, the line's number and what was expected there."""
     path = written(tmp_path, json.dumps(GOOD), line)
-    with pytest.raises(TraceError, match=re.escape(f"{path}, line 2: ") + f".*{re.escape(told)}"):
+    with pytest.raises(TraceError, match=re.escape(f"{path}, line 2: ") + f".*{re.escape(message)}"):
         read_trace(path)
 
 

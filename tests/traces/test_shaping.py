@@ -74,7 +74,7 @@ def test_clipped_requests_fit(lengths: list[tuple[int, int]], max_tokens: int) -
 
 
 def test_no_room_is_refused() -> None:
-    """One token cannot hold a request, and is told so."""
+    """One token cannot hold a request, and the error says so."""
     with pytest.raises(ValueError, match="cannot hold"):
         clip(requests_at(0), max_tokens=1)
 

@@ -109,7 +109,7 @@ def test_a_message_is_what_the_chat_would_say(client: openai.OpenAI, claude: ant
     )
 
 
-def test_a_message_reads_blocks_and_stops_where_it_is_told(claude: anthropic.Anthropic) -> None:
+def test_a_message_reads_blocks_and_stops_at_a_stop_sequence(claude: anthropic.Anthropic) -> None:
     """System blocks and results of tools are read; a stop sequence ends the text and is named."""
     ask: dict[str, Any] = {
         "model": NAME,
@@ -146,7 +146,7 @@ def test_errors_of_messages_are_anthropics(claude: anthropic.Anthropic) -> None:
 
 
 def test_several_choices_are_made(client: openai.OpenAI) -> None:
-    """With n = 3 there are choices, the first of which is what n = 1 says; streamed, they are told apart by index."""
+    """With n = 3 there are choices, the first of which is what n = 1 says; streamed, their index separates them."""
     ask: Any = {"model": NAME, "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 12}
     alone = client.chat.completions.create(**ask).choices[0].message.content
     whole = client.chat.completions.create(**ask, n=3)
@@ -182,9 +182,9 @@ def test_log_probabilities_are_those_of_the_vocabulary(client: openai.OpenAI, st
             if chunk.choices and chunk.choices[0].logprobs:
                 tokens += chunk.choices[0].logprobs.content or []
     else:
-        told = client.chat.completions.create(**ask).choices[0].logprobs
-        assert told is not None
-        tokens = told.content or []
+        logprobs = client.chat.completions.create(**ask).choices[0].logprobs
+        assert logprobs is not None
+        tokens = logprobs.content or []
     assert len(tokens) == 5
     assert all(math.isclose(token.logprob, -math.log(128)) for token in tokens)
     assert all(len(token.top_logprobs) == 2 for token in tokens)
@@ -192,10 +192,12 @@ def test_log_probabilities_are_those_of_the_vocabulary(client: openai.OpenAI, st
 
 def test_text_completions_tell_log_probabilities(client: openai.OpenAI) -> None:
     """In their own shape, with the place of each token."""
-    told = client.completions.create(model=NAME, prompt=PROMPT, max_tokens=3, logprobs=1).choices[0].logprobs
-    assert told is not None
-    assert told.text_offset == [0, 4, 8]
-    assert len(told.token_logprobs or []) == 3
+    logprobs = (
+        client.completions.create(model=NAME, prompt=PROMPT, max_tokens=3, logprobs=1).choices[0].logprobs
+    )
+    assert logprobs is not None
+    assert logprobs.text_offset == [0, 4, 8]
+    assert len(logprobs.token_logprobs or []) == 3
 
 
 def test_embeddings_are_the_same_for_the_same_text(client: openai.OpenAI) -> None:

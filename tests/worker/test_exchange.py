@@ -48,7 +48,7 @@ def ask(worker: WorkerProcess, fields: dict[str, Any]) -> httpx.Response:
 
 
 def prefilled(worker: WorkerProcess, text: str) -> dict[str, Any]:
-    """Run the prefill half and return its kv_transfer_params."""
+    """Run the prefill phase and return its kv_transfer_params."""
     answer = ask(worker, body(text, max_tokens=1, kv_transfer_params=WANTED))
     assert answer.status_code == 200
     params: dict[str, Any] = answer.json()["kv_transfer_params"]
@@ -136,7 +136,7 @@ def test_without_a_connector_the_params_mean_nothing() -> None:
 def test_an_unreachable_prefill_worker_is_tried_for_five_seconds(
     prefill: WorkerProcess, decode: WorkerProcess
 ) -> None:
-    """Nobody listens where the KV should be: 500 after five seconds, counted, and the worker lives on."""
+    """No worker listens where the KV should be: 500 after five seconds, counted, and the worker lives on."""
     params = {**prefilled(prefill, "away"), "remote_port": free_port()}
     failed = decode.metric("vllm:nixl_num_failed_transfers_total")
     started = time.monotonic()
@@ -169,7 +169,7 @@ def test_another_engine_at_the_same_address_is_not_mistaken(decode: WorkerProces
 
 
 def test_an_abandoned_prefill_is_freed_after_its_lease() -> None:
-    """Blocks that nobody fetches are pinned for the lease, in the engine's time, then freed and counted."""
+    """Blocks that no worker fetches are pinned for the lease, in the engine's time, then freed and counted."""
     with running_worker(role="prefill", time_scale=10) as worker:
         prefilled(worker, "forgotten " * 50)
         assert worker.metric("turnout_simulated_pinned_requests") == 1

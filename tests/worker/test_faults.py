@@ -207,7 +207,11 @@ def test_the_port_refuses_until_the_model_is_loaded() -> None:
 @pytest.mark.parametrize(
     ("flags", "word"),
     [
-        ({"model": "hf://nobody/knows"}, "known are"),
+        ({"model": "hf://acme/unknown"}, "write spec.model.architecture in the LLMDeployment"),
+        ({"architecture": "{"}, "--architecture: Expecting"),
+        ({"architecture": '{"name": "m", "attention": [[1, 1, 1]]}'}, "--architecture: parameters must be"),
+        ({"accelerator": "TPU"}, "known are A100-SXM-80GB, CPU, H100-SXM"),
+        ({"accelerator": "CPU", "tensor_parallel": 3}, "write one of 1, 2, 4"),
         ({"tensor_parallel": 3}, "write one of 1, 2, 4"),
         ({"model": "hf://meta-llama/Llama-3.1-70B"}, "accelerator.count: 4"),
         ({"kv_cache_tokens": 100}, "--max-length"),

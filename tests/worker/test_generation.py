@@ -11,7 +11,7 @@ from turnout.simulation import Finished
 from turnout_worker import openai
 from turnout_worker.completions import CompletionForm
 from turnout_worker.errors import error_body
-from turnout_worker.generation import Answer, Generation
+from turnout_worker.generation import GeneratedAnswer, Generation
 from turnout_worker.http import Exchange, HttpConnection
 
 if TYPE_CHECKING:
@@ -57,12 +57,12 @@ async def test_nothing_is_written_while_the_client_does_not_read() -> None:
     connection.connection_made(transport)
     connection.data_received(b"GET / HTTP/1.1\r\n\r\n")
     request = asked()
-    answer = Answer(CompletionForm(request, "r", 0), error_body, (), cached_tokens_told=True)
+    answer = GeneratedAnswer(CompletionForm(request, "r", 0), error_body, (), show_cached_tokens=True)
     (choice,) = Generation(request, exchanges[0], answer, lambda *_: None).choices
 
     choice.progress(2)
     before = transport.written
-    assert request.said[0].text[:8] in before
+    assert request.outputs[0].text[:8] in before
     connection.pause_writing()
     choice.progress(5)
     choice.finished(END)
@@ -70,7 +70,7 @@ async def test_nothing_is_written_while_the_client_does_not_read() -> None:
     assert connection.answering
     connection.resume_writing()
     rest = transport.written.removeprefix(before)
-    assert request.said[0].text[8:] in rest
+    assert request.outputs[0].text[8:] in rest
     assert rest.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
     assert not connection.answering
     connection.connection_lost(None)

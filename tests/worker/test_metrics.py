@@ -48,7 +48,13 @@ def test_metrics_say_what_happened_under_vllms_names() -> None:
     tasks = families.pop("turnout_worker_task_failures").samples
     assert {sample.value for sample in tasks} == {0}
     samples = [sample for family in families.values() for sample in family.samples]
-    assert all(sample.labels["model_name"] == NAME and sample.labels["engine"] == "0" for sample in samples)
+    refusals = families["vllm:admission_rejections"].samples  # counted before a request gets to an engine
+    assert {sample.labels["reason"] for sample in refusals} == {
+        "max_num_queued_reqs",
+        "max_num_queued_tokens",
+    }
+    assert all(sample.labels["model_name"] == NAME for sample in samples)
+    assert all(sample.labels["engine"] == "0" for sample in samples if sample not in refusals)
     assert len({(sample.name, *sorted(sample.labels.items())) for sample in samples}) == len(samples)
     value = {sample.name: sample.value for sample in samples if len(sample.labels) == 2}
     assert value["vllm:prompt_tokens_total"] == 320

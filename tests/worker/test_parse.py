@@ -64,7 +64,7 @@ def test_whatever_comes_is_understood_or_refused(fields: dict[str, Any], kind: o
     """Any JSON object ends in a request or in an answer with a reason, never in another error."""
     with contextlib.suppress(AnswerError, FatalTransferError):
         request = parse(fields, kind)
-        assert 1 <= request.said[0].tokens <= 1000 - request.prompt_tokens
+        assert 1 <= request.outputs[0].tokens <= 1000 - request.prompt_tokens
 
 
 @given(turns=messages, seed=st.integers(0, 2**31 - 1))
@@ -73,18 +73,18 @@ def test_the_same_prompt_and_seed_give_the_same_text(turns: list[dict[str, str]]
     ask = {"messages": turns, "ignore_eos": True}
     long = parse({**ask, "max_tokens": 50}, seed=seed)
     assert parse({**ask, "max_tokens": 50}, seed=seed) == long
-    assert long.said[0].text.startswith(parse({**ask, "max_tokens": 7}, seed=seed).said[0].text)
-    assert len(long.said[0].text) == 50 * text.TOKEN_BYTES
+    assert long.outputs[0].text.startswith(parse({**ask, "max_tokens": 7}, seed=seed).outputs[0].text)
+    assert len(long.outputs[0].text) == 50 * text.TOKEN_BYTES
 
 
 @given(turns=messages)
 def test_a_conversation_begins_with_the_tokens_of_its_beginning(turns: list[dict[str, str]]) -> None:
     """With the answer and another question added, the prompt starts with the old prompt and the answer's tokens."""
     first = parse({"messages": turns, "max_tokens": 9})
-    answer = {"role": "assistant", "content": first.said[0].text.decode()}
+    answer = {"role": "assistant", "content": first.outputs[0].text.decode()}
     second = parse({"messages": [*turns, answer, {"role": "user", "content": "more"}], "max_tokens": 1})
     assert len(first.prompt) % text.TOKEN_BYTES == 0
-    assert second.prompt.startswith(first.prompt + first.said[0].text)
+    assert second.prompt.startswith(first.prompt + first.outputs[0].text)
 
 
 @pytest.mark.parametrize("size", [16, 512])

@@ -53,7 +53,7 @@ def test_a_worker_loads_no_framework() -> None:
         (b"GET / HTTP/1.1\r\nx: " + b"y" * 70_000 + b"\r\n\r\n", b"431"),
         (b"POST /v1/completions HTTP/1.1\r\ncontent-length: -1\r\n\r\n", b"400"),
         (b"GET /health HTTP/1.0\r\n\r\n", b"200"),
-        (b"HEAD /health HTTP/1.1\r\nconnection: close\r\n\r\n", b"200"),
+        (b"HEAD /health HTTP/1.1\r\nconnection: close\r\n\r\n", b"405"),
     ],
 )
 def test_odd_http_is_answered_and_closed(worker: WorkerProcess, data: bytes, status: bytes) -> None:

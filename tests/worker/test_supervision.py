@@ -25,7 +25,7 @@ from turnout_worker.generation import Choice
 from turnout_worker.kvevents import END, AllBlocksCleared, KvEventPublisher
 from turnout_worker.metrics import Metrics
 from turnout_worker.serve import Worker
-from turnout_worker.settings import KvEventsSettings, WorkerSettings, engine_settings
+from turnout_worker.settings import KvEventsSettings, WorkerSettings, architecture, engine_settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -37,7 +37,7 @@ each_error = pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(err
 
 def worker_settings(**more: Any) -> WorkerSettings:
     engine, latency = engine_settings(
-        model=MODEL,
+        model=architecture(MODEL, None),
         accelerator="H100-SXM",
         tensor_parallel=1,
         max_length=4096,
@@ -49,7 +49,7 @@ def worker_settings(**more: Any) -> WorkerSettings:
         kv_lease_seconds=30,
     )
     values: dict[str, Any] = {
-        "model": MODEL, "served_names": (NAME,), "adapters": {}, "max_loras": 1, "role": "aggregated",
+        "model": MODEL, "architecture": architecture(MODEL, None), "served_names": (NAME,), "adapters": {}, "max_loras": 1, "role": "aggregated",
         "accelerator": "H100-SXM", "tensor_parallel": 1, "max_length": 4096, "seed": 0, "time_scale": 100.0,
         "startup_seconds": 0.0, "host": "127.0.0.1", "port": 0, "advertised_host": "127.0.0.1", "side_channel_port": 0,
         "shutdown_timeout": 0.0, "prompt_tokens_details": True, "engine": engine, "latency": latency,

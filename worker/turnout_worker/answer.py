@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one request. `cached_tokens` None: the details are not told."""
+    """Tokens of one request. `cached_tokens` None: the details are not reported."""
 
     prompt_tokens: int
     output_tokens: int

@@ -106,10 +106,10 @@ class WorkerApplication:
         request = exchange.request
         methods = self._routes.get(request.path)
         if methods is None:
-            raise UnknownPathError(f"nothing is served under {request.path[:200]}")
-        route = methods.get("GET" if request.method == "HEAD" else request.method)
+            raise UnknownPathError("Not Found")
+        route = methods.get(request.method)  # vLLM does not answer HEAD where it answers GET
         if route is None:
-            raise MethodError(f"{request.path} knows {', '.join(methods)} only")
+            raise MethodError(", ".join(methods))
         route(exchange)
 
     @property
@@ -245,6 +245,10 @@ class WorkerApplication:
 
 def _refuse(exchange: Exchange, error: AnswerError) -> None:
     """Answer with *error*, in the words of the API that was asked."""
+    if isinstance(error, UnknownPathError | MethodError):
+        allowed = (("allow", error.methods),) if isinstance(error, MethodError) else ()
+        exchange.respond(error.status, orjson.dumps({"detail": error.message}), allowed)
+        return
     anthropic = exchange.request.path.startswith("/v1/messages") and not isinstance(error, BodyError)
     answer = messages.error_body(error) if anthropic else errors.error_body(error)
     exchange.respond(error.status, answer, _echo(exchange))
@@ -273,5 +277,5 @@ def _json(exchange: Exchange, value: object) -> None:
 
 
 def _echo(exchange: Exchange) -> tuple[tuple[str, str], ...]:
-    known_as = exchange.request.headers.get("x-request-id", "")[:MAX_REQUEST_ID]
-    return (("x-request-id", known_as),) if known_as else ()
+    request_id = exchange.request.headers.get("x-request-id", "")[:MAX_REQUEST_ID]
+    return (("x-request-id", request_id),) if request_id else ()

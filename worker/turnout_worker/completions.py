@@ -26,22 +26,22 @@ class CompletionForm:
 
     refusal_breaks_off = False
 
-    def __init__(self, request: CompletionRequest, known_as: str, created: int) -> None:
+    def __init__(self, request: CompletionRequest, request_id: str, created: int) -> None:
         self._request = request
         self._chat = request.kind == "chat"
-        self._id = f"{'chatcmpl' if self._chat else 'cmpl'}-{known_as}"
+        self._id = f"{'chatcmpl' if self._chat else 'cmpl'}-{request_id}"
         self._created = created
         envelope = orjson.dumps(self._envelope("chat.completion.chunk" if self._chat else "text_completion"))
         self._prefix = b"data: " + envelope[:-1] + b',"choices":[{"index":%d,'
         self._plain = not request.continuous_usage and request.logprobs is None
 
     def opening(self) -> bytes:
-        """Return the chunks that tell the roles."""
+        """Return the chunks that name the roles."""
         if not self._chat:
             return b""
         start = {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
         return b"".join(
-            self._chunk([{"index": index, **start}], None) for index in range(len(self._request.said))
+            self._chunk([{"index": index, **start}], None) for index in range(len(self._request.outputs))
         )
 
     def tokens(self, piece: Piece, usage: Usage) -> bytes:

@@ -31,7 +31,7 @@ def drain(host: str, port: int, *, idle_seconds: float, deadline_seconds: float)
             _log.info("nothing listens on %s:%d: nothing to drain", host, port)
             return 0
         except (OSError, http.client.HTTPException, PageError) as error:
-            _log.warning("cannot tell whether the worker is idle: %s", error)
+            _log.warning("cannot see whether the worker is idle: %s", error)
             requests = None
         if requests != 0:
             idle_since = None

@@ -49,7 +49,7 @@ class Follower(Protocol):
 
 
 class Driver:
-    """One engine and those who follow its requests."""
+    """One engine and the followers of its requests."""
 
     def __init__(
         self,
@@ -176,9 +176,9 @@ class Driver:
             happened = self._engine.advance(self._clock.now())
             self._publish()  # while it is known what the requests that end now have cached
             for event in happened:
-                self._tell(event)
+                self._dispatch(event)
             for request_id, follower in list(self._streams.items()):
-                self._tell_progress(request_id, follower)
+                self._report_progress(request_id, follower)
             if (
                 self._crash_at is not None
                 and self._engine.stats().counters.generation_tokens >= self._crash_at
@@ -208,7 +208,7 @@ class Driver:
             wall = max(self._clock.wall_at(at), self._looked + WAKE_SECONDS)
             self._timer = self._loop.call_at(wall, self._look)
 
-    def _tell_progress(self, request_id: str, follower: Follower) -> None:
+    def _report_progress(self, request_id: str, follower: Follower) -> None:
         try:
             tokens = self._engine.generated(request_id)
         except KeyError:
@@ -231,7 +231,7 @@ class Driver:
             except (Exception, asyncio.CancelledError) as worse:  # noqa: BLE001 - as above
                 self._note("request", worse)
 
-    def _tell(self, event: Event) -> None:
+    def _dispatch(self, event: Event) -> None:
         match event:
             case Decoded():
                 self._metrics.inter_token_latency.observe(
@@ -249,17 +249,17 @@ class Driver:
                     self._events.forget(event.id)
                 follower = self._followers.pop(event.id, None)
                 if follower is not None:  # None: it was dropped
-                    self._tell_follower(event.id, follower, follower.finished, event)
+                    self._notify(event.id, follower, follower.finished, event)
             case Fetch():
                 follower = self._followers.get(event.id)
                 if follower is not None:
-                    self._tell_follower(event.id, follower, follower.fetch, event.tokens)
+                    self._notify(event.id, follower, follower.fetch, event.tokens)
             case Preempted() | LeaseExpired():
                 pass  # counted by the engine
 
-    def _tell_follower(self, request_id: str, follower: Follower, tell: Callable[[T], None], what: T) -> None:
+    def _notify(self, request_id: str, follower: Follower, notify: Callable[[T], None], what: T) -> None:
         try:
-            tell(what)
+            notify(what)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - as above
             self._followers[request_id] = follower
             self._drop(request_id, error)

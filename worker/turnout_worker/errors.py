@@ -2,7 +2,7 @@
 
 WorkerError
 ├── EngineLoopError         the engine cannot go on: exit status 1
-├── ConfigurationError      flags that cannot work: told on start-up, exit status 2
+├── ConfigurationError      flags that cannot work: reported on start-up, exit status 2
 ├── SourceError             the model's files cannot be had: exit status 3, with a reason that the operator reads
 │   ├── UnauthorizedError        the source refuses the token or the keys, or demands some
 │   ├── GatedError               the hub's terms for the model are not accepted
@@ -168,17 +168,19 @@ class UnknownModelError(AnswerError):
 
 
 class UnknownPathError(AnswerError):
-    """Nothing is served under that path."""
+    """Nothing is served under that path: not said in OpenAI's form, for it is vLLM's web framework that says it."""
 
     status = HTTPStatus.NOT_FOUND
-    type = "NotFoundError"
 
 
 class MethodError(AnswerError):
-    """The path does not know that method."""
+    """The path does not know that method, but *methods*. Said as `UnknownPathError` is."""
 
     status = HTTPStatus.METHOD_NOT_ALLOWED
-    type = "BadRequestError"
+
+    def __init__(self, methods: str) -> None:
+        super().__init__("Method Not Allowed")
+        self.methods = methods
 
 
 class OverloadedError(AnswerError):

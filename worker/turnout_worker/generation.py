@@ -1,7 +1,7 @@
 """One request on its way out: from the engine's tokens to what its API's form makes of them.
 
-The status line of a stream goes out with its first token, so that whatever fails before it still ends in an honest
-HTTP status.
+A stream whose request fails before its first token has status 200 all the same, as vLLM has it: the error is its only
+event.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from turnout_worker.answer import Form
     from turnout_worker.errors import AnswerError
     from turnout_worker.http import Exchange
-    from turnout_worker.openai import CompletionRequest, Said
+    from turnout_worker.openai import CompletionRequest, PlannedOutput
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class GeneratedAnswer:
     """What an answer carries beside its text."""
 
     form: Form
     error_body: Callable[[AnswerError], bytes]
     headers: tuple[tuple[str, str], ...]
-    cached_tokens_told: bool
+    show_cached_tokens: bool
     cut_after: int | None = None
     """Cut the connection after so many tokens of a choice: an ordered fault."""
     abort_after: int | None = None
@@ -58,7 +58,7 @@ class Generation:
         self,
         request: CompletionRequest,
         exchange: Exchange,
-        answer: Answer,
+        answer: GeneratedAnswer,
         on_fetch: Callable[[Choice, int], None],
     ) -> None:
         self._request = request
@@ -66,7 +66,9 @@ class Generation:
         self._exchange = exchange
         self._answer = answer
         self._failure: EngineFailedError | None = None
-        self.choices = [Choice(self, index, said, on_fetch) for index, said in enumerate(request.said)]
+        self.choices = [
+            Choice(self, index, planned, on_fetch) for index, planned in enumerate(request.outputs)
+        ]
         self.on_failed: Callable[[], None] | None = None
         """Called when one choice has failed, and with it the whole answer."""
         self.abort: Callable[[], None] | None = None
@@ -161,6 +163,8 @@ class Generation:
         failure = self._failure or EngineFailedError("The request was aborted by the engine.")
         if self._exchange.streaming:
             self._exchange.write(self._answer.form.failure(failure), last=True)
+        elif self._request.stream:
+            refuse_in_stream(self._exchange, self._answer, failure)
         else:
             self._exchange.respond(failure.status, self._answer.error_body(failure), self._answer.headers)
         if self.on_failed is not None:
@@ -179,8 +183,11 @@ class Generation:
 
     def _usage(self, running: Choice | None, so_far: int) -> Usage:
         """Return the tokens by now: of ended choices as they ended, of *running*, if it has not, *so_far*."""
-        first = self.choices[0].event
-        cached = first.cached_tokens if first is not None and self._answer.cached_tokens_told else None
+        first, remote = self.choices[0].event, self._request.remote
+        cached = None
+        if first is not None and self._answer.show_cached_tokens:
+            # What a prompt's KV that came from afar had been taken from a cache there, as vLLM has it.
+            cached = first.cached_tokens if remote is None else remote.cached_tokens
         output = 0
         for choice in self.choices:
             if choice.event is not None:
@@ -190,6 +197,15 @@ class Generation:
         return Usage(self._request.prompt_tokens, output, cached)
 
 
+def refuse_in_stream(exchange: Exchange, answer: GeneratedAnswer, error: AnswerError) -> None:
+    """Answer a request for a stream with *error* alone, as vLLM does on the request's path."""
+    form = answer.form
+    head = exchange.start_stream(answer.headers)
+    exchange.write(form.refusal(error), head=head, last=not form.refusal_breaks_off)
+    if form.refusal_breaks_off:
+        exchange.break_off()
+
+
 class Choice:
     """One of an answer's choices: follows one sequence of the engine, see `driver.Follower`."""
 
@@ -197,7 +213,7 @@ class Choice:
         "_generation",
         "_index",
         "_on_fetch",
-        "_said",
+        "_planned",
         "closed",
         "event",
         "output",
@@ -206,13 +222,17 @@ class Choice:
     )
 
     def __init__(
-        self, generation: Generation, index: int, said: Said, on_fetch: Callable[[Choice, int], None]
+        self,
+        generation: Generation,
+        index: int,
+        planned: PlannedOutput,
+        on_fetch: Callable[[Choice, int], None],
     ) -> None:
         self._generation = generation
         self._index = index
         self._on_fetch = on_fetch
-        self._said = said
-        self.output = said.text
+        self._planned = planned
+        self.output = planned.text
         self.sent = 0
         """Tokens written."""
         self.event: Finished | None = None
@@ -226,15 +246,15 @@ class Choice:
         self._on_fetch(self, tokens)
 
     def read_freed_blocks(self, output: bytes) -> None:
-        """Say *output* instead: the KV was another's."""
+        """Send *output* instead: the KV belonged to another request."""
         self.output = output
 
     def progress(self, output_tokens: int) -> None:
-        """Tell that so many tokens are there."""
+        """Report that so many tokens are there."""
         self._generation.progress(self, output_tokens)
 
     def finished(self, event: Finished) -> None:
-        """Tell the end."""
+        """Report the end."""
         self.event = event
         self._generation.finished(self)
 
@@ -252,7 +272,7 @@ class Choice:
         """How it ended, once it has: by itself, or where the engine gave it up."""
         if self.event is not None and self.event.reason == "abort":
             return End(self.output[: self.event.output_tokens * TOKEN_BYTES], "abort")
-        return End(self.output, self._said.finish_reason, self._said.stop_reason)
+        return End(self.output, self._planned.finish_reason, self._planned.stop_reason)
 
     def break_off(self) -> None:
         """End the whole answer: nothing more is known of this choice."""

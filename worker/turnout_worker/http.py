@@ -88,12 +88,12 @@ class Exchange:
         self._end()
 
     def start_stream(
-        self, headers: Iterable[tuple[str, str]] = (), *, type_: str = "text/event-stream"
+        self, headers: Iterable[tuple[str, str]] = (), *, type_: str = "text/event-stream; charset=utf-8"
     ) -> bytes:
         """Begin an answer in pieces. Returns the head, to be put before the first piece."""
         self.streaming = True
         self._chunked = self.request.version != "1.0"
-        head = [f"content-type: {type_}", "cache-control: no-cache"]
+        head = [f"content-type: {type_}"]
         if self._chunked:
             head.append("transfer-encoding: chunked")
         else:
@@ -111,7 +111,7 @@ class Exchange:
             self._end()
 
     def abandon(self, data: bytes = b"") -> None:
-        """Write *data* as it is and cut the connection. The owner is told as if the client had left."""
+        """Write *data* as it is and cut the connection. The owner is notified as if the client had left."""
         if self.open:
             self._connection.cut(data)
             self.gone()
@@ -123,7 +123,7 @@ class Exchange:
             self.gone()
 
     def gone(self) -> None:
-        """Tell the owner that the client has left."""
+        """Notify the owner that the client has left."""
         if self.open:
             self.open = False
             if self.on_gone is not None:
@@ -156,10 +156,12 @@ class HttpConnection(asyncio.Protocol):
         application: Application,
         connections: set[HttpConnection],
         note: Callable[[str, BaseException], None],
+        max_body_bytes: int = MAX_BODY_BYTES,
     ) -> None:
         self._note = note
         self._application = application
         self._connections = connections
+        self._max_body_bytes = max_body_bytes
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpRequestParser(self)
@@ -184,7 +186,7 @@ class HttpConnection(asyncio.Protocol):
         self._wait(IDLE_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        """Tell whoever is answering that the client has left."""
+        """Notify the request's owner that the client has left."""
         self._transport = None
         self._connections.discard(self)
         self._wait(None)
@@ -255,7 +257,7 @@ class HttpConnection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         """Collect the body."""
         self._body_bytes += len(body)
-        if self._body_bytes > MAX_BODY_BYTES:
+        if self._body_bytes > self._max_body_bytes:
             self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
             return
         self._body.append(body)
@@ -340,23 +342,46 @@ class HttpConnection(asyncio.Protocol):
         self._timer = None if seconds is None else self._loop.call_later(seconds, self.close)
 
 
+class _Refusal(asyncio.Protocol):
+    """A connection too many."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Close it."""
+        transport.close()
+
+
 class HttpServer:
     """Listens and keeps track of its connections, so that it can end them."""
 
-    def __init__(self, application: Application, note: Callable[[str, BaseException], None]) -> None:
-        """*note* is given what a connection raises and survives, under the name `request`."""
+    def __init__(
+        self,
+        application: Application,
+        note: Callable[[str, BaseException], None],
+        *,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        max_connections: int | None = None,
+    ) -> None:
+        """*note* is given what a connection raises and survives, under the name `request`.
+
+        With *max_connections* open, a further one is closed at once; no bound where it is None.
+        """
         self._note = note
         self._application = application
+        self._max_body_bytes = max_body_bytes
+        self._max_connections = max_connections
         self._connections: set[HttpConnection] = set()
         self._server: asyncio.Server | None = None
 
     async def start(self, host: str, port: int) -> int:
         """Listen. Returns the port, which the system has chosen where *port* is 0."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: HttpConnection(self._application, self._connections, self._note), host, port, backlog=1024
-        )
+        self._server = await loop.create_server(self._connection, host, port, backlog=1024)
         return int(self._server.sockets[0].getsockname()[1])
+
+    def _connection(self) -> asyncio.BaseProtocol:
+        if self._max_connections is not None and len(self._connections) >= self._max_connections:
+            return _Refusal()
+        return HttpConnection(self._application, self._connections, self._note, self._max_body_bytes)
 
     @property
     def answering(self) -> bool:
@@ -371,7 +396,7 @@ class HttpServer:
             connection.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while self._connections:  # noqa: ASYNC110 - connections come off one by one, in no one's hands
+                while self._connections:  # noqa: ASYNC110 - connections come off one by one, which no task owns
                     await asyncio.sleep(_POLL_SECONDS)
         for connection in list(self._connections):
             connection.cut()

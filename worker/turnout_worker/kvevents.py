@@ -127,7 +127,7 @@ class KvEventPublisher:
         self._context.destroy(linger=0)
 
     def _answer(self) -> None:
-        """Answer replays that are asked for, some at a time, so that who asks without end does not stop the worker.
+        """Answer replays that are asked for, some at a time, so that a client which asks without end does not stop the worker.
 
         The socket says only once that there is something to read, so what is left over is come back for.
         """
@@ -150,14 +150,14 @@ class KvEventPublisher:
                 frames = replay.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return False
-            if len(frames) != 3 or len(frames[2]) != len(END):  # noqa: PLR2004 - who asks, nothing, the number
+            if len(frames) != 3 or len(frames[2]) != len(END):  # noqa: PLR2004 - the client, nothing, the number
                 _log.warning("a replay was asked for in %d frames that make no sense", len(frames))
                 continue
-            who, _, first = frames
+            client, _, first = frames
             for number, payload in self._kept:
                 if number >= first:  # of the same length, so they compare as numbers do
-                    replay.send_multipart((who, b"", self._topic, number, payload), zmq.NOBLOCK)
-            replay.send_multipart((who, b"", b"", END, b""), zmq.NOBLOCK)
+                    replay.send_multipart((client, b"", self._topic, number, payload), zmq.NOBLOCK)
+            replay.send_multipart((client, b"", b"", END, b""), zmq.NOBLOCK)
         return True
 
 
@@ -177,7 +177,7 @@ class CacheEvents:
     ) -> None:
         """Know the blocks of *request*, which has just been taken: *content* are the bytes of its tokens.
 
-        A LoRA adapter parts every block's cache, a salt is told of the first one.
+        A LoRA adapter is part of every block's event, a salt of the first one's.
         """
         width = self._block_size * TOKEN_BYTES
         self._requests[request.id] = request.block_hashes
@@ -200,7 +200,7 @@ class CacheEvents:
     def publish(self) -> None:
         """Publish what has happened to the cache since the last call, if anything has.
 
-        Behind a batch that could not be published, the next one says first that no block is cached: who reads knows
+        Behind a batch that could not be published, the next one says first that no block is cached: the reader knows
         less than there is then, and never more.
         """
         entries = self._cache.read()

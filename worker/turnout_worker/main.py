@@ -1,4 +1,4 @@
-"""The command line of the worker: `turnout-worker simulate`, `fetch` and `drain`."""
+"""The command line of the worker: `turnout-worker serve`, `simulate`, `fetch` and `drain`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from turnout_runtime.options import read_port, read_positive, read_seconds
 from turnout_worker.errors import ConfigurationError, SourceError
 from turnout_worker.settings import (
     WorkerSettings,
+    architecture,
     engine_settings,
     kv_events_settings,
 )
 from turnout_worker.sources.options import add_source_options
+from turnout_worker.supervise.settings import add_serve, serve_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +26,13 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit status: 2 for flags that cannot work, 3 where a model's files cannot be had."""
-    options = parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    end = given.index("--") if "--" in given else len(given)
+    reader = parser()
+    options = reader.parse_args(given[:end])
+    options.engine_command = given[end + 1 :]
+    if end < len(given) and options.run is not _serve:
+        reader.error("only serve takes a command behind --")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         status: int = options.run(options)
@@ -36,6 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"turnout-worker: {error.reason}: {error}\n")
         return 3
     return status
+
+
+def _serve(options: argparse.Namespace) -> int:
+    settings = serve_settings(options, options.engine_command, os.environ)
+    from turnout_worker.supervise.life import run  # noqa: PLC0415 - `drain` starts without asyncio
+
+    return run(settings)
 
 
 def _simulate(options: argparse.Namespace) -> int:
@@ -64,8 +79,9 @@ def _drain(options: argparse.Namespace) -> int:
 
 def settings_of(options: argparse.Namespace) -> WorkerSettings:
     """Complete and check what was parsed. Raise ConfigurationError, saying what to write instead."""
+    size = architecture(options.model, options.architecture)
     engine, latency = engine_settings(
-        model=options.model,
+        model=size,
         accelerator=options.accelerator,
         tensor_parallel=options.tensor_parallel,
         max_length=options.max_length,
@@ -85,6 +101,7 @@ def settings_of(options: argparse.Namespace) -> WorkerSettings:
         )
     return WorkerSettings(
         model=options.model,
+        architecture=size,
         served_names=tuple(options.served_name or [options.model.removeprefix("hf://")]),
         adapters=_adapters(options),
         max_loras=options.max_loras,
@@ -124,6 +141,13 @@ def parser() -> argparse.ArgumentParser:
     """Return what reads the command line."""
     found = argparse.ArgumentParser(prog="turnout-worker", description="What runs in a pool's pod.")
     commands = found.add_subparsers(required=True, metavar="COMMAND")
+    serve = commands.add_parser(
+        "serve",
+        help="start a real engine, watch it and end it",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    serve.set_defaults(run=_serve)
+    add_serve(serve)
     _add_simulate(
         commands.add_parser(
             "simulate",
@@ -164,6 +188,11 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_simulate)
     add = parser.add_argument
     add("--model", required=True, metavar="SOURCE", help="such as hf://meta-llama/Llama-3.1-8B-Instruct")
+    add(
+        "--architecture",
+        metavar="JSON",
+        help="the model's size, as an operator writes it; that of the catalog where it is not given",
+    )
     add(
         "--served-name",
         action="append",
@@ -250,7 +279,7 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
         "--enable-prompt-tokens-details",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="tell cached_tokens in usage",
+        help="report cached_tokens in usage",
     )
 
 

@@ -119,9 +119,9 @@ class MessageForm:
 
     refusal_breaks_off = False
 
-    def __init__(self, request: CompletionRequest, known_as: str) -> None:
+    def __init__(self, request: CompletionRequest, request_id: str) -> None:
         self._request = request
-        self._id = f"msg_{known_as}"
+        self._id = f"msg_{request_id}"
 
     def opening(self) -> bytes:
         """Return the events that begin a message with one text block."""

@@ -72,7 +72,8 @@ class Metrics:
     """What the engine's events add up to. All times in engine seconds."""
 
     def __init__(self, model_name: str, engine: EngineSettings, kv_bytes_per_token: int) -> None:
-        self._labels = f'model_name="{_escape(model_name)}",engine="0"'
+        self._model = f'model_name="{_escape(model_name)}"'
+        self._labels = f'{self._model},engine="0"'
         self._engine = engine
         self._kv_bytes_per_token = kv_bytes_per_token
         self.time_to_first_token = Histogram(_TTFT)
@@ -146,9 +147,13 @@ class Metrics:
         sample("counter", by_source, counters.prompt_local_cache_hit, ',source="local_cache_hit"')
         sample("counter", by_source, counters.prompt_external_transfer, ',source="external_kv_transfer"')
         sample("counter", "vllm:num_preemptions", counters.preemptions)
-        for reason, number in counters.finished.items():
+        # vLLM counts no aborted requests there, though it has a series for them.
+        for reason, number in (counters.finished | {"abort": 0, "repetition": 0}).items():
             sample("counter", "vllm:request_success", number, f',finished_reason="{reason}"')
-        sample("counter", "vllm:admission_rejections", counters.rejections)
+        name = "vllm:admission_rejections"
+        lines.extend((f"# HELP {name}_total {_HELP[name]}", f"# TYPE {name}_total counter"))
+        for reason, number in (("max_num_queued_reqs", counters.rejections), ("max_num_queued_tokens", 0)):
+            lines.append(f'{name}_total{{{self._model},reason="{reason}"}} {number}')
         sample("counter", "vllm:nixl_num_kv_expired_reqs", counters.leases_expired)
         sample("counter", "vllm:nixl_num_failed_transfers", self.failed_transfers)
         for metric, value in (
@@ -162,9 +167,9 @@ class Metrics:
         lines.extend(f'{name}{{task="{_escape(task)}"}} {n}' for task, n in self._task_failures.items())
         if lora is not None:
             name = "vllm:lora_requests_info"
-            told = f'max_lora="{lora.most}",running_lora_adapters="{_escape(",".join(lora.running))}"'
+            adapters = f'max_lora="{lora.most}",running_lora_adapters="{_escape(",".join(lora.running))}"'
             lines.extend((f"# HELP {name} {_HELP[name]}", f"# TYPE {name} gauge"))
-            lines.append(f'{name}{{{told},waiting_lora_adapters=""}} {lora.at}')
+            lines.append(f'{name}{{{adapters},waiting_lora_adapters=""}} {lora.at}')
         for name, histogram in self._histograms().items():
             lines.extend((f"# HELP {name} {_HELP[name]}", f"# TYPE {name} histogram"))
             lines.extend(histogram.lines(name, labels))
@@ -209,7 +214,7 @@ _HELP: Final = {
     "vllm:num_preemptions": "Preemptions.",
     "vllm:request_success": "Requests that ended, by reason.",
     "vllm:admission_rejections": "Requests refused because the queue was full.",
-    "vllm:nixl_num_kv_expired_reqs": "Prefilled prompts that nobody fetched before their lease ended.",
+    "vllm:nixl_num_kv_expired_reqs": "Prefilled prompts that no worker fetched before their lease ended.",
     "vllm:nixl_num_failed_transfers": "Fetches of KV that failed.",
     "vllm:lora_requests_info": "LoRA adapters of requests under way, and how many find room; the value is the time.",
     "vllm:time_to_first_token_seconds": "From arrival to the first token.",

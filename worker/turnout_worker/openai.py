@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from turnout_worker.body import Kind
 
 MAX_CHOICES: Final = 64
+MAX_TEMPERATURE: Final = 2
 MAX_STOPS: Final = 32
 """Most stop strings: each is sought in the whole answer before it begins."""
 
@@ -33,6 +34,8 @@ class RemotePrefill:
     request_id: str
     tokens: int | None
     """Prompt tokens held there; None: all of them."""
+    cached_tokens: int = 0
+    """Prompt tokens that the prefill worker had in its own prefix cache."""
 
 
 class FatalTransferError(Exception):
@@ -40,8 +43,8 @@ class FatalTransferError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """What the model will say in one choice, and why it will stop."""
+class PlannedOutput:
+    """The output that the model will generate for one choice, and why it will stop."""
 
     text: bytes
     tokens: int
@@ -59,10 +62,10 @@ class CompletionRequest:
     prompt: bytes
     """Rendered to the bytes of its tokens."""
     prompt_tokens: int
-    said: tuple[Said, ...]
+    outputs: tuple[PlannedOutput, ...]
     """One for each of the n choices asked for."""
     logprobs: int | None
-    """Alternatives to tell for each token; None: log probabilities are not asked for."""
+    """Alternatives to report for each token; None: log probabilities are not asked for."""
     max_tokens: int | None
     stream: bool
     include_usage: bool
@@ -113,11 +116,12 @@ def understand(
     prompt_tokens = text.token_count(prompt)
     limit = _output_limit(fields, kind, prompt_tokens, max_length)
     choices = _count(fields, "n") or 1
+    _check_sampling(fields, choices)
     if choices > MAX_CHOICES:
         raise BadRequestError(
             f"n={choices} is more than the {MAX_CHOICES} choices that are made at once", "n"
         )
-    said = tuple(
+    outputs = tuple(
         _answer(fields, prompt, limit, max_length - prompt_tokens, text.seed_of_choice(seed, index))
         for index in range(choices)
     )
@@ -133,7 +137,7 @@ def understand(
         model=model,
         prompt=prompt,
         prompt_tokens=prompt_tokens,
-        said=said,
+        outputs=outputs,
         logprobs=_logprobs(fields, kind),
         max_tokens=limit,
         stream=stream,
@@ -161,7 +165,8 @@ def model_of(fields: dict[str, Any], served_names: tuple[str, ...]) -> str:
     if not isinstance(model, str):
         raise BadRequestError("model must be a string", "model")
     if model not in served_names:
-        raise UnknownModelError(f"The model `{model}` does not exist.", "model")
+        aliases = ", ".join(served_names)
+        raise UnknownModelError(f"The model `{model}` does not exist. Valid aliases: {aliases}.", "model")
     return model
 
 
@@ -219,9 +224,10 @@ def _output_limit(fields: dict[str, Any], kind: Kind, prompt_tokens: int, max_le
         asked = 16  # OpenAI's default for text completions
     if prompt_tokens >= max_length:
         raise BadRequestError(
-            f"This model's maximum context length is {max_length} tokens. However, your request has {prompt_tokens} "
-            "input tokens. Please reduce the length of the input messages.",
-            "prompt" if kind == "text" else "messages",
+            f"This model's maximum context length is {max_length} tokens. However, your prompt contains at least "
+            f"{prompt_tokens} input tokens, which exceeds this limit even without any output tokens. Please reduce the "
+            f"length of the input prompt. (parameter=input_tokens, value={prompt_tokens})",
+            "input_tokens",
         )
     if asked is None:
         return None
@@ -238,8 +244,8 @@ def _output_limit(fields: dict[str, Any], kind: Kind, prompt_tokens: int, max_le
     return int(min(asked, max_length - prompt_tokens))
 
 
-def _answer(fields: dict[str, Any], prompt: bytes, limit: int | None, room: int, seed: int) -> Said:
-    """Return what the model says, and why it stops."""
+def _answer(fields: dict[str, Any], prompt: bytes, limit: int | None, room: int, seed: int) -> PlannedOutput:
+    """Return the model's output, and why it stops."""
     most = room if limit is None else limit
     least = _count(fields, "min_tokens", at_least=0) or 0
     if least > most:
@@ -248,17 +254,33 @@ def _answer(fields: dict[str, Any], prompt: bytes, limit: int | None, room: int,
     seed = seed if own_seed is None else seed ^ (own_seed & 0xFFFFFFFF)
     natural = most + 1 if fields.get("ignore_eos") else max(least, text.natural_length(seed, prompt))
     reason: Literal["stop", "length"] = "stop" if natural <= most else "length"
-    said = text.output(seed, prompt, min(natural, most))
+    output = text.output(seed, prompt, min(natural, most))
     found = [
         (at, stop)
         for stop in _stops(fields)
-        if (at := said.find(stop.encode(), least * text.TOKEN_BYTES)) >= 0
+        if (at := output.find(stop.encode(), least * text.TOKEN_BYTES)) >= 0
     ]
     if found:
         at, stop = min(found)
-        said, reason = said[:at], "stop"
-        return Said(said, max(1, text.token_count(said)), reason, stop)
-    return Said(said, max(1, text.token_count(said)), reason, None)
+        output, reason = output[:at], "stop"
+        return PlannedOutput(output, max(1, text.token_count(output)), reason, stop)
+    return PlannedOutput(output, max(1, text.token_count(output)), reason, None)
+
+
+def _check_sampling(fields: dict[str, Any], choices: int) -> None:
+    """Refuse temperatures and the like that vLLM refuses, in its words; they have no effect otherwise."""
+    temperature, top_p = fields.get("temperature"), fields.get("top_p")
+    if temperature is not None and not 0 <= temperature <= MAX_TEMPERATURE:
+        raise BadRequestError(
+            f"temperature must be in [0, 2], got {temperature}. (parameter=temperature, value={temperature})",
+            "temperature",
+        )
+    if top_p is not None and not 0 < top_p <= 1:
+        raise BadRequestError(
+            f"top_p must be in (0, 1], got {top_p}. (parameter=top_p, value={top_p})", "top_p"
+        )
+    if temperature == 0 and choices > 1:
+        raise BadRequestError(f"n must be 1 when using greedy sampling, got {choices}.")
 
 
 def _logprobs(fields: dict[str, Any], kind: Kind) -> int | None:
@@ -318,6 +340,7 @@ def _transfer(fields: dict[str, Any]) -> tuple[bool, RemotePrefill | None]:
     host, port = params.get("remote_host"), params.get("remote_port")
     engine_id, request_id = params.get("remote_engine_id"), params.get("remote_request_id")
     tokens = params.get("remote_num_tokens")
+    cached = params.get("remote_prefill_cached_tokens", 0)
     if (
         not isinstance(host, str)
         or type(port) is not int
@@ -325,6 +348,7 @@ def _transfer(fields: dict[str, Any]) -> tuple[bool, RemotePrefill | None]:
         or not isinstance(request_id, str)
         or not isinstance(params.get("remote_block_ids"), list)
         or not isinstance(tokens, int | None)
+        or type(cached) is not int
     ):
         raise FatalTransferError
-    return False, RemotePrefill(host, port, engine_id, request_id, tokens)
+    return False, RemotePrefill(host, port, engine_id, request_id, tokens, cached)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _KEPT: Final = ("stream", "seed", "ignore_eos", "min_tokens", "stop", "kv_transfer_params", "model")
 """Fields that mean the same here as in a chat completion."""
 _TEXTS: Final = {"input_text", "output_text", "text"}
-_TOLD: Final = (
+_ECHOED: Final = (
     "instructions", "metadata", "temperature", "top_p", "tools", "tool_choice", "parallel_tool_calls", "max_output_tokens",
     "text", "truncation",
 )  # fmt: skip
@@ -82,12 +82,12 @@ class ResponseForm:
     refusal_breaks_off = True
 
     def __init__(
-        self, request: CompletionRequest, fields: dict[str, Any], known_as: str, created: int
+        self, request: CompletionRequest, fields: dict[str, Any], request_id: str, created: int
     ) -> None:
         self._request = request
-        self._told: dict[str, Any] = {name: fields[name] for name in _TOLD if name in fields}
-        self._id = f"resp_{known_as}"
-        self._item_id = f"msg_{known_as}"
+        self._echoed: dict[str, Any] = {name: fields[name] for name in _ECHOED if name in fields}
+        self._id = f"resp_{request_id}"
+        self._item_id = f"msg_{request_id}"
         self._created = created
         self._number = 0
 
@@ -177,7 +177,7 @@ class ResponseForm:
             "parallel_tool_calls": True,
             "tool_choice": "auto",
             "tools": [],
-            **self._told,
+            **self._echoed,
             "usage": None if usage is None else _usage(usage),
         }
 

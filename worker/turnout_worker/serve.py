@@ -167,7 +167,7 @@ async def _drain(application: WorkerApplication, server: HttpServer, seconds: fl
     except TimeoutError:
         _log.warning("requests are still running after %g s: they are aborted", seconds)
         application.end()
-        await asyncio.sleep(0)  # the engine tells the streams in the loop's next round
+        await asyncio.sleep(0)  # the engine notifies the streams in the loop's next round
     if application.failed:
         application.break_off()
 

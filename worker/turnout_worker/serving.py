@@ -21,7 +21,7 @@ from turnout_worker.errors import (
     EngineInputError,
     OverloadedError,
 )
-from turnout_worker.generation import Answer, Generation
+from turnout_worker.generation import GeneratedAnswer, Generation, refuse_in_stream
 
 if TYPE_CHECKING:
     from turnout.simulation import Finished
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 MAX_REQUEST_ID: Final = 256
 _QUICK_BYTES: Final = 64 * 1024
 """Bytes of text whose vectors take a few milliseconds."""
-_TOLD_IN_STREAM: Final = 6
+_SENT_IN_STREAM: Final = 6
 """One in so many streamed text completions that a full queue refuses learns of it inside the stream; of chats, all do."""
 
 _log = logging.getLogger(__name__)
@@ -119,26 +119,26 @@ class Serving:
         except AnswerError:
             self._let_go(fields)
             raise
-        known_as = known_as_of(exchange)
-        answer = Answer(
-            form=_form(request, fields, known_as, int(time.time())),
+        request_id = request_id_of(exchange)
+        answer = GeneratedAnswer(
+            form=_form(request, fields, request_id, int(time.time())),
             error_body=messages.error_body if kind == "message" else errors.error_body,
-            headers=(("x-request-id", known_as),),
-            cached_tokens_told=settings.prompt_tokens_details,
+            headers=(("x-request-id", request_id),),
+            show_cached_tokens=settings.prompt_tokens_details,
             cut_after=cut_after,
             abort_after=abort_after,
             transfer_params=self._transfer_params if request.pin else None,
         )
         try:
             inputs.check(chat, kind)
-            self._generate(exchange, request, answer, known_as)
+            self._generate(exchange, request, answer, request_id)
         except (EngineInputError, OverloadedError) as error:
-            if not self._is_told_in_stream(request, error):
+            if not self._is_sent_in_stream(request, error):
                 raise
-            _refuse_in_stream(exchange, answer, error)
+            refuse_in_stream(exchange, answer, error)
 
     def _generate(
-        self, exchange: Exchange, request: CompletionRequest, answer: Answer, known_as: str
+        self, exchange: Exchange, request: CompletionRequest, answer: GeneratedAnswer, request_id: str
     ) -> None:
         ids: dict[int, str] = {}
         generation = Generation(
@@ -146,12 +146,12 @@ class Serving:
         )
 
         def abort() -> None:
-            for request_id in ids.values():
-                self._driver.abort(request_id)
+            for engine_id in ids.values():
+                self._driver.abort(engine_id)
 
         exchange.on_gone = generation.on_failed = generation.abort = abort
         for index, choice in enumerate(generation.choices):
-            ids[index] = f"{known_as}-{next(self._numbers)}"
+            ids[index] = f"{request_id}-{next(self._numbers)}"
             try:
                 engine_request = self._engine_request(request, index, ids[index])
                 self._submit(engine_request, choice, generation)
@@ -165,12 +165,12 @@ class Serving:
         if answer.abort_after == 0:
             abort()
 
-    def _is_told_in_stream(self, request: CompletionRequest, error: AnswerError) -> bool:
+    def _is_sent_in_stream(self, request: CompletionRequest, error: AnswerError) -> bool:
         """Say whether the client of a request that the engine has refused has an answer with status 200 by then."""
         if not request.stream:
             return False
         if isinstance(error, OverloadedError) and request.kind == "text":
-            return next(self._refused_texts) % _TOLD_IN_STREAM == _TOLD_IN_STREAM - 1
+            return next(self._refused_texts) % _SENT_IN_STREAM == _SENT_IN_STREAM - 1
         return True
 
     def _let_go(self, fields: dict[str, Any]) -> None:
@@ -194,17 +194,17 @@ class Serving:
         fields = body.object_of(exchange.request.body)
         model = openai.model_of(fields, self._settings.names)
         request = pooling.parse(fields, kind, self._settings.max_length - 1)
-        known_as = known_as_of(exchange)
-        pooled = _Pooled(request, exchange, model, known_as, self._supervisor)
+        request_id = request_id_of(exchange)
+        pooled = _Pooled(request, exchange, model, request_id, self._supervisor)
         ids: list[str] = []
 
         def abort() -> None:
-            for request_id in ids:
-                self._driver.abort(request_id)
+            for engine_id in ids:
+                self._driver.abort(engine_id)
 
         exchange.on_gone = abort
         for one in request.texts:
-            ids.append(f"{known_as}-{next(self._numbers)}")
+            ids.append(f"{request_id}-{next(self._numbers)}")
             engine_request = EngineRequest(
                 id=ids[-1],
                 prompt_tokens=max(1, text.token_count(one)),
@@ -234,7 +234,7 @@ class Serving:
         self._live[request.id] = owner
 
     def _engine_request(self, request: CompletionRequest, index: int, request_id: str) -> EngineRequest:
-        said = request.said[index]
+        said = request.outputs[index]
         hashes = text.block_hashes(_content(request, index), self._settings.engine.block_size)
         apart = self._apart(request)
         if any(apart):
@@ -264,14 +264,18 @@ class Serving:
         return {
             "do_remote_prefill": True,
             "do_remote_decode": False,
-            "remote_block_ids": list(range(-(-event.prompt_tokens // size))),
+            "remote_block_ids": [list(range(-(-event.prompt_tokens // size)))],
             "remote_engine_id": self._engine_id,
             "remote_request_id": event.id,
             "remote_host": self._settings.advertised_host,
             "remote_port": self.side_channel_port,
             "tp_size": self._settings.tensor_parallel,
+            "dcp_size": 1,
+            "pp_size": 1,
             "remote_num_tokens": event.prompt_tokens,
+            "remote_blocks_expiry_time": None,
             "transfer_mode": "pull",
+            "remote_prefill_cached_tokens": event.cached_tokens,
         }
 
     def _fetch(self, request_id: str, request: CompletionRequest, choice: Choice, tokens: int) -> None:
@@ -296,7 +300,7 @@ class Serving:
         else:
             self._metrics.stale_reads += 1
             _log.warning("request %s reads KV blocks that were freed: its answer is garbage", request_id)
-            said = request.said[0]
+            said = request.outputs[0]
             choice.read_freed_blocks(
                 text.output(self._settings.seed, request.prompt, said.tokens, "freed blocks")
             )
@@ -319,14 +323,14 @@ class _Pooled:
         request: PoolingRequest,
         exchange: Exchange,
         model: str,
-        known_as: str,
+        request_id: str,
         supervisor: Supervisor,
     ) -> None:
         self._supervisor = supervisor
         self._request = request
         self._exchange = exchange
         self.model = model
-        self._known_as = known_as
+        self._request_id = request_id
         self._left = len(request.texts)
         self._failure = EngineFailedError("The request was aborted by the engine.")
 
@@ -341,7 +345,7 @@ class _Pooled:
             self._refuse()
 
     def _refuse(self) -> None:
-        headers = (("x-request-id", self._known_as),)
+        headers = (("x-request-id", self._request_id),)
         self._exchange.respond(self._failure.status, errors.error_body(self._failure), headers)
 
     def fail(self, failure: EngineFailedError) -> None:
@@ -377,10 +381,10 @@ class _Pooled:
             raise
 
     def _answer(self) -> bytes:
-        return orjson.dumps(pooling.answer(self._request, self.model, self._known_as, int(time.time())))
+        return orjson.dumps(pooling.answer(self._request, self.model, self._request_id, int(time.time())))
 
     def _respond(self, answer: bytes) -> None:
-        self._exchange.respond(200, answer, (("x-request-id", self._known_as),))
+        self._exchange.respond(200, answer, (("x-request-id", self._request_id),))
 
 
 class _Tracked:
@@ -407,31 +411,22 @@ class _Tracked:
         self._follower.break_off()
 
 
-def known_as_of(exchange: Exchange) -> str:
+def request_id_of(exchange: Exchange) -> str:
     """Return the id that the client gave its request, or a new one."""
     return exchange.request.headers.get("x-request-id", "")[:MAX_REQUEST_ID] or uuid4().hex
 
 
-def _form(request: CompletionRequest, fields: dict[str, Any], known_as: str, created: int) -> Form:
+def _form(request: CompletionRequest, fields: dict[str, Any], request_id: str, created: int) -> Form:
     if request.kind == "response":
-        return responses.ResponseForm(request, fields, known_as, created)
+        return responses.ResponseForm(request, fields, request_id, created)
     if request.kind == "message":
-        return messages.MessageForm(request, known_as)
-    return CompletionForm(request, known_as, created)
-
-
-def _refuse_in_stream(exchange: Exchange, answer: Answer, error: AnswerError) -> None:
-    """Tell in a stream that the engine has refused the request, as vLLM does on the request's path."""
-    form = answer.form
-    head = exchange.start_stream(answer.headers)
-    exchange.write(form.refusal(error), head=head, last=not form.refusal_breaks_off)
-    if form.refusal_breaks_off:
-        exchange.break_off()
+        return messages.MessageForm(request, request_id)
+    return CompletionForm(request, request_id, created)
 
 
 def _content(request: CompletionRequest, index: int) -> bytes:
     """Return the tokens whose KV the choice number *index* leaves behind, as bytes."""
-    return request.prompt if request.pin else text.pad(request.prompt) + request.said[index].text
+    return request.prompt if request.pin else text.pad(request.prompt) + request.outputs[index].text
 
 
 def _remote_tokens(request: CompletionRequest) -> int:

@@ -1,19 +1,24 @@
-"""What the simulated worker is told on its command line, checked and completed."""
+"""The simulated worker's options, checked and completed."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from turnout.simulation import EngineSettings, SettingsError
-from turnout.sizing.capacity import Misfit, fits
+from turnout.sizing.architecture import ModelArchitecture
+from turnout.sizing.capacity import GIB, DoesNotFit, Unknown, fits, tokens_within
+from turnout.sizing.catalog import known
 from turnout.sizing.latency import LatencyModel, UnknownLatency, latency_model
-from turnout.sizing.models import MODELS
 from turnout_worker.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from turnout.terms import Role
+
+
+CPU_KV_CACHE_BYTES: Final = 4 * GIB
+"""KV cache where the memory beside the weights is not known: vLLM's on CPUs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +41,12 @@ class WorkerSettings:
     """The simulated worker's settings. Seconds are the engine's unless said otherwise."""
 
     model: str
+    architecture: ModelArchitecture
     served_names: tuple[str, ...]
     adapters: dict[str, str]
     """Paths of LoRA adapters by the names that clients call; answered like the model, with a prefix cache of their own each."""
     max_loras: int
-    """Adapters that find room at a time, as metrics tell it. Loading one takes the simulated engine no time."""
+    """Adapters that find room at a time, as metrics report it. Loading one takes the simulated engine no time."""
     role: Role
     accelerator: str
     tensor_parallel: int
@@ -58,11 +64,11 @@ class WorkerSettings:
     shutdown_timeout: float
     """Real seconds after SIGTERM in which running streams may end and pinned blocks may be fetched."""
     prompt_tokens_details: bool
-    """Whether usage tells cached_tokens (vLLM's --enable-prompt-tokens-details)."""
+    """Whether usage reports cached_tokens (vLLM's --enable-prompt-tokens-details)."""
     engine: EngineSettings
     latency: LatencyModel
     kv_events: KvEventsSettings | None = None
-    """None: nobody is told what the prefix cache holds."""
+    """None: the content of the prefix cache is not published."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -72,12 +78,28 @@ class WorkerSettings:
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of KV cache that a token takes, for the transfer metrics."""
-        return MODELS[self.model].kv_bytes_per_token()
+        return self.architecture.kv_bytes_per_token()
+
+
+def architecture(model: str, described: str | None) -> ModelArchitecture:
+    """Return what *described*, the JSON of --architecture, says, else the catalog of *model*. Raise ConfigurationError."""
+    if described is not None:
+        try:
+            return ModelArchitecture.from_fields(json.loads(described))
+        except ValueError as error:
+            raise ConfigurationError(f"--architecture: {error}") from error
+    found = known(model)
+    if found is None:
+        raise ConfigurationError(
+            f"the size of {model} is not known, so it cannot be simulated: write spec.model.architecture in the LLMDeployment"
+            " (--architecture)"
+        )
+    return found
 
 
 def engine_settings(
     *,
-    model: str,
+    model: ModelArchitecture,
     accelerator: str,
     tensor_parallel: int,
     max_length: int,
@@ -93,10 +115,13 @@ def engine_settings(
     if isinstance(latency, UnknownLatency):
         raise ConfigurationError(latency.message)
     if kv_cache_tokens is None:
-        fit = fits(model, accelerator, tensor_parallel, max_length)
-        if isinstance(fit, Misfit):
+        fit = fits(model, accelerator, tensor_parallel, max_length=max_length)
+        if isinstance(fit, DoesNotFit):
             raise ConfigurationError(fit.message)
-        kv_cache_tokens = fit.kv_cache_tokens
+        if isinstance(fit, Unknown):
+            kv_cache_tokens = max(max_length, tokens_within(CPU_KV_CACHE_BYTES, model, max_length))
+        else:
+            kv_cache_tokens = fit.kv_cache_tokens
     if kv_cache_tokens < max_length:
         raise ConfigurationError(
             f"--kv-cache-tokens {kv_cache_tokens} cannot hold one request of --max-length {max_length}: "
@@ -123,16 +148,16 @@ def kv_events_settings(text: str | None) -> KvEventsSettings | None:
     if text is None:
         return None
     try:
-        told = json.loads(text)
+        document = json.loads(text)
     except ValueError as error:
         raise ConfigurationError(f"--kv-events-config is no JSON: {error}") from error
-    if not isinstance(told, dict):
+    if not isinstance(document, dict):
         raise ConfigurationError("--kv-events-config must be a JSON object")
-    told.pop("max_queue_size", None)  # batches that wait for vLLM's publishing thread; there is none here
-    enabled, publisher = told.pop("enable_kv_cache_events", False), told.pop("publisher", None)
+    document.pop("max_queue_size", None)  # batches that wait for vLLM's publishing thread; there is none here
+    enabled, publisher = document.pop("enable_kv_cache_events", False), document.pop("publisher", None)
     numbers = {"buffer_steps", "hwm"}
     known = {field.name for field in fields(KvEventsSettings)}
-    for name, value in told.items():
+    for name, value in document.items():
         if name not in known:
             raise ConfigurationError(f"--kv-events-config: {name} is none of {', '.join(sorted(known))}")
         fitting = type(value) is int and value > 0 if name in numbers else isinstance(value, str)
@@ -140,4 +165,4 @@ def kv_events_settings(text: str | None) -> KvEventsSettings | None:
             raise ConfigurationError(f"--kv-events-config: {name} cannot be {value!r}")
     if publisher not in {None, "null", "zmq"}:
         raise ConfigurationError(f"--kv-events-config: publisher {publisher!r} is neither 'zmq' nor 'null'")
-    return KvEventsSettings(**told) if enabled is True and publisher != "null" else None
+    return KvEventsSettings(**document) if enabled is True and publisher != "null" else None

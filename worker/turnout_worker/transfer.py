@@ -124,7 +124,7 @@ class Fetcher:
             peer.writer.close()
 
     async def _reach(self, key: _Key) -> _Peer:
-        """Connect, together with whoever else wants the same worker."""
+        """Connect, together with other requests to the same worker."""
         task = self._connecting.get(key)
         if task is None:
             task = asyncio.create_task(_connect(key, patience=0.0 if key in self._met else REACH_SECONDS))
@@ -150,7 +150,7 @@ class Fetcher:
 async def _connect(key: _Key, patience: float) -> _Peer:
     """Connect and shake hands, trying again for *patience* seconds.
 
-    Raises OSError where nobody answers, ValueError where another engine does.
+    Raises OSError where no process answers, ValueError where another engine does.
     """
     host, port, engine_id = key
     loop = asyncio.get_running_loop()

@@ -46,7 +46,7 @@ def run(  # noqa: PLR0917 - options of the command line
     name: Name = NAME,
     output: Annotated[Path, typer.Option(help="Folder for summary.json and demo.svg.")] = Path("build/demo"),
 ) -> None:
-    """Start a cluster, install Turnout, deploy a model, replay real traffic, and tell what happened.
+    """Start a cluster, install Turnout, deploy a model, replay real traffic, and report what happened.
 
     Exits with 1 when a request failed or a step of the setup did.
     """

@@ -54,5 +54,5 @@ def _section(title: str, read: Callable[[], str]) -> str:
     try:
         text = read()
     except (DevClusterError, OSError) as error:
-        text = f"(cannot be told: {error})"
+        text = f"(not available: {error})"
     return f"==== {title}\n{text}\n"

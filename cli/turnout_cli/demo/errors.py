@@ -3,7 +3,7 @@
 DemoError
 ├── MissingError   something that the demo needs is not there: a package, the chart, the examples
 ├── SetupError     a step of the setup failed or passed its deadline
-└── ReadError      what a component told could not be read
+└── ReadError      a component's answer could not be read
 """
 
 from __future__ import annotations
@@ -22,4 +22,4 @@ class SetupError(DemoError):
 
 
 class ReadError(DemoError):
-    """What a component told could not be read."""
+    """A component's answer could not be read."""

@@ -1,4 +1,4 @@
-"""KV-cache utilization of the pools, as the workers tell it in their metrics."""
+"""KV-cache utilization of the pools, as the workers' metrics have it."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ async def pool_utilization(http: httpx.AsyncClient, workers: Mapping[str, Iterab
         *(asyncio.gather(*(_read(http, url) for url in urls)) for urls in roles.values())
     )
     means = {}
-    for role, told in zip(roles, answers, strict=True):
-        values = [value for value in told if value is not None]
+    for role, page in zip(roles, answers, strict=True):
+        values = [value for value in page if value is not None]
         if values:
             means[role] = sum(values) / len(values)
     return means

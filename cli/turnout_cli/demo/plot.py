@@ -19,7 +19,7 @@ BLUE: Final = "#0072B2"
 ORANGE: Final = "#D55E00"
 GREEN: Final = "#009E73"
 GRAY: Final = "#666666"
-"""Okabe and Ito's palette: told apart with every common color blindness."""
+"""Okabe and Ito's palette: distinguishable with every common color blindness."""
 
 RATE_SECONDS: Final = 20.0
 """Arrivals are averaged over this long, in the deployment's seconds."""
@@ -99,7 +99,7 @@ def _replicas(axes: Axes, minutes: Sequence[float], samples: Sequence[Sample]) -
 
 
 def _goodput(axes: Axes, minutes: Sequence[float], samples: Sequence[Sample], target: int) -> None:
-    told = [
+    known = [
         (minute, sample.recent.goodput_percent)
         for minute, sample in zip(minutes, samples, strict=True)
         if sample.recent.goodput_percent is not None
@@ -116,6 +116,6 @@ def _goodput(axes: Axes, minutes: Sequence[float], samples: Sequence[Sample], ta
         color=GRAY,
         fontsize=9,
     )
-    axes.plot([minute for minute, _ in told], [value for _, value in told], color=GREEN, linewidth=1.8)
+    axes.plot([minute for minute, _ in known], [value for _, value in known], color=GREEN, linewidth=1.8)
     axes.set_ylabel("goodput, %\n(last minute)")
     axes.set_ylim(0, 103)

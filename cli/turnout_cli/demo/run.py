@@ -14,7 +14,7 @@ from turnout_cli.demo.fleet import ApiServer, FleetWatch
 from turnout_cli.demo.kv import pool_utilization
 from turnout_cli.demo.samples import Sample, take_sample
 from turnout_cli.replay.client import Client, Target
-from turnout_cli.replay.figures import Objectives, Outcome
+from turnout_cli.replay.figures import Objectives, ReplayOutcome
 from turnout_cli.replay.replay import Replay, ReplaySettings
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ DEADLINE_SECONDS: Final = 60.0
 class Run:
     """What came of the traffic."""
 
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[ReplayOutcome, ...]
     samples: tuple[Sample, ...]
     scalings: tuple[LastScaling, ...]
     wall_seconds: float

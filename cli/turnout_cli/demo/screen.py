@@ -52,11 +52,11 @@ class PlainLines:
         """Write a line when it is time for one, and every new scaling sentence."""
         if sample.last_scaling and sample.last_scaling != self._sentence:
             self._sentence = sample.last_scaling
-            _tell(f"         scaling: {self._sentence}")
+            _print(f"         scaling: {self._sentence}")
         if wall_seconds < self._next:
             return
         self._next = wall_seconds + LINE_SECONDS
-        _tell(plain_line(sample) + (f"  [{note}]" if note else ""))
+        _print(plain_line(sample) + (f"  [{note}]" if note else ""))
 
 
 def plain_line(sample: Sample) -> str:
@@ -143,9 +143,9 @@ def _percent(value: float | None) -> str:
 
 
 def _kv(sample: Sample, *roles: str) -> str:
-    told = [sample.kv_utilization[role] for role in roles if role in sample.kv_utilization]
-    return f"{100 * told[0]:.0f} %" if told else "-"
+    known = [sample.kv_utilization[role] for role in roles if role in sample.kv_utilization]
+    return f"{100 * known[0]:.0f} %" if known else "-"
 
 
-def _tell(line: str) -> None:
+def _print(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

@@ -58,12 +58,12 @@ def install(cluster: Cluster, chart: Path, say: Progress) -> None:
 
     def state() -> tuple[bool, str]:
         items = _read(cluster, "get", "deployments", "--namespace", SYSTEM_NAMESPACE)["items"]
-        told = []
+        pools = []
         for item in items:
             ready = item.get("status", {}).get("readyReplicas", 0)
-            told.append((item["metadata"]["name"], ready, item["spec"]["replicas"]))
-        done = bool(told) and all(ready >= wanted for _, ready, wanted in told)
-        return done, ", ".join(f"{name} {ready}/{wanted}" for name, ready, wanted in told)
+            pools.append((item["metadata"]["name"], ready, item["spec"]["replicas"]))
+        done = bool(pools) and all(ready >= wanted for _, ready, wanted in pools)
+        return done, ", ".join(f"{name} {ready}/{wanted}" for name, ready, wanted in pools)
 
     _wait("operator and router are available", state, INSTALL_SECONDS, say)
 
@@ -129,7 +129,7 @@ def router_url(cluster: Cluster) -> str:
 
 
 def _serves(url: str, model: str) -> tuple[bool, str]:
-    """Tell whether the router at *url* lists *model*."""
+    """Return whether the router at *url* lists *model*."""
     try:
         answer = httpx.get(f"{url}/v1/models", timeout=2.0)
         listed = [entry["id"] for entry in answer.json()["data"]] if answer.is_success else []
@@ -139,9 +139,9 @@ def _serves(url: str, model: str) -> tuple[bool, str]:
 
 
 def _wait(what: str, state: Callable[[], tuple[bool, str]], seconds: float, say: Progress) -> None:
-    """Poll *state* until it holds, telling every change. Raise SetupError after *seconds*."""
+    """Poll *state* until it holds, reporting every change. Raise SetupError after *seconds*."""
     deadline = time.monotonic() + seconds
-    told = ""
+    shown = ""
     while True:
         try:
             done, where = state()
@@ -150,9 +150,9 @@ def _wait(what: str, state: Callable[[], tuple[bool, str]], seconds: float, say:
         if done:
             say.line(what)
             return
-        if where != told:
+        if where != shown:
             say.line(f"waiting until {what}: {where}")
-            told = where
+            shown = where
         if time.monotonic() > deadline:
             raise SetupError(f"waited {seconds:.0f} s in vain until {what}. Last seen: {where}")
         time.sleep(_POLL_SECONDS)

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from turnout.api import LastScaling
     from turnout_cli.demo.samples import Sample
     from turnout_cli.demo.source import Traffic
-    from turnout_cli.replay.figures import Objectives, Outcome
+    from turnout_cli.replay.figures import Objectives, ReplayOutcome
 
-TOLD_FAILURES: Final = 5
-"""Different reasons of failure that are told."""
+LISTED_FAILURES: Final = 5
+"""Different reasons of failure that are listed."""
 
 
 def summarize(
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[ReplayOutcome],
     samples: Sequence[Sample],
     scalings: Sequence[LastScaling],
     objectives: Objectives,
@@ -54,7 +54,7 @@ def summarize(
         "output_tokens": total.output_tokens,
         "clipped_requests": traffic.clipped,
         "client_lag_p99_ms": _ms(total.lag_p99_seconds),
-        "failures": dict(reasons.most_common(TOLD_FAILURES)),
+        "failures": dict(reasons.most_common(LISTED_FAILURES)),
         "scaling": [
             {"time": scaling.time, "from": scaling.from_, "to": scaling.to, "reason": scaling.reason}
             for scaling in scalings
@@ -69,8 +69,8 @@ def spoken(summary: dict[str, Any]) -> list[str]:
         f"{summary['succeeded']} of {summary['requests']} requests succeeded, {summary['failed']} failed",
         f"traffic: {summary['trace']}, {summary['clipped_requests']} requests shortened to the model's length",
         (
-            f"TTFT p50 {_told(summary['ttft_ms']['p50'])}, p99 {_told(summary['ttft_ms']['p99'])}; "
-            f"ITL p50 {_told(summary['itl_ms']['p50'])}, p99 {_told(summary['itl_ms']['p99'])} "
+            f"TTFT p50 {_milliseconds(summary['ttft_ms']['p50'])}, p99 {_milliseconds(summary['ttft_ms']['p99'])}; "
+            f"ITL p50 {_milliseconds(summary['itl_ms']['p50'])}, p99 {_milliseconds(summary['itl_ms']['p99'])} "
             f"(the deployment's time: {scale} s of it pass in one)"
         ),
         (
@@ -103,7 +103,7 @@ def _spoken_range(bounds: dict[str, int]) -> str:
     return f"{bounds['min']} to {bounds['max']}"
 
 
-def _told(milliseconds: float | None) -> str:
+def _milliseconds(milliseconds: float | None) -> str:
     return "-" if milliseconds is None else f"{milliseconds:,.0f} ms"
 
 

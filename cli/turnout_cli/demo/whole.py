@@ -102,7 +102,7 @@ def _take_down(cluster: Cluster, say: Progress) -> None:
 def _under_traffic(
     cluster: Cluster, serving: Serving, traffic: Traffic, options: DemoOptions, say: Progress
 ) -> dict[str, Any]:
-    """Replay the traffic, write summary and plot, tell what came of it; return the summary."""
+    """Replay the traffic, write summary and plot, report the result; return the summary."""
     scale = serving.deployment.spec.engine.simulated.time_scale
     say.line(
         f"replaying {len(traffic.trace.requests)} requests of {options.minutes:g} minutes in "

@@ -58,7 +58,7 @@ class Target:
 
 
 @dataclass(slots=True)
-class Answer:
+class ServerAnswer:
     """One answer as it comes in. Times are the event loop's."""
 
     sent_at: float
@@ -94,7 +94,7 @@ class Client:
         for connection in tuple(self._open):
             connection.abort()
 
-    async def post(self, path: str, body: bytes, *, deadline_seconds: float) -> Answer:
+    async def post(self, path: str, body: bytes, *, deadline_seconds: float) -> ServerAnswer:
         """Send *body* as JSON and return the whole answer.
 
         Raise ConnectError, BrokenError, or LateError when *deadline_seconds* have passed. A connection that
@@ -118,7 +118,7 @@ class Client:
             where = "no connection" if connection is None else connection.standing
             raise LateError(f"no complete answer within {deadline_seconds:g} s: {where}") from error
 
-    async def _exchange(self, connection: _Connection, message: bytes) -> Answer:
+    async def _exchange(self, connection: _Connection, message: bytes) -> ServerAnswer:
         try:
             answer = await connection.exchange(message)
         except BaseException:
@@ -160,20 +160,20 @@ class _Connection(asyncio.Protocol):
         self._loop = loop
         self._registry = registry
         self._transport: asyncio.Transport | None = None
-        self._waiter: asyncio.Future[Answer] | None = None
+        self._waiter: asyncio.Future[ServerAnswer] | None = None
         self._parser = httptools.HttpResponseParser(self)
-        self._answer = Answer(0.0, StreamReader())
+        self._answer = ServerAnswer(0.0, StreamReader())
         self.answer_began = False
         self.reusable = False
         self.idle_since = 0.0
 
-    async def exchange(self, message: bytes) -> Answer:
+    async def exchange(self, message: bytes) -> ServerAnswer:
         """Send *message* and return the answer. Raise BrokenError where the connection ends before it."""
         if self._transport is None or self._transport.is_closing():
             raise BrokenError("the connection was closed while idle")
         self._waiter = self._loop.create_future()
         self._parser = httptools.HttpResponseParser(self)
-        self._answer = Answer(self._loop.time(), StreamReader())
+        self._answer = ServerAnswer(self._loop.time(), StreamReader())
         self.answer_began = self.reusable = False
         self._transport.write(message)
         return await self._waiter

@@ -15,7 +15,7 @@ import uvloop
 
 from turnout_cli.replay.client import Client, Target
 from turnout_cli.replay.errors import TargetError
-from turnout_cli.replay.figures import Figures, Objectives, Outcome, figures
+from turnout_cli.replay.figures import Figures, Objectives, ReplayOutcome, figures
 from turnout_cli.replay.replay import Replay, ReplaySettings
 from turnout_simulator.generate import generate
 from turnout_simulator.traces import Trace, TraceError, clip, read_trace, spread, window
@@ -36,7 +36,7 @@ def replay(  # noqa: PLR0917 - options of the command line
     time_scale: Annotated[
         float,
         typer.Option(
-            min=0.01, max=1000, help="Seconds of traffic per second; latencies are told times this."
+            min=0.01, max=1000, help="Seconds of traffic per second; latencies are multiplied by this."
         ),
     ] = 1.0,
     max_length: Annotated[
@@ -51,7 +51,7 @@ def replay(  # noqa: PLR0917 - options of the command line
     deadline: Annotated[float, typer.Option(min=0.1, help="Wall seconds to wait for an answer.")] = 120.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,  # noqa: FBT002 - a flag
 ) -> None:
-    """Replay traffic against a server with the OpenAI API and tell latencies and goodput.
+    """Replay traffic against a server with the OpenAI API and print latencies and goodput.
 
     Arrivals keep their times whatever the server does. Exits with 1 when a request failed.
     """
@@ -90,7 +90,7 @@ def _traffic(trace: Path | None, minutes: float, offset_minutes: float, seed: in
 
 async def _run(
     traffic: Trace, client: Client, settings: ReplaySettings, objectives: Objectives
-) -> list[Outcome]:
+) -> list[ReplayOutcome]:
     """Replay *traffic* and write a line every few seconds; return all outcomes."""
     async with client:
         run = Replay(traffic, client, settings)
@@ -111,10 +111,10 @@ async def _run(
         return run.progress.outcomes
 
 
-def _latencies(told: Figures) -> str:
+def _latencies(figures_: Figures) -> str:
     return (
-        f"TTFT p50 {_ms(told.ttft_p50_seconds)} p99 {_ms(told.ttft_p99_seconds)}, "
-        f"ITL p50 {_ms(told.itl_p50_seconds)} p99 {_ms(told.itl_p99_seconds)}"
+        f"TTFT p50 {_ms(figures_.ttft_p50_seconds)} p99 {_ms(figures_.ttft_p99_seconds)}, "
+        f"ITL p50 {_ms(figures_.itl_p50_seconds)} p99 {_ms(figures_.itl_p99_seconds)}"
     )
 
 

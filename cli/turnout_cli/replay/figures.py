@@ -19,7 +19,7 @@ class Objectives:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ReplayOutcome:
     """One request that ended. Times are the deployment's seconds: wall seconds times the time scale."""
 
     index: int
@@ -47,7 +47,7 @@ class Outcome:
         return self.sent_at + self.duration_seconds
 
     def meets(self, objectives: Objectives) -> bool:
-        """Tell whether it succeeded within both objectives."""
+        """Return whether it succeeded within both objectives."""
         return (
             self.failure is None
             and self.ttft_seconds is not None
@@ -89,7 +89,7 @@ def percentile(values: Sequence[float], percent: float) -> float | None:
     return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
 
 
-def figures(outcomes: Iterable[Outcome], objectives: Objectives) -> Figures:
+def figures(outcomes: Iterable[ReplayOutcome], objectives: Objectives) -> Figures:
     """Add *outcomes* up. Latencies are drawn from the requests that succeeded."""
     ended = list(outcomes)
     succeeded = [outcome for outcome in ended if outcome.failure is None]

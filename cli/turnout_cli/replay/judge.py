@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from turnout_cli.replay.client import HTTP_OK, Answer
-from turnout_cli.replay.figures import Outcome
+from turnout_cli.replay.client import HTTP_OK, ServerAnswer
+from turnout_cli.replay.figures import ReplayOutcome
 from turnout_cli.replay.stream import Closing, error_message
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ _NOTHING = Closing(done=False, prompt_tokens=0, output_tokens=0, cached_tokens=0
 
 
 def judge(
-    result: Answer | RequestError,
+    result: ServerAnswer | RequestError,
     *,
     index: int,
     output_tokens: int,
@@ -23,19 +23,19 @@ def judge(
     lag_seconds: float,
     ended_at: float,
     time_scale: float,
-) -> Outcome:
+) -> ReplayOutcome:
     """Return the outcome of request *index*, which asked for *output_tokens* and ended in *result*.
 
     *sent_at* and *ended_at* count from the replay's beginning. They and *lag_seconds* are wall seconds;
     the outcome's are theirs times *time_scale*.
     """
     status, closing, ttft, itl = 0, _NOTHING, None, None
-    if isinstance(result, Answer):
+    if isinstance(result, ServerAnswer):
         status = result.status
         if status == HTTP_OK:
             closing = result.stream.closing()
             ttft, itl = _latencies(result, closing.output_tokens)
-    return Outcome(
+    return ReplayOutcome(
         index=index,
         sent_at=sent_at * time_scale,
         lag_seconds=lag_seconds * time_scale,
@@ -50,7 +50,7 @@ def judge(
     )
 
 
-def _latencies(answer: Answer, output_tokens: int) -> tuple[float | None, float | None]:
+def _latencies(answer: ServerAnswer, output_tokens: int) -> tuple[float | None, float | None]:
     """Return time to first token and mean time between tokens, in wall seconds."""
     stream = answer.stream
     if stream.first_token_at is None or stream.last_token_at is None:
@@ -61,9 +61,9 @@ def _latencies(answer: Answer, output_tokens: int) -> tuple[float | None, float 
     return ttft, (stream.last_token_at - stream.first_token_at) / (output_tokens - 1)
 
 
-def _failure(result: Answer | RequestError, closing: Closing, output_tokens: int) -> str | None:
+def _failure(result: ServerAnswer | RequestError, closing: Closing, output_tokens: int) -> str | None:
     """Return why the request failed; None where all that was asked for came."""
-    if not isinstance(result, Answer):
+    if not isinstance(result, ServerAnswer):
         return str(result)
     if result.status != HTTP_OK:
         return f"HTTP {result.status}: {error_message(result.body)}"

@@ -13,8 +13,8 @@ from turnout_cli.replay.judge import judge
 from turnout_simulator.prompts import prompt_text
 
 if TYPE_CHECKING:
-    from turnout_cli.replay.client import Answer, Client
-    from turnout_cli.replay.figures import Outcome
+    from turnout_cli.replay.client import Client, ServerAnswer
+    from turnout_cli.replay.figures import ReplayOutcome
     from turnout_simulator.traces import Trace, TraceRequest
 
 CHAT_PATH: Final = "/v1/chat/completions"
@@ -31,7 +31,7 @@ class ReplaySettings:
     deadline_seconds: float = 120.0
     """Longest wait for a whole answer, in wall seconds."""
     max_in_flight: int = 2000
-    """Most requests under way at once. Further ones wait, which their lag tells."""
+    """Most requests under way at once. Further ones wait; their lag shows for how long."""
 
 
 @dataclass(slots=True)
@@ -40,7 +40,7 @@ class Progress:
 
     total: int
     sent: int = 0
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: list[ReplayOutcome] = field(default_factory=list)
     """Requests that ended, in the order of their ends; one per request of the trace at most."""
 
     @property
@@ -50,7 +50,7 @@ class Progress:
 
 
 class Replay:
-    """One replay of a trace through a client. `progress` tells where it stands while `run` runs."""
+    """One replay of a trace through a client. `progress` shows its state while `run` runs."""
 
     def __init__(self, trace: Trace, client: Client, settings: ReplaySettings) -> None:
         self.progress = Progress(total=len(trace.requests))
@@ -79,7 +79,7 @@ class Replay:
         settings = self._settings
         body = request_body(request, settings.model)
         sent_at = self._elapsed()
-        result: Answer | RequestError
+        result: ServerAnswer | RequestError
         try:
             result = await self._client.post(CHAT_PATH, body, deadline_seconds=settings.deadline_seconds)
         except RequestError as error:

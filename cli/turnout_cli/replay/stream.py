@@ -31,7 +31,7 @@ class Closing:
     prompt_tokens: int
     output_tokens: int
     cached_tokens: int
-    """Tokens of the prompt that a prefix cache held, where the server tells."""
+    """Tokens of the prompt that a prefix cache held, where the server reports them."""
     error: str | None
     """The message of an error event."""
 

@@ -121,7 +121,9 @@ class ReplicaBounds(Model):
 class Accelerator(Model):
     """What one replica runs on."""
 
-    type: AcceleratorType = Field(description="Which accelerator: nodes are chosen by its product label.")
+    type: AcceleratorType = Field(
+        description="Which accelerator: nodes are chosen by its product label. CPU: the processor of any node."
+    )
     count: int = Field(
         default=1,
         ge=1,

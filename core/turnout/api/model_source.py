@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
+from turnout.api.architecture import Architecture
 from turnout.api.meta import Model
 from turnout.api.quantities import Size
 from turnout.api.rules import Rule, Unique
@@ -215,6 +216,11 @@ class ModelSource(Model):
         ge=256,
         le=1_048_576,
         description="Longest prompt plus output, in tokens. Longer requests are refused with 400.",
+    )
+    architecture: Architecture | None = Field(
+        default=None,
+        description="The model's size, by its config.json, for `ModelFits` and the simulated engine. Unset: that of the"
+        " models that Turnout knows by their source; of others it is not known before a worker runs, and not checked.",
     )
 
     rules: ClassVar[tuple[Rule, ...]] = (

@@ -17,8 +17,9 @@ MAX_CHARACTERS: Final = 16_384
 """Longest annotation that is read. The names of an LLMDeployment and its adapters take up a fifth of it at most."""
 MAX_NAMES: Final = 128
 MAX_KV_TOKENS: Final = 1 << 24
-"""Twice what the smallest known model has on 16 of the largest accelerators. A router keeps some memory for each block
-of a worker's KV cache, and any user who may create pods in a namespace can write this number."""
+"""Most that is written and read. A router keeps some memory for each block of a worker's KV cache, and any user who may
+create pods in a namespace can write this number. Of the models in the catalog those below 2B parameters and hybrids hold more
+on many accelerators; a router then takes their prefix cache for smaller than it is."""
 
 
 def _known(version: int) -> int:

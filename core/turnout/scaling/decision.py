@@ -1,6 +1,6 @@
 """What scaling decides: replicas of each pool, with one sentence of reason, and what it remembers.
 
-``turnout.scaling.decide.decide(facts, policy, memory, now) -> Decision`` makes them; it is pure. The caller keeps
+``turnout.scaling.decide.decide(facts, policy, memory, now) -> ScalingDecision`` makes them; it is pure. The caller keeps
 ``decision.memory`` and hands it to the next call; after a restart it hands in ``Memory()``, which is safe.
 """
 
@@ -31,19 +31,19 @@ class ScalingLimit:
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """The highest need of each pool within one slice of time."""
+    """The highest demand of each pool within one slice of time."""
 
     start_seconds: float
-    needed: tuple[int, ...]
+    demands: tuple[int, ...]
     """In the order of the policy's pools; held with the margin of a scale-in."""
 
 
 @dataclass(frozen=True, slots=True)
-class Strain:
+class Overload:
     """The load of one replica at which the goodput fell below its target."""
 
     load_per_replica: float
-    """In the unit of ``need.Need.load``."""
+    """In the unit of ``demand.Demand.load``."""
     at_seconds: float
 
 
@@ -54,12 +54,12 @@ class PoolMemory:
     role: Role
     occupancy: float | None = None
     """Smoothed mean number of requests in the pool (running or waiting)."""
-    changed_seconds: float | None = None
-    """When its replicas were last changed by a decision."""
-    unsettled_seconds: float | None = None
-    """When replicas were last changed, or seen on their way in or out: what clients experienced before that says
-    nothing about the replicas of now."""
-    strain: Strain | None = None
+    scaled_seconds: float | None = None
+    """When a decision last changed its replicas."""
+    last_change_seconds: float | None = None
+    """When replicas were last changed, or seen starting or draining. What clients experienced before that says nothing
+    about the present replicas."""
+    overload: Overload | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +71,18 @@ class Memory:
     last_seconds: float | None = None
     """When facts were last usable."""
     buckets: tuple[Bucket, ...] = ()
-    """Needs within the stabilization window, oldest first."""
+    """Demands within the stabilization window, oldest first."""
     pools: tuple[PoolMemory, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class ScalingDecision:
     """Replicas of each pool, and why."""
 
     desired: Mapping[Role, int]
     """Replicas of each pool. In mode Advisory what they should be; see *apply*."""
     current: Mapping[Role, int]
-    """Replicas that were asked for when it was decided."""
+    """Replicas that were asked for at the time of the decision."""
     apply: bool
     """Whether to act on it: False in the modes Advisory and Paused."""
     reason: str

@@ -63,13 +63,13 @@ class LoadFacts:
     finished: int = 0
     """Requests that came to an end in the window."""
     refused: int = 0
-    """Requests of these that were refused for want of capacity (503)."""
+    """Requests of these that were refused because capacity was missing (503)."""
     ttft_missed_share: float | None = None
     """Share (0 to 1) of the answered requests whose first token came later than its objective. None: unknown."""
     itl_missed_share: float | None = None
     """Share (0 to 1) of the answered requests whose mean inter-token latency missed its objective."""
     routers_answered: bool = False
-    """Whether a router answered: without one nothing is known of what clients experience."""
+    """Whether a router answered. Without one it is unknown what clients experience."""
     window_seconds: float = 60.0
     """The time that all of these figures but the pools' are about."""
 

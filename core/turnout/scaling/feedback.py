@@ -11,13 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from turnout.scaling.need import busy_share, waiting
+from turnout.scaling.demand import busy_share, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from turnout.scaling.facts import LoadFacts, PoolFacts
-    from turnout.scaling.policy import Policy
+    from turnout.scaling.policy import ScalingPolicy
     from turnout.terms import Role
 
 MIN_FINISHED: Final = 10
@@ -37,18 +37,18 @@ class Feedback:
 
     below: bool
     """Whether the goodput is known and below its target."""
-    suspects: Mapping[Role, str]
+    bottlenecks: Mapping[Role, str]
     """Pools that may be the cause, each with the figures that make it one."""
     message: str
     """One clause on the goodput; empty where there is nothing to say."""
 
 
-def feedback(load: LoadFacts, policy: Policy, smoothed_occupancy: Mapping[Role, float]) -> Feedback:
+def feedback(load: LoadFacts, policy: ScalingPolicy, smoothed_occupancy: Mapping[Role, float]) -> Feedback:
     """Return which pools keep the goodput below its target; none where no pool can be the cause."""
     target = policy.goodput_target_percent
     goodput = load.goodput_percent
     if goodput is None or load.finished < MIN_FINISHED or goodput >= target:
-        return Feedback(below=False, suspects={}, message="")
+        return Feedback(below=False, bottlenecks={}, message="")
     allowed = 1 - target / 100
     slow_start = load.ttft_missed_share is None or load.ttft_missed_share > allowed or load.refused > 0
     slow_stream = load.itl_missed_share is None or load.itl_missed_share > allowed or load.refused > 0
@@ -57,14 +57,14 @@ def feedback(load: LoadFacts, policy: Policy, smoothed_occupancy: Mapping[Role, 
         return Feedback(
             True, {}, f"{message}, but latencies are within the objectives: requests fail otherwise"
         )
-    suspects: dict[Role, str] = {}
+    bottlenecks: dict[Role, str] = {}
     for pool in load.pools:
         figures = _loaded(pool, smoothed_occupancy.get(pool.role, 0.0))
         asked = {"prefill": slow_start, "decode": slow_stream, "aggregated": True}[pool.role]
         if figures and asked:
-            suspects[pool.role] = f"{message}, {figures}"
-    if suspects:
-        return Feedback(True, suspects, message)
+            bottlenecks[pool.role] = f"{message}, {figures}"
+    if bottlenecks:
+        return Feedback(True, bottlenecks, message)
     late = " and ".join(
         name
         for name, slow in (("the time to first token", slow_start), ("the inter-token latency", slow_stream))

@@ -30,7 +30,7 @@ class PoolPolicy:
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class ScalingPolicy:
     """Bounds and targets of one deployment. Seconds are the deployment's own."""
 
     pools: tuple[PoolPolicy, ...]

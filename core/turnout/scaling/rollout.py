@@ -28,7 +28,7 @@ from turnout.scaling.rollout_state import RolloutState, ceiling, serves
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from turnout.scaling.policy import Policy
+    from turnout.scaling.policy import ScalingPolicy
     from turnout.scaling.rollout_facts import RevisionFacts
     from turnout.terms import Role
 
@@ -45,7 +45,7 @@ def rollout(
     desired: Mapping[Role, int],
     revisions: Sequence[RevisionFacts],
     target: str,
-    policy: Policy,
+    policy: ScalingPolicy,
     surge: Surge = DEFAULT_SURGE,
 ) -> RolloutPlan:
     """Return the replicas that every revision should have next, on the way to *desired* of *target* alone.
@@ -70,7 +70,7 @@ def rollout(
     )
 
 
-def _keep(state: RolloutState, room: Room, policy: Policy) -> dict[str, dict[Role, int]]:
+def _keep(state: RolloutState, room: Room, policy: ScalingPolicy) -> dict[str, dict[Role, int]]:
     """Return what older revisions keep: whole pairs first, newest revision first, then whatever fills a role up."""
     keep: dict[str, dict[Role, int]] = {}
     share_left = 1 - state.share
@@ -107,7 +107,7 @@ def _fill(keep: dict[str, dict[Role, int]], role: Role, total: int, state: Rollo
             missing -= add
 
 
-def _follow_scaling(keep: dict[str, dict[Role, int]], state: RolloutState, policy: Policy) -> None:
+def _follow_scaling(keep: dict[str, dict[Role, int]], state: RolloutState, policy: ScalingPolicy) -> None:
     """Grow the older revision that serves while the target does not, within the budget. Changes *keep*.
 
     The target's first replica of a role counts as if it served, or a replica given up for it would be taken back.
@@ -129,7 +129,7 @@ def _follow_scaling(keep: dict[str, dict[Role, int]], state: RolloutState, polic
 
 
 def _grown(
-    state: RolloutState, keep: Mapping[str, Mapping[Role, int]], policy: Policy, surge: Surge
+    state: RolloutState, keep: Mapping[str, Mapping[Role, int]], policy: ScalingPolicy, surge: Surge
 ) -> dict[Role, int]:
     """Return the target's replicas: as many whole steps as there is room for, never fewer than it has."""
     base = {role: min(state.new.pool(role).replicas, n) for role, n in state.desired.items()}
@@ -160,7 +160,7 @@ def _without_excess(base: Mapping[Role, int], state: RolloutState) -> dict[Role,
 
 
 def _affordable(
-    wanted: Mapping[Role, int], held: Mapping[Role, int], state: RolloutState, policy: Policy
+    wanted: Mapping[Role, int], held: Mapping[Role, int], state: RolloutState, policy: ScalingPolicy
 ) -> bool:
     if policy.max_accelerators is None:
         return True

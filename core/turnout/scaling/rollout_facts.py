@@ -37,7 +37,7 @@ class RevisionFacts:
 
     revision: str
     created_seconds: float
-    """When its first pool was created: tells older revisions from newer ones."""
+    """When its first pool was created. It orders revisions by age."""
     pools: tuple[RevisionPool, ...]
 
     def pool(self, role: Role) -> RevisionPool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from turnout.scaling.policy import Policy
+    from turnout.scaling.policy import ScalingPolicy
     from turnout.scaling.rollout_facts import Surge
     from turnout.scaling.rollout_state import RolloutState
     from turnout.terms import Role
@@ -24,7 +24,7 @@ class Room:
     """Empty where there is room."""
 
 
-def room_for(state: RolloutState, policy: Policy, surge: Surge) -> Room:
+def room_for(state: RolloutState, policy: ScalingPolicy, surge: Surge) -> Room:
     """Return how far older revisions give way, so that the next step of the target finds room.
 
     With what is ready on the target they still have all but one of the desired replicas of each role, and the last one
@@ -36,7 +36,7 @@ def room_for(state: RolloutState, policy: Policy, surge: Surge) -> Room:
     return _on_nodes(state, policy, surge) or _within_budget(state, policy) or Room()
 
 
-def _within_budget(state: RolloutState, policy: Policy) -> Room | None:
+def _within_budget(state: RolloutState, policy: ScalingPolicy) -> Room | None:
     budget = policy.max_accelerators
     if budget is None:
         return None
@@ -63,7 +63,7 @@ def _within_budget(state: RolloutState, policy: Policy) -> Room | None:
     )
 
 
-def _on_nodes(state: RolloutState, policy: Policy, surge: Surge) -> Room | None:
+def _on_nodes(state: RolloutState, policy: ScalingPolicy, surge: Surge) -> Room | None:
     step = state.next_step()
     pools = {role: state.new.pool(role) for role in step}
     stuck = [
@@ -96,7 +96,7 @@ def _giving(
     accelerators: int,
     older: Mapping[Role, int],
     state: RolloutState,
-    policy: Policy,
+    policy: ScalingPolicy,
     fits: Callable[[Role], bool],
 ) -> dict[Role, int]:
     """Return what *older* revisions are left with when *accelerators* come free; empty where they cannot."""

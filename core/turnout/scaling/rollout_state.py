@@ -38,7 +38,7 @@ class RolloutState:
 
     @classmethod
     def of(cls, desired: Mapping[Role, int], revisions: Sequence[RevisionFacts], target: str) -> RolloutState:
-        """Tell the *target* from the others."""
+        """Separate the *target* from the others."""
         ordered = sorted(revisions, key=lambda one: (one.created_seconds, one.revision), reverse=True)
         new = next((one for one in ordered if one.revision == target), RevisionFacts(target, 0.0, ()))
         return cls(

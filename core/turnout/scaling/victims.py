@@ -92,7 +92,7 @@ def drain_progress(
 
     *leaving* is the pool's replicas in its Deployment less those that shall stay. Pods that drain already remain the
     victims; when fewer must leave than drain, those with most requests are taken back into service. A pod may leave
-    when it is not ready (it serves nobody), when it is known to be idle and was labeled *settle_seconds* ago, or when
+    when it is not ready (it serves no requests), when it is known to be idle and was labeled *settle_seconds* ago, or when
     *deadline_seconds* have passed since.
     """
     ranked = sorted(pods, key=_order)

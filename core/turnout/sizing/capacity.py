@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from turnout.sizing.accelerators import ACCELERATORS, AcceleratorSpec
-from turnout.sizing.models import MODELS, ModelArchitecture
+from turnout.sizing.accelerators import ACCELERATORS
 
 if TYPE_CHECKING:
     from turnout.reasons import FitReason
+    from turnout.sizing.architecture import ModelArchitecture
 
 GIB: Final = 1 << 30
 
-MEMORY_UTILISATION: Final = 0.92
+MEMORY_UTILIZATION: Final = 0.92
 """Share of an accelerator's memory that the engine takes (vLLM's ``--gpu-memory-utilization`` default)."""
 
 RESERVE_BYTES: Final = int(5.5 * GIB)
@@ -29,17 +29,18 @@ _COUNTS: Final = (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
+class Capacity:
     """The model fits."""
 
     kv_cache_tokens: int
-    """Tokens whose KV one replica holds."""
+    """Tokens whose KV one replica holds, in sequences of the longest length; shorter ones of a model with windows or
+    states need more memory a token."""
     weight_bytes_per_accelerator: int
 
 
 @dataclass(frozen=True, slots=True)
-class Misfit:
-    """The model does not fit, or nothing is known of it."""
+class DoesNotFit:
+    """The model does not fit."""
 
     reason: FitReason
     """Of the condition ModelFits."""
@@ -47,48 +48,121 @@ class Misfit:
     """Why, and what to write instead, in one sentence."""
 
 
-def kv_cache_tokens(architecture: ModelArchitecture, accelerator: AcceleratorSpec, count: int) -> int:
-    """Tokens of KV cache that one replica on *count* accelerators holds; below 0 where not even the weights fit.
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """Too little is known to say whether the model fits. Never a reason to refuse it."""
 
-    Per accelerator: (0.92 memory - weights / count - reserve) / KV bytes of a token there. Tensor parallelism
-    splits the KV heads; beyond their number they are replicated and nothing more is gained.
-    """
-    free = (
-        int(MEMORY_UTILISATION * accelerator.memory_gib * GIB)
-        - architecture.weight_bytes() // count
-        - RESERVE_BYTES
-    )
-    return free * min(count, architecture.kv_heads) // architecture.kv_bytes_per_token()
+    reason: FitReason
+    """Of the condition ModelFits."""
+    message: str
+    """What is not known, and what to write, in one sentence."""
 
 
-def fits(source: str, accelerator: str, count: int, max_length: int = 0) -> Fit | Misfit:
-    """Say whether the model *source* fits on *count* accelerators of the type *accelerator*, split over all of them.
+def fits(
+    architecture: ModelArchitecture | None,
+    accelerator: str,
+    tensor_parallel: int,
+    pipeline_parallel: int = 1,
+    *,
+    max_length: int = 0,
+    kv_bytes_per_value: int = 2,
+) -> Capacity | DoesNotFit | Unknown:
+    """Say whether a model fits on accelerators of the type *accelerator*; *architecture* is None where it is not known.
 
     With *max_length* above 0 the KV cache must also hold one request of that many tokens, as vLLM demands.
     """
-    architecture = MODELS.get(source)
     if architecture is None:
-        return Misfit(
+        return Unknown(
             "UnknownModel",
-            f"model.source {source} is not among the models whose size is known: write one of {', '.join(sorted(MODELS))}",
+            "the size of this model is not known before a worker runs, so nothing was checked: to have it checked, write"
+            " spec.model.architecture",
+        )
+    if not _divides(architecture, tensor_parallel):
+        allowed = ", ".join(str(c) for c in range(1, 17) if _divides(architecture, c))
+        return DoesNotFit(
+            "TensorParallelism",
+            f"accelerator.count {tensor_parallel} cannot split the {architecture.attention_heads} attention heads and "
+            f"{architecture.kv_heads} KV heads of {architecture.name} evenly: write one of {allowed}",
         )
     spec = ACCELERATORS.get(accelerator)
     if spec is None:
-        return Misfit(
+        return Unknown(
             "UnknownAccelerator",
             f"accelerator.type {accelerator} is not known: write one of {', '.join(sorted(ACCELERATORS))}",
         )
-    if not _divides(architecture, count):
-        allowed = ", ".join(str(c) for c in range(1, 17) if _divides(architecture, c))
-        return Misfit(
-            "TensorParallelism",
-            f"accelerator.count {count} cannot split the {architecture.attention_heads} attention heads and "
-            f"{architecture.kv_heads} KV heads of {architecture.name} evenly: write one of {allowed}",
+    if spec.memory_gib is None:
+        return Unknown(
+            "UnknownMemory",
+            f"{spec.type} may have any amount of memory, so nothing was checked: see to it that a worker's node has room"
+            f" for {_gib(architecture.weight_bytes)} GiB of weights and the KV cache",
         )
-    tokens = kv_cache_tokens(architecture, spec, count)
+    room = _Room(architecture, spec.memory_gib, kv_bytes_per_value)
+    tokens = room.tokens(tensor_parallel, pipeline_parallel, max_length)
     if tokens < max(MIN_KV_TOKENS, max_length):
-        return Misfit("TooLittleMemory", _too_little(architecture, spec, count, max_length))
-    return Fit(tokens, architecture.weight_bytes() // count)
+        return DoesNotFit(
+            "TooLittleMemory", _too_little(room, spec.type, tensor_parallel, pipeline_parallel, max_length)
+        )
+    return Capacity(tokens, architecture.weight_bytes // (tensor_parallel * pipeline_parallel))
+
+
+def tokens_within(
+    memory_bytes: int,
+    architecture: ModelArchitecture,
+    max_length: int = 0,
+    *,
+    tensor_parallel: int = 1,
+    pipeline_parallel: int = 1,
+    kv_bytes_per_value: int = 2,
+) -> int:
+    """Tokens whose KV finds room in *memory_bytes* of each accelerator, in sequences of *max_length*.
+
+    As many sequences as that, times their length: what vLLM calls the size of its KV cache. Where every layer attends to
+    every token, the length makes no difference. 0: the length that the model was made for.
+    """
+    length = max_length or architecture.max_context or MIN_KV_TOKENS
+    one = architecture.rank_bytes(
+        length,
+        kv_bytes_per_value,
+        tensor_parallel=tensor_parallel,
+        pipeline_parallel=pipeline_parallel,
+    )
+    return memory_bytes * length // max(1, one)
+
+
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """A model and the memory of one accelerator."""
+
+    architecture: ModelArchitecture
+    memory_gib: int
+    kv_bytes_per_value: int
+
+    def free_bytes(self, tensor: int, pipeline: int) -> int:
+        """Bytes of KV cache on each accelerator: 0.92 memory - weights / accelerators - reserve. Below 0: too few."""
+        usable = int(MEMORY_UTILIZATION * self.memory_gib * GIB)
+        return usable - self.architecture.weight_bytes // (tensor * pipeline) - RESERVE_BYTES
+
+    def tokens(self, tensor: int, pipeline: int, max_length: int) -> int:
+        """Tokens of KV cache of one replica."""
+        return tokens_within(
+            self.free_bytes(tensor, pipeline),
+            self.architecture,
+            max_length,
+            tensor_parallel=tensor,
+            pipeline_parallel=pipeline,
+            kv_bytes_per_value=self.kv_bytes_per_value,
+        )
+
+    def longest(self, tensor: int, pipeline: int, most: int) -> int:
+        """Tokens of the longest request that finds room, *most* at the most, by bisection: bytes grow with tokens."""
+        free, low, high = self.free_bytes(tensor, pipeline), 0, most
+        while low < high:
+            middle = (low + high + 1) // 2
+            needed = self.architecture.rank_bytes(
+                middle, self.kv_bytes_per_value, tensor_parallel=tensor, pipeline_parallel=pipeline
+            )
+            low, high = (middle, high) if needed <= free else (low, middle - 1)
+        return low
 
 
 def _divides(architecture: ModelArchitecture, count: int) -> bool:
@@ -96,33 +170,37 @@ def _divides(architecture: ModelArchitecture, count: int) -> bool:
     return (
         count >= 1
         and architecture.attention_heads % count == 0
-        and (architecture.kv_heads % count == 0 or count % architecture.kv_heads == 0)
+        and all(
+            group.kv_heads % count == 0 or count % group.kv_heads == 0 for group in architecture.attention
+        )
     )
 
 
-def _too_little(
-    architecture: ModelArchitecture,
-    spec: AcceleratorSpec,
-    count: int,
-    max_length: int,
-) -> str:
-    tokens, needed = kv_cache_tokens(architecture, spec, count), max(MIN_KV_TOKENS, max_length)
-    weights = architecture.weight_bytes() / GIB
-    usable = count * (MEMORY_UTILISATION * spec.memory_gib - RESERVE_BYTES / GIB)
+def _too_little(room: _Room, accelerator: str, tensor: int, pipeline: int, max_length: int) -> str:
+    architecture, needed = room.architecture, max(MIN_KV_TOKENS, max_length)
+    tokens, count = room.tokens(tensor, pipeline, max_length), tensor * pipeline
+    usable = count * (MEMORY_UTILIZATION * room.memory_gib - RESERVE_BYTES / GIB)
     enough = next(
         (
             c
             for c in _COUNTS
-            if c > count and _divides(architecture, c) and kv_cache_tokens(architecture, spec, c) >= needed
+            if c > tensor and _divides(architecture, c) and room.tokens(c, pipeline, max_length) >= needed
         ),
         None,
     )
     advice = [] if enough is None else [f"accelerator.count: {enough}"]
-    if max_length and tokens >= MIN_KV_TOKENS:
-        advice.append(f"model.maxLength of at most {tokens}")
+    longest = room.longest(tensor, pipeline, max_length)
+    if longest >= MIN_KV_TOKENS:
+        advice.append(f"model.maxLength of at most {longest}")
     if not advice:
         advice.append("an accelerator with more memory")
     return (
-        f"{architecture.name} has {weights:.0f} GiB of weights and {count} x {spec.type} offers {usable:.0f} GiB, which "
-        f"leaves room for {max(tokens, 0)} tokens of KV cache where {needed} are needed: write {' or '.join(advice)}"
+        f"{architecture.name} has {_gib(architecture.weight_bytes)} GiB of weights and {count} x {accelerator} offers "
+        f"{usable:.0f} GiB, which leaves room for {max(tokens, 0)} tokens of KV cache where {needed} are needed: write "
+        f"{' or '.join(advice)}"
     )
+
+
+def _gib(size: int) -> str:
+    gib = size / GIB
+    return f"{gib:.0f}" if gib >= 10 else f"{gib:.1f}"  # noqa: PLR2004 - two digits are enough

@@ -2,6 +2,6 @@
 
 Pure decisions: model, quantities, fields, references, environment, volumes, plan, probes, backoff, decide, status,
 nodes. What acts on them: processes and shim (one small parent for each container), attempts (the disk),
-outfit and mounts, checks and prober, container, pod, agent; and towards the API server and clients api, watch,
-supplies, events, forward and splice, logs and server.
+pod_files and mounts, checks and prober, container, pod, agent; and towards the API server and clients api, watch,
+config_source, events, forward and splice, logs and server.
 """

@@ -52,17 +52,17 @@ async def _run(options: Options, kubeconfig: Path) -> bool:
     terminate = False
     agent = asyncio.create_task(Agent(options, api).run())
 
-    def told(number: signal.Signals) -> None:
+    def stop(number: signal.Signals) -> None:
         nonlocal terminate
         terminate = terminate or number == signal.SIGUSR1
         agent.cancel()
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        loop.add_signal_handler(number, told, number)
+        loop.add_signal_handler(number, stop, number)
     try:
         await agent
     except asyncio.CancelledError:
-        _log.info("told to end%s", ", and to end the pods" if terminate else "; the pods go on")
+        _log.info("stopping%s", ", and to end the pods" if terminate else "; the pods go on")
     finally:
         await api.close()
     return terminate

@@ -19,7 +19,8 @@ from turnout_devcluster.node.addresses import AddressPool
 from turnout_devcluster.node.api import STRATEGIC, Api
 from turnout_devcluster.node.attempts import PodDisk, pods_on_disk, processes_of
 from turnout_devcluster.node.backoff import BackOff
-from turnout_devcluster.node.context import Means
+from turnout_devcluster.node.config_source import ConfigSource
+from turnout_devcluster.node.context import Runtime
 from turnout_devcluster.node.errors import (
     ApiError,
     ConfigurationError,
@@ -32,11 +33,10 @@ from turnout_devcluster.node.failures import TaskFailures
 from turnout_devcluster.node.forward import Forwarder
 from turnout_devcluster.node.logs import keep_bounded
 from turnout_devcluster.node.nodes import LEASE_SECONDS, NodePlan, node_object, node_status
-from turnout_devcluster.node.pod import Pod, Surroundings
+from turnout_devcluster.node.pod import NodeContext, Pod
 from turnout_devcluster.node.processes import kill_all
 from turnout_devcluster.node.reach import Reach
 from turnout_devcluster.node.server import KubeletServer
-from turnout_devcluster.node.supplies import Supplies
 from turnout_kube.follow import NoHeaders, follow
 from turnout_runtime.supervision import Backoff, Supervisor
 
@@ -51,7 +51,7 @@ LEASE_PERIOD_SECONDS: Final = 10.0
 STATUS_PERIOD_SECONDS: Final = 300.0
 RETRY_SECONDS: Final = 1.0
 STOP_SECONDS: Final = 10.0
-"""How long the agent's tasks may take to let go of their pods."""
+"""How long the agent's tasks may take to end."""
 _WATCH_BACK_OFF_SECONDS: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
 """Short, for an API server that comes back must find its nodes."""
 LEASES: Final = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
@@ -61,7 +61,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the agent is told when it starts."""
+    """The agent's options."""
 
     state_dir: Path
     subnet: str
@@ -73,7 +73,7 @@ class Options:
 
 
 class _NodePods:
-    """What is made of one node's pods; see `CollectionObserver`."""
+    """Passes the changes of one node's pods to the agent; see `CollectionObserver`."""
 
     def __init__(self, agent: Agent, plan: NodePlan) -> None:
         self._agent = agent
@@ -113,13 +113,13 @@ class Agent:
         self._failures = TaskFailures()
         self._supervisor = Supervisor(self._failures.count, _log, backoff=Backoff(most_seconds=5.0))
         self._events = EventRecorder(api, f"{self._plans[0].name}-agent")
-        self._supplies = Supplies(api)
+        self._config_source = ConfigSource(api)
         self._addresses = AddressPool(self._network, self._own / "address-cursor")
         for disk in pods_on_disk(options.state_dir):
             record = disk.load()
             if record is not None:
                 self._addresses.keep(record.ip)
-        self._means = Means(
+        self._runtime = Runtime(
             self._events,
             asyncio.Semaphore(options.concurrent_starts),
             options.back_off,
@@ -139,7 +139,7 @@ class Agent:
         """Register the nodes and run their pods, until cancelled. What a task raises ends no other one."""
         asyncio.get_running_loop().set_exception_handler(self._note_callback)
         with self._lock():
-            self._bury_strangers()
+            self._remove_orphans()
             ports = await self._server.start([p.address for p in self._plans])
             run = self._supervisor.run
             try:
@@ -243,7 +243,7 @@ class Agent:
     # Pods
 
     def set_pods(self, plan: NodePlan, pods: list[dict[str, Any]]) -> None:
-        """Take up all pods of a node; whatever else this agent knows of that node is gone."""
+        """Handle the list of all pods of a node; other pods of that node that this agent knows are gone."""
         known = {pod["metadata"]["uid"] for pod in pods}
         for uid, pod in list(self._pods.items()):
             if pod.pod["spec"].get("nodeName") == plan.name and uid not in known:
@@ -253,31 +253,31 @@ class Agent:
         for disk in pods_on_disk(self._options.state_dir):
             record = disk.load()
             if record is None or (record.node == plan.name and record.uid not in self._pods):
-                self._bury(disk)
+                self._remove_orphan(disk)
 
-    def _bury_strangers(self) -> None:
-        """End pods of nodes that this cluster had when it was started otherwise."""
+    def _remove_orphans(self) -> None:
+        """End pods of nodes that this cluster had under other options."""
         ours = {plan.name for plan in self._plans}
         for disk in pods_on_disk(self._options.state_dir):
             record = disk.load()
             if record is not None and record.node not in ours:
-                self._bury(disk)
+                self._remove_orphan(disk)
 
-    def _bury(self, disk: PodDisk) -> None:
-        """End what a pod left that went while no agent ran."""
-        gone = asyncio.get_running_loop().run_in_executor(None, _bury, disk)
+    def _remove_orphan(self, disk: PodDisk) -> None:
+        """End the containers, and delete the files, of a pod that was deleted while no agent ran."""
+        gone = asyncio.get_running_loop().run_in_executor(None, _remove_files, disk)
         record = disk.load()
 
-        def buried(done: asyncio.Future[None]) -> None:
+        def removed(done: asyncio.Future[None]) -> None:
             if not done.cancelled() and (error := done.exception()) is not None:
                 self._supervisor.note("pod", error, detail=disk.path.name)
             elif record is not None:
                 self._addresses.free(record.ip)
 
-        gone.add_done_callback(buried)
+        gone.add_done_callback(removed)
 
     def pod_changed(self, plan: NodePlan, obj: dict[str, Any]) -> None:
-        """Hear of a pod that is bound to the node *plan*. What is wrong with it concerns no other pod."""
+        """Handle a new or changed pod of the node *plan*. An error in it affects no other pod."""
         try:
             self._take_up(plan, obj)
         except Exception as error:  # noqa: BLE001 - as the docstring says
@@ -290,25 +290,25 @@ class Agent:
         if pod is not None:
             pod.changed(obj)
             return
-        around = Surroundings(
-            self._api, self._supplies, self._addresses, plan, self._means, self._options.state_dir
+        context = NodeContext(
+            self._api, self._config_source, self._addresses, plan, self._runtime, self._options.state_dir
         )
         folder = self._options.state_dir / "pods" / f"{metadata['namespace']}_{metadata['name']}_{uid}"
-        self._pods[uid] = Pod(obj, PodDisk(folder), around)
+        self._pods[uid] = Pod(obj, PodDisk(folder), context)
         task = self._supervisor.run(
             "pod", partial(self._run_pod, uid), detail=f"{metadata['namespace']}/{metadata['name']}"
         )
         task.add_done_callback(lambda _: self._pods.pop(uid, None))
 
     async def _run_pod(self, uid: str) -> None:
-        """Run a pod until it is gone. After a failure it is found again, like one that another agent has left."""
+        """Run a pod until it is gone. After a failure it is adopted again, like one of an earlier agent."""
         pod = self._pods[uid]
         if pod.begun:
             pod = self._pods[uid] = pod.again()
         await pod.run()
 
     def pod_gone(self, obj: dict[str, Any]) -> None:
-        """Hear that a pod is gone from the API server."""
+        """Handle a pod's deletion at the API server."""
         pod = self._pods.get(obj["metadata"]["uid"])
         if pod is not None:
             pod.removed()
@@ -336,7 +336,7 @@ class Agent:
         return found is None or found.is_over(container, attempt)
 
 
-def _bury(disk: PodDisk) -> None:
+def _remove_files(disk: PodDisk) -> None:
     kill_all(processes_of(disk), 0.0)
     shutil.rmtree(disk.path, ignore_errors=True)
 

@@ -36,7 +36,7 @@ CONFLICT, NOT_FOUND, BAD = 409, 404, 400
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where the API server is, and who we are there."""
+    """Where the API server is, and the agent's credentials."""
 
     server: str
     """Base URL."""

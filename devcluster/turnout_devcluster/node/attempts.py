@@ -27,8 +27,8 @@ KEPT_RUNS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Beginning:
-    """That a run was about to begin: noted before its shim is started."""
+class RunAttempt:
+    """One attempt to run a container: recorded before its shim is started."""
 
     attempt: int
     token: str
@@ -50,7 +50,7 @@ class PodRecord:
     node: str
     ip: str
     start_time: float
-    runs: dict[str, list[Beginning]] = field(default_factory=dict)
+    runs: dict[str, list[RunAttempt]] = field(default_factory=dict)
     """By container, oldest first, at most `KEPT_RUNS`."""
 
     def to_json(self) -> str:
@@ -61,13 +61,13 @@ class PodRecord:
     def from_json(cls, text: str) -> PodRecord:
         """Return a stored record. Raise ValueError or TypeError where it is none."""
         raw = json.loads(text)
-        runs = {name: [Beginning(**run) for run in kept] for name, kept in raw.pop("runs").items()}
+        runs = {name: [RunAttempt(**run) for run in kept] for name, kept in raw.pop("runs").items()}
         return cls(**raw, runs=runs)
 
 
 @dataclass(frozen=True, slots=True)
 class RunFile:
-    """A run as its shim told of it."""
+    """A run, as its shim recorded it."""
 
     run: Run
     shim: Process
@@ -94,9 +94,9 @@ class PodDisk:
         """Return the folder of a container's runs."""
         return self.path / "containers" / name
 
-    def state_path(self, name: str, beginning: Beginning) -> Path:
+    def state_path(self, name: str, run_attempt: RunAttempt) -> Path:
         """Return the state file of a run."""
-        return self.container(name) / f"{beginning.stem}.json"
+        return self.container(name) / f"{run_attempt.stem}.json"
 
     def log_path(self, name: str, attempt: int) -> Path:
         """Return the log of a run."""
@@ -121,21 +121,21 @@ class PodDisk:
             if path.name.removesuffix(".1").rpartition(".")[0] not in keep and path.suffix != "":
                 path.unlink(missing_ok=True)
 
-    def read_run(self, name: str, beginning: Beginning) -> RunFile | None:
+    def read_run(self, name: str, run_attempt: RunAttempt) -> RunFile | None:
         """Return a run that has been claimed by its shim, None where none has been."""
         try:
-            raw: dict[str, Any] = json.loads(self.state_path(name, beginning).read_text(encoding="utf-8"))
+            raw: dict[str, Any] = json.loads(self.state_path(name, run_attempt).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         if "shim" not in raw:
             return None
         shim = Process(*raw["shim"])
         process = Process(raw["pid"], raw["pid_start"]) if raw.get("pid_start") is not None else None
-        return RunFile(_run(beginning.attempt, raw), shim, process)
+        return RunFile(_run(run_attempt.attempt, raw), shim, process)
 
-    def give_up(self, name: str, beginning: Beginning) -> bool:
+    def give_up(self, name: str, run_attempt: RunAttempt) -> bool:
         """Claim a run so that a late shim does not start it. Return False where a shim was first."""
-        path = self.state_path(name, beginning)
+        path = self.state_path(name, run_attempt)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".void")
         temporary.write_text("{}", encoding="utf-8")
@@ -188,9 +188,9 @@ def processes_of(disk: PodDisk) -> list[Process]:
     record = disk.load()
     found = []
     for name, runs in (record.runs if record else {}).items():
-        for beginning in runs:
-            disk.give_up(name, beginning)
-            run = disk.read_run(name, beginning)
+        for run_attempt in runs:
+            disk.give_up(name, run_attempt)
+            run = disk.read_run(name, run_attempt)
             if run is not None and run.run.running and run.process is not None:
                 found.append(run.process)
     return found

@@ -26,7 +26,7 @@ Executor = Callable[[Execute, float], Awaitable[tuple[int, str]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ProbeResult:
     """What came of asking."""
 
     success: bool
@@ -79,7 +79,7 @@ def _request(get: HttpGet) -> bytes:
 
 
 def _is_complete(answer: bytes) -> bool:
-    """Return whether the announced body has arrived, so that nobody need wait for the end of the stream."""
+    """Return whether the announced body has arrived, so that the caller need not wait for the end of the stream."""
     head, separator, body = answer.partition(b"\r\n\r\n")
     if not separator:
         return False
@@ -123,38 +123,38 @@ async def _exchange_tls(get: HttpGet) -> bytes:
         writer.transport.abort()
 
 
-async def _http(get: HttpGet) -> Answer:
+async def _http(get: HttpGet) -> ProbeResult:
     answer = await (_exchange_tls(get) if get.scheme == "HTTPS" else _exchange_plain(get))
     words = answer.split(b"\r\n", 1)[0].split(b" ", 2)
     if len(words) < 2 or not words[0].startswith(b"HTTP/") or not words[1].isdigit():  # noqa: PLR2004
-        return Answer(success=False, message="the answer is not HTTP")
+        return ProbeResult(success=False, message="the answer is not HTTP")
     status = int(words[1])
     if OK <= status < TOO_HIGH:
-        return Answer(success=True, message="")
-    return Answer(success=False, message=f"HTTP probe failed with statuscode: {status}")
+        return ProbeResult(success=True, message="")
+    return ProbeResult(success=False, message=f"HTTP probe failed with statuscode: {status}")
 
 
-async def _ask(action: Action, execute: Executor, timeout_seconds: float) -> Answer:
+async def _ask(action: Action, execute: Executor, timeout_seconds: float) -> ProbeResult:
     match action:
         case HttpGet():
             return await _http(action)
         case TcpConnect():
             (await _connect(action.host, action.port)).close()
-            return Answer(success=True, message="")
+            return ProbeResult(success=True, message="")
         case Execute():
             code, output = await execute(action, timeout_seconds)
-            return Answer(code == 0, f"command exited with {code}: {output.strip()}" if code else "")
+            return ProbeResult(code == 0, f"command exited with {code}: {output.strip()}" if code else "")
         case Sleep():
             await asyncio.sleep(action.seconds)
-            return Answer(success=True, message="")
+            return ProbeResult(success=True, message="")
 
 
-async def ask(action: Action, execute: Executor, timeout_seconds: float) -> Answer:
+async def ask(action: Action, execute: Executor, timeout_seconds: float) -> ProbeResult:
     """Do what *action* says within *timeout_seconds*. What goes wrong is the answer, not an exception."""
     try:
         async with asyncio.timeout(timeout_seconds):
             return await _ask(action, execute, timeout_seconds)
     except TimeoutError:
-        return Answer(success=False, message=f"no answer within {timeout_seconds:g} s")
+        return ProbeResult(success=False, message=f"no answer within {timeout_seconds:g} s")
     except (OSError, ssl.SSLError) as error:
-        return Answer(success=False, message=f"{type(error).__name__}: {error}")
+        return ProbeResult(success=False, message=f"{type(error).__name__}: {error}")

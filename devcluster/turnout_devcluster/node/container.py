@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from turnout_devcluster.node import attempts, checks
 from turnout_devcluster.node.api import pause
-from turnout_devcluster.node.attempts import Beginning, RunFile
+from turnout_devcluster.node.attempts import RunAttempt, RunFile
 from turnout_devcluster.node.errors import NodeError
 from turnout_devcluster.node.logs import last_words
 from turnout_devcluster.node.model import ContainerState, Json, Refusal, Run, container_of
@@ -26,10 +26,10 @@ from turnout_devcluster.node.processes import Process, run, spawn_shim
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from turnout_devcluster.node.context import Means, PodView
+    from turnout_devcluster.node.context import PodView, Runtime
 
 SPAWN_SECONDS: Final = 20.0
-"""How long a start may take until its shim has told how it went."""
+"""How long a start may take until its shim has recorded the result."""
 SETTLE_SECONDS: Final = 2.0
 """How long a probed container that has started may keep its slot among the concurrent starts."""
 REFUSAL_RETRY_SECONDS: Final = 3.0
@@ -51,11 +51,11 @@ def _kill_at(deadline: float, least: float) -> float:
 class Container:
     """One container. Its `state` is what decisions see."""
 
-    def __init__(self, name: str, pod: PodView, means: Means) -> None:
+    def __init__(self, name: str, pod: PodView, runtime: Runtime) -> None:
         self.name = name
         self.state = ContainerState()
         self._pod = pod
-        self._means = means
+        self._runtime = runtime
         self._plan: ContainerPlan | None = None
         self._process: Process | None = None
         self._starting: asyncio.Task[None] | None = None
@@ -69,7 +69,7 @@ class Container:
         """Whether postStart has been run, or there is none."""
 
     def _keep(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
-        return self._means.supervisor.run(name, work, detail=self._detail)
+        return self._runtime.supervisor.run(name, work, detail=self._detail)
 
     @property
     def _detail(self) -> str:
@@ -94,7 +94,7 @@ class Container:
         self._set(starting=False)
         error = None if task.cancelled() else task.exception()
         if error is not None:
-            self._means.supervisor.note("start", error, detail=self._detail)
+            self._runtime.supervisor.note("start", error, detail=self._detail)
             self._set(
                 refusal=Refusal("CreateContainerError", str(error)),
                 retry_at=_now() + REFUSAL_RETRY_SECONDS,
@@ -103,7 +103,7 @@ class Container:
 
     async def _start(self) -> None:
         self._queued = True
-        async with self._means.starts:
+        async with self._runtime.starts:
             self._queued = False
             if self._pod.deleting:
                 return
@@ -128,12 +128,12 @@ class Container:
         record, disk = self._pod.record, self._pod.disk
         last = self.state.run
         kept = record.runs.setdefault(self.name, [])
-        beginning = Beginning(
+        run_attempt = RunAttempt(
             attempt=0 if last is None else last.attempt + 1,
             token=secrets.token_hex(4),
-            streak=0 if last is None else self._means.back_off.next_streak(last, self.state.streak),
+            streak=0 if last is None else self._runtime.back_off.next_streak(last, self.state.streak),
         )
-        record.runs[self.name] = [*kept, beginning][-attempts.KEPT_RUNS :]
+        record.runs[self.name] = [*kept, run_attempt][-attempts.KEPT_RUNS :]
         disk.container(self.name).mkdir(parents=True, exist_ok=True, mode=0o700)
         disk.save(record)
         disk.forget_old_runs(record, self.name)
@@ -142,22 +142,22 @@ class Container:
                 "argv": list(plan.argv),
                 "env": dict(plan.env),
                 "cwd": plan.cwd,
-                "log": str(disk.log_path(self.name, beginning.attempt)),
-                "state": str(disk.state_path(self.name, beginning)),
-                "supervisor_file": str(self._means.supervisor_file),
+                "log": str(disk.log_path(self.name, run_attempt.attempt)),
+                "state": str(disk.state_path(self.name, run_attempt)),
+                "supervisor_file": str(self._runtime.supervisor_file),
             },
             SPAWN_SECONDS,
         )
-        file = disk.read_run(self.name, beginning)
-        if file is None and disk.give_up(self.name, beginning):
+        file = disk.read_run(self.name, run_attempt)
+        if file is None and disk.give_up(self.name, run_attempt):
             raise NodeError(f"container {self.name} could not be started within {SPAWN_SECONDS:g} s")
-        file = file or disk.read_run(self.name, beginning)
+        file = file or disk.read_run(self.name, run_attempt)
         if file is None:
             raise NodeError(f"container {self.name}: its state file cannot be read")
-        self._take_up(file, beginning.streak, adopted=None)
+        self._take_up(file, run_attempt.streak, adopted=None)
 
     def adopt(self, status: Json) -> None:
-        """Find the newest run of an earlier agent again. *status* is what that one said last."""
+        """Find the newest run of an earlier agent again. *status* is the last one that it published."""
         runs = self._pod.record.runs.get(self.name) or []
         known = [
             (b, f) for b in runs if not self._is_void(b) and (f := self._pod.disk.read_run(self.name, b))
@@ -166,12 +166,12 @@ class Container:
             return
         if len(known) > 1:
             self._set(previous=self._settle(known[-2][1]))
-        beginning, file = known[-1]
-        same = status.get("restartCount") == beginning.attempt
-        self._take_up(file, beginning.streak, adopted=status if same else {})
+        run_attempt, file = known[-1]
+        same = status.get("restartCount") == run_attempt.attempt
+        self._take_up(file, run_attempt.streak, adopted=status if same else {})
 
-    def _is_void(self, beginning: Beginning) -> bool:
-        return self._pod.disk.give_up(self.name, beginning)
+    def _is_void(self, run_attempt: RunAttempt) -> bool:
+        return self._pod.disk.give_up(self.name, run_attempt)
 
     def _settle(self, file: RunFile) -> Run:
         if file.run.running:
@@ -205,8 +205,8 @@ class Container:
         """Wait for the end of a run and record it."""
         await file.shim.ended()
         self._stop_probing()
-        beginning = self._pod.record.runs[self.name][-1]
-        last = self._pod.disk.read_run(self.name, beginning)
+        run_attempt = self._pod.record.runs[self.name][-1]
+        last = self._pod.disk.read_run(self.name, run_attempt)
         ended = self._settle(last) if last is not None else attempts.lost(file.run, _now())
         self._set(run=ended, started=False, ready=False)
         self._settled.set()
@@ -242,29 +242,29 @@ class Container:
         await prober.run(started=self.state.started, ready=self.state.ready or None)
 
     def has_started(self) -> None:
-        """Hear that the startup probe, if any, has passed."""
+        """Handle that the startup probe, if any, has passed."""
         if not self.state.started:
             needs_probe = "readinessProbe" in self.spec
             self._set(started=True, ready=not needs_probe)
-            self._tell_settled()
+            self._report_started()
 
     def is_ready(self, *, ready: bool) -> None:
-        """Hear the readiness probe's verdict."""
+        """Handle a result of the readiness probe."""
         if ready != self.state.ready:
             self._set(ready=ready)
-            self._tell_settled()
+            self._report_started()
 
-    def _tell_settled(self) -> None:
+    def _report_started(self) -> None:
         if self.state.ready:
             self._settled.set()
         self._pod.wake()
 
     def is_unhealthy(self, probe: Probe, message: str) -> None:
-        """Hear that one answer was a failure."""
+        """Handle a single failed probe."""
         self._event("Warning", "Unhealthy", f"{probe.kind} probe failed: {message}")
 
     def has_failed(self, probe: Probe) -> None:
-        """Hear that the startup or liveness probe has failed for good: the container is stopped."""
+        """Handle a startup or liveness probe that has failed for good: the container is stopped."""
         if not self._pod.deleting:
             self._event(
                 "Normal", "Killing", f"container {self.name} failed its {probe.kind} probe, will be restarted"
@@ -331,7 +331,7 @@ class Container:
             except asyncio.CancelledError:
                 pass
             except Exception as error:  # noqa: BLE001 - SIGTERM must follow, whatever it is
-                self._means.supervisor.note("stop", error, detail=self._detail)
+                self._runtime.supervisor.note("stop", error, detail=self._detail)
                 self._event("Warning", "FailedPreStopHook", str(error))
 
     # Stopping
@@ -402,6 +402,6 @@ class Container:
         self.state = replace(self.state, **changes)  # type: ignore[arg-type]  # fields of ContainerState
 
     def _event(self, kind: str, reason: str, note: str) -> None:
-        self._means.events.record(
+        self._runtime.events.record(
             self._pod.pod, "Warning" if kind == "Warning" else "Normal", reason, note, self.name
         )

@@ -1,4 +1,4 @@
-"""What a container is run with: its pod as it sees it, and the node's means."""
+"""What a container is run with: its view of its pod, and the node's runtime."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class PodView(Protocol):
 
     @property
     def pod(self) -> Json:
-        """The pod as last heard of."""
+        """The newest known version of the pod."""
 
     @property
     def record(self) -> PodRecord:
@@ -40,12 +40,12 @@ class PodView(Protocol):
         """How to run a container. Raise NodeError where the API server cannot be asked."""
 
     def wake(self) -> None:
-        """Tell the pod that a container's state has changed."""
+        """Notify the pod that a container's state has changed."""
 
 
 @dataclass(frozen=True, slots=True)
-class Means:
-    """What containers are run with."""
+class Runtime:
+    """What all containers of the node share."""
 
     events: EventRecorder
     starts: asyncio.Semaphore

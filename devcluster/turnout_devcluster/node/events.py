@@ -1,4 +1,4 @@
-"""Events of pods, so that ``kubectl describe pod`` tells what the node did and could not do."""
+"""Events of pods, so that ``kubectl describe pod`` shows what the node did and could not do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What fieldRef and resourceFieldRef tell a container about its own pod."""
+"""Values of fieldRef and resourceFieldRef: facts of a container's own pod."""
 
 from __future__ import annotations
 

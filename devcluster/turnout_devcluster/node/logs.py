@@ -84,7 +84,7 @@ async def read(
     """Yield the content of *path*: its last *lines*, at most *limit* bytes, and what comes while *follow*.
 
     Following ends when *is_over* says that the container has ended and all has been read. While nothing
-    comes, empty blocks are yielded, so that the reader can look whether anybody still listens.
+    comes, empty blocks are yielded, so that the reader can check whether the client is still connected.
     """
     with path.open("rb") as file:
         file.seek(tail_offset(path, lines))

@@ -12,7 +12,7 @@ import ipaddress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from turnout.sizing.accelerators import ACCELERATORS, PRODUCT_LABEL, AcceleratorSpec
+from turnout.sizing.accelerators import ACCELERATORS, DEVICES, PRODUCT_LABEL, AcceleratorSpec
 from turnout_devcluster.node.errors import ConfigurationError
 from turnout_devcluster.node.status import timestamp
 
@@ -54,10 +54,10 @@ def parse_accelerators(text: str) -> dict[str, int]:
     found: dict[str, int] = {}
     for part in filter(None, (p.strip() for p in text.split(","))):
         kind, _, count = part.partition("=")
-        if kind not in ACCELERATORS or not count.isdigit() or int(count) < 1:
+        if kind not in DEVICES or not count.isdigit() or int(count) < 1:
             raise ConfigurationError(
                 f"{part!r} is no accelerator with a count: write TYPE=COUNT such as H100-SXM=16, "
-                f"where TYPE is one of {', '.join(ACCELERATORS)}"
+                f"where TYPE is one of {', '.join(DEVICES)}"
             )
         found[kind] = int(count)
     return found
@@ -78,8 +78,8 @@ def plan_nodes(subnet: str, count: int, accelerators: Mapping[str, int]) -> tupl
                 NodePlan(
                     name=f"{kind.type.lower() if kind is not None else 'node'}-{number}",
                     address=str(network[len(plans) + 1]),
-                    product=kind.product if kind is not None else "",
-                    resource=kind.resource if kind is not None else "",
+                    product=(kind.product or "") if kind is not None else "",
+                    resource=(kind.resource or "") if kind is not None else "",
                     accelerators=accelerators[kind.type] if kind is not None else 0,
                 )
             )

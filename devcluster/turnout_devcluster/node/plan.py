@@ -77,10 +77,10 @@ class PodFolder:
 def refused(pod: Json) -> Iterator[Refusal]:
     """Say what *pod* asks as a whole that this node cannot give."""
     spec = pod["spec"]
-    for wish in ("hostNetwork", "hostPID", "hostIPC"):
-        if spec.get(wish):
+    for field in ("hostNetwork", "hostPID", "hostIPC"):
+        if spec.get(field):
             yield Refusal(
-                "FailedCreatePodSandBox", f"{wish} is not to be had in the dev cluster: leave it out"
+                "FailedCreatePodSandBox", f"{field} is not supported in the dev cluster: leave it out"
             )
     yield from refused_volumes(pod)
     for container in (*(spec.get("initContainers") or ()), *spec["containers"]):

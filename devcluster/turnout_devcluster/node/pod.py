@@ -18,8 +18,8 @@ from turnout_devcluster.node.container import Container
 from turnout_devcluster.node.errors import ApiError, ConflictError, NodeError, NotFoundError, UnreachableError
 from turnout_devcluster.node.fields import PodFacts
 from turnout_devcluster.node.model import Json, Refusal, shape_of
-from turnout_devcluster.node.outfit import Outfit
 from turnout_devcluster.node.plan import ContainerPlan, PodFolder, refused
+from turnout_devcluster.node.pod_files import PodFiles
 from turnout_devcluster.node.status import Placement, differs, pod_status
 
 if TYPE_CHECKING:
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from turnout_devcluster.node.addresses import AddressPool
-    from turnout_devcluster.node.context import Means
+    from turnout_devcluster.node.config_source import ConfigSource
+    from turnout_devcluster.node.context import Runtime
     from turnout_devcluster.node.nodes import NodePlan
-    from turnout_devcluster.node.supplies import Supplies
 
 REFRESH_SECONDS: Final = 5.0
 """How often a pod's volumes are compared with what they come from."""
@@ -42,14 +42,14 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What pods share on this node."""
+class NodeContext:
+    """What all pods of this node share."""
 
     api: Api
-    supplies: Supplies
+    config_source: ConfigSource
     addresses: AddressPool
     node: NodePlan
-    means: Means
+    runtime: Runtime
     state_dir: Path
 
 
@@ -65,16 +65,16 @@ def deletion_deadline(pod: Json) -> float | None:
 class Pod:
     """Runs one pod until it is gone from the API server or this agent ends."""
 
-    def __init__(self, pod: Json, disk: PodDisk, around: Surroundings) -> None:
+    def __init__(self, pod: Json, disk: PodDisk, context: NodeContext) -> None:
         self.pod = pod
         self.disk = disk
-        self._around = around
+        self._context = context
         self._shape = shape_of(pod)
-        self._containers = {c.name: Container(c.name, self, around.means) for c in self._shape.containers}
+        self._containers = {c.name: Container(c.name, self, context.runtime) for c in self._shape.containers}
         self._record: PodRecord | None = None
         self._prepared = False
-        self._outfit = Outfit(
-            PodFolder(str(disk.path)), around.api.endpoint, around.supplies, around.state_dir
+        self._files = PodFiles(
+            PodFolder(str(disk.path)), context.api.endpoint, context.config_source, context.state_dir
         )
         self._over = (pod.get("status") or {}).get("phase") in ENDED
         self._refresh_at = 0.0
@@ -90,12 +90,12 @@ class Pod:
 
     def again(self) -> Pod:
         """Return the same pod as one that has not begun: what runs of it is found by its record."""
-        fresh = Pod(self.pod, self.disk, self._around)
+        fresh = Pod(self.pod, self.disk, self._context)
         if self._removed:
             fresh.removed()
         return fresh
 
-    # What others tell it
+    # Input
 
     @property
     def record(self) -> PodRecord:
@@ -122,7 +122,7 @@ class Pod:
         self._dirty.set()
 
     def changed(self, pod: Json) -> None:
-        """Hear of a new version of the pod."""
+        """Handle a new version of the pod."""
         if int(pod["metadata"]["resourceVersion"]) >= int(self.pod["metadata"]["resourceVersion"]):
             old, self.pod = self.pod, pod
             moved = old["metadata"].get("deletionTimestamp") != pod["metadata"].get("deletionTimestamp")
@@ -135,7 +135,7 @@ class Pod:
             self.wake()
 
     def removed(self) -> None:
-        """Hear that the pod is gone from the API server: by force, or in the end."""
+        """Handle that the pod is gone from the API server, by force or regularly."""
         self._removed = True
         self._hurry()
         self.wake()
@@ -149,7 +149,7 @@ class Pod:
     async def run(self) -> None:
         """Do what the pod needs until it is gone. Cancelled, it leaves its processes running."""
         self.begun = True
-        publisher = self._around.means.supervisor.run(
+        publisher = self._context.runtime.supervisor.run(
             "pod_status", self._publish_until_gone, detail=str(self.pod["metadata"]["name"])
         )
         try:
@@ -168,12 +168,12 @@ class Pod:
             await asyncio.gather(*(c.detach() for c in self._containers.values()))
 
     def _adopt(self) -> None:
-        """Find what an earlier agent left of this pod."""
+        """Adopt the containers of this pod that an earlier agent started."""
         record = self.disk.load()
         if record is None:
             return
         self._record = record
-        self._around.addresses.keep(record.ip)
+        self._context.addresses.keep(record.ip)
         statuses = self._statuses()
         for name, container in self._containers.items():
             container.adopt(statuses.get(name, {}))
@@ -193,7 +193,7 @@ class Pod:
             if not self._prepared:
                 return retry_at
         states = {name: c.state for name, c in self._containers.items()}
-        step = decide.decide(self._shape, states, self._around.means.back_off, now)
+        step = decide.decide(self._shape, states, self._context.runtime.back_off, now)
         for name in step.start:
             self._containers[name].start()
         for name in step.stop:
@@ -216,7 +216,7 @@ class Pod:
             self._failed = Refusal(
                 "DeadlineExceeded", "Pod was active on the node longer than the specified deadline"
             )
-            self._around.means.events.record(self.pod, "Normal", "DeadlineExceeded", self._failed.message)
+            self._context.runtime.events.record(self.pod, "Normal", "DeadlineExceeded", self._failed.message)
             self.wake()
         return ends if now < ends else now + 3600.0
 
@@ -230,12 +230,12 @@ class Pod:
         if not problems:
             try:
                 if self._record is None:
-                    self._settle_down()
-                problems = await self._outfit.fill_volumes(self._facts())
+                    self._assign_address()
+                problems = await self._files.fill_volumes(self._facts())
             except (NodeError, OSError) as error:
                 problems = [Refusal("FailedMount", str(error))]
         for problem in problems:
-            self._around.means.events.record(self.pod, "Warning", problem.reason, problem.message)
+            self._context.runtime.events.record(self.pod, "Warning", problem.reason, problem.message)
         now = time.time()
         if not problems:
             self._prepared = True
@@ -245,25 +245,25 @@ class Pod:
         self._refresh_at = now + (REFRESH_SECONDS if has_sources else 3600.0)
         return now + wait
 
-    def _settle_down(self) -> None:
+    def _assign_address(self) -> None:
         metadata = self.pod["metadata"]
         self._record = PodRecord(
             namespace=metadata["namespace"],
             name=metadata["name"],
             uid=metadata["uid"],
-            node=self._around.node.name,
-            ip=self._around.addresses.take(),
+            node=self._context.node.name,
+            ip=self._context.addresses.take(),
             start_time=time.time(),
         )
         self.disk.save(self._record)
 
     def _facts(self) -> PodFacts:
-        node = self._around.node
+        node = self._context.node
         return PodFacts(self.pod, self.record.ip, node.address, node.capacity)
 
     async def plan(self, name: str) -> ContainerPlan | Refusal:
         """Return how to run the container *name*. Raise NodeError where the API server cannot be asked."""
-        return await self._outfit.plan(self._facts(), name)
+        return await self._files.plan(self._facts(), name)
 
     # Status
 
@@ -271,14 +271,14 @@ class Pod:
         """Return the status as of now."""
         placement = None
         if self._record is not None and (self._prepared or self._record.runs):
-            placement = Placement(self._record.ip, self._around.node.address, self._record.start_time)
+            placement = Placement(self._record.ip, self._context.node.address, self._record.start_time)
         states = {name: c.state for name, c in self._containers.items()}
         return pod_status(
             self.pod,
             self._shape,
             states,
             placement,
-            back_off=self._around.means.back_off,
+            back_off=self._context.runtime.back_off,
             now=time.time(),
             failed=self._failed,
         )
@@ -311,10 +311,10 @@ class Pod:
         uid = self.pod["metadata"]["uid"]
         body = {"metadata": {"uid": uid}, "status": desired}
         try:
-            answer = await self._around.api.patch(f"{self._path}/status", body, STRATEGIC)
+            answer = await self._context.api.patch(f"{self._path}/status", body, STRATEGIC)
         except ConflictError as error:
-            # Another pod has its name, or somebody wrote at the same time.
-            if (await self._around.api.get(self._path))["metadata"]["uid"] != uid:
+            # Another pod has its name, or another client wrote at the same time.
+            if (await self._context.api.get(self._path))["metadata"]["uid"] != uid:
                 raise NotFoundError(error.status, error.message) from error
             raise
         if int(answer["metadata"]["resourceVersion"]) > int(self.pod["metadata"]["resourceVersion"]):
@@ -334,7 +334,7 @@ class Pod:
             "preconditions": {"uid": uid},
         }
         with contextlib.suppress(NotFoundError, ConflictError):
-            await self._around.api.delete(self._path, options)
+            await self._context.api.delete(self._path, options)
 
     # Logs
 
@@ -376,6 +376,6 @@ class Pod:
     def _clean_up(self) -> None:
         """Delete the folder and free the address."""
         if self._record is not None:
-            self._around.addresses.free(self._record.ip)
-        self._around.supplies.forget(self.pod["metadata"]["uid"])
+            self._context.addresses.free(self._record.ip)
+        self._context.config_source.forget(self.pod["metadata"]["uid"])
         shutil.rmtree(self.disk.path, ignore_errors=True)

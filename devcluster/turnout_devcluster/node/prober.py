@@ -18,19 +18,19 @@ _LASTING: Final[tuple[ProbeKind, ...]] = ("readiness", "liveness")
 
 
 class Probed(Protocol):
-    """Hears what the probes of a run find."""
+    """Receives the results of a run's probes."""
 
     def has_started(self) -> None:
-        """Hear that the startup probe, if any, has passed."""
+        """Handle that the startup probe, if any, has passed."""
 
     def is_ready(self, *, ready: bool) -> None:
-        """Hear the readiness probe's verdict, also where it is what it was."""
+        """Handle a result of the readiness probe, also where it is unchanged."""
 
     def has_failed(self, probe: Probe) -> None:
-        """Hear that the startup or liveness probe has failed for good."""
+        """Handle a startup or liveness probe that has failed for good."""
 
     def is_unhealthy(self, probe: Probe, message: str) -> None:
-        """Hear that one answer was a failure."""
+        """Handle a single failed probe."""
 
 
 class Prober:

@@ -1,4 +1,4 @@
-"""Local processes: telling one from a later one of the same number, signaling, waiting, running."""
+"""Local processes: identifying one beyond its pid, signaling, waiting, running."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _reap(pid: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process, told apart from a later one that got its number by when it started."""
+    """A process, identified by pid and start time: a later process may get the same pid."""
 
     pid: int
     start: int
@@ -78,24 +78,24 @@ async def spawn_shim(plan: Mapping[str, Any], timeout_seconds: float) -> None:
 
     Return once its state file says how the start went, or after *timeout_seconds*.
     """
-    heard = _spawn(plan)
+    started = _spawn(plan)
     loop = asyncio.get_running_loop()
     done = loop.create_future()
     # The shim writes nothing there: the pipe becomes readable by its end.
-    loop.add_reader(heard, _resolve, done)
+    loop.add_reader(started, _resolve, done)
     try:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
                 await done
     finally:
-        loop.remove_reader(heard)
-        os.close(heard)
+        loop.remove_reader(started)
+        os.close(started)
 
 
 def _spawn(plan: Mapping[str, Any]) -> int:
     """Start a shim. Return the end of a pipe whose other end it closes when it has recorded the start."""
     read, write = os.pipe()
-    heard, told = os.pipe()
+    started, report = os.pipe()
     null = os.open(os.devnull, os.O_RDWR)
     try:
         os.posix_spawn(
@@ -105,17 +105,17 @@ def _spawn(plan: Mapping[str, Any]) -> int:
             {"TURNOUT_DEV_CLUSTER": plan["env"].get("TURNOUT_DEV_CLUSTER", "")},
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, read, 0),
-                (os.POSIX_SPAWN_DUP2, told, 1),
+                (os.POSIX_SPAWN_DUP2, report, 1),
                 (os.POSIX_SPAWN_DUP2, null, 2),
             ],
             setsid=True,
         )
     finally:
-        for handle in (read, null, told):
+        for handle in (read, null, report):
             os.close(handle)
     with contextlib.suppress(BrokenPipeError), os.fdopen(write, "wb") as pipe:
         pipe.write(json.dumps(dict(plan)).encode())
-    return heard
+    return started
 
 
 def _die_with_parent() -> None:

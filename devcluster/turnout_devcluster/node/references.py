@@ -4,7 +4,7 @@ A mountPath is one path for the whole machine, but every container wants a folde
 what a container mounts at /etc/app lies at ``$TURNOUT_POD_ROOT/etc/app``, and wherever an argument or
 a variable's value names /etc/app as a whole path (at its start, or after one of ``= : , ;``, a quote,
 a bracket, a redirection or a blank), that is rewritten. ``--config=/etc/app/config.yaml`` just works; a
-path that a program has built in does not, and such a program must be told the path.
+path that a program has built in does not, and such a program needs the path as an option.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The part of the kubelet's HTTPS API that ``kubectl logs`` needs, and the agent's own metrics.
 
-It listens on the nodes' loopback addresses and serves those who show a client certificate of the cluster's
+It listens on the nodes' loopback addresses and serves clients that show a client certificate of the cluster's
 CA, as the API server does (``--kubelet-client-certificate``). Its own certificate is self-signed: the API
 server is started without ``--kubelet-certificate-authority``.
 """
@@ -204,7 +204,7 @@ class KubeletServer:
         await writer.drain()
         async for block in answer.stream:
             if reader.at_eof():
-                return  # nobody listens any more
+                return  # the client has left
             if not block:
                 continue
             writer.write(b"%x\r\n%b\r\n" % (len(block), block))

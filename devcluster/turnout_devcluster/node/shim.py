@@ -106,8 +106,8 @@ def _supervisor(path: str) -> int | None:
     return pid if start_time(pid) == start else None
 
 
-class _Lifeline:
-    """Tells when the supervisor is gone for good. A plan without a supervisor file never says so."""
+class _SupervisorWatch:
+    """Watches whether the supervisor is gone for good. Without a supervisor file in the plan it never is."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -124,8 +124,8 @@ class _Lifeline:
             self.handle = -1
         self.gone_since = None if self.handle >= 0 else self.gone_since or time.monotonic()
 
-    def is_cut(self) -> bool:
-        """Look whether the supervisor lives, or another has taken its place in time."""
+    def is_gone(self) -> bool:
+        """Return whether the supervisor has ended and no other has taken its place in time."""
         if self.handle < 0 and self.gone_since is None:
             return False
         if self.handle >= 0:
@@ -143,7 +143,7 @@ class _Lifeline:
 
 
 def _reap(main: int) -> int | None:
-    """Take every child that has ended. Return the wait status of *main* where it is among them."""
+    """Reap every child that has ended. Return the wait status of *main* where it is among them."""
     status = None
     while True:
         try:
@@ -166,7 +166,7 @@ def _children() -> list[int]:
 
 
 def _kill_rest(group: int) -> None:
-    """Kill what the container left behind, orphans of orphans included, and take it."""
+    """Kill what the container left behind, orphans of orphans included, and reap it."""
     deadline = time.monotonic() + REAP_SECONDS
     while time.monotonic() < deadline:
         try:  # noqa: SIM105 - contextlib would cost every container memory
@@ -181,26 +181,26 @@ def _kill_rest(group: int) -> None:
         os.waitpid(-1, 0)
 
 
-def _watch(main: int, lifeline: _Lifeline, wakeups: int) -> int:
+def _watch(main: int, supervisor: _SupervisorWatch, wakeups: int) -> int:
     """Return the wait status of *main* once it has ended, by itself or because its cluster is gone."""
     while True:
         status = _reap(main)
         if status is not None:
             return status
-        if lifeline.is_cut():
+        if supervisor.is_gone():
             os.killpg(main, signal.SIGKILL)
             return os.waitpid(main, 0)[1]
         poll = select.poll()
         poll.register(wakeups, select.POLLIN)
-        if lifeline.handle >= 0:
-            poll.register(lifeline.handle, select.POLLIN)
-        for handle, _ in poll.poll(lifeline.wait_milliseconds()):
+        if supervisor.handle >= 0:
+            poll.register(supervisor.handle, select.POLLIN)
+        for handle, _ in poll.poll(supervisor.wait_milliseconds()):
             if handle == wakeups and int(signal.SIGTERM) in os.read(wakeups, 4096):
                 os.killpg(main, signal.SIGTERM)
 
 
 def main() -> int:
-    """Run the container that stdin tells of; return 0 once its end is recorded."""
+    """Run the container whose plan stdin has; return 0 once its end is recorded."""
     plan = json.loads(sys.stdin.buffer.read())
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -216,7 +216,7 @@ def main() -> int:
     state: dict[str, Any] = {"shim": [os.getpid(), start_time(os.getpid())]}
     if not _write(plan["state"], state, claim=True):
         return 0
-    lifeline = _Lifeline(plan.get("supervisor_file", ""))
+    supervisor = _SupervisorWatch(plan.get("supervisor_file", ""))
     state["started_at"] = time.time()
     pid, problem = _fork(plan, libc.prctl)
     if problem:
@@ -226,10 +226,10 @@ def main() -> int:
         return 0  # and with this process its stdout ends
     state |= {"pid": pid, "pid_start": start_time(pid)}
     _write(plan["state"], state)
-    os.close(1)  # tells the agent, which reads the other end, that the state file says how it went
+    os.close(1)  # signals the agent, which reads the other end, that the state file has the result
     path = plan["state"]
     del plan  # it holds the container's secrets
-    status = _watch(pid, lifeline, read)
+    status = _watch(pid, supervisor, read)
     finished = time.time()
     _kill_rest(pid)
     killer = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0

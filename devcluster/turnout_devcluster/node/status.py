@@ -78,7 +78,7 @@ def _state(
     initialized: bool,
     container_id: str,
 ) -> tuple[dict[str, Any], Run | None]:
-    """Return a container's ``state`` and the run that its ``lastState`` tells of."""
+    """Return a container's ``state`` and the run that its ``lastState`` describes."""
     run = state.run
     if run is not None and run.running:
         return {"running": {"startedAt": timestamp(run.started_at)}}, state.previous

@@ -25,7 +25,7 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenWish:
+class TokenRequest:
     """A service-account token that a projected volume asks for."""
 
     audience: str
@@ -33,7 +33,7 @@ class TokenWish:
     expiration_seconds: int
 
 
-Tokens = Mapping[TokenWish, str]
+Tokens = Mapping[TokenRequest, str]
 Tree = Mapping[str, File]
 """Files by path relative to the volume's folder."""
 
@@ -101,25 +101,25 @@ class _Build:
         elif "downwardAPI" in source:
             self.add_downward(source["downwardAPI"].get("items") or (), mode)
         elif "serviceAccountToken" in source:
-            wish = _wish(source["serviceAccountToken"])
+            request = _token_request(source["serviceAccountToken"])
             # Readable by the owner alone: on this machine every user shares the file system.
-            self.add(source["serviceAccountToken"]["path"], self.tokens[wish].encode(), 0o600)
+            self.add(source["serviceAccountToken"]["path"], self.tokens[request].encode(), 0o600)
         else:
             self.refusals.append(
                 Refusal("FailedMount", f"a projected volume cannot hold {', '.join(source)} on this node")
             )
 
 
-def _wish(source: Json) -> TokenWish:
-    return TokenWish(
+def _token_request(source: Json) -> TokenRequest:
+    return TokenRequest(
         source.get("audience", ""), int(source.get("expirationSeconds") or DEFAULT_TOKEN_SECONDS)
     )
 
 
-def token_wishes(pod: Json) -> frozenset[TokenWish]:
+def token_requests(pod: Json) -> frozenset[TokenRequest]:
     """Return the tokens that the projected volumes of *pod* ask for."""
     return frozenset(
-        _wish(source["serviceAccountToken"])
+        _token_request(source["serviceAccountToken"])
         for volume in pod["spec"].get("volumes") or ()
         for source in (volume.get("projected") or {}).get("sources") or ()
         if "serviceAccountToken" in source
@@ -142,7 +142,7 @@ def volume_files(
 ) -> Tree | Refusal | None:
     """Return the files of *volume*, None for an emptyDir or a hostPath, whose content is the containers' own.
 
-    *tokens* must hold every one of `token_wishes`.
+    *tokens* must hold every one of `token_requests`.
     """
     build = _Build(facts, objects, tokens)
     if "configMap" in volume:

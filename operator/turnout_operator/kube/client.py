@@ -56,7 +56,7 @@ _CONTENT_TYPES: Final = {
 
 
 def error_of(status: int, body: str, request: str) -> ApiError:
-    """Map an answer that is no success to an error whose message tells what was asked and why it failed."""
+    """Map an answer that is no success to an error whose message names the request and the reason."""
     try:
         message = str(json.loads(body)["message"])
     except (ValueError, KeyError, TypeError):
@@ -198,7 +198,7 @@ class KubeClient:
     async def apply(
         self, kind: Kind, manifest: Raw, subresource: str | None = None, *, force: bool = True
     ) -> Raw:
-        """Apply *manifest* on the server; fields it names become ours, also against who holds them now.
+        """Apply *manifest* on the server; fields it names become ours, whichever field manager owns them now.
 
         Without *force* that is a Conflict.
         """

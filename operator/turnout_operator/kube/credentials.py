@@ -15,30 +15,31 @@ import yaml
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 
+from turnout_kube.kubeconfig import problem_of
 from turnout_operator.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 LOAD_SECONDS: Final = 15.0
-"""Longest time that reading credentials may take: a plugin may ask somebody over the network."""
+"""Longest time that reading credentials may take: a plugin may ask a server over the network."""
 _DEFAULT: Final = "~/.kube/config"
 _ADVICE: Final = "set KUBECONFIG, or run in a pod with a service account"
 
 
 class Credentials:
-    """How to log in, read afresh each time: tokens rotate, so nobody keeps them longer than they are accepted."""
+    """How to log in, read afresh each time: tokens rotate, so they are kept no longer than they are accepted."""
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         self._environment = environment
         self._reading: asyncio.Task[Configuration] | None = None
-        """The library does not end a plugin that hangs: so at most one is under way, and who asks meanwhile waits for it."""
+        """The library does not end a plugin that hangs, so at most one reading is under way; further calls wait for it."""
 
     async def configuration(self) -> Configuration:
         """Return where the API server is and how to log in. Raise ConfigurationError where nothing leads to one."""
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(_read(self._environment))
-            self._reading.add_done_callback(_heard)
+            self._reading.add_done_callback(_retrieve_exception)
         try:
             async with asyncio.timeout(LOAD_SECONDS):
                 return await asyncio.shield(self._reading)
@@ -87,21 +88,14 @@ async def _read(environment: Mapping[str, str]) -> Configuration:
     ) as error:
         source = f"the kubeconfig {paths}" if paths else "the pod's service account"
         raise ConfigurationError(f"{source} cannot be used: {error}; {_ADVICE}") from error
-    if found.tls_server_name:
-        raise ConfigurationError(
-            f"the kubeconfig {paths} sets tls-server-name, which the watches cannot honor: "
-            "give the server's address as its certificate has it"
-        )
-    if not found.api_key and not found.cert_file and found.host.startswith("https"):
-        raise ConfigurationError(
-            f"the kubeconfig {paths} has no credentials for its current context: give its user a token, "
-            "a certificate or an exec plugin (why a plugin failed is logged above)"
-        )
+    # kopf's connections have no such setting as tls-server-name.
+    if problem := problem_of(found, paths):
+        raise ConfigurationError(problem)
     return found
 
 
-def _heard(task: asyncio.Task[Configuration]) -> None:
-    """Take note of how a reading ended that nobody waits for any more."""
+def _retrieve_exception(task: asyncio.Task[Configuration]) -> None:
+    """Retrieve the exception of a reading without a waiting caller, or asyncio would log it."""
     if not task.cancelled():
         task.exception()
 

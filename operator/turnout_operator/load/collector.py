@@ -1,7 +1,7 @@
 """The scraper: reads workers and routers every few seconds, a bounded number at a time, each with a deadline.
 
-A pod that does not answer is a fact (its load is unknown), never an error. What a pod does to its reader touches its own
-deployment alone: each deployment is read by itself, and of a page no more is kept than the few lines that matter.
+A pod that does not answer is a fact (its load is unknown), never an error. A pod that is slow or sends garbage affects its
+own deployment alone: each deployment is read by itself, and of a page only the few lines that matter are kept.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import aiohttp
 from turnout.terms import ROUTER_ADMIN_PORT, WORKER_PORT
 from turnout_operator.load.pages import ROUTER, WORKER, RouterPage, RouterPages, worker_page
 from turnout_operator.load.traffic import Traffic
-from turnout_operator.load.window import Window
+from turnout_operator.load.window import CounterWindow
 from turnout_operator.observe.store import Key
 from turnout_operator.plan.pods import WorkerLoad
 from turnout_prom.exposition import Excerpt
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 TASK: Final = "scrapes"
 """Name under which failures are counted."""
 MAX_WORKER_BYTES: Final = 1 << 20
-"""A worker's page longer than this holds no metrics. vLLM's has some 100 KiB."""
+"""Longest page of a worker that is read. vLLM's has some 100 KiB."""
 MAX_WORKER_SAMPLES: Final = 128 << 10
 """Bytes of a worker's page that matter: half a dozen lines per engine in it."""
 MAX_ROUTER_BYTES: Final = 64 << 20
@@ -62,18 +62,18 @@ class _Held(NamedTuple):
     """Requests that a router held for prefill."""
 
     read_at: float
-    """Monotonic time at which the router said so."""
+    """Monotonic time at which the page was read."""
     seconds: float
-    """Time so far for which it held them, summed."""
+    """Counter of the time for which it held them, summed."""
     mean: float
-    """Mean number of them between the two pages before."""
+    """Mean number of them between the previous page and this one."""
 
 
 @dataclass(slots=True)
 class _Deployment:
     """What has been read about one deployment."""
 
-    window: Window
+    window: CounterWindow
     loads: dict[str, WorkerLoad] = field(default_factory=dict)
     """By the pod's uid."""
     spent: dict[str, float] = field(default_factory=dict)
@@ -90,7 +90,7 @@ class _Deployment:
 
 @dataclass(slots=True)
 class _Router:
-    """What a router said last."""
+    """The last page of one router."""
 
     history: RouterPages = field(default_factory=RouterPages)
     pages: Mapping[str, RouterPage] | None = None
@@ -123,7 +123,8 @@ class Collector:
         """By the pod's uid."""
         self._news: set[Key] = set()
         self._quiet_until: dict[Key, float] = {}
-        """Monotonic time until which routers had told nothing new of a deployment, of which they have since."""
+        """Deployments for which a router has reported new figures since they were last read: the monotonic time of the last
+        router page without a change. No traffic came before that time."""
 
     async def __aenter__(self) -> Self:
         connector = aiohttp.TCPConnector(limit=0, ssl=False, keepalive_timeout=30)
@@ -143,7 +144,7 @@ class Collector:
             await self._session.close()
 
     async def read_routers(self, routers: Iterable[Target]) -> None:
-        """Read all *routers*, but those that have not answered the last question yet.
+        """Read all *routers*, except those whose previous reading has not ended yet.
 
         Decisions do not wait for it: a router that hangs delays none.
         """
@@ -164,7 +165,7 @@ class Collector:
         return news
 
     async def read(self, key: Key, workers: Iterable[Target], scale: int) -> None:
-        """Read all *workers* of a deployment, and bring it up to date with what they and the routers say."""
+        """Read all *workers* of a deployment, and update its figures with the pages of workers and routers."""
         slots = asyncio.Semaphore(self._concurrency)
 
         async def one(target: Target) -> tuple[Target, WorkerPage] | None:
@@ -175,26 +176,26 @@ class Collector:
         answers = await asyncio.gather(*(one(target) for target in workers))
         state = self._state(key, scale)
         name = str(key)
-        told = {
+        reports = {
             uid: (router.read_at, router.pages.get(name, NOTHING_COUNTED))
             for uid, router in self._routers.items()
             if router.pages is not None
         }
         quiet_until = self._quiet_until.pop(key, None)
         if quiet_until is not None and state.read_at is not None and quiet_until > state.read_at:
-            # It was left alone for a while. What is counted from here on is about the time since then.
+            # It was not read while it was idle: the window begins where the traffic may have begun.
             state.window.add(quiet_until, {})
             state.read_at = quiet_until
-        self._take(state, [answer for answer in answers if answer is not None], told, scale)
+        self._take(state, [answer for answer in answers if answer is not None], reports, scale)
         now = time.monotonic()
-        state.window.add(now, {uid: page.counters for uid, (_, page) in told.items()})
+        state.window.add(now, {uid: page.counters for uid, (_, page) in reports.items()})
         state.window.forget(frozenset(self._routers))
-        held = {phase: sum(page.held.get(phase, 0) for _, page in told.values()) for phase in _PHASES}
-        state.traffic = Traffic(state.window.sums(), state.window.span(now), bool(told), held)
+        held = {phase: sum(page.held.get(phase, 0) for _, page in reports.values()) for phase in _PHASES}
+        state.traffic = Traffic(state.window.sums(), state.window.span(now), bool(reports), held)
         state.reads += 1
 
     def load(self, key: Key, uid: str) -> WorkerLoad | None:
-        """Return what a worker said at the last scrape; None where it did not answer."""
+        """Return a worker's load at the last scrape; None where it did not answer."""
         state = self._deployments.get(key)
         return None if state is None else state.loads.get(uid)
 
@@ -204,7 +205,7 @@ class Collector:
         return NO_TRAFFIC if state is None else state.traffic
 
     def reads(self, key: Key) -> int:
-        """Return how often a deployment has been read: as long as that stands still, all else that is told of it does."""
+        """Return how often a deployment has been read. While that number is the same, all its other figures are, too."""
         state = self._deployments.get(key)
         return 0 if state is None else state.reads
 
@@ -224,7 +225,7 @@ class Collector:
         length = max(MIN_WINDOW_SECONDS, WINDOW_SECONDS / scale)
         state = self._deployments.get(key)
         if state is None or state.window.seconds != length:
-            state = self._deployments[key] = _Deployment(Window(length))
+            state = self._deployments[key] = _Deployment(CounterWindow(length))
         return state
 
     @staticmethod
@@ -296,7 +297,7 @@ class Collector:
                 raise
             self._tasks.note(TASK, error, detail=address)
             return None
-        except Exception as error:  # noqa: BLE001 - whatever one page does to its reader is about that page alone
+        except Exception as error:  # noqa: BLE001 - an error in parsing one page must not affect others
             self._tasks.note(TASK, error, detail=address)
             return None
 
@@ -305,7 +306,7 @@ class Collector:
         if self._session is None:
             raise RuntimeError("the collector is used outside of its context")
         host = f"[{address}]" if ":" in address else address
-        # Where a pod would send its reader is no business of the operator's, which reaches more than the pod does.
+        # Redirects are not followed: the operator can reach addresses that the pod cannot.
         async with self._session.get(f"http://{host}:{port}/metrics", allow_redirects=False) as response:
             try:
                 if response.status != 200 or "Content-Encoding" in response.headers:  # noqa: PLR2004 - OK
@@ -315,7 +316,7 @@ class Collector:
                     await asyncio.sleep(0)  # what is there at once is still read piece by piece
                 return excerpt.text()
             except BaseException:
-                response.close()  # nothing more is read from it
+                response.close()  # the rest is not read
                 raise
 
 
@@ -326,7 +327,7 @@ def _gained(before: Mapping[str, float], now: Mapping[str, float], uid: str) -> 
 
 
 def _held(before: _Held | None, read_at: float, seconds: float, scale: int) -> _Held:
-    """Return what a router held since the page *before*; nothing where that is not known."""
+    """Return what a router held since the page *before*; a mean of 0 where that is not known."""
     if before is None or seconds < before.seconds:
         return _Held(read_at, seconds, 0.0)
     if read_at <= before.read_at:

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from turnout.api import Role
-    from turnout.scaling.policy import Policy
+    from turnout.scaling.policy import ScalingPolicy
     from turnout_operator.load.traffic import Traffic
     from turnout_operator.plan.pods import ObservedPod
 
 
 def load_facts(
-    policy: Policy,
+    policy: ScalingPolicy,
     desired: Mapping[Role, int],
     pods: Sequence[ObservedPod],
     traffic: Traffic,

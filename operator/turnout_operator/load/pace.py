@@ -1,8 +1,8 @@
 """How often a deployment is read and decided about. Pure.
 
-All that can change a decision comes from somewhere: from the API server, from routers, or from the workers themselves.
-The first two say when they have news, so what only they could change is looked at when they do. Where it is also the
-workers that matter, and there is nothing for them to do, they are asked less often.
+A decision changes with objects of the API server, figures of routers, or figures of workers. Watches report the first, and
+routers are read anyway, so a deployment that only these can change is decided about when they change. Where workers matter,
+too, but have no requests, they are read less often.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from turnout.scaling.decision import Decision
+    from turnout.scaling.decision import ScalingDecision
     from turnout_operator.plan.observed import Observed
 
 INTERVAL_SECONDS: Final = 5.0
@@ -20,7 +20,7 @@ MIN_INTERVAL_SECONDS: Final = 1.0
 IDLE_INTERVALS: Final = 6.0
 """So many intervals pass between two decisions about a deployment that is as small as it may be and has no request."""
 RESYNC_SECONDS: Final = 300.0
-"""Time after which a deployment is looked at though nothing has happened: the net below all that brings news."""
+"""Time after which a deployment is decided about although nothing has changed, in case a change was missed."""
 
 
 def interval_seconds(time_scale: int) -> float:
@@ -28,8 +28,8 @@ def interval_seconds(time_scale: int) -> float:
     return max(MIN_INTERVAL_SECONDS, INTERVAL_SECONDS / time_scale)
 
 
-def pause_seconds(observed: Observed, decision: Decision, interval: float) -> float:
-    """Return how long after *decision* the next one follows, in real seconds, unless news come before.
+def pause_seconds(observed: Observed, decision: ScalingDecision, interval: float) -> float:
+    """Return how long after *decision* the next one follows, in real seconds, unless a change is reported earlier.
 
     *interval* is that of a busy deployment.
     """

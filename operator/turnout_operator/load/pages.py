@@ -31,7 +31,7 @@ MAX_SECONDS: Final = 1e12
 FINISHED: Final = catalog.ROUTER_FINISHED.name
 GOOD: Final = catalog.ROUTER_GOOD.name
 ARRIVALS: Final = catalog.ROUTER_ARRIVALS.name
-"""Read for what it starts: a deployment that was left alone is decided about again."""
+"""Read because it changes first: an idle deployment is decided about again."""
 REQUESTS: Final = catalog.ROUTER_REQUESTS.name
 REFUSED: Final = "refused"
 """Requests answered with 503, derived from REQUESTS."""
@@ -55,21 +55,21 @@ Counters = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class WorkerPage:
-    """What a worker said."""
+    """The figures on a worker's page."""
 
     running: int
     waiting: int
     deferred: int
-    """Those of the waiting that wait for their KV cache to arrive, not for room. 0 where the engine does not tell."""
+    """Those of the waiting that wait for their KV cache to arrive, not for room. 0 where the engine does not expose that."""
     kv_utilization: float
     """0 to 1; the fullest of its engines."""
     prefill_seconds: float | None
-    """Time that requests have spent waiting for or in prefill so far, summed, in the engine's seconds. None: not told."""
+    """Time that requests have spent waiting for or in prefill so far, summed, in the engine's seconds. None: not exposed."""
 
 
 @dataclass(frozen=True, slots=True)
 class RouterPage:
-    """What a router said of one deployment."""
+    """The figures of one deployment on a router's page."""
 
     counters: Counters = field(default_factory=dict)
     held: Mapping[str, int] = field(default_factory=dict)
@@ -82,8 +82,8 @@ class RouterPage:
 def worker_page(text: str) -> WorkerPage | None:
     """Read a worker's page; None where the figures that matter are not on it, or cannot be true.
 
-    A worker's word is not to be trusted: it may be any program. A figure that is no number, negative or beyond what an
-    engine can have makes the whole page worth nothing, as if the worker had not answered.
+    A worker is not trusted: it may be any program. A figure that is no number, negative or beyond what an engine can have
+    invalidates the whole page, as if the worker had not answered.
     """
     sums: dict[str, float] = {}
     kv: float | None = None

@@ -16,7 +16,7 @@ _NOTHING: Final[Counters] = {}
 """What most steps of most deployments hold, kept once."""
 
 
-class Window:
+class CounterWindow:
     """Increases of counters over the last *seconds*."""
 
     def __init__(self, seconds: float) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from turnout_operator.kube.client import Raw
 
 _SHARED_LENGTH: Final = 64
-"""Longest string that is worth sharing: longer ones are somebody's own."""
+"""Longest string that is worth sharing: longer ones are unique to one object."""
 _OF_POD: Final = {
     "spec": frozenset({"nodeName"}),
     "status": frozenset(
@@ -40,7 +40,7 @@ def compact(kind: Kind, raw: Raw) -> Raw:
         kept["status"] = _only(kept.get("status"), frozenset({"conditions"}))
     elif kind not in CLAIMING:
         kept.pop("status", None)
-    # Who wrote which field is the greater part of an object, and nobody here reads it.
+    # managedFields is the greater part of an object, and the operator does not read it.
     meta = {name: value for name, value in raw["metadata"].items() if name != "managedFields"}
     shared: Raw = _shared({**kept, "metadata": meta})
     return {**shared, "apiVersion": kind.api_version, "kind": kind.name}

@@ -1,7 +1,7 @@
 """What is known of a deployment now, put together once and read by scaling and reconciling alike.
 
-It is made anew only where something has changed: an object of the API server's, what workers and routers told, or who
-has which name. A spec is parsed once per version.
+It is made anew only where something has changed: an object of the API server's, the figures of workers or routers, or
+an assignment of names. A spec is parsed once per version.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from turnout_operator.kube.client import Raw
     from turnout_operator.load.collector import Collector
+    from turnout_operator.name_claims import NameClaims
     from turnout_operator.observe.store import Key, Store
-    from turnout_operator.settling import Settling
 
 
 @dataclass(slots=True)
@@ -42,10 +42,10 @@ class _Known:
 class Observer:
     """Reads the store and the collector."""
 
-    def __init__(self, store: Store, collector: Collector, settling: Settling) -> None:
+    def __init__(self, store: Store, collector: Collector, name_claims: NameClaims) -> None:
         self._store = store
         self._collector = collector
-        self._settling = settling
+        self._name_claims = name_claims
         self._known: dict[Key, _Known] = {}
 
     def observe(self, key: Key) -> Observed | None:
@@ -57,7 +57,7 @@ class Observer:
         if known.specification is None:
             raise InvalidResource(known.problem)
         changes = self._store.changes(key), self._collector.reads(key)
-        names = self._settling.settlement(LLM_DEPLOYMENT, key)
+        names = self._name_claims.assignment(LLM_DEPLOYMENT, key)
         if known.observed is None or known.changes != changes or known.observed.names != names:
             known.observed = observe(
                 known.specification,

@@ -52,7 +52,7 @@ PATIENCE_SECONDS: Final = 30.0
 """How long an operator that starts waits for a namespace that is neither read nor refused, while others are read."""
 STOP_SECONDS: Final = 10.0
 _LISTS: Final = 4
-"""Scopes that are listed at the same time: many namespaces do not come at once, and a large one holds nobody up."""
+"""Scopes that are listed at the same time: many namespaces must not load the API server at once, and a large one must not delay the others."""
 
 
 class Scope:
@@ -61,7 +61,7 @@ class Scope:
     def __init__(self, namespace: str | None) -> None:
         self.namespace = namespace
         self.kinds: frozenset[Kind] = frozenset()
-        """Kinds that could be listed the last time."""
+        """Kinds that could be listed last time."""
         self.synced = False
         """Whether it has been listed, and what is known of it is worth acting on."""
         self.refused_since: float | None = None
@@ -69,7 +69,8 @@ class Scope:
         self.asked_at = 0.0
         """When it was last asked for (monotonic)."""
         self.touched: set[Key] = set()
-        """What lists told news about that nothing was said of yet: one that fails may have taken in other kinds before."""
+        """LLMDeployments and routes that lists have changed and that were not reported yet: a list that fails may have stored
+        other kinds before."""
         self.relist = asyncio.Event()
         self.watched_since = 0.0
 
@@ -81,8 +82,8 @@ class Scope:
 class Scopes:
     """Keeps the store up to date with the cluster, scope by scope.
 
-    *seen* is called with the kind, the type of event and the object that a watch told of; *listed* with what a full list
-    told news about, and with all that is there where a scope has become readable; *dropped* with the
+    *seen* is called with the kind, the type and the object of each watch event; *listed* with the keys that a full list has
+    changed, and with all keys where a scope has become readable; *dropped* with the
     LLMDeployments of a namespace that was refused for so long that the store has forgotten it; *signals* after each start of kopf, which takes the process' signals for itself.
     """
 
@@ -118,14 +119,14 @@ class Scopes:
         """When the first scope was read."""
 
     def is_readable(self, namespace: str) -> bool:
-        """Say whether it is known what there is in *namespace*."""
+        """Return whether *namespace* is listed and watched."""
         return any(
             scope.synced and scope.refused_since is None and scope.namespace in {None, namespace}
             for scope in self.scopes
         )
 
     async def first(self) -> None:
-        """Wait until the cluster is known as far as it can be: a name must not be given away that somebody has.
+        """Wait until all that can be listed is listed: before that, a name could be assigned that another resource holds.
 
         What is refused is not waited for, what only fails is for `PATIENCE_SECONDS`; at least one scope must be read. A
         refusal counts only from then on: before, the rights or the CRDs may not have been there for any of them.
@@ -229,7 +230,7 @@ class Scopes:
                     # At once, for all kinds together would need twice the memory.
                     scope.touched |= self._store.replace(kind, found, known)
                 del found
-        for kind, listed, known in claiming:  # all or none, for names are given away by them
+        for kind, listed, known in claiming:  # all or none, for names are assigned by them
             scope.touched |= self._store.replace(kind, listed, known)
         scope.kinds = frozenset(kinds)
         touched, scope.touched = scope.touched, set()

@@ -1,7 +1,7 @@
 """The observed objects in memory, indexed by what they belong to.
 
-Events may arrive twice, late, or not at all (a watch that had to start over does not tell what was
-deleted in between). So an object only moves forward in its ``resourceVersion``, one that is known to be
+Events may arrive twice, late, or not at all (a watch that had to start over does not report
+what was deleted in between). So an object only moves forward in its ``resourceVersion``, one that is known to be
 deleted does not come back, and a full list (`Store.replace`) settles the rest.
 """
 
@@ -65,7 +65,7 @@ class Store:
         self._counted = 0
 
     def put(self, kind: Kind, raw: Raw) -> bool:
-        """Keep *raw*; return whether that told anything new."""
+        """Keep *raw*; return whether it is newer than what was known."""
         key, uid = key_of(raw), raw["metadata"].get("uid", "")
         before = self._objects[kind].get(key)
         if uid in self._tombstones:
@@ -105,7 +105,7 @@ class Store:
         self._tombstones.pop(uid, None)
 
     def replace(self, kind: Kind, listed: Iterable[Raw], known_before: Iterable[Key]) -> set[Key]:
-        """Settle *kind* by a full list; return the keys of LLMDeployments and routes it told news about.
+        """Settle *kind* by a full list; return the keys of the LLMDeployments and routes that it changed.
 
         *known_before* are the keys that were known when the list was asked for: what has come since is not
         missing from it.

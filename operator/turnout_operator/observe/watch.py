@@ -1,6 +1,6 @@
 """The watches, run by an embedded kopf operator that does nothing but report what it sees.
 
-Only ``on.event`` handlers are registered: they need no finalizer and write nothing onto anybody's objects.
+Only ``on.event`` handlers are registered: they need no finalizer and write nothing onto the objects.
 What has to be done is decided elsewhere, by level; an event only says where to look.
 """
 
@@ -114,7 +114,7 @@ class _NoDiff(kopf.DiffBaseStorage):
 
 
 class _Everything(Collection[Any]):
-    """Contains whatever it is asked for. At its end kopf cancels all tasks that it is not told to leave alone."""
+    """Contains whatever it is asked for. At its end kopf cancels all tasks that it is not configured to ignore."""
 
     def __contains__(self, _: object) -> bool:
         return True

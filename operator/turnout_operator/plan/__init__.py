@@ -1,1 +1,1 @@
-"""What should be there, computed from what is: pure, like the core. Effects are somebody else's."""
+"""What should be there, computed from what is: pure, like the core. Effects are carried out elsewhere."""

@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from turnout.api import TokenBudget
-    from turnout_operator.plan.claims import Settlement
+    from turnout_operator.plan.claims import NameAssignment
 
 
 def budget_status(
-    budget: TokenBudget, settled: Settlement, own_namespace: str, previous: Mapping[str, Any], now: float
+    budget: TokenBudget, keys: NameAssignment, own_namespace: str, previous: Mapping[str, Any], now: float
 ) -> dict[str, Any]:
-    """Return the status of *budget*, whose keys were *settled* by their digests. *own_namespace* is Turnout's."""
-    valid = [key.name for key in budget.spec.keys if key.sha256 in settled.served]
+    """Return the status of *budget*, which gets the *keys* (digests). *own_namespace* is Turnout's."""
+    valid = [key.name for key in budget.spec.keys if key.sha256 in keys.served]
     generation = budget.metadata.generation
     made = conditions([_ready(budget, valid, own_namespace)], previous.get("conditions", []), generation, now)
     return {"observedGeneration": generation, "conditions": made, "acceptedKeys": valid}
@@ -38,7 +38,7 @@ def _ready(budget: TokenBudget, valid: list[str], own_namespace: str) -> Finding
     everywhere = budget.spec.scope == "Cluster" and namespace == own_namespace
     opened = "every namespace" if everywhere else f"namespace {namespace}"
     if lost:
-        # Whose it is remains unsaid: to hold a digest is no reason to learn who holds its key.
+        # The message does not name the other budget: knowing a digest must not reveal the holder of its key.
         return Finding(
             "Ready",
             "False",

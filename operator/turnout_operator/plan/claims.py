@@ -1,9 +1,9 @@
-"""Who has a name (or an API key) that several resources claim, in whatever namespaces: the one that has it now.
+"""Which resource has a name (or an API key) that several claim, in whatever namespaces: the one that has it now.
 
-A name is settled once for everything that the operator sees, and stays where it is: neither an older resource that
+A name is assigned once for everything that the operator sees, and stays assigned: neither an older resource that
 begins to claim it, nor a clock, nor a restart of the operator moves it. A holder gives a name up by leaving it out of
-its spec, and then the next claim gets it at once. A holder that is deleted may come back: for `HOLD_SECONDS` nobody of
-another namespace gets what it had, so that a claim which lies in wait does not take over its traffic.
+its spec, and then the next claim gets it at once. A holder that is deleted may come back: for `HOLD_SECONDS` no resource
+of another namespace gets what it had, so that a waiting claim does not take over its traffic.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Claimant(NamedTuple):
     name: str
 
     def seen_from(self, namespace: str) -> str:
-        """Return how somebody in *namespace* calls it."""
+        """Return how it is named in messages to users of *namespace*."""
         where = "" if namespace == self.namespace else f"{self.namespace}/"
         return f"{_KINDS[self.kind]}{where}{self.name}"
 
@@ -51,7 +51,7 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Settlement:
+class NameAssignment:
     """What a resource gets of the names it claims."""
 
     served: tuple[str, ...]
@@ -60,9 +60,9 @@ class Settlement:
 
 
 class Claims:
-    """All claims, and who has what. Times are of one monotonic clock, in seconds.
+    """All claims, and the holder of each name. Times are of one monotonic clock, in seconds.
 
-    What is put in is settled by the next `settle`; only names that something has changed about are looked at.
+    Claims that were put in take effect with the next `assign`, which looks only at names whose claims have changed.
     """
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class Claims:
         self._rivals: dict[str, set[Claimant]] = {}
         self._holders: dict[str, Claimant] = {}
         self._kept: dict[str, tuple[str | None, float]] = {}
-        """Names without a holder: the namespace that they are kept for (None: an unknown one), and until when."""
+        """Names without a holder: the namespace that they are kept for (None: an unknown one), and the end of that time."""
         self._open: set[str] = set()
 
     def put(self, claim: Claim) -> None:
@@ -97,7 +97,7 @@ class Claims:
         """Return all that claim something."""
         return tuple(self._claims)
 
-    def settle(self, now: float) -> set[Claimant]:
+    def assign(self, now: float) -> set[Claimant]:
         """Give what can be given; return the claimants that this concerns."""
         self._open.update(name for name, (_, until) in self._kept.items() if now >= until)
         concerned: set[Claimant] = set()
@@ -111,8 +111,8 @@ class Claims:
         self._open.clear()
         return concerned
 
-    def settlement(self, owner: Claimant) -> Settlement:
-        """Return what *owner* gets, as of the last `settle`."""
+    def assignment(self, owner: Claimant) -> NameAssignment:
+        """Return what *owner* gets, as of the last `assign`."""
         claim = self._claims.get(owner)
         served, refused = [], []
         for name in dict.fromkeys(claim.names) if claim is not None else ():
@@ -123,9 +123,11 @@ class Claims:
                 refused.append((name, f"served by {holder.seen_from(owner.namespace)}"))
             else:
                 namespace = self._kept.get(name, (None, 0.0))[0]
-                whom = "what had it" if namespace is None else f"namespace {namespace}"
-                refused.append((name, f"kept for {whom} for {HOLD_SECONDS:.0f} s after its holder has gone"))
-        return Settlement(tuple(served), tuple(refused))
+                before = "what had it" if namespace is None else f"namespace {namespace}"
+                refused.append(
+                    (name, f"kept for {before} for {HOLD_SECONDS:.0f} s after its holder has gone")
+                )
+        return NameAssignment(tuple(served), tuple(refused))
 
     def _leave(self, name: str, owner: Claimant) -> None:
         rivals = self._rivals[name]
@@ -141,7 +143,7 @@ class Claims:
             del self._kept[name]
             kept, known = None, True
         if not known and kept is None and rivals and all(name in self._claims[r].refused for r in rivals):
-            # Somebody had it whom this operator has not seen: deleted while none ran, or not to be read just now.
+            # A resource that this operator has not seen had it: deleted while none ran, or not readable at present.
             kept = self._kept[name] = None, now + HOLD_SECONDS
         among = rivals if kept is None else {rival for rival in rivals if rival.namespace == kept[0]}
         if among:
@@ -153,17 +155,17 @@ class Claims:
         return name not in claim.had, claim.created, _ORDER.index(rival.kind), rival
 
 
-def settle(claims: Iterable[Claim]) -> dict[Claimant, Settlement]:
-    """Share out the names of *claims* at once, as an operator does that has just begun."""
+def assign_names(claims: Iterable[Claim]) -> dict[Claimant, NameAssignment]:
+    """Assign the names of *claims* at once, as an operator does at its start."""
     book = Claims()
     for claim in claims:
         book.put(claim)
-    book.settle(0.0)
-    return {owner: book.settlement(owner) for owner in book.owners()}
+    book.assign(0.0)
+    return {owner: book.assignment(owner) for owner in book.owners()}
 
 
 def claimant_of(raw: Mapping[str, Any]) -> Claimant:
-    """Return who a raw resource is as a claimant."""
+    """Return a raw resource as a claimant."""
     meta = raw["metadata"]
     return Claimant(raw["kind"], meta.get("namespace", ""), meta["name"])
 
@@ -193,8 +195,8 @@ def _claimed(raw: Mapping[str, Any]) -> tuple[str, ...]:
         return _names(_field(spec, "names"))
     served = _names(_field(_field(spec, "model"), "servedNames")) or (raw["metadata"]["name"],)
     adapters = _field(_field(spec, "lora"), "adapters")
-    told = [_field(adapter, "name") for adapter in adapters] if isinstance(adapters, list) else []
-    return (*served, *_names(told))
+    lora = [_field(adapter, "name") for adapter in adapters] if isinstance(adapters, list) else []
+    return (*served, *_names(lora))
 
 
 def _had(raw: Mapping[str, Any], *, settled: bool) -> tuple[str, ...]:

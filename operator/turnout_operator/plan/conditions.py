@@ -31,7 +31,7 @@ def rfc3339(now: float) -> str:
 
 
 def seconds_of(text: str) -> float | None:
-    """Return an RFC 3339 time in seconds since the epoch, or None where it is none (somebody edited it)."""
+    """Return an RFC 3339 time in seconds since the epoch, or None where it is none (it was edited)."""
     try:
         at = datetime.fromisoformat(text)
     except ValueError:

@@ -1,7 +1,7 @@
 """One pool's step towards fewer replicas: label the victims, wait until they are idle, only then lower the number.
 
 Everything is read from the pods and the Deployment, so a restart at any point goes on where it stopped. A victim's
-deletion cost is written one step before the replicas are lowered: Kubernetes must know whom to take by then.
+deletion cost is written one step before the replicas are lowered: Kubernetes must know by then which pods to take.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Shrink:
     replicas: int
     patches: tuple[PodPatch, ...]
     sentence: str
-    """Who drains, who leaves; empty where nobody does."""
+    """Which pods drain and which leave; empty where none do."""
 
 
 def shrink(pool: ObservedPool, stay: int, namespace: str, now: float) -> Shrink:

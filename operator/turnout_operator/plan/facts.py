@@ -10,11 +10,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from turnout import terms
-from turnout.api.worker_facts import WorkerFacts, WorkerPorts
-from turnout.sizing.capacity import Fit, fits
+from turnout.api.worker_facts import MAX_KV_TOKENS, WorkerFacts, WorkerPorts
+from turnout.sizing.capacity import Capacity
 from turnout_operator.plan.drift import holds
 from turnout_operator.plan.effects import PodPatch
 from turnout_operator.plan.manifests import arguments, with_annotation
+from turnout_operator.plan.sizes import fit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,13 +28,12 @@ if TYPE_CHECKING:
 def worker_facts(deployment: LLMDeployment, role: Role) -> WorkerFacts:
     """Return the facts of a worker that is made from the spec as it is now."""
     spec = deployment.spec
-    accelerator = spec.pool(role).accelerator
-    fit = fits(spec.model.source, accelerator.type, accelerator.count)
+    found = fit(deployment, role)
     publishes = spec.routing.cache_knowledge == "Exact"
     return WorkerFacts(
         engine=spec.engine.type,
         names=(*deployment.served_names, *deployment.adapter_names),
-        kv_tokens=fit.kv_cache_tokens if isinstance(fit, Fit) else 0,
+        kv_tokens=min(found.kv_cache_tokens, MAX_KV_TOKENS) if isinstance(found, Capacity) else 0,
         ports=WorkerPorts(
             http=terms.WORKER_PORT,
             kv_events=terms.KV_EVENTS_PORT if publishes else 0,

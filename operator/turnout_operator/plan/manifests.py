@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from turnout import terms
 from turnout.quantities import seconds
 from turnout.sizing.accelerators import ACCELERATORS, PRODUCT_LABEL
+from turnout.sizing.catalog import HUB
 
 if TYPE_CHECKING:
     from turnout.api import LLMDeployment, Role
@@ -36,7 +37,7 @@ _KV_EVENTS: Final = json.dumps(
         "topic": "kv-events",
     }
 )
-"""vLLM's --kv-events-config: what the prefix cache holds is published, and repeated for who has missed it."""
+"""vLLM's --kv-events-config: what the prefix cache holds is published, and repeated for subscribers that have missed it."""
 
 
 def worker_labels(deployment: str, role: Role, revision: str | None = None) -> dict[str, str]:
@@ -139,6 +140,9 @@ def arguments(deployment: LLMDeployment, role: Role) -> list[str]:
         ("--side-channel-port", terms.KV_SIDE_CHANNEL_PORT),
         ("--shutdown-timeout", GRACE_PERIOD_SECONDS),
     )
+    if spec.model.architecture is not None:
+        described = spec.model.architecture.sizing(spec.model.source.removeprefix(HUB)).to_fields()
+        values += (("--architecture", json.dumps(described, separators=(",", ":"))),)
     if spec.lora.adapters:
         modules = (("--lora-modules", f"{each.name}={each.source}") for each in spec.lora.adapters)
         values += (*modules, ("--max-loras", spec.lora.max_loaded))
@@ -167,14 +171,13 @@ def _template(
     # Patient on purpose. The router notices a dead worker within milliseconds by itself, so readiness is for
     # start-up and for long hangs: a node short of CPU, where all answer late, must not take a whole pool out.
     health = {"httpGet": {"path": "/health", "port": terms.WORKER_PORT_NAME}}
-    container = {
+    container: Manifest = {
         "name": "worker",
         "image": image,
         "command": ["turnout-worker"],
         "args": arguments(deployment, role),
         "env": [{"name": terms.ENV_POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
         "ports": ports,
-        "resources": {"limits": {known.resource: str(accelerator.count)}},
         "startupProbe": {
             **health,
             "periodSeconds": 1,
@@ -194,6 +197,12 @@ def _template(
             "capabilities": {"drop": ["ALL"]},
         },
     }
+    pinned: Manifest = {}
+    if known.resource is not None:
+        container["resources"] = {"limits": {known.resource: str(accelerator.count)}}
+        pinned["tolerations"] = [{"key": known.resource, "operator": "Exists", "effect": "NoSchedule"}]
+    if known.product is not None:
+        pinned["nodeSelector"] = {PRODUCT_LABEL: known.product}
     spread = {
         "maxSkew": 1,
         "topologyKey": "kubernetes.io/hostname",
@@ -210,8 +219,7 @@ def _template(
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
             "terminationGracePeriodSeconds": GRACE_PERIOD_SECONDS,
-            "nodeSelector": {PRODUCT_LABEL: known.product},
-            "tolerations": [{"key": known.resource, "operator": "Exists", "effect": "NoSchedule"}],
+            **pinned,
             "topologySpreadConstraints": [spread],
             "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
             "containers": [container],
@@ -240,7 +248,7 @@ def _service(deployment: LLMDeployment, role: Role) -> Manifest:
 
 def _disruption_budget(deployment: LLMDeployment, role: Role) -> Manifest:
     labels = worker_labels(deployment.metadata.name, role)
-    # A worker that is not ready serves nobody: it never stands in the way of a node's drain.
+    # A worker that is not ready serves no requests: it never stands in the way of a node's drain.
     spec = {
         "maxUnavailable": 1,
         "unhealthyPodEvictionPolicy": "AlwaysAllow",
@@ -257,7 +265,7 @@ def _service_account(deployment: LLMDeployment) -> Manifest:
 
 
 def _network_policy(deployment: LLMDeployment, namespace: str) -> Manifest:
-    """Return what closes the workers to everybody but router, operator and each other.
+    """Return what closes the workers to all but router, operator and each other.
 
     Among each other on every port: where a cache is moved, the connector chooses ports of its own. The kubelet's
     probes come from the node, which Kubernetes always lets in.

@@ -1,4 +1,4 @@
-"""Events: what has changed since the last status, told once.
+"""Events: what has changed since the last status, posted once.
 
 They follow from the difference of two statuses, so a restart neither loses nor repeats one (but for the instant
 between writing the status and posting the Event).
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from turnout.reasons import EventReason
-    from turnout_operator.plan.claims import Settlement
+    from turnout_operator.plan.claims import NameAssignment
     from turnout_operator.plan.scaling import ScalingChange
 
 CHILD_NAME_TAKEN: Final = "ChildNameTaken"
@@ -25,7 +25,7 @@ CHILD_NAME_TAKEN: Final = "ChildNameTaken"
 def notices(
     before: Mapping[str, Any],
     after: Mapping[str, Any],
-    names: Settlement,
+    names: NameAssignment,
     *,
     scaled: ScalingChange | None,
     advised: ScalingChange | None,
@@ -34,23 +34,23 @@ def notices(
 
     *scaled* is the change of replicas that is made, *advised* the one that is only recommended.
     """
-    told: list[Notice] = []
+    events: list[Notice] = []
     if scaled is not None:
-        told.append(_scaling(scaled))
+        events.append(_scaling(scaled))
     if advised is not None:
-        told += _advice(condition(before, "ScalingLimited"), condition(after, "ScalingLimited"), advised)
-    told += _readiness(condition(before, "Ready"), condition(after, "Ready"))
+        events += _advice(condition(before, "ScalingLimited"), condition(after, "ScalingLimited"), advised)
+    events += _readiness(condition(before, "Ready"), condition(after, "Ready"))
     fits = condition(after, "ModelFits")
     if fits.get("status") == "False" and condition(before, "ModelFits").get("message") != fits["message"]:
-        told.append(Notice("Warning", fits["reason"], fits["message"]))
+        events.append(Notice("Warning", fits["reason"], fits["message"]))
     if names.refused and before.get("servedNames") != after["servedNames"]:
         taken = ", ".join(f"{name} (served by {holder})" for name, holder in names.refused)
-        told.append(Notice("Warning", "NameConflict", f"names that an older deployment serves: {taken}"))
-    return tuple(told)
+        events.append(Notice("Warning", "NameConflict", f"names that an older deployment serves: {taken}"))
+    return tuple(events)
 
 
 def taken(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Notice, ...]:
-    """Return the Event that a child's name turned out to be somebody else's object's."""
+    """Return the Event that an object which the deployment does not own has a child's name."""
     was, now = condition(before, "Ready"), condition(after, "Ready")
     if now.get("reason") != CHILD_NAME_TAKEN or was.get("reason") == CHILD_NAME_TAKEN:
         return ()
@@ -73,7 +73,7 @@ def _scaling(scaled: ScalingChange) -> Notice:
 
 
 def _advice(before: Mapping[str, Any], after: Mapping[str, Any], advised: ScalingChange) -> list[Notice]:
-    """Tell advice once per change that is advised, whatever the figures in its reason."""
+    """Return one Event per advised change, whatever the figures in its reason."""
     if after.get("reason") != "Advisory":
         return []
     if before.get("reason") == "Advisory" and str(before.get("message", "")).startswith(

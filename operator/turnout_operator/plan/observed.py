@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from turnout.api import LLMDeployment, Role
-    from turnout.scaling.policy import Policy
+    from turnout.scaling.policy import ScalingPolicy
     from turnout_operator.load.traffic import Traffic
-    from turnout_operator.plan.claims import Settlement
+    from turnout_operator.plan.claims import NameAssignment
     from turnout_operator.plan.pods import FailedPod, ObservedPod, WorkerLoad
 
 _REFUSED_POD: Final = re.compile(r'\bpods "[^"]*" is forbidden')
@@ -50,7 +50,7 @@ class Specification:
     """What the user asks for."""
 
     deployment: LLMDeployment
-    policy: Policy
+    policy: ScalingPolicy
     """The same as scaling reads it, for decisions at this deployment's pace."""
 
 
@@ -59,7 +59,7 @@ class Observed:
     """Everything that is known of one deployment."""
 
     deployment: LLMDeployment
-    policy: Policy
+    policy: ScalingPolicy
     status: Mapping[str, Any]
     """The status that was written last, raw."""
     own: Sequence[dict[str, Any]]
@@ -71,9 +71,9 @@ class Observed:
     """Replicas that scaling asked for last, by role.
 
     Status keeps them, so that edited or half rolled out pools do not count. Where there is no status (a fresh deployment,
-    or status was lost) the pools themselves tell, and where there are none, the minimum.
+    or status was lost) it is read from the pools, and where there are none, it is the minimum.
     """
-    names: Settlement
+    names: NameAssignment
     traffic: Traffic
     occupancy: Mapping[Role, float | None]
     """Mean number of requests in prefill, or held for it, by role (see ``PoolFacts.occupancy_mean``)."""
@@ -95,7 +95,7 @@ def observe(
     pods: Sequence[Mapping[str, Any]],
     *,
     load: Callable[[str], WorkerLoad | None],
-    names: Settlement,
+    names: NameAssignment,
     traffic: Traffic,
     occupancy: Mapping[Role, float | None],
 ) -> Observed:

@@ -1,8 +1,8 @@
 """The plan for one LLMDeployment: everything that should be done now, from what is observed.
 
-The steps, in order: settle whether the model fits; take the replicas that scaling wants; let the rollout divide
+The steps, in order: check whether the model fits; take the replicas that scaling wants; let the rollout divide
 them between revisions; drain what leaves; name the children that differ from what they should be, and those
-that nothing needs any more; tell all of it in status.
+that are no longer needed; report all of it in status.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from turnout import terms
-from turnout.sizing.capacity import Misfit, fits
+from turnout.sizing.capacity import DoesNotFit
 from turnout_operator.plan import manifests
 from turnout_operator.plan.draining import shrink
 from turnout_operator.plan.drift import differs
@@ -21,13 +21,14 @@ from turnout_operator.plan.prefetch import prefetch
 from turnout_operator.plan.revision import model_revision
 from turnout_operator.plan.rollout import divide, emptied, milestones
 from turnout_operator.plan.scaling import advised_change, allocation, scaling_change
-from turnout_operator.plan.status import Picture, status
+from turnout_operator.plan.sizes import obstacle
+from turnout_operator.plan.status import StatusInput, status
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from turnout.api import LLMDeployment, Role
-    from turnout.scaling.decision import Decision
+    from turnout.api import Role
+    from turnout.scaling.decision import ScalingDecision
     from turnout.scaling.rollout_facts import RolloutPlan
     from turnout_operator.plan.config import PlanConfig
     from turnout_operator.plan.observed import Observed
@@ -37,30 +38,31 @@ BUSY_REQUEUE_SECONDS: Final = 2.0
 """How soon to look again while something drains or rolls out: its deadlines pass without an event."""
 
 MARKED_REQUEUE_SECONDS: Final = 0.2
-"""How soon to go on once pods were marked: our own writes bring no news."""
+"""How soon to go on once pods were marked: our own writes cause no event."""
 
 
-def plan(observed: Observed, decision: Decision | None, config: PlanConfig, now: float) -> Plan:
+def plan(observed: Observed, decision: ScalingDecision | None, config: PlanConfig, now: float) -> Plan:
     """Return what to do about a deployment. *now* is in seconds since the epoch.
 
     *decision* is the last one about its scaling; None: none was made since this operator started. Raise ValueError for
     a spec whose durations cannot be read (an object of an older schema).
     """
     deployment = observed.deployment
-    misfit = _misfit(deployment)
+    fit = obstacle(deployment)
+    possible = not isinstance(fit, DoesNotFit)
     allowed = allocation(observed, decision)
     target = model_revision(deployment, config.worker_image)
     pools = observed.pools
     cache = prefetch(observed, target, config.worker_image)
     waits = cache is not None and not cache.done and not any(pool.revision == target for pool in pools)
-    obstacle = "the model does not fit" if misfit else "the model is being copied" if waits else ""
-    division = divide(pools, allowed.replicas, target, observed.policy, now, obstacle=obstacle)
+    held = "the model does not fit" if not possible else "the model is being copied" if waits else ""
+    division = divide(pools, allowed.replicas, target, observed.policy, now, obstacle=held)
 
     patches, workloads, sentences = _pools(observed, division, target=target, config=config, now=now)
     removals = (*emptied(pools, division, target), *_orphans(observed, cache))
     constants = manifests.constants(deployment, config.namespace)
     jobs = () if cache is None or cache.live else (manifests.prefetch(deployment, target, cache),)
-    wanted = (*constants, *jobs, *workloads) if misfit is None else workloads
+    wanted = (*constants, *jobs, *workloads) if possible else workloads
     live = {(child["kind"], child["metadata"]["name"]): child for child in observed.own}
     apply = tuple(
         manifest
@@ -70,14 +72,14 @@ def plan(observed: Observed, decision: Decision | None, config: PlanConfig, now:
 
     rolling = not division.done and any(pool.revision != target for pool in pools)
     advised = advised_change(decision)
-    picture = Picture(
+    facts = StatusInput(
         deployment=deployment,
         pods=observed.pods,
         desired=allowed.replicas,
         serving=division.serving,
         target=target,
         rollout=division.reason if rolling else "",
-        misfit=misfit,
+        fit=fit,
         names=observed.names,
         goodput_percent=observed.goodput_percent,
         advised=advised,
@@ -88,7 +90,7 @@ def plan(observed: Observed, decision: Decision | None, config: PlanConfig, now:
         cache=cache,
     )
     scaled = scaling_change(observed, decision, allowed)
-    written = status(picture, observed.status, scaled, now)
+    written = status(facts, observed.status, scaled, now)
     draining = any(pod.draining for pod in observed.pods)
     return Plan(
         patches=patches,
@@ -96,7 +98,7 @@ def plan(observed: Observed, decision: Decision | None, config: PlanConfig, now:
         delete=removals,
         status=written,
         notices=notices(observed.status, written, observed.names, scaled=scaled, advised=advised),
-        milestones=milestones(pools, removals, target, division, possible=not obstacle),
+        milestones=milestones(pools, removals, target, division, possible=not held),
         requeue_seconds=MARKED_REQUEUE_SECONDS
         if patches
         else BUSY_REQUEUE_SECONDS
@@ -104,16 +106,6 @@ def plan(observed: Observed, decision: Decision | None, config: PlanConfig, now:
         else None,
         summary="; ".join(part for part in (division.reason, *sentences) if part),
     )
-
-
-def _misfit(deployment: LLMDeployment) -> Misfit | None:
-    model = deployment.spec.model
-    for role in deployment.spec.roles:
-        accelerator = deployment.spec.pool(role).accelerator
-        found = fits(model.source, accelerator.type, accelerator.count, model.max_length)
-        if isinstance(found, Misfit):
-            return found
-    return None
 
 
 def _pools(

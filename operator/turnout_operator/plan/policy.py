@@ -5,19 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from turnout.quantities import fraction, seconds
-from turnout.scaling.policy import Policy, PoolPolicy
+from turnout.scaling.policy import PoolPolicy, ScalingPolicy
 
 if TYPE_CHECKING:
     from turnout.api.deployment import LLMDeploymentSpec
 
 
-def policy_of(spec: LLMDeploymentSpec, interval_seconds: float = 5.0) -> Policy:
+def policy_of(spec: LLMDeploymentSpec, interval_seconds: float = 5.0) -> ScalingPolicy:
     """Return what *spec* says, for decisions that are made every *interval_seconds* of the deployment's.
 
     Raise ValueError for a duration or a ratio of no known form (a stored object of an older schema).
     """
     scaling = spec.scaling
-    return Policy(
+    return ScalingPolicy(
         pools=tuple(
             PoolPolicy(
                 role,

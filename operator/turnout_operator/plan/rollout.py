@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from turnout.api import Role
-    from turnout.scaling.policy import Policy
+    from turnout.scaling.policy import ScalingPolicy
     from turnout_operator.plan.effects import Removal
     from turnout_operator.plan.observed import ObservedPool
 
@@ -25,7 +25,7 @@ def divide(
     pools: Sequence[ObservedPool],
     desired: Mapping[Role, int],
     target: str,
-    policy: Policy,
+    policy: ScalingPolicy,
     now: float,
     *,
     obstacle: str = "",

@@ -10,13 +10,13 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from turnout.api import LLMRoute
-    from turnout_operator.plan.claims import Settlement
+    from turnout_operator.plan.claims import NameAssignment
 
 
 def route_status(
     route: LLMRoute,
     deployments: Collection[str],
-    names: Settlement,
+    names: NameAssignment,
     previous: Mapping[str, Any],
     now: float,
 ) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def invalid_route(raw: Mapping[str, Any], message: str, now: float) -> dict[str,
     return {**previous, "observedGeneration": generation, "conditions": made}
 
 
-def _ready(route: LLMRoute, deployments: Collection[str], names: Settlement) -> Finding:
+def _ready(route: LLMRoute, deployments: Collection[str], names: NameAssignment) -> Finding:
     refused = ", ".join(f"{name} ({why})" for name, why in names.refused)
     if not names.served:
         return Finding(

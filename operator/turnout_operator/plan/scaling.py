@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from turnout.scaling.fit import Fit, fit
+from turnout.scaling.allocate import Allocation, allocate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from turnout.api import Role
-    from turnout.scaling.decision import Decision
+    from turnout.scaling.decision import ScalingDecision
     from turnout_operator.plan.observed import Observed
 
 
@@ -39,16 +39,20 @@ def tally(replicas: Mapping[Role, int]) -> str:
     return ", ".join(f"{role} {count}" for role, count in replicas.items())
 
 
-def allocation(observed: Observed, decision: Decision | None) -> Fit:
+def allocation(observed: Observed, decision: ScalingDecision | None) -> Allocation:
     """Return the replicas to have: what was decided last, within the bounds as they are now."""
     decided = decision is not None and decision.apply and set(decision.desired) == set(observed.desired)
-    return fit(decision.desired if decision is not None and decided else observed.desired, observed.policy)
+    return allocate(
+        decision.desired if decision is not None and decided else observed.desired, observed.policy
+    )
 
 
-def scaling_change(observed: Observed, decision: Decision | None, allowed: Fit) -> ScalingChange | None:
+def scaling_change(
+    observed: Observed, decision: ScalingDecision | None, allowed: Allocation
+) -> ScalingChange | None:
     """Return the change of replicas that a plan makes. None: there is none."""
-    told = any((observed.status.get(pool) or {}).get("desired") for pool in ("prefill", "decode"))
-    if not told or dict(observed.desired) == dict(allowed.replicas):
+    was_reported = any((observed.status.get(pool) or {}).get("desired") for pool in ("prefill", "decode"))
+    if not was_reported or dict(observed.desired) == dict(allowed.replicas):
         return None
     made = ScalingChange(observed.desired, allowed.replicas, "")
     if decision is not None and decision.apply and dict(decision.desired) == dict(allowed.replicas):
@@ -56,7 +60,7 @@ def scaling_change(observed: Observed, decision: Decision | None, allowed: Fit) 
     return ScalingChange(made.before, made.after, f"{made}: the bounds of the spec have changed")
 
 
-def advised_change(decision: Decision | None) -> ScalingChange | None:
+def advised_change(decision: ScalingDecision | None) -> ScalingChange | None:
     """Return the change that was decided and is not carried out, for the mode is Advisory. None: there is none."""
     if decision is None or decision.apply or not decision.changed:
         return None

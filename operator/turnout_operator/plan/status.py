@@ -1,4 +1,4 @@
-"""The status of an LLMDeployment: what is, told so that a person knows what to do."""
+"""The status of an LLMDeployment: its state, in words that say what to do."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from turnout.api import PoolStatus
+from turnout.sizing.capacity import DoesNotFit
 from turnout_operator.plan.conditions import Finding, conditions, rfc3339
 from turnout_operator.plan.scaling import tally
 
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
 
     from turnout.api import LLMDeployment, Role
     from turnout.scaling.decision import ScalingLimit
-    from turnout.sizing.capacity import Misfit
-    from turnout_operator.plan.claims import Settlement
+    from turnout.sizing.capacity import Unknown
+    from turnout_operator.plan.claims import NameAssignment
     from turnout_operator.plan.observed import ObservedPool
     from turnout_operator.plan.pods import FailedPod, ObservedPod
     from turnout_operator.plan.prefetch import Prefetch
@@ -25,7 +26,7 @@ MAX_REASON: Final = 1024
 """Longest reason that ``status.lastScaling`` takes."""
 
 OVERRIDDEN: Final = "FieldsOverridden"
-"""Type of the condition that says who changes what this operator writes."""
+"""Type of the condition that names the writers which change what this operator writes."""
 
 CONDITION_OF: Final[Mapping[str, str]] = {
     "prefill": "PrefillReady",
@@ -36,8 +37,8 @@ CONDITION_OF: Final[Mapping[str, str]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """All that status tells about one deployment at one moment."""
+class StatusInput:
+    """Everything that the status of one deployment is computed from."""
 
     deployment: LLMDeployment
     pods: Sequence[ObservedPod]
@@ -48,11 +49,12 @@ class Picture:
     """Revision that the spec asks for."""
     rollout: str
     """The rollout's sentence; empty where none is going on."""
-    misfit: Misfit | None
-    names: Settlement
+    fit: DoesNotFit | Unknown | None
+    """Why the model does not fit, or why that is not known; None: it fits."""
+    names: NameAssignment
     goodput_percent: float | None
     advised: ScalingChange | None
-    """What scaling would change if it were let."""
+    """What scaling would change in mode Automatic."""
     limit: ScalingLimit | None
     endpoint: str
     pools: Sequence[ObservedPool] = ()
@@ -63,22 +65,22 @@ class Picture:
 
 
 def status(
-    picture: Picture, previous: Mapping[str, Any], scaled: ScalingChange | None, now: float
+    facts: StatusInput, previous: Mapping[str, Any], scaled: ScalingChange | None, now: float
 ) -> dict[str, Any]:
     """Return the whole status. *scaled* is the change of replicas that is being made now, if one is."""
-    deployment = picture.deployment
+    deployment = facts.deployment
     generation = deployment.metadata.generation
     made: dict[str, Any] = {
         "observedGeneration": generation,
-        "conditions": conditions(_findings(picture), previous.get("conditions", []), generation, now),
-        "revision": picture.serving or previous.get("revision", ""),
-        "servedNames": list(picture.names.served),
-        "endpoint": picture.endpoint,
+        "conditions": conditions(_findings(facts), previous.get("conditions", []), generation, now),
+        "revision": facts.serving or previous.get("revision", ""),
+        "servedNames": list(facts.names.served),
+        "endpoint": facts.endpoint,
     }
     for role in deployment.spec.roles:
-        made["prefill" if role == "prefill" else "decode"] = _pool(picture, role)
-    if picture.goodput_percent is not None:
-        made["goodputPercent"] = int(picture.goodput_percent)
+        made["prefill" if role == "prefill" else "decode"] = _pool(facts, role)
+    if facts.goodput_percent is not None:
+        made["goodputPercent"] = int(facts.goodput_percent)
     if scaled is not None:
         made["lastScaling"] = {
             "time": rfc3339(now),
@@ -92,7 +94,7 @@ def status(
 
 
 def invalid(raw: Mapping[str, Any], message: str, now: float) -> dict[str, Any]:
-    """Return the status of an object that cannot be used: everything stays as it is, and why is said."""
+    """Return the status of an object that cannot be used: everything else stays as it is, and Ready gives the reason."""
     previous = raw.get("status") or {}
     generation = raw["metadata"].get("generation", 0)
     finding = Finding(
@@ -106,7 +108,7 @@ def invalid(raw: Mapping[str, Any], message: str, now: float) -> dict[str, Any]:
 def with_overrides(
     status_: dict[str, Any], sentences: Sequence[str], raw: Mapping[str, Any], now: float
 ) -> dict[str, Any]:
-    """Return *status_* with a condition that names what others make of our objects; as it is where there is nothing.
+    """Return *status_* with a condition on other writers' changes of our objects; unchanged where there are none.
 
     The condition is there only while there is something to say.
     """
@@ -119,7 +121,7 @@ def with_overrides(
 
 
 def is_minor(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    """Return whether two statuses differ in what may be told a little later: counts of pods, and words of conditions."""
+    """Return whether two statuses differ only in what may be reported a little later: counts of pods, and words of conditions."""
 
     def main(status_: Mapping[str, Any]) -> Any:
         said = [(item["type"], item["status"], item["reason"]) for item in status_.get("conditions", [])]
@@ -139,76 +141,74 @@ def condition(status_: Mapping[str, Any], type_: str) -> Mapping[str, Any]:
     return next((item for item in status_.get("conditions", []) if item.get("type") == type_), {})
 
 
-def _pool(picture: Picture, role: Role) -> dict[str, Any]:
-    pods = [pod for pod in picture.pods if pod.role == role]
+def _pool(facts: StatusInput, role: Role) -> dict[str, Any]:
+    pods = [pod for pod in facts.pods if pod.role == role]
     return PoolStatus(
-        desired=picture.desired.get(role, 0), replicas=len(pods), ready=sum(pod.serving for pod in pods)
+        desired=facts.desired.get(role, 0), replicas=len(pods), ready=sum(pod.serving for pod in pods)
     ).model_dump(by_alias=True)
 
 
-def _findings(picture: Picture) -> Iterable[Finding]:
-    yield _ready(picture)
-    for role in picture.deployment.spec.roles:
-        yield _role_ready(picture, role)
-    yield _fits(picture.misfit)
-    if picture.cache is not None:
-        yield _cached(picture.cache)
-    yield _objectives(picture)
-    yield _limited(picture)
+def _findings(facts: StatusInput) -> Iterable[Finding]:
+    yield _ready(facts)
+    for role in facts.deployment.spec.roles:
+        yield _role_ready(facts, role)
+    yield _fits(facts.fit)
+    if facts.cache is not None:
+        yield _cached(facts.cache)
+    yield _objectives(facts)
+    yield _limited(facts)
 
 
-def _ready(picture: Picture) -> Finding:
-    refused = ", ".join(f"{name} ({why})" for name, why in picture.names.refused)
-    if not picture.names.served:
+def _ready(facts: StatusInput) -> Finding:
+    refused = ", ".join(f"{name} ({why})" for name, why in facts.names.refused)
+    if not facts.names.served:
         return Finding(
             "Ready",
             "False",
             "ServedNameConflict",
             f"every served name is taken: {refused}; choose other model.servedNames or have the name given up there",
         )
-    tail = f"; rollout: {picture.rollout}" if picture.rollout else ""
-    obstacle = _obstacle(picture, picture.deployment.spec.roles)
-    if picture.serving is None:
-        if picture.misfit is not None:
-            return Finding("Ready", "False", "ModelDoesNotFit", picture.misfit.message)
-        if picture.cache is not None and not picture.cache.done:
-            obstacle += f"; {_cached(picture.cache).message}"
-        return Finding("Ready", "False", "NoReadyWorkers", f"{_waiting_for(picture)}{obstacle}{tail}")
+    tail = f"; rollout: {facts.rollout}" if facts.rollout else ""
+    obstacle = _obstacle(facts, facts.deployment.spec.roles)
+    if facts.serving is None:
+        if isinstance(facts.fit, DoesNotFit):
+            return Finding("Ready", "False", "ModelDoesNotFit", facts.fit.message)
+        if facts.cache is not None and not facts.cache.done:
+            obstacle += f"; {_cached(facts.cache).message}"
+        return Finding("Ready", "False", "NoReadyWorkers", f"{_waiting_for(facts)}{obstacle}{tail}")
     if tail:
         tail += obstacle
-    called = ", ".join(picture.names.served)
+    called = ", ".join(facts.names.served)
     if refused:
         message = f"serves {called}; not {refused}: choose other names or have these given up there"
         return Finding("Ready", "True", "NameConflict", message + tail)
     return Finding("Ready", "True", "Serves", f"serves {called}{tail}")
 
 
-def _waiting_for(picture: Picture) -> str:
+def _waiting_for(facts: StatusInput) -> str:
     parts = []
-    for role in picture.deployment.spec.roles:
-        ready = sum(
-            pod.serving for pod in picture.pods if pod.role == role and pod.revision == picture.target
-        )
-        parts.append(f"{role} {ready} of {picture.desired.get(role, 0)} ready")
+    for role in facts.deployment.spec.roles:
+        ready = sum(pod.serving for pod in facts.pods if pod.role == role and pod.revision == facts.target)
+        parts.append(f"{role} {ready} of {facts.desired.get(role, 0)} ready")
     return f"waiting for workers: {', '.join(parts)}"
 
 
-def _obstacle(picture: Picture, roles: Iterable[Role]) -> str:
-    """Return what stands in the way of these *roles*' workers, in the words of who put it there; empty: nothing."""
+def _obstacle(facts: StatusInput, roles: Iterable[Role]) -> str:
+    """Return why workers of these *roles* do not run, in the words of the component that stops them; empty: they run."""
     wanted = frozenset(roles)
-    for pool in picture.pools:
+    for pool in facts.pools:
         if pool.refused and pool.role in wanted and len(pool.alive) < pool.replicas:
             return f"; {pool.live['metadata']['name']} gets no more pods: {pool.refused}"
-    for pod in picture.pods:
+    for pod in facts.pods:
         if pod.role not in wanted:
             continue
         if pod.unschedulable_since is not None:
             return f"; {pod.name} finds no node: {pod.unschedulable_reason}"
         if pod.trouble and not pod.ready:
             return f"; {pod.name} does not run: {pod.trouble} (see kubectl logs {pod.name})"
-    newest = max((pod for pod in picture.failed if pod.role in wanted), key=_age, default=None)
-    # One that failed before its successor was made is history, unless that has come to nothing either.
-    if newest is not None and not any(pod.role == newest.role and pod.ready for pod in picture.pods):
+    newest = max((pod for pod in facts.failed if pod.role in wanted), key=_age, default=None)
+    # A pod that failed before a ready one of its role was made is no obstacle any more.
+    if newest is not None and not any(pod.role == newest.role and pod.ready for pod in facts.pods):
         return f"; {newest.name} has failed: {newest.why}"
     return ""
 
@@ -217,22 +217,24 @@ def _age(pod: FailedPod) -> tuple[float, str]:
     return pod.created_at, pod.name
 
 
-def _role_ready(picture: Picture, role: Role) -> Finding:
-    pods = [pod for pod in picture.pods if pod.role == role]
-    ready, desired = sum(pod.serving for pod in pods), picture.desired.get(role, 0)
+def _role_ready(facts: StatusInput, role: Role) -> Finding:
+    pods = [pod for pod in facts.pods if pod.role == role]
+    ready, desired = sum(pod.serving for pod in pods), facts.desired.get(role, 0)
     message = f"{ready} of {desired} {role} workers ready"
     if ready >= desired > 0:
         return Finding(CONDITION_OF[role], "True", "AllReady", message)
-    message += _obstacle(picture, [role])
+    message += _obstacle(facts, [role])
     if ready:
         return Finding(CONDITION_OF[role], "True", "SomeReady", message)
     return Finding(CONDITION_OF[role], "False", "NoneReady", message)
 
 
-def _fits(misfit: Misfit | None) -> Finding:
-    if misfit is None:
+def _fits(fit: DoesNotFit | Unknown | None) -> Finding:
+    if fit is None:
         return Finding("ModelFits", "True", "Fits", "weights and KV cache fit on the accelerators")
-    return Finding("ModelFits", "False", misfit.reason, misfit.message)
+    return Finding(
+        "ModelFits", "False" if isinstance(fit, DoesNotFit) else "Unknown", fit.reason, fit.message
+    )
 
 
 def _cached(cache: Prefetch) -> Finding:
@@ -246,9 +248,9 @@ def _cached(cache: Prefetch) -> Finding:
     return Finding("ModelCached", "False", "Copying", message)
 
 
-def _objectives(picture: Picture) -> Finding:
-    target = picture.deployment.spec.slo.goodput_percent
-    goodput = picture.goodput_percent
+def _objectives(facts: StatusInput) -> Finding:
+    target = facts.deployment.spec.slo.goodput_percent
+    goodput = facts.goodput_percent
     if goodput is None:
         return Finding("SLOMet", "Unknown", "NoTraffic", "no request has ended lately")
     message = f"{int(goodput)} % of recent requests met both objectives, {target} % shall"
@@ -257,8 +259,8 @@ def _objectives(picture: Picture) -> Finding:
     return Finding("SLOMet", "False", "ObjectivesMissed", message)
 
 
-def _limited(picture: Picture) -> Finding:
-    advised, limit = picture.advised, picture.limit
+def _limited(facts: StatusInput) -> Finding:
+    advised, limit = facts.advised, facts.limit
     if advised is not None:
         message = f"{advice(advised)}: {advised.reason}"
         return Finding("ScalingLimited", "True", "Advisory", message)

@@ -137,6 +137,8 @@ class _Kubeconfig:
         from kubernetes.client.configuration import Configuration  # noqa: PLC0415 - see the module's docstring
         from kubernetes.config import ConfigException, load_kube_config  # noqa: PLC0415
 
+        from turnout_kube.kubeconfig import problem_of  # noqa: PLC0415 - needed with these alone
+
         found = Configuration()
         try:
             load_kube_config(self._paths, client_configuration=found, persist_config=False)
@@ -150,16 +152,8 @@ class _Kubeconfig:
             yaml.YAMLError,
         ) as error:
             raise ConfigError(f"the kubeconfig {self._paths} cannot be used: {error}") from error
-        if found.tls_server_name:
-            raise ConfigError(
-                f"the kubeconfig {self._paths} sets tls-server-name, which cannot be honored here: "
-                "give the server's address as its certificate has it"
-            )
-        if not found.api_key and not found.cert_file and found.host.startswith("https:"):
-            raise ConfigError(
-                f"the kubeconfig {self._paths} has no credentials for its current context: give its user a token, "
-                "a certificate or a program (why a program failed is logged above)"
-            )
+        if problem := problem_of(found, self._paths):
+            raise ConfigError(problem)
         return found
 
     def _tls(self, found: Configuration) -> ssl.SSLContext | None:

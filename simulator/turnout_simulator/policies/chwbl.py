@@ -2,7 +2,7 @@
 
 256 replicas of each engine on the ring; an engine is passed over while its requests exceed 125 % of the mean. KubeAI
 hashes the first 100 characters; every prompt of a trace with one system prompt would hash alike, so here the first
-two prefix blocks are hashed, which is how far its setting would have to reach to tell conversations apart.
+two prefix blocks are hashed, which is how far its setting would have to reach to separate conversations.
 """
 
 from __future__ import annotations

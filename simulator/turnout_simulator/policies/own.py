@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Turnout:
-    """One router. Where others send to the same engines it scrapes (*scrape_seconds*), or they tell each other.
+    """One router. Where others send to the same engines it scrapes (*scrape_seconds*), or they exchange their requests.
 
     The latter through an *network*, one for all of them.
     """

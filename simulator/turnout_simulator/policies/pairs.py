@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from turnout.routing.policy import Estimate, PairEstimate
     from turnout.routing.work import WorkModel
     from turnout_simulator.policies.peers import PeerNetwork
-    from turnout_simulator.policies.port import Arrival, Policy, Sample
+    from turnout_simulator.policies.port import Arrival, EnginePolicy, Sample
 
 LOCAL_BELOW_TOKENS: Final = 256
 """Prompts shorter than this are computed where they are decoded: moving them costs more. The resource's default."""
@@ -27,7 +27,7 @@ _DECODE: Final = 1
 class TwoPools:
     """One policy for each pool: how the peers choose a pair. Decode first, then a prefill engine."""
 
-    def __init__(self, prefill: Policy, decode: Policy, prefill_engines: int) -> None:
+    def __init__(self, prefill: EnginePolicy, decode: EnginePolicy, prefill_engines: int) -> None:
         self.name = decode.name
         self.scrape_seconds = decode.scrape_seconds
         self._prefill = prefill
@@ -103,8 +103,8 @@ class TurnoutPairs:
         decode = pair.decode.state.slot - len(self._prefills)
         if pair.prefill is None:
             return Placement(decode)
-        half = Prompt(arrival.prompt_tokens, arrival.blocks, expected_output_tokens=1)
-        self._prefilling[arrival.number] = self._sent(_PREFILL, pair.prefill, half, arrival)
+        prefill = Prompt(arrival.prompt_tokens, arrival.blocks, expected_output_tokens=1)
+        self._prefilling[arrival.number] = self._sent(_PREFILL, pair.prefill, prefill, arrival)
         return Placement(decode, pair.prefill.state.slot)
 
     def prefilled(self, number: int, now: float, cached_tokens: int) -> None:  # noqa: D102 - the protocol says it
@@ -126,7 +126,7 @@ class TurnoutPairs:
         self._tracker.finished(self._decoding.pop(number), now)
 
     def scraped(self, now: float, samples: Sequence[Sample]) -> None:
-        """Learn nothing: a router that is alone knows all from its own accounting, one of several is told."""
+        """Learn nothing: a router that is alone knows all from its own accounting, one of several learns it through the exchange."""
 
     def _sent(self, half: int, pick: Estimate, prompt: Prompt, arrival: Arrival) -> InFlightRequest:
         request = self._policy.sent(pick, prompt, arrival.at)
@@ -135,7 +135,7 @@ class TurnoutPairs:
         return request
 
 
-def _engine(policy: Policy, arrival: Arrival) -> int:
+def _engine(policy: EnginePolicy, arrival: Arrival) -> int:
     engine = policy.choose(arrival)
     if engine is None:
         raise ValueError(f"{policy.name} holds requests back, which the policy of one pool cannot")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     Message = Callable[[PeerLoad, LoadTracker, float], object]
 
 BATCH_SECONDS: Final = 0.01
-"""Least time between two batches of a router, which tells at once what comes later than that: as the real one does."""
+"""Least time between two batches of a router, what comes later than that is sent at once, as by the real one."""
 DELAY_SECONDS: Final = 0.001
 """From there to the other routers' books: one cluster's network and their event loops."""
 MOST_OPEN: Final = 1_000_000_000
@@ -34,7 +34,7 @@ class PeerNetwork:
         self._batches = 0
 
     def join(self, tracker: LoadTracker) -> PeerEndpoint:
-        """Return what a further router, with *tracker*, tells and hears through."""
+        """Return the end of a further router, with *tracker*."""
         member = PeerEndpoint(self, tracker)
         self.members.append(member)
         return member
@@ -57,9 +57,9 @@ class PeerNetwork:
 
 
 class PeerEndpoint:
-    """One router's end: tells the others of its own requests, and books theirs in its tracker.
+    """One router's end: sends the others its own requests, and adds theirs to its tracker.
 
-    Time goes on in every call, and never back: what others have told by then is booked first.
+    Time goes on in every call, and never back: what others have sent by then is added first.
     """
 
     def __init__(self, network: PeerNetwork, tracker: LoadTracker) -> None:
@@ -70,7 +70,7 @@ class PeerEndpoint:
         self._batch: list[Message] = []
 
     def until(self, now: float) -> None:
-        """Book what the others have told by *now*."""
+        """Add what the others have sent by *now*."""
         self._network.deliver(now)
 
     def sent(self, number: int, request: InFlightRequest, prompt: Prompt, now: float) -> None:
@@ -91,7 +91,7 @@ class PeerEndpoint:
         self._tell(now, lambda load, _tracker, at: load.finished(number, at, cached_tokens))
 
     def hear(self, sender: PeerEndpoint, batch: list[Message], at: float) -> None:
-        """Book what *sender* tells."""
+        """Add what *sender* reports."""
         load = self._loads.get(sender)
         if load is None:
             load = self._loads[sender] = PeerLoad(MOST_OPEN, MOST_OPEN)

@@ -1,4 +1,4 @@
-"""What a routing policy is to the simulator: it is told what a router could know, and answers who serves a request."""
+"""The simulator's interface of a routing policy: it receives what a router could know, and returns the engine that serves a request."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Sample:
     """Prompt tokens computed for requests whose prefill is complete."""
 
 
-class Policy(Protocol):
+class EnginePolicy(Protocol):
     """Chooses an engine out of a pool of ``0 .. N-1``; one object per router and run."""
 
     name: str
@@ -77,7 +77,7 @@ class PairPolicy(Protocol):
     scrape_seconds: float | None
 
     def place(self, arrival: Arrival) -> Placement | None:
-        """Return who serves *arrival*, prefill engines numbered from 0, decode engines from 0. None: as `Policy`."""
+        """Return the engines that serve *arrival*, prefill engines numbered from 0, decode engines from 0. None: as `EnginePolicy`."""
         ...
 
     def prefilled(self, number: int, now: float, cached_tokens: int) -> None:
@@ -98,8 +98,8 @@ class PairPolicy(Protocol):
 
 
 @runtime_checkable
-class HoldingPolicy(Policy, Protocol):
-    """A policy whose router holds requests back. It is asked after each arrival and whatever it was told of an engine."""
+class HoldingPolicy(EnginePolicy, Protocol):
+    """A policy whose router holds requests back. It is asked after each arrival and after each report on an engine."""
 
     def released(self, now: float) -> Iterable[tuple[int, int]]:
         """Return the requests that wait no longer, by number, and the engine of each. They count as sent."""
@@ -111,5 +111,5 @@ class HoldingPairPolicy(PairPolicy, Protocol):
     """The same for pairs."""
 
     def released(self, now: float) -> Iterable[tuple[int, Placement]]:
-        """Return the requests that wait no longer, by number, and who serves each. They count as sent."""
+        """Return the requests that wait no longer, by number, and the engines that serve each. They count as sent."""
         ...

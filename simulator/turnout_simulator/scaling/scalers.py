@@ -12,7 +12,7 @@ from turnout.scaling.facts import LoadFacts
 from turnout.terms import Role
 
 if TYPE_CHECKING:
-    from turnout.scaling.policy import Policy
+    from turnout.scaling.policy import ScalingPolicy
 
 Scaler = Callable[[LoadFacts, float], tuple[Mapping[Role, int], str]]
 """Takes facts and the time, gives replicas by role and the reason."""
@@ -21,7 +21,7 @@ _TOLERANCE: Final = 0.1
 """Kubernetes' own, for its horizontal autoscaler."""
 
 
-def turnout(policy: Policy) -> Scaler:
+def turnout(policy: ScalingPolicy) -> Scaler:
     """Turnout's own decision, with the memory it needs."""
     memory = Memory()
 
@@ -34,7 +34,7 @@ def turnout(policy: Policy) -> Scaler:
     return scale
 
 
-def hpa_on_queue(policy: Policy, target: float = 5.0, cooldown_seconds: float = 360.0) -> Scaler:
+def hpa_on_queue(policy: ScalingPolicy, target: float = 5.0, cooldown_seconds: float = 360.0) -> Scaler:
     """Kubernetes' HPA on waiting requests, each pool alone: the vLLM production stack's default.
 
     desired = ceil(waiting / target) within a tolerance of 10 %; at most the double or 4 more within 15 s; the highest

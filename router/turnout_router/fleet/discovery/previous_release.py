@@ -15,8 +15,9 @@ from pydantic import ValidationError
 
 from turnout import terms
 from turnout.api.loading import InvalidResource, faults
-from turnout.api.worker_facts import WorkerFacts, WorkerPorts
-from turnout.sizing.capacity import Fit, fits
+from turnout.api.worker_facts import MAX_KV_TOKENS, WorkerFacts, WorkerPorts
+from turnout.sizing.capacity import Capacity, fits
+from turnout.sizing.catalog import known
 
 _SERVED_NAME: Final = "--served-name"
 _LORA_MODULE: Final = "--lora-modules"
@@ -57,5 +58,5 @@ def _kv_tokens(arguments: dict[str, str]) -> int:
     accelerators = arguments.get("--tensor-parallel", "1")
     if not re.fullmatch("[0-9]{1,4}", accelerators):
         return 0  # any user who may create a pod writes its arguments
-    fit = fits(arguments.get("--model", ""), arguments.get("--accelerator", ""), int(accelerators))
-    return fit.kv_cache_tokens if isinstance(fit, Fit) else 0
+    fit = fits(known(arguments.get("--model", "")), arguments.get("--accelerator", ""), int(accelerators))
+    return min(fit.kv_cache_tokens, MAX_KV_TOKENS) if isinstance(fit, Capacity) else 0

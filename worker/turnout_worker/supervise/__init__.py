@@ -1,0 +1,1 @@
+"""`turnout-worker serve`: the process that starts a real engine, watches it and ends it."""
