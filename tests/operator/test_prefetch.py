@@ -224,7 +224,7 @@ def test_cache_of_a_node() -> None:
 
 
 def test_ready_says_what_is_waited_for() -> None:
-    """Who looks at Ready alone is told that the model is copied, and why it is not."""
+    """Ready says that the model is copied, or why it is not."""
     cluster = fleet()
     cluster.step()
     put_pod(
