@@ -12,7 +12,7 @@ Role = Literal["prefill", "decode", "aggregated"]
 """What a worker does for a request: compute the prompt, generate the output, or both."""
 AcceleratorType = Literal["H100-SXM", "H200-SXM", "A100-SXM-80GB", "L40S", "CPU"]
 """Names of accelerators; turnout.sizing.accelerators has their figures."""
-EngineType = Literal["simulated"]
+EngineType = Literal["simulated", "vllm"]
 RoutingPolicy = Literal["PrefixAware", "LeastLoaded"]
 CacheKnowledge = Literal["Estimated", "Exact"]
 """How a router knows what a worker's prefix cache holds: from its own requests, or from the worker's KV events."""
@@ -57,6 +57,9 @@ COMPONENT_PREFETCH: Final = "prefetch"
 WORKER_PORT: Final = 8000
 """Where a worker serves the OpenAI API, /health and /metrics. Reached by the router and the operator only."""
 WORKER_PORT_NAME: Final = "http"
+WORKER_STATUS_PORT: Final = 8001
+"""Where a worker that runs a real engine says how far it is, for the kubelet's probes and the operator."""
+WORKER_STATUS_PORT_NAME: Final = "status"
 KV_SIDE_CHANNEL_PORT: Final = 5600
 """Where a prefill worker hands out KV blocks (vLLM's VLLM_NIXL_SIDE_CHANNEL_PORT)."""
 KV_EVENTS_PORT: Final = 5557

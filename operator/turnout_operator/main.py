@@ -89,9 +89,10 @@ async def run(settings: Settings) -> None:
         store = Store()
         executor = Executor(client, store, settings.identity)
         config = PlanConfig(
-            settings.worker_image,
-            f"{settings.router_service}.{settings.namespace}.svc",
-            settings.namespace,
+            worker_image=settings.worker_image,
+            vllm_image=settings.vllm_image,
+            router_host=f"{settings.router_service}.{settings.namespace}.svc",
+            namespace=settings.namespace,
         )
         # The routers live in the operator's own namespace, so that one is watched in any case.
         watched = dict.fromkeys((*settings.watch_namespaces, settings.namespace))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 ENV_WORKER_IMAGE: Final = "TURNOUT_WORKER_IMAGE"
+ENV_VLLM_IMAGE: Final = "TURNOUT_VLLM_IMAGE"
 LEVELS: Final = ("debug", "info", "warning", "error")
 RELEASE: Final = version("turnout")
 
@@ -48,8 +49,14 @@ class Settings:
     worker_image: str = option(
         f"turnout-worker:{RELEASE}",
         "--worker-image",
-        "image of the workers; a change rolls out every deployment",
+        "image of the workers with the simulated engine; a change rolls out every deployment that has it",
         environment=ENV_WORKER_IMAGE,
+    )
+    vllm_image: str = option(
+        f"turnout-worker-vllm:{RELEASE}",
+        "--vllm-image",
+        "image of the workers with vLLM; a change rolls out every deployment that has it and names no image",
+        environment=ENV_VLLM_IMAGE,
     )
     router_service: str = option(
         "turnout-router", "--router-service", "name of the router's Service, written to status.endpoint"

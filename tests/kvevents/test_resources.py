@@ -9,8 +9,9 @@ import pytest
 from support.api_manifests import deployment
 from turnout.api.loading import load_deployment
 from turnout.routing import KvEventPorts
+from turnout_operator.plan.engines import engine_container
 from turnout_operator.plan.facts import worker_facts
-from turnout_operator.plan.manifests import arguments, pool
+from turnout_operator.plan.manifests import pool
 from turnout_operator.plan.revision import model_revision
 from turnout_router.fleet.discovery.translate import backend_of
 from turnout_worker.settings import KvEventsSettings, kv_events_settings
@@ -30,7 +31,7 @@ def loaded(changes: dict[str, Any]) -> LLMDeployment:
 @pytest.mark.parametrize("role", ["prefill", "decode"])
 def test_workers_are_asked_to_publish(role: Any) -> None:
     """The flag means to the worker what the operator meant, for both roles of a pair."""
-    args = arguments(loaded(EXACT), role)
+    args = engine_container(loaded(EXACT), role).arguments
     settings = kv_events_settings(args[args.index("--kv-events-config") + 1])
     assert settings == KvEventsSettings("tcp://*:5557", "tcp://*:5558", "kv-events")
 
@@ -56,5 +57,5 @@ def test_the_router_finds_the_ports_in_the_pod() -> None:
 
 def test_nothing_changes_for_those_who_do_not_ask_for_it() -> None:
     """No flag by default; and switching it on makes no other model: pairs stay pairs while pods are replaced."""
-    assert "--kv-events-config" not in arguments(loaded({}), "decode")
+    assert "--kv-events-config" not in engine_container(loaded({}), "decode").arguments
     assert model_revision(loaded(EXACT), "image") == model_revision(loaded({}), "image")

@@ -209,3 +209,21 @@ def test_a_pod_that_leaves_is_left_alone() -> None:
         if terms.ANNOTATION_WORKER in patch.body["metadata"].get("annotations", {})
     ]
     assert sorted([*marking, leaving]) == sorted(fleet.pods)
+
+
+def test_a_real_engine_says_itself_how_much_its_cache_holds() -> None:
+    """It knows what its weights have left of the memory. What a pod has said once stays, also where it does not answer."""
+    fleet = Fleet(raw_deployment(engine={"type": "vllm"}))
+
+    def known() -> dict[str, int]:
+        return {
+            pod.name: WorkerFacts.from_annotation(pod.facts or "").kv_tokens for pod in fleet.observed_pods()
+        }
+
+    settle(fleet)
+    assert set(known().values()) == {0}
+    fleet.kv_tokens = {name: 5000 + index for index, name in enumerate(fleet.pods)}
+    fleet.step()
+    assert known() == fleet.kv_tokens
+    fleet.kv_tokens = {}
+    assert not fleet.plan().patches

@@ -9,6 +9,7 @@ import pytest
 
 from support.operator_values import raw_deployment
 from turnout.api import load_deployment
+from turnout.api.worker_facts import MAX_KV_TOKENS
 from turnout.scaling.demand import demand_of
 from turnout_operator.load import pages
 from turnout_operator.load.facts import load_facts, missed_share
@@ -17,6 +18,32 @@ from turnout_operator.load.traffic import Traffic
 from turnout_operator.load.window import CounterWindow
 from turnout_operator.plan.pods import ObservedPod, WorkerLoad
 from turnout_operator.plan.policy import policy_of
+
+
+@pytest.mark.parametrize(
+    ("lines", "tokens"),
+    [
+        ('vllm:cache_config_info{block_size="16",num_gpu_blocks="100"} 1', 1600),
+        (
+            (
+                'vllm:cache_config_info{engine="0",block_size="16",num_gpu_blocks="100"} 1\n'
+                'vllm:cache_config_info{engine="1",block_size="16",num_gpu_blocks="50"} 1'
+            ),
+            2400,
+        ),
+        ('vllm:cache_config_info{block_size="16",num_gpu_blocks="None"} 1', 0),
+        ('vllm:cache_config_info{block_size="16",num_gpu_blocks="-4"} 1', 0),
+        ('vllm:cache_config_info{block_size="16",num_gpu_blocks="' + "9" * 30 + '"} 1', 0),
+        ('vllm:cache_config_info{block_size="16",num_gpu_blocks="99999999999"} 1', MAX_KV_TOKENS),
+        ("", 0),
+    ],
+)
+def test_how_much_a_cache_holds_is_read(lines: str, tokens: int) -> None:
+    """Summed over a worker's engines; what is no number counts as not said, and nothing exceeds what routers accept."""
+    figures = "vllm:num_requests_running 0\nvllm:num_requests_waiting 0\nvllm:kv_cache_usage_perc 0\n"
+    page = worker_page(f"{figures}{lines}\n")
+    assert page is not None
+    assert page.kv_tokens == tokens
 
 
 def test_a_worker_page_without_the_figures_that_matter_is_none() -> None:

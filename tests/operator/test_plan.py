@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,8 +15,10 @@ from support.operator_values import CONFIG, Fleet, raw_deployment
 from turnout import terms
 from turnout.scaling.decision import ScalingDecision, ScalingLimit
 from turnout.sizing.architecture import ModelArchitecture
-from turnout_operator.plan.config import PlanConfig
 from turnout_operator.plan.status import condition
+
+if TYPE_CHECKING:
+    from turnout_operator.plan.config import PlanConfig
 
 
 def decided(
@@ -454,7 +457,5 @@ def test_bounds_objectives_and_routing_are_no_part_of_the_revision() -> None:
         raw_deployment(prefill=None),
     ):
         assert revision(other) != here
-    assert (
-        revision(raw_deployment(), PlanConfig("turnout-worker:next", CONFIG.router_host, CONFIG.namespace))
-        != here
-    )
+    assert revision(raw_deployment(), replace(CONFIG, worker_image="turnout-worker:next")) != here
+    assert revision(raw_deployment(), replace(CONFIG, vllm_image="turnout-worker-vllm:next")) == here

@@ -7,6 +7,8 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+from support.api_vllm_manifests import ARGUED, REFUSED_VLLM
+
 Manifest = dict[str, Any]
 
 
@@ -427,8 +429,8 @@ REFUSED = [
     ),
     Refused(
         "unknown-engine",
-        deployment({"spec.engine.type": "vllm"}),
-        'Unsupported value: "vllm": supported values: "simulated"',
+        deployment({"spec.engine.type": "triton"}),
+        'Unsupported value: "triton": supported values: "simulated", "vllm"',
         "spec.engine.type",
     ),
     Refused(
@@ -542,8 +544,20 @@ REFUSED = [
     ),
 ]
 
+REFUSED += [
+    Refused(f"vllm-{name}", aggregated({"spec.engine.type": "vllm", **settings}), words)
+    for name, settings, words in REFUSED_VLLM
+]
+
 ACCEPTED = {
     "least": deployment(),
+    **{
+        f"vllm-{case.name}": deployment(
+            {"spec.engine.type": "vllm", **case.spec},
+            pools=("decode",) if case.role == "aggregated" else ("prefill", "decode"),
+        )
+        for case in ARGUED
+    },
     "least-aggregated": aggregated(),
     "longest-name": deployment({"metadata.name": "a" * 36}),
     "fixed-size": deployment(_both({"replicas": {"min": 3, "max": 3}})),

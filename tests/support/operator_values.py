@@ -23,7 +23,12 @@ if TYPE_CHECKING:
     from turnout_operator.plan.effects import Plan
 
 NOW = 1_790_000_000.0
-CONFIG = PlanConfig("turnout-worker:test", "turnout-router.turnout-system.svc", "turnout-system")
+CONFIG = PlanConfig(
+    worker_image="turnout-worker:test",
+    vllm_image="turnout-worker-vllm:test",
+    router_host="turnout-router.turnout-system.svc",
+    namespace="turnout-system",
+)
 
 
 def raw_deployment(
@@ -76,6 +81,8 @@ class Fleet:
     pods: dict[str, dict[str, Any]] = field(default_factory=dict)
     loads: dict[str, int] = field(default_factory=dict)
     """Requests in flight by pod."""
+    kv_tokens: dict[str, int] = field(default_factory=dict)
+    """What each pod's engine says that its KV cache holds."""
     gone: list[str] = field(default_factory=list)
     serial: int = 0
 
@@ -94,7 +101,7 @@ class Fleet:
             self.raw.get("status") or {},
             tuple(self.children.values()),
             tuple(self.pods.values()),
-            load=lambda uid: WorkerLoad(self.now, self.loads.get(names_by_uid[uid], 0), 0, 0.1),
+            load=lambda uid: self._load(names_by_uid[uid]),
             names=assign_names([claim_of(self.raw)])[claimant_of(self.raw)],
             traffic=Traffic(finished, 60.0, answered=True),
             occupancy={},
@@ -102,11 +109,11 @@ class Fleet:
 
     def observed_pods(self) -> list[ObservedPod]:
         """Return the pods with their load."""
-        found = (
-            observed_pod(raw, WorkerLoad(self.now, self.loads.get(name, 0), 0, 0.1))
-            for name, raw in self.pods.items()
-        )
+        found = (observed_pod(raw, self._load(name)) for name, raw in self.pods.items())
         return [pod for pod in found if pod is not None]
+
+    def _load(self, pod: str) -> WorkerLoad:
+        return WorkerLoad(self.now, self.loads.get(pod, 0), 0, 0.1, kv_tokens=self.kv_tokens.get(pod, 0))
 
     def plan(self, decision: ScalingDecision | None = None, config: PlanConfig = CONFIG) -> Plan:
         """Return the plan for what is there now."""

@@ -3,7 +3,6 @@
 from turnout.api.budget import ApiKey, TokenBudget, TokenBudgetSpec
 from turnout.api.deployment import (
     Accelerator,
-    Engine,
     LLMDeployment,
     LLMDeploymentSpec,
     Objectives,
@@ -13,9 +12,9 @@ from turnout.api.deployment import (
     Routing,
     ScaleDown,
     Scaling,
-    SimulatedEngine,
 )
 from turnout.api.deployment_status import LastScaling, LLMDeploymentStatus, PoolStatus
+from turnout.api.engine import Engine, SimulatedEngine, VllmEngine
 from turnout.api.loading import InvalidResource, load_budget, load_deployment, load_route
 from turnout.api.meta import Condition, ObjectMeta
 from turnout.api.model_source import ModelSource
@@ -50,6 +49,7 @@ __all__ = [
     "SimulatedEngine",
     "TokenBudget",
     "TokenBudgetSpec",
+    "VllmEngine",
     "load_budget",
     "load_deployment",
     "load_route",

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Final, Literal
 from pydantic import Field
 
 from turnout.api.deployment_status import LLMDeploymentStatus
+from turnout.api.engine import Engine
 from turnout.api.meta import Model, ObjectMeta
 from turnout.api.model_source import REVISION_OF_HUB, ModelSource, Revision, SourceText
 from turnout.api.quantities import Duration, Ratio
@@ -19,7 +20,6 @@ from turnout.terms import (
     MAX_NAME_LENGTH,
     AcceleratorType,
     CacheKnowledge,
-    EngineType,
     Queueing,
     Role,
     RoutingPolicy,
@@ -31,6 +31,7 @@ _LOCAL_PREFILL_BELOW_TOKENS: Final = 256
 # Defaults that rules compare with, to distinguish a user's value from the API server's default.
 
 _RATIO_OF: Final = "self.scaling.prefillToDecode."
+_EVENLY: Final = "{pool}.accelerator.count % (self.engine.vllm.parallelism.pipeline * self.engine.vllm.parallelism.data) == 0"
 _NAME = re.compile("[a-z]([-a-z0-9]*[a-z0-9])?")
 
 
@@ -69,36 +70,6 @@ class Lora(Model):
             "lora.maxLoaded has no effect without adapters: remove it or add lora.adapters",
             lambda lora: bool(lora.adapters) or lora.max_loaded == 1,
         ),
-    )
-
-
-class SimulatedEngine(Model):
-    """Settings of the simulated engine."""
-
-    time_scale: int = Field(
-        default=1,
-        ge=1,
-        le=100,
-        description="How many seconds of the engine's life pass in one second. Everything measured on this "
-        "deployment (latencies, goodput, stabilization windows) is in the engine's seconds.",
-    )
-    seed: int = Field(
-        default=0, ge=0, le=2**31 - 1, description="The same seed and prompt give the same text."
-    )
-    startup_time: Duration = Field(
-        default="0s",
-        description="How long a worker takes to load the model, in the engine's time, before it is ready.",
-    )
-
-
-class Engine(Model):
-    """What runs the model."""
-
-    type: EngineType = Field(
-        description="`simulated`: answers as vLLM does over HTTP, with the latencies of the accelerator; no GPU is needed."
-    )
-    simulated: SimulatedEngine = Field(
-        default_factory=SimulatedEngine, description="Settings of the simulated engine."
     )
 
 
@@ -336,6 +307,34 @@ class LLMDeploymentSpec(Model):
     )
 
     rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            f"!has(self.engine.vllm) || ({_EVENLY.format(pool='self.decode')}"
+            f" && (!has(self.prefill) || {_EVENLY.format(pool='self.prefill')}))",
+            "accelerator.count is not a multiple of engine.vllm.parallelism.pipeline times data: what they leave is the tensor"
+            " parallelism of a replica",
+            lambda spec: all(
+                spec.pool(role).accelerator.count % spec.engine.vllm_settings.parallelism.groups == 0
+                for role in spec.roles
+            ),
+        ),
+        Rule(
+            "self.engine.type != 'vllm' || self.routing.cacheKnowledge == 'Estimated' || !has(self.engine.vllm)"
+            " || self.engine.vllm.prefixCaching",
+            "routing.cacheKnowledge Exact has no effect with engine.vllm.prefixCaching false: remove one of them",
+            lambda spec: (
+                spec.routing.cache_knowledge == "Estimated" or spec.engine.vllm_settings.prefix_caching
+            ),
+        ),
+        Rule(
+            "self.lora.adapters.size() > 0 || !has(self.engine.vllm) || self.engine.vllm.maxLoraRank == 16",
+            "engine.vllm.maxLoraRank has no effect without adapters: remove it or add lora.adapters",
+            lambda spec: bool(spec.lora.adapters) or spec.engine.vllm_settings.max_lora_rank == 16,  # noqa: PLR2004
+        ),
+        Rule(
+            "has(self.prefill) || !has(self.engine.vllm) || self.engine.vllm.kvLoadFailure == 'Fail'",
+            "engine.vllm.kvLoadFailure has no effect without a prefill pool: remove it or add spec.prefill",
+            lambda spec: spec.prefill is not None or spec.engine.vllm_settings.kv_load_failure == "Fail",
+        ),
         Rule(
             "!has(self.scaling.maxAccelerators) || (has(self.prefill) ? self.prefill.replicas.min"
             " * self.prefill.accelerator.count : 0) + self.decode.replicas.min * self.decode.accelerator.count"

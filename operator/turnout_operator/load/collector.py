@@ -253,7 +253,9 @@ class Collector:
             if (prefilling := occupancy.get("prefill")) is not None:
                 occupancy["prefill"] = prefilling + sum(held.mean for held in held_for.values())
         state.loads = {
-            target.uid: WorkerLoad(now, page.running, page.waiting, page.kv_utilization, page.deferred)
+            target.uid: WorkerLoad(
+                now, page.running, page.waiting, page.kv_utilization, page.deferred, page.kv_tokens
+            )
             for target, page in workers
         }
         state.spent, state.held_for, state.read_at, state.occupancy = spent, held_for, monotonic, occupancy

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from turnout import metrics as catalog
+from turnout.api.worker_facts import MAX_KV_TOKENS
 from turnout_prom.exposition import samples
 
 if TYPE_CHECKING:
@@ -18,9 +19,12 @@ _RUNNING: Final = "vllm:num_requests_running"
 _WAITING: Final = "vllm:num_requests_waiting"
 _BY_REASON: Final = "vllm:num_requests_waiting_by_reason"
 _KV: Final = "vllm:kv_cache_usage_perc"
+_CACHE: Final = "vllm:cache_config_info"
 _PREFILL_TIME: Final = ("vllm:request_queue_time_seconds_sum", "vllm:request_prefill_time_seconds_sum")
-WORKER: Final = frozenset({_RUNNING, _WAITING, _BY_REASON, _KV, *_PREFILL_TIME})
+WORKER: Final = frozenset({_RUNNING, _WAITING, _BY_REASON, _KV, _CACHE, *_PREFILL_TIME})
 """Metrics of a worker's page that are read."""
+_DIGITS: Final = 12
+"""More digits than any engine counts blocks with."""
 MAX_REQUESTS: Final = 1_000_000
 """More requests at one worker than any engine has."""
 MAX_COUNT: Final = 1e15
@@ -65,6 +69,8 @@ class WorkerPage:
     """0 to 1; the fullest of its engines."""
     prefill_seconds: float | None
     """Time that requests have spent waiting for or in prefill so far, summed, in the engine's seconds. None: not exposed."""
+    kv_tokens: int = 0
+    """Tokens that its KV cache holds, of all its engines. 0: the page does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +94,11 @@ def worker_page(text: str) -> WorkerPage | None:
     sums: dict[str, float] = {}
     kv: float | None = None
     deferred = 0.0
+    kv_tokens = 0
     for name, labels, value in samples(text, WORKER):
+        if name == _CACHE:
+            kv_tokens += _tokens(labels)
+            continue
         if name == _KV:
             if not 0.0 <= value <= 1.0 + _ROUNDING:  # false for NaN, too
                 return None
@@ -103,7 +113,18 @@ def worker_page(text: str) -> WorkerPage | None:
     if kv is None or _RUNNING not in sums or _WAITING not in sums:
         return None
     spent = sum(sums[name] for name in _PREFILL_TIME) if all(name in sums for name in _PREFILL_TIME) else None
-    return WorkerPage(int(sums[_RUNNING]), int(sums[_WAITING]), int(deferred), kv, spent)
+    return WorkerPage(
+        int(sums[_RUNNING]), int(sums[_WAITING]), int(deferred), kv, spent, min(kv_tokens, MAX_KV_TOKENS)
+    )
+
+
+def _tokens(labels: Mapping[str, str]) -> int:
+    """Return the tokens of a KV cache that has *labels* as its configuration, 0 where they are no numbers."""
+    counts = [labels.get(name, "") for name in ("num_gpu_blocks", "block_size")]
+    if not all(count.isdecimal() and len(count) <= _DIGITS for count in counts):
+        return 0
+    blocks, size = map(int, counts)
+    return blocks * size
 
 
 def router_page(text: str) -> Mapping[str, RouterPage]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from turnout.terms import ROUTER_PORT
+
+if TYPE_CHECKING:
+    from turnout.api import LLMDeployment
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,11 +16,18 @@ class PlanConfig:
     """Settings of one installation."""
 
     worker_image: str
-    """Image of the workers. A change is a new model revision of every deployment."""
+    """Image of workers with the simulated engine. A change is a new model revision of every deployment that has it."""
+    vllm_image: str
+    """The same with vLLM."""
     router_host: str
     """Host name of the router's Service inside the cluster."""
     namespace: str
     """Where router and operator run."""
+
+    def image_of(self, deployment: LLMDeployment) -> str:
+        """Return the image of *deployment*'s workers."""
+        engine = deployment.spec.engine
+        return engine.image or (self.vllm_image if engine.type == "vllm" else self.worker_image)
 
     @property
     def endpoint(self) -> str:

@@ -7,9 +7,9 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 from turnout import terms
-from turnout.quantities import seconds
 from turnout.sizing.accelerators import ACCELERATORS, PRODUCT_LABEL
-from turnout.sizing.catalog import HUB
+from turnout_operator.plan.engines import engine_container
+from turnout_operator.plan.engines.container import GRACE_PERIOD_SECONDS
 
 if TYPE_CHECKING:
     from turnout.api import LLMDeployment, Role
@@ -19,25 +19,8 @@ Manifest = dict[str, Any]
 
 ANNOTATION_APPLIED: Final = f"{terms.GROUP}/applied"
 """On every child: digest of the manifest that was applied last, so that a field we no longer set is noticed."""
-GRACE_PERIOD_SECONDS: Final = 120
-"""How long a worker may drain and finish its streams, before SIGTERM and after it.
-
-It is the engine's shutdown time-out, too. vLLM's own default is 0: it cuts what runs and lets it pass for whole. With
-no less than the grace period, what does not end in time is killed, and its clients see that.
-"""
 STARTUP_ATTEMPTS: Final = 3600
 """Start-up probes, one a second, before a worker that never answers is restarted: loading may take an hour."""
-
-_KV_EVENTS: Final = json.dumps(
-    {
-        "enable_kv_cache_events": True,
-        "publisher": "zmq",
-        "endpoint": f"tcp://*:{terms.KV_EVENTS_PORT}",
-        "replay_endpoint": f"tcp://*:{terms.KV_REPLAY_PORT}",
-        "topic": "kv-events",
-    }
-)
-"""vLLM's --kv-events-config: what the prefix cache holds is published, and repeated for subscribers that have missed it."""
 
 
 def worker_labels(deployment: str, role: Role, revision: str | None = None) -> dict[str, str]:
@@ -122,70 +105,44 @@ def service_account_name(deployment: str) -> str:
     return f"{deployment}-worker"
 
 
-def arguments(deployment: LLMDeployment, role: Role) -> list[str]:
-    """Command line of a worker."""
-    spec = deployment.spec
-    simulated = spec.engine.simulated
-    named = [part for name in deployment.served_names for part in ("--served-name", name)]
-    accelerator = spec.pool(role).accelerator
-    values: tuple[tuple[str, object], ...] = (
-        ("--role", role),
-        ("--accelerator", accelerator.type),
-        ("--tensor-parallel", accelerator.count),
-        ("--max-length", spec.model.max_length),
-        ("--seed", simulated.seed),
-        ("--time-scale", simulated.time_scale),
-        ("--startup-seconds", f"{seconds(simulated.startup_time):g}"),
-        ("--port", terms.WORKER_PORT),
-        ("--side-channel-port", terms.KV_SIDE_CHANNEL_PORT),
-        ("--shutdown-timeout", GRACE_PERIOD_SECONDS),
-    )
-    if spec.model.architecture is not None:
-        described = spec.model.architecture.sizing(spec.model.source.removeprefix(HUB)).to_fields()
-        values += (("--architecture", json.dumps(described, separators=(",", ":"))),)
-    if spec.lora.adapters:
-        modules = (("--lora-modules", f"{each.name}={each.source}") for each in spec.lora.adapters)
-        values += (*modules, ("--max-loras", spec.lora.max_loaded))
-    if spec.routing.cache_knowledge == "Exact":
-        values += (("--kv-events-config", _KV_EVENTS),)
-    flat = [str(part) for pair in values for part in pair]
-    return ["simulate", "--model", spec.model.source, *named, *flat]
-
-
 def _template(
     deployment: LLMDeployment, role: Role, labels: dict[str, str], image: str, facts: str
 ) -> Manifest:
     accelerator = deployment.spec.pool(role).accelerator
     known = ACCELERATORS[accelerator.type]
-    ports = [{"name": terms.WORKER_PORT_NAME, "containerPort": terms.WORKER_PORT, "protocol": "TCP"}]
-    if role == "prefill":
-        ports.append({"name": "kv", "containerPort": terms.KV_SIDE_CHANNEL_PORT, "protocol": "TCP"})
-    if deployment.spec.routing.cache_knowledge == "Exact":
-        ports += [
-            {"name": name, "containerPort": port, "protocol": "TCP"}
-            for name, port in (
-                (terms.KV_EVENTS_PORT_NAME, terms.KV_EVENTS_PORT),
-                (terms.KV_REPLAY_PORT_NAME, terms.KV_REPLAY_PORT),
-            )
-        ]
+    engine = engine_container(deployment, role)
+
     # Patient on purpose. The router notices a dead worker within milliseconds by itself, so readiness is for
     # start-up and for long hangs: a node short of CPU, where all answer late, must not take a whole pool out.
-    health = {"httpGet": {"path": "/health", "port": terms.WORKER_PORT_NAME}}
+    def probe(path: str, **times: int) -> Manifest:
+        return {"httpGet": {"path": path, "port": engine.probed.port}, **times}
+
+    scratch = engine.scratch or {}
+    volumes = [
+        {"name": f"scratch-{index}", "emptyDir": dict(kind)} for index, kind in enumerate(scratch.values())
+    ]
+    mounts = [{"name": f"scratch-{index}", "mountPath": path} for index, path in enumerate(scratch)]
     container: Manifest = {
         "name": "worker",
         "image": image,
         "command": ["turnout-worker"],
-        "args": arguments(deployment, role),
-        "env": [{"name": terms.ENV_POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
-        "ports": ports,
-        "startupProbe": {
-            **health,
-            "periodSeconds": 1,
-            "timeoutSeconds": 2,
-            "failureThreshold": STARTUP_ATTEMPTS,
-        },
-        "readinessProbe": {**health, "periodSeconds": 1, "timeoutSeconds": 5, "failureThreshold": 6},
-        "livenessProbe": {**health, "periodSeconds": 10, "timeoutSeconds": 10, "failureThreshold": 6},
+        "args": [*engine.arguments],
+        "env": [
+            {"name": terms.ENV_POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+            *map(dict, engine.environment),
+        ],
+        "ports": [
+            {"name": name, "containerPort": port, "protocol": "TCP"} for name, port in engine.ports.items()
+        ],
+        "startupProbe": probe(
+            engine.probed.startup, periodSeconds=1, timeoutSeconds=2, failureThreshold=STARTUP_ATTEMPTS
+        ),
+        "readinessProbe": probe(
+            engine.probed.readiness, periodSeconds=1, timeoutSeconds=5, failureThreshold=6
+        ),
+        "livenessProbe": probe(
+            engine.probed.liveness, periodSeconds=10, timeoutSeconds=10, failureThreshold=6
+        ),
         "lifecycle": {
             "preStop": {"exec": {"command": ["turnout-worker", "drain", "--port", str(terms.WORKER_PORT)]}}
         },
@@ -196,6 +153,7 @@ def _template(
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
+        **({"volumeMounts": mounts} if mounts else {}),
     }
     pinned: Manifest = {}
     if known.resource is not None:
@@ -223,6 +181,7 @@ def _template(
             "topologySpreadConstraints": [spread],
             "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
             "containers": [container],
+            **({"volumes": volumes} if volumes else {}),
         },
     }
 

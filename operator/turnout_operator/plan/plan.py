@@ -51,7 +51,7 @@ def plan(observed: Observed, decision: ScalingDecision | None, config: PlanConfi
     fit = obstacle(deployment)
     possible = not isinstance(fit, DoesNotFit)
     allowed = allocation(observed, decision)
-    target = model_revision(deployment, config.worker_image)
+    target = model_revision(deployment, config.image_of(deployment))
     pools = observed.pools
     cache = prefetch(observed, target, config.worker_image)
     waits = cache is not None and not cache.done and not any(pool.revision == target for pool in pools)
@@ -142,7 +142,7 @@ def _pools(
     workloads += [
         without_rollout(
             manifests.pool(
-                deployment, role, target, count, config.worker_image, facts=said[role].to_annotation()
+                deployment, role, target, count, config.image_of(deployment), facts=said[role].to_annotation()
             ),
             live.get(role),
         )

@@ -32,6 +32,8 @@ class WorkerLoad:
     """KV cache in use, 0 to 1."""
     deferred: int = 0
     """Those of the waiting that wait for their KV cache to arrive, not for room."""
+    kv_tokens: int = 0
+    """Tokens that its KV cache holds. 0: it did not say."""
 
 
 @dataclass(frozen=True, slots=True)

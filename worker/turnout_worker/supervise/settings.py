@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
-from turnout.terms import ENV_BIND_ADDRESS, WORKER_PORT, Role
+from turnout.terms import ENV_BIND_ADDRESS, WORKER_PORT, WORKER_STATUS_PORT, Role
 from turnout_runtime.options import read_port, read_seconds, read_some_seconds
 from turnout_worker.errors import ConfigurationError
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 Engine = Literal["vllm"]
-STATUS_PORT: Final = 8001
 TERMINATION_LOG: Final = "/dev/termination-log"
 """Where kubelet reads why a container ended."""
 ENV_API_KEY: Final = "VLLM_API_KEY"
@@ -97,7 +96,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     add(
         "--status-port",
         type=read_port,
-        default=STATUS_PORT,
+        default=WORKER_STATUS_PORT,
         metavar="PORT",
         help="the worker's own: /startup, /ready, /live, /status",
     )
