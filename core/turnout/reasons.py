@@ -36,6 +36,22 @@ ScalingReason = Literal[
     "Infeasible",
 ]
 """Of ScalingLimited."""
+SourceReason = Literal[
+    "Unauthorized",
+    "Gated",
+    "NotFound",
+    "RevisionNotFound",
+    "Unreachable",
+    "NothingMatched",
+    "NotAModel",
+    "NoSpace",
+    "ChecksumMismatch",
+    "CacheNotWritable",
+    "CacheLocked",
+]
+"""Why the files of a model cannot be had: what the last line of a worker or of a prefetch begins with."""
+CacheReason = Literal["Copied", "Copying", "PrefetchFails"] | SourceReason
+"""Of ModelCached."""
 OverrideReason = Literal["OthersInsist"]
 """Of FieldsOverridden."""
 RouteReason = Literal[
@@ -51,6 +67,7 @@ Reason = (
     | FitReason
     | ObjectivesReason
     | ScalingReason
+    | CacheReason
     | OverrideReason
     | RouteReason
     | BudgetReason

@@ -52,6 +52,7 @@ LABEL_NAME: Final = "app.kubernetes.io/name"
 COMPONENT_OPERATOR: Final = "operator"
 COMPONENT_ROUTER: Final = "router"
 COMPONENT_WORKER: Final = "worker"
+COMPONENT_PREFETCH: Final = "prefetch"
 
 WORKER_PORT: Final = 8000
 """Where a worker serves the OpenAI API, /health and /metrics. Reached by the router and the operator only."""

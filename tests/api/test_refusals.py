@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from support.api_manifests import ACCEPTED, REFUSED, Manifest, Refused, aggregated, deployment
+from support.api_sources import ACCEPTED_SOURCES, REFUSED_SOURCES
 from turnout.api import InvalidResource, load_budget, load_deployment, load_route
 
 if TYPE_CHECKING:
     from turnout_devcluster.cluster import Cluster
 
+ALL_REFUSED = [*REFUSED, *REFUSED_SOURCES]
+ALL_ACCEPTED = {**ACCEPTED, **ACCEPTED_SOURCES}
 LOADERS = {"LLMDeployment": load_deployment, "LLMRoute": load_route, "TokenBudget": load_budget}
 
 
@@ -22,7 +25,7 @@ def load(manifest: Manifest) -> Any:
     return LOADERS[manifest["kind"]](manifest)
 
 
-@pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", ALL_REFUSED, ids=lambda case: case.name)
 def test_pydantic_refuses(case: Refused) -> None:
     """A program that reads a resource without an API server refuses it too, with the rule's message or the field's path."""
     with pytest.raises(InvalidResource) as refusal:
@@ -30,15 +33,15 @@ def test_pydantic_refuses(case: Refused) -> None:
     assert (case.field or case.says) in str(refusal.value)
 
 
-@pytest.mark.parametrize("name", ACCEPTED)
+@pytest.mark.parametrize("name", ALL_ACCEPTED)
 def test_pydantic_accepts(name: str) -> None:
     """What lies just inside every bound loads."""
-    load(ACCEPTED[name])
+    load(ALL_ACCEPTED[name])
 
 
 @pytest.mark.cluster
 @pytest.mark.usefixtures("turnout_crds")
-@pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", ALL_REFUSED, ids=lambda case: case.name)
 def test_api_server_refuses(cluster: Cluster, case: Refused) -> None:
     """The API server itself refuses the manifest, and its message says what to write instead."""
     done = create(cluster, case.manifest)
@@ -50,9 +53,9 @@ def test_api_server_refuses(cluster: Cluster, case: Refused) -> None:
 @pytest.mark.usefixtures("turnout_crds")
 def test_api_server_accepts(cluster: Cluster) -> None:
     """The API server accepts what lies just inside every bound."""
-    manifests = list(ACCEPTED.values())
+    manifests = list(ALL_ACCEPTED.values())
     accepted = verdicts(cluster, manifests)
-    assert [name for name, verdict in zip(ACCEPTED, accepted, strict=True) if not verdict] == []
+    assert [name for name, verdict in zip(ALL_ACCEPTED, accepted, strict=True) if not verdict] == []
 
 
 @pytest.mark.cluster

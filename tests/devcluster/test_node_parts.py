@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 from support.devcluster_waiting import eventually
 from turnout_devcluster.node import logs
 from turnout_devcluster.node.attempts import PodDisk, PodRecord, RunAttempt
-from turnout_devcluster.node.mounts import make_mounts, write_volume
+from turnout_devcluster.node.mounts import link_host_path, make_mounts, write_volume
 from turnout_devcluster.node.plan import Mount
 from turnout_devcluster.node.processes import SHIM, Process, run, spawn_shim
 from turnout_devcluster.node.shim import start_time
@@ -283,3 +284,45 @@ def test_process_is_not_taken_for_a_later_one() -> None:
     other = Process(os.getpid(), mine - 1)
     assert not other.alive
     other.signal_group(signal.SIGKILL)
+
+
+def test_host_path_leads_to_the_folder(tmp_path: Path) -> None:
+    """A hostPath is the machine's own folder, made where its type says so, and is no part of the pod's that is deleted."""
+    volume, folder = tmp_path / "pod" / "volumes" / "v", tmp_path / "host" / "models"
+    assert link_host_path(volume, {"path": str(folder), "type": "DirectoryOrCreate"}) is None
+    assert link_host_path(volume, {"path": str(folder), "type": "Directory"}) is None
+    (volume / "file").write_text("kept")
+    shutil.rmtree(tmp_path / "pod")
+    assert (folder / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ({"path": "/does/not/exist", "type": "Directory"}, "/does/not/exist is not a directory: make it"),
+        ({"path": "/does/not/exist"}, "is not a directory"),
+        ({"path": "/dev/null", "type": "CharDevice"}, "the dev cluster has only folders"),
+    ],
+)
+def test_host_path_that_is_no_folder(tmp_path: Path, source: dict[str, str], says: str) -> None:
+    """A hostPath that the machine does not have ends in a sentence of the pod's Event."""
+    refusal = link_host_path(tmp_path / "v", source)
+    assert refusal is not None
+    assert says in refusal.message
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ("", ""),
+        ("a\nb\n", "a\nb\n"),
+        ("x\n" * 100, "x\n" * 80),
+        ("y" * 5000 + "\nthe end\n", "y" * 2039 + "\nthe end\n"),
+    ],
+)
+def test_last_words_of_a_log(tmp_path: Path, written: str, kept: str) -> None:
+    """A container that fails leaves the end of its log as its message, no more of it than under the kubelet."""
+    path = tmp_path / "0.log"
+    path.write_text(written)
+    assert logs.last_words(path) == kept
+    assert logs.last_words(tmp_path / "1.log") == ""

@@ -256,7 +256,6 @@ def test_containers_that_cannot_be_processes(container: dict[str, Any], message:
             {"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]},
             "has no persistentVolumeClaim",
         ),
-        ({"volumes": [{"name": "v", "hostPath": {"path": "/"}}]}, "has no hostPath volumes"),
         ({"containers": [{"name": "c", "livenessProbe": {"grpc": {"port": 1}}}]}, "livenessProbe by gRPC"),
         ({"containers": [{"name": "c", "volumeMounts": [{"name": "v", "mountPath": "/"}]}]}, "mounted at /"),
         ({"containers": [{"name": "c", "volumeDevices": [{}]}]}, "no block devices"),

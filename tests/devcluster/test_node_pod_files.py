@@ -233,9 +233,9 @@ def test_missing_objects_are_waited_for(ns: Namespace) -> None:
 
 
 REFUSED = {
-    "host-path": (
-        pod("x", shell("true"), volumes=[{"name": "h", "hostPath": {"path": "/srv"}}]),
-        "the dev cluster has no hostPath volumes",
+    "network-volume": (
+        pod("x", shell("true"), volumes=[{"name": "n", "nfs": {"server": "files", "path": "/srv"}}]),
+        "the dev cluster has no nfs volumes",
     ),
     "host-network": (pod("x", shell("true"), hostNetwork=True), "hostNetwork is not supported"),
     "grpc-probe": (

@@ -404,11 +404,6 @@ REFUSED = [
         "spec.model.servedNames",
     ),
     Refused(
-        "model-without-organization",
-        deployment({"spec.model.source": "Llama-3.1-8B-Instruct"}),
-        "not a model source: write hf://ORGANIZATION/NAME, such as hf://meta-llama/Llama-3.1-8B-Instruct",
-    ),
-    Refused(
         "no-model",
         deployment({"spec.model": None}),
         "spec.model: Required value",

@@ -3,6 +3,18 @@
 WorkerError
 ├── EngineLoopError         the engine cannot go on: exit status 1
 ├── ConfigurationError      flags that cannot work: reported on start-up, exit status 2
+├── SourceError             the model's files cannot be had: exit status 3, with a reason that the operator reads
+│   ├── UnauthorizedError        the source refuses the token or the keys, or demands some
+│   ├── GatedError               the hub's terms for the model are not accepted
+│   ├── NotFoundError            no such repository, bucket or folder
+│   ├── RevisionError            the repository has no such branch, tag or commit
+│   ├── UnreachableError         the source does not answer, or answers with an error of its own
+│   ├── NothingMatchedError      the patterns leave no file
+│   ├── NotAModelError           there is no config.json
+│   ├── NoSpaceError             the files do not fit into the cache
+│   ├── ChecksumError            a file is not what the source says
+│   ├── CacheError               the cache cannot be written
+│   └── LockedError              another process has been filling the cache's folder for too long
 └── AnswerError             ends in an HTTP answer
     ├── BadRequestError          400, malformed or longer than the model allows: found while it is served
     │   ├── BodyError            400, found while the body is read, before any work
@@ -20,9 +32,12 @@ EngineLoopError is raised where the engine itself cannot go on: the process ends
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import orjson
+
+if TYPE_CHECKING:
+    from turnout.reasons import SourceReason
 
 
 class WorkerError(Exception):
@@ -35,6 +50,79 @@ class ConfigurationError(WorkerError):
 
 class EngineLoopError(WorkerError):
     """The engine, or what drives it, has failed in a way that leaves its state unknown."""
+
+
+class SourceError(WorkerError):
+    """The files of a model or an adapter cannot be had. The message says what to do."""
+
+    reason: ClassVar[SourceReason]
+    """What the last line of the process begins with."""
+
+
+class UnauthorizedError(SourceError):
+    """The source refuses the token or the keys, or demands some."""
+
+    reason = "Unauthorized"
+
+
+class GatedError(SourceError):
+    """The hub's terms for the model are not accepted by the token's account."""
+
+    reason = "Gated"
+
+
+class NotFoundError(SourceError):
+    """There is no such repository, bucket or folder."""
+
+    reason = "NotFound"
+
+
+class RevisionError(SourceError):
+    """The repository has no such branch, tag or commit."""
+
+    reason = "RevisionNotFound"
+
+
+class UnreachableError(SourceError):
+    """The source does not answer, or answers with an error of its own."""
+
+    reason = "Unreachable"
+
+
+class NothingMatchedError(SourceError):
+    """The patterns leave no file."""
+
+    reason = "NothingMatched"
+
+
+class NotAModelError(SourceError):
+    """What is there is no model, or no adapter: its configuration is missing."""
+
+    reason = "NotAModel"
+
+
+class NoSpaceError(SourceError):
+    """The files do not fit into the cache."""
+
+    reason = "NoSpace"
+
+
+class ChecksumError(SourceError):
+    """A file is not what the source says."""
+
+    reason = "ChecksumMismatch"
+
+
+class CacheError(SourceError):
+    """The cache's folder cannot be written."""
+
+    reason = "CacheNotWritable"
+
+
+class LockedError(SourceError):
+    """Another process has been filling the cache's folder for too long."""
+
+    reason = "CacheLocked"
 
 
 class AnswerError(WorkerError):

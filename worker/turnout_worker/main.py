@@ -1,4 +1,4 @@
-"""The command line of the worker: `turnout-worker serve`, `simulate` and `drain`."""
+"""The command line of the worker: `turnout-worker serve`, `simulate`, `fetch` and `drain`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, get_args
 
 from turnout.terms import ENV_BIND_ADDRESS, ENV_POD_IP, KV_SIDE_CHANNEL_PORT, WORKER_PORT, Role
 from turnout_runtime.options import read_port, read_positive, read_seconds
-from turnout_worker.errors import ConfigurationError
+from turnout_worker.errors import ConfigurationError, SourceError
 from turnout_worker.settings import (
     WorkerSettings,
     architecture,
     engine_settings,
     kv_events_settings,
 )
+from turnout_worker.sources.options import add_source_options
 from turnout_worker.supervise.settings import add_serve, serve_settings
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command. Returns the exit status: 2 for flags that cannot work."""
+    """Run the command. Returns the exit status: 2 for flags that cannot work, 3 where a model's files cannot be had."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     end = given.index("--") if "--" in given else len(given)
     reader = parser()
@@ -38,6 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigurationError as error:
         sys.stderr.write(f"turnout-worker: {error}\n")
         return 2
+    except SourceError as error:
+        # The last line of the log, which Kubernetes keeps in the pod's status.
+        sys.stderr.write(f"turnout-worker: {error.reason}: {error}\n")
+        return 3
     return status
 
 
@@ -52,6 +57,17 @@ def _simulate(options: argparse.Namespace) -> int:
     from turnout_worker.serve import run  # noqa: PLC0415 - `drain` starts without uvloop and asyncio
 
     return run(settings_of(options))
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    try:
+        from turnout_worker.sources.command import run  # noqa: PLC0415 - the simulated worker has no such libraries
+
+        return run(options)
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"fetching needs {error.name}, which is not installed: install turnout[fetch]"
+        ) from error
 
 
 def _drain(options: argparse.Namespace) -> int:
@@ -138,6 +154,16 @@ def parser() -> argparse.ArgumentParser:
             help="serve a simulated engine in vLLM's likeness",
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
+    )
+    fetch = commands.add_parser(
+        "fetch",
+        help="copy the files of a model and its LoRA adapters into a cache",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    fetch.set_defaults(run=_fetch)
+    add_source_options(fetch)
+    fetch.add_argument(
+        "--dry-run", action="store_true", help="list the files and their sizes, and copy nothing"
     )
     drain = commands.add_parser(
         "drain",

@@ -5,7 +5,6 @@ from turnout.api.deployment import (
     Accelerator,
     LLMDeployment,
     LLMDeploymentSpec,
-    ModelSource,
     Objectives,
     Pool,
     RatioBounds,
@@ -18,6 +17,7 @@ from turnout.api.deployment_status import LastScaling, LLMDeploymentStatus, Pool
 from turnout.api.engine import Engine, SimulatedEngine, VllmEngine
 from turnout.api.loading import InvalidResource, load_budget, load_deployment, load_route
 from turnout.api.meta import Condition, ObjectMeta
+from turnout.api.model_source import ModelSource
 from turnout.api.route import LLMRoute, LLMRouteSpec, LLMRouteStatus, RouteTarget
 from turnout.terms import Role
 

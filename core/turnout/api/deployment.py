@@ -7,14 +7,15 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
-from turnout.api.architecture import Architecture
 from turnout.api.deployment_status import LLMDeploymentStatus
 from turnout.api.engine import Engine
 from turnout.api.meta import Model, ObjectMeta
+from turnout.api.model_source import REVISION_OF_HUB, ModelSource, Revision, SourceText
 from turnout.api.quantities import Duration, Ratio
 from turnout.api.rules import Rule, Unique
-from turnout.api.served import SERVED_NAMES, LoneName, ServedName
+from turnout.api.served import LoneName
 from turnout.quantities import RATIO_PATTERN, fraction
+from turnout.sources import DEFAULT_REVISION
 from turnout.terms import (
     MAX_NAME_LENGTH,
     AcceleratorType,
@@ -25,8 +26,6 @@ from turnout.terms import (
     ScalingMode,
 )
 
-_SOURCE_PATTERN: Final = "^hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$"
-_SOURCE = re.compile(_SOURCE_PATTERN)
 _ANY_RATIO: Final = ("1:100", "100:1")
 _LOCAL_PREFILL_BELOW_TOKENS: Final = 256
 # Defaults that rules compare with, to distinguish a user's value from the API server's default.
@@ -36,55 +35,17 @@ _EVENLY: Final = "{pool}.accelerator.count % (self.engine.vllm.parallelism.pipel
 _NAME = re.compile("[a-z]([-a-z0-9]*[a-z0-9])?")
 
 
-_Source = Annotated[
-    str,
-    Rule(
-        f"self.matches('{_SOURCE_PATTERN}')",
-        "not a model source: write hf://ORGANIZATION/NAME, such as hf://meta-llama/Llama-3.1-8B-Instruct",
-        lambda text: _SOURCE.fullmatch(text) is not None,
-    ),
-]
-
-
-class ModelSource(Model):
-    """Which model, and under which names clients call it."""
-
-    source: _Source = Field(
-        max_length=256,
-        description="Where the model comes from: hf://ORGANIZATION/NAME on the Hugging Face hub.",
-    )
-    revision: str = Field(
-        default="main",
-        min_length=1,
-        max_length=128,
-        description="Branch, tag or commit of the source. A change rolls prefill and decode out together.",
-    )
-    served_names: Annotated[list[ServedName], Unique(), SERVED_NAMES] = Field(
-        default_factory=list,
-        max_length=16,
-        description="Names that clients put into the field `model`. Empty: the name of this LLMDeployment.",
-    )
-    max_length: int = Field(
-        default=32768,
-        ge=256,
-        le=1_048_576,
-        description="Longest prompt plus output, in tokens. Longer requests are refused with 400.",
-    )
-    architecture: Architecture | None = Field(
-        default=None,
-        description="The model's size, by its config.json, for `ModelFits` and the simulated engine. Unset: that of the"
-        " models that Turnout knows by their source; of others it is not known before a worker runs, and not checked.",
-    )
-
-
 class LoraAdapter(Model):
     """One LoRA adapter of the model."""
 
     name: LoneName = Field(description="What clients put into the field `model` to be answered with it.")
-    source: _Source = Field(
-        max_length=256,
-        description="Where it comes from: hf://ORGANIZATION/NAME on the Hugging Face hub.",
+    source: SourceText
+    revision: Revision = Field(
+        default=DEFAULT_REVISION,
+        description="Branch, tag or commit of a hf:// source. A change rolls prefill and decode out together.",
     )
+
+    rules: ClassVar[tuple[Rule, ...]] = (REVISION_OF_HUB,)
 
 
 class Lora(Model):

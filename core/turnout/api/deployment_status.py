@@ -40,7 +40,7 @@ class LLMDeploymentStatus(Model):
     conditions: Annotated[list[Condition], Unique("type")] = Field(
         default_factory=list,
         max_length=16,
-        description="Ready, PrefillReady, DecodeReady, ModelFits, SLOMet, ScalingLimited; FieldsOverridden while "
+        description="Ready, PrefillReady, DecodeReady, ModelFits, ModelCached, SLOMet, ScalingLimited; FieldsOverridden while "
         "another writer changes what the operator writes.",
     )
     prefill: PoolStatus | None = Field(default=None, description="The prefill pool.")

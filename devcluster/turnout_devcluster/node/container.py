@@ -15,6 +15,7 @@ from turnout_devcluster.node import attempts, checks
 from turnout_devcluster.node.api import pause
 from turnout_devcluster.node.attempts import RunAttempt, RunFile
 from turnout_devcluster.node.errors import NodeError
+from turnout_devcluster.node.logs import last_words
 from turnout_devcluster.node.model import ContainerState, Json, Refusal, Run, container_of
 from turnout_devcluster.node.mounts import make_mounts
 from turnout_devcluster.node.plan import ContainerPlan, PodFolder
@@ -173,7 +174,12 @@ class Container:
         return self._pod.disk.give_up(self.name, run_attempt)
 
     def _settle(self, file: RunFile) -> Run:
-        return attempts.lost(file.run, _now()) if file.run.running and not file.shim.alive else file.run
+        if file.run.running:
+            return file.run if file.shim.alive else attempts.lost(file.run, _now())
+        falls_back = self.spec.get("terminationMessagePolicy") == "FallbackToLogsOnError"
+        if not file.run.exit_code or file.run.message or not falls_back:
+            return file.run
+        return replace(file.run, message=last_words(self._pod.disk.log_path(self.name, file.run.attempt)))
 
     def _take_up(self, file: RunFile, streak: int, adopted: Json | None) -> None:
         """Make *file* the newest run: watch it and probe it, where it goes on."""

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 BOUND_BYTES: Final = 10 * 1024 * 1024
 LOOK_SECONDS: Final = 10.0
 FOLLOW_SECONDS: Final = 0.2
+MESSAGE_LINES: Final = 80
+MESSAGE_BYTES: Final = 2048
 CHUNK: Final = 64 * 1024
 
 
@@ -63,6 +65,17 @@ def tail_offset(path: Path, lines: int | None) -> int:
                     if found == lines:
                         return position + index + 1
         return end if lines == 0 else 0
+
+
+def last_words(path: Path) -> str:
+    """Return the end of the log *path* as the kubelet takes it for a message: at most 80 lines and 2,048 bytes."""
+    try:
+        with path.open("rb") as file:
+            end = file.seek(0, 2)
+            file.seek(max(tail_offset(path, MESSAGE_LINES), end - MESSAGE_BYTES))
+            return file.read(MESSAGE_BYTES).decode(errors="replace")
+    except FileNotFoundError:
+        return ""
 
 
 async def read(

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from turnout_devcluster.node.model import Json, Refusal
 from turnout_devcluster.node.volumes import File, Tree
 
 if TYPE_CHECKING:
@@ -53,6 +54,23 @@ def write_volume(folder: Path, files: Tree) -> bool:
     if old is not None:
         shutil.rmtree(folder / old, ignore_errors=True)
     return True
+
+
+def link_host_path(volume: Path, source: Json) -> Refusal | None:
+    """Make the folder *volume* lead to the folder of this machine that a hostPath names. Return why it cannot."""
+    path, kind = Path(source["path"]), source.get("type") or ""
+    if kind not in {"", "Directory", "DirectoryOrCreate"}:
+        return Refusal(
+            "FailedMount", f"hostPath type {kind}: the dev cluster has only folders, use Directory"
+        )
+    if kind == "DirectoryOrCreate":
+        path.mkdir(parents=True, exist_ok=True)
+    if not path.is_dir():
+        return Refusal("FailedMount", f"hostPath type check failed: {path} is not a directory: make it")
+    if not volume.is_symlink():
+        volume.parent.mkdir(parents=True, exist_ok=True)
+        volume.symlink_to(path)
+    return None
 
 
 def _read(data: Path) -> dict[str, File]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from turnout import terms
 from turnout_devcluster.node.attempts import write_atomically
 from turnout_devcluster.node.model import Json, Refusal, container_of
-from turnout_devcluster.node.mounts import write_volume
+from turnout_devcluster.node.mounts import link_host_path, write_volume
 from turnout_devcluster.node.plan import ContainerPlan, PodFolder, plan_container
 from turnout_devcluster.node.volumes import Tree, volume_files
 
@@ -49,6 +49,10 @@ class PodFiles:
         tokens = await self._config_source.tokens(facts.pod)
         problems = []
         for volume in volumes:
+            if "hostPath" in volume:
+                refusal = link_host_path(Path(self._folder.volume(volume["name"])), volume["hostPath"])
+                problems += [refusal] if refusal else []
+                continue
             files = volume_files(volume, facts, objects, tokens)
             if isinstance(files, Refusal):
                 problems.append(files)

@@ -12,7 +12,7 @@ from turnout_devcluster.node.model import Json, Refusal
 
 DEFAULT_MODE = 0o644
 DEFAULT_TOKEN_SECONDS = 3600
-GIVEN = ("emptyDir", "configMap", "secret", "downwardAPI", "projected")
+GIVEN = ("emptyDir", "hostPath", "configMap", "secret", "downwardAPI", "projected")
 """Kinds of volumes that this node can give."""
 
 
@@ -140,7 +140,7 @@ def refused_volumes(pod: Json) -> Iterator[Refusal]:
 def volume_files(
     volume: Json, facts: fields.PodFacts, objects: Objects, tokens: Tokens
 ) -> Tree | Refusal | None:
-    """Return the files of *volume*, None for an emptyDir, whose content is the containers' own.
+    """Return the files of *volume*, None for an emptyDir or a hostPath, whose content is the containers' own.
 
     *tokens* must hold every one of `token_requests`.
     """

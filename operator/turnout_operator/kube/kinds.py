@@ -42,11 +42,12 @@ SERVICE: Final = Kind("", "v1", "services", "Service")
 SERVICE_ACCOUNT: Final = Kind("", "v1", "serviceaccounts", "ServiceAccount")
 DISRUPTION_BUDGET: Final = Kind("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
 NETWORK_POLICY: Final = Kind("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy")
+JOB: Final = Kind("batch", "v1", "jobs", "Job")
 POD: Final = Kind("", "v1", "pods", "Pod")
 EVENT: Final = Kind("", "v1", "events", "Event")
 LEASE: Final = Kind("coordination.k8s.io", "v1", "leases", "Lease")
 
-CHILDREN: Final = (DEPLOYMENT, SERVICE, SERVICE_ACCOUNT, DISRUPTION_BUDGET, NETWORK_POLICY)
+CHILDREN: Final = (DEPLOYMENT, SERVICE, SERVICE_ACCOUNT, DISRUPTION_BUDGET, NETWORK_POLICY, JOB)
 """What an LLMDeployment owns."""
 CLAIMING: Final = (LLM_DEPLOYMENT, LLM_ROUTE, TOKEN_BUDGET)
 """What users write: each claims names or keys, and has a status."""
@@ -56,7 +57,8 @@ WATCHED: Final = (*CLAIMING, *CHILDREN, POD)
 
 SELECTORS: Final = {
     **dict.fromkeys(CHILDREN, f"{terms.LABEL_MANAGED_BY}={terms.FIELD_MANAGER}"),
-    POD: f"{terms.LABEL_NAME}=turnout,{terms.LABEL_COMPONENT} in ({terms.COMPONENT_ROUTER},{terms.COMPONENT_WORKER})",
+    POD: f"{terms.LABEL_NAME}=turnout,{terms.LABEL_COMPONENT} in"
+    f" ({terms.COMPONENT_ROUTER},{terms.COMPONENT_WORKER},{terms.COMPONENT_PREFETCH})",
 }
 """Label selectors of what is watched, so that the rest of the cluster costs nothing."""
 

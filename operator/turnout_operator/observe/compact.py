@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from turnout_operator.kube.kinds import CLAIMING, DEPLOYMENT, POD, Kind
+from turnout_operator.kube.kinds import CLAIMING, DEPLOYMENT, JOB, POD, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,7 +36,7 @@ def compact(kind: Kind, raw: Raw) -> Raw:
         ]
         kept = {part: _only(kept.get(part), names) for part, names in _OF_POD.items()}
         kept["spec"]["containers"] = containers
-    elif kind == DEPLOYMENT:
+    elif kind in {DEPLOYMENT, JOB}:
         kept["status"] = _only(kept.get("status"), frozenset({"conditions"}))
     elif kind not in CLAIMING:
         kept.pop("status", None)

@@ -13,6 +13,7 @@ from turnout_operator.plan.engines.container import GRACE_PERIOD_SECONDS
 
 if TYPE_CHECKING:
     from turnout.api import LLMDeployment, Role
+    from turnout_operator.plan.prefetch import Prefetch
 
 Manifest = dict[str, Any]
 
@@ -57,6 +58,12 @@ def constants(deployment: LLMDeployment, namespace: str) -> tuple[Manifest, ...]
     for role in deployment.spec.roles:
         made += [_service(deployment, role), _disruption_budget(deployment, role)]
     return tuple(made)
+
+
+def prefetch(deployment: LLMDeployment, revision: str, cache: Prefetch) -> Manifest:
+    """Return the Job that fills the cache before the first worker of a revision starts."""
+    labels = {terms.LABEL_DEPLOYMENT: deployment.metadata.name, terms.LABEL_REVISION: revision}
+    return _child(deployment, "batch/v1", "Job", cache.name, labels, spec=cache.spec)
 
 
 def with_replicas(live: Manifest, replicas: int) -> Manifest:

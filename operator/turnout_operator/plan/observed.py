@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from turnout import terms
 from turnout_operator.plan.conditions import seconds_of
 from turnout_operator.plan.ownership import owns
 from turnout_operator.plan.pods import ROLES, failed_pod, observed_pod, words
+from turnout_operator.plan.prefetch import troubles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -78,6 +79,8 @@ class Observed:
     """Mean number of requests in prefill, or held for it, by role (see ``PoolFacts.occupancy_mean``)."""
     failed: Sequence[FailedPod] = ()
     """Pods of its workers that ended for good without having been asked to."""
+    prefetching: Mapping[str, str] = field(default_factory=dict)
+    """Why the pod of a prefetch does not run or has failed last, by its Job; empty: it runs."""
 
     @property
     def goodput_percent(self) -> float | None:
@@ -115,6 +118,7 @@ def observe(
         traffic=traffic,
         occupancy=occupancy,
         failed=tuple(pod for raw in pods if (pod := failed_pod(raw)) is not None),
+        prefetching=troubles(pods),
     )
 
 

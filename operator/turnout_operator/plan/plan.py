@@ -17,6 +17,7 @@ from turnout_operator.plan.drift import differs
 from turnout_operator.plan.effects import Plan, PodPatch, Removal, removal_of
 from turnout_operator.plan.facts import missing, without_rollout, worker_facts
 from turnout_operator.plan.notices import notices
+from turnout_operator.plan.prefetch import prefetch
 from turnout_operator.plan.revision import model_revision
 from turnout_operator.plan.rollout import divide, emptied, milestones
 from turnout_operator.plan.scaling import advised_change, allocation, scaling_change
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from turnout.scaling.rollout_facts import RolloutPlan
     from turnout_operator.plan.config import PlanConfig
     from turnout_operator.plan.observed import Observed
+    from turnout_operator.plan.prefetch import Prefetch
 
 BUSY_REQUEUE_SECONDS: Final = 2.0
 """How soon to look again while something drains or rolls out: its deadlines pass without an event."""
@@ -51,12 +53,16 @@ def plan(observed: Observed, decision: ScalingDecision | None, config: PlanConfi
     allowed = allocation(observed, decision)
     target = model_revision(deployment, config.image_of(deployment))
     pools = observed.pools
-    division = divide(pools, allowed.replicas, target, observed.policy, now, possible=possible)
+    cache = prefetch(observed, target, config.worker_image)
+    waits = cache is not None and not cache.done and not any(pool.revision == target for pool in pools)
+    held = "the model does not fit" if not possible else "the model is being copied" if waits else ""
+    division = divide(pools, allowed.replicas, target, observed.policy, now, obstacle=held)
 
     patches, workloads, sentences = _pools(observed, division, target=target, config=config, now=now)
-    removals = (*emptied(pools, division, target), *_orphans(observed))
+    removals = (*emptied(pools, division, target), *_orphans(observed, cache))
     constants = manifests.constants(deployment, config.namespace)
-    wanted = (*constants, *workloads) if possible else workloads
+    jobs = () if cache is None or cache.live else (manifests.prefetch(deployment, target, cache),)
+    wanted = (*constants, *jobs, *workloads) if possible else workloads
     live = {(child["kind"], child["metadata"]["name"]): child for child in observed.own}
     apply = tuple(
         manifest
@@ -81,6 +87,7 @@ def plan(observed: Observed, decision: ScalingDecision | None, config: PlanConfi
         endpoint=config.endpoint,
         pools=pools,
         failed=observed.failed,
+        cache=cache,
     )
     scaled = scaling_change(observed, decision, allowed)
     written = status(facts, observed.status, scaled, now)
@@ -91,7 +98,7 @@ def plan(observed: Observed, decision: ScalingDecision | None, config: PlanConfi
         delete=removals,
         status=written,
         notices=notices(observed.status, written, observed.names, scaled=scaled, advised=advised),
-        milestones=milestones(pools, removals, target, division, possible=possible),
+        milestones=milestones(pools, removals, target, division, possible=not held),
         requeue_seconds=MARKED_REQUEUE_SECONDS
         if patches
         else BUSY_REQUEUE_SECONDS
@@ -145,14 +152,16 @@ def _pools(
     return tuple(patches), tuple(workloads), sentences
 
 
-def _orphans(observed: Observed) -> tuple[Removal, ...]:
-    """Return services and disruption budgets of roles that neither the spec nor any pool has, and an unwanted NetworkPolicy."""
+def _orphans(observed: Observed, cache: Prefetch | None) -> tuple[Removal, ...]:
+    """Return services and budgets of roles that neither spec nor pools have, an unwanted NetworkPolicy, and old prefetches."""
     spec = observed.deployment.spec
     roles = {*spec.roles, *(pool.role for pool in observed.pools)}
 
     def unwanted(child: Mapping[str, Any]) -> bool:
         if child["kind"] == "NetworkPolicy":
             return spec.network_policy == "None"
+        if child["kind"] == "Job":
+            return cache is None or child["metadata"]["name"] != cache.name
         role = child["metadata"].get("labels", {}).get(terms.LABEL_ROLE)
         return child["kind"] in {"Service", "PodDisruptionBudget"} and role not in roles
 

@@ -148,7 +148,7 @@ def observed_pod(raw: Mapping[str, Any], load: WorkerLoad | None = None) -> Obse
         if unschedulable
         else None,
         unschedulable_reason=words(scheduling.get("message")) if unschedulable else "",
-        trouble=_trouble(status, scheduling),
+        trouble=trouble(status, scheduling),
         load=load,
         facts=annotations.get(terms.ANNOTATION_WORKER),
         arguments=_worker_arguments(raw.get("spec") or {}),
@@ -164,7 +164,7 @@ def _worker_arguments(spec: Mapping[str, Any]) -> Sequence[str]:
     return ()
 
 
-def _trouble(status: Mapping[str, Any], scheduling: Mapping[str, Any]) -> str:
+def trouble(status: Mapping[str, Any], scheduling: Mapping[str, Any]) -> str:
     """Return why a pod does not run, though it has a node or need not wait for one."""
     if scheduling.get("status") == "False" and scheduling.get("reason") != "Unschedulable":
         return words(f"{scheduling.get('reason', '')}: {scheduling.get('message') or ''}".rstrip(": "))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from turnout.api.model_source import SourceFiles
+from turnout.sources import DEFAULT_REVISION
 from turnout.terms import revision_of
 
 if TYPE_CHECKING:
@@ -30,8 +32,14 @@ def model_revision(deployment: LLMDeployment, image: str) -> str:
         },
         "image": image,
     }
+    if spec.model.files != SourceFiles():
+        canonical["files"] = spec.model.files.model_dump(mode="json", by_alias=True)
     if spec.lora.adapters:
-        canonical["lora"] = spec.lora.model_dump(mode="json", by_alias=True)
+        lora = spec.lora.model_dump(mode="json", by_alias=True)
+        for adapter in lora["adapters"]:
+            if adapter["revision"] == DEFAULT_REVISION:
+                del adapter["revision"]  # as before there was the field: it alone replaces no pod
+        canonical["lora"] = lora
     return revision_of(json.dumps(canonical, sort_keys=True, separators=(",", ":")))
 
 

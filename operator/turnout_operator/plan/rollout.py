@@ -28,16 +28,16 @@ def divide(
     policy: ScalingPolicy,
     now: float,
     *,
-    possible: bool,
+    obstacle: str = "",
 ) -> RolloutPlan:
-    """Return the replicas of every revision. Where the model does not fit (not *possible*), nothing moves."""
+    """Return the replicas of every revision. Where there is an *obstacle* to new workers, nothing moves."""
     facts = _revisions(pools, now)
-    if possible:
+    if not obstacle:
         return _with_other_shapes(rollout(desired, facts, target, policy, Surge()), facts, target)
-    # A model that does not fit never replaces one that serves: everything stays.
+    # A model that does not fit, or is not here yet, never replaces one that serves: everything stays.
     kept = {item.revision: {pool.role: pool.replicas for pool in item.pools} for item in facts}
     serving = [item.revision for item in facts if item.pools and all(pool.ready for pool in item.pools)]
-    return RolloutPlan(kept, serving[-1] if serving else None, done=True, reason="the model does not fit")
+    return RolloutPlan(kept, serving[-1] if serving else None, done=True, reason=obstacle)
 
 
 def _with_other_shapes(division: RolloutPlan, facts: Sequence[RevisionFacts], target: str) -> RolloutPlan:

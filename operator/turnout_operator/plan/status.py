@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from turnout_operator.plan.claims import NameAssignment
     from turnout_operator.plan.observed import ObservedPool
     from turnout_operator.plan.pods import FailedPod, ObservedPod
+    from turnout_operator.plan.prefetch import Prefetch
     from turnout_operator.plan.scaling import ScalingChange
 
 MAX_REASON: Final = 1024
@@ -59,6 +60,8 @@ class StatusInput:
     pools: Sequence[ObservedPool] = ()
     failed: Sequence[FailedPod] = ()
     """Pods that ended for good without having been asked to."""
+    cache: Prefetch | None = None
+    """The prefetch of the target revision. None: it has none."""
 
 
 def status(
@@ -150,6 +153,8 @@ def _findings(facts: StatusInput) -> Iterable[Finding]:
     for role in facts.deployment.spec.roles:
         yield _role_ready(facts, role)
     yield _fits(facts.fit)
+    if facts.cache is not None:
+        yield _cached(facts.cache)
     yield _objectives(facts)
     yield _limited(facts)
 
@@ -168,6 +173,8 @@ def _ready(facts: StatusInput) -> Finding:
     if facts.serving is None:
         if isinstance(facts.fit, DoesNotFit):
             return Finding("Ready", "False", "ModelDoesNotFit", facts.fit.message)
+        if facts.cache is not None and not facts.cache.done:
+            obstacle += f"; {_cached(facts.cache).message}"
         return Finding("Ready", "False", "NoReadyWorkers", f"{_waiting_for(facts)}{obstacle}{tail}")
     if tail:
         tail += obstacle
@@ -228,6 +235,17 @@ def _fits(fit: DoesNotFit | Unknown | None) -> Finding:
     return Finding(
         "ModelFits", "False" if isinstance(fit, DoesNotFit) else "Unknown", fit.reason, fit.message
     )
+
+
+def _cached(cache: Prefetch) -> Finding:
+    if cache.done:
+        return Finding("ModelCached", "True", "Copied", "the model's files are in the cache")
+    if cache.reason:
+        return Finding("ModelCached", "False", cache.reason, cache.trouble)
+    message = (
+        f"the Job {cache.name} copies the model's files into the cache: see kubectl logs job/{cache.name}"
+    )
+    return Finding("ModelCached", "False", "Copying", message)
 
 
 def _objectives(facts: StatusInput) -> Finding:
