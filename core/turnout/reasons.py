@@ -12,6 +12,7 @@ ReadyReason = Literal[
     "NameConflict",
     "NoReadyWorkers",
     "ModelDoesNotFit",
+    "HostPathNotAllowed",
     "ServedNameConflict",
     "InvalidSpec",
     "ChildNameTaken",

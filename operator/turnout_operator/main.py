@@ -91,6 +91,7 @@ async def run(settings: Settings) -> None:
         config = PlanConfig(
             worker_image=settings.worker_image,
             vllm_image=settings.vllm_image,
+            allow_host_paths=settings.host_paths == "allow",
             router_host=f"{settings.router_service}.{settings.namespace}.svc",
             namespace=settings.namespace,
         )

@@ -58,6 +58,13 @@ class Settings:
         "image of the workers with vLLM; a change rolls out every deployment that has it and names no image",
         environment=ENV_VLLM_IMAGE,
     )
+    host_paths: str = option(
+        "refuse",
+        "--host-paths",
+        "whether deployments may have folders of the nodes (file:// sources, caches of the type HostPath): a user who may"
+        " create one can then read any folder of a node",
+        choices=("refuse", "allow"),
+    )
     router_service: str = option(
         "turnout-router", "--router-service", "name of the router's Service, written to status.endpoint"
     )

@@ -70,8 +70,12 @@ def test_a_tool_names_what_it_imports(tool: str) -> None:
     """Of other people's packages it declares what it imports itself; of Turnout's, those that it uses, at its own version."""
     own = project(tool)
     wanted = declared(own["dependencies"])
-    assert {name for name in wanted if not name.startswith("turnout")} == imported(REPOSITORY / tool)
-    used = {module for module in modules_of(REPOSITORY / tool) if module.startswith("turnout")}
+    assert {name for name in wanted if not name.startswith("turnout")} == imported(
+        REPOSITORY / tool / f"turnout_{tool}"
+    )
+    used = {
+        module for module in modules_of(REPOSITORY / tool / f"turnout_{tool}") if module.startswith("turnout")
+    }
     tools = {f"turnout_{name}" for name in TOOLS}
     distributions = {module.replace("_", "-") if module in tools else "turnout" for module in used}
     ours = {one for one in own["dependencies"] if one.startswith("turnout")}

@@ -44,8 +44,9 @@ def start(
     """Start operators that look after the test's namespace; they end with the test."""
     started: list[OperatorProcess] = []
 
-    def begin(identity: str = "operator-0") -> OperatorProcess:
-        process = OperatorProcess(cluster, home, tmp_path, identity, ("--watch-namespace", namespace))
+    def begin(identity: str = "operator-0", *more: str) -> OperatorProcess:
+        """Start one that has *more* arguments."""
+        process = OperatorProcess(cluster, home, tmp_path, identity, ("--watch-namespace", namespace, *more))
         process.start()
         started.append(process)
         return process

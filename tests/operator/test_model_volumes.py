@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from support.api_sources import RIGHT_SOURCES
-from support.operator_values import raw_deployment
+from support.operator_values import CONFIG, Fleet, raw_deployment
 from turnout.api import LLMDeployment, load_deployment
 from turnout_operator.plan.model_volumes import ModelVolumes, model_volumes
+from turnout_operator.plan.status import condition
 from turnout_worker.main import parser
 from turnout_worker.sources.options import fetch_requests
 
@@ -161,3 +163,26 @@ def test_worker_reads_the_flags(source: str) -> None:
     assert others["sql"].revision == "v1"
     if model.source.scheme in {"pvc", "oci"}:
         assert str(model.mounted) in paths
+
+
+@pytest.mark.parametrize(
+    ("model", "lora", "folder"),
+    [
+        ({"source": "file:///srv/llama"}, [], "file:///srv/llama"),
+        ({"cache": {"type": "HostPath", "path": "/var/models"}}, [], "model.cache.path /var/models"),
+        ({}, [{"name": "fr", "source": "file:///etc"}], "file:///etc"),
+    ],
+)
+def test_a_folder_of_the_nodes_needs_the_administrators_consent(
+    model: dict[str, Any], lora: list[dict[str, str]], folder: str
+) -> None:
+    """The operator makes the pods, so any user who may create a deployment could read any folder of a node by it."""
+    source = {"source": "hf://meta-llama/Llama-3.1-8B-Instruct", "servedNames": ["llama"]}
+    fleet = Fleet(raw_deployment(model=source | model, lora={"adapters": lora}, engine={"type": "vllm"}))
+    refused = fleet.plan()
+    assert not [made for made in refused.apply if made["kind"] in {"Deployment", "Job"}]
+    ready = condition(refused.status, "Ready")
+    assert ready["reason"] == "HostPathNotAllowed"
+    assert ready["message"].startswith(folder)
+    allowed = fleet.plan(config=replace(CONFIG, allow_host_paths=True))
+    assert [made for made in allowed.apply if made["kind"] == "Deployment"]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from support.operator_values import Fleet, raw_deployment
+from support.operator_values import CONFIG, Fleet, raw_deployment
 from turnout import terms
 from turnout_worker.main import parser
 
@@ -216,7 +217,7 @@ def test_pod_is_no_worker() -> None:
 def test_cache_of_a_node() -> None:
     """A cache on nodes is filled on a node that workers run on."""
     cluster = fleet(cache={"type": "HostPath", "path": "/var/models"})
-    cluster.step()
+    cluster.step(config=replace(CONFIG, allow_host_paths=True))
     pod = job(cluster)["spec"]["template"]["spec"]
     assert pod["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}
     assert pod["tolerations"][0]["key"] == "nvidia.com/gpu"

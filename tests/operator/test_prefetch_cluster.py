@@ -11,6 +11,7 @@ from support.operator_process import apply, condition, get, items, wait_until
 from support.sources_servers import FILES, hub_server
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from support.operator_process import OperatorProcess
@@ -27,9 +28,10 @@ def cached(cluster: Cluster, namespace: str) -> dict[str, Any]:
 
 
 def test_refused_then_copied(
-    cluster: Cluster, namespace: str, operator: OperatorProcess, tmp_path: Path
+    cluster: Cluster, namespace: str, start: Callable[..., OperatorProcess], tmp_path: Path
 ) -> None:
     """A missing token is the condition's reason; with the token the same deployment's cache fills, then its workers start."""
+    operator = start("operator-0", "--host-paths", "allow")
     with hub_server(MODEL) as hub:
         hub.token = "hf_right"
         hub.pass_on.clear()

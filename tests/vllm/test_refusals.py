@@ -49,25 +49,25 @@ BY_THE_ENGINE: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "fields"), BY_THE_ENGINE)
+@pytest.mark.parametrize(("form", "fields"), BY_THE_ENGINE)
 def test_what_the_engine_refuses_is_reported_inside_a_stream(
-    engine: Contract, kind: str, fields: dict[str, Any]
+    engine: Contract, form: str, fields: dict[str, Any]
 ) -> None:
     """Streamed: 200, an error with code 400 as the first event, [DONE]. Not streamed: 400 with the same object."""
-    streamed = engine.ask(kind, engine.body(kind, stream=True, **fields))
+    streamed = engine.ask(form, engine.body(form, stream=True, **fields))
     assert streamed.status_code == 200
     assert streamed.headers["content-type"].startswith("text/event-stream")
     error, done = events_of(streamed.text)
     assert done == "[DONE]"
     assert error["error"]["code"] == 400
     assert error["error"]["message"]
-    whole = engine.ask(kind, engine.body(kind, **fields))
+    whole = engine.ask(form, engine.body(form, **fields))
     assert whole.status_code == 400
     assert whole.json()["error"] == error["error"]
 
 
 @pytest.mark.parametrize(
-    ("kind", "fields"),
+    ("form", "fields"),
     [
         ("chat", schema(type="object", properties={"a": {"type": ["string", "null"], "pattern": "^a+$"}})),
         ("chat", schema(**{"$ref": "#/$defs/a", "$defs": {"a": {"type": "integer", "enum": [1]}}})),
@@ -76,9 +76,9 @@ def test_what_the_engine_refuses_is_reported_inside_a_stream(
         ("text", {"structured_outputs": {"choice": ["a", "b"]}}),
     ],
 )
-def test_what_is_well_formed_is_served(engine: Contract, kind: str, fields: dict[str, Any]) -> None:
+def test_what_is_well_formed_is_served(engine: Contract, form: str, fields: dict[str, Any]) -> None:
     """The checks refuse nothing that can be served."""
-    assert engine.ask(kind, engine.body(kind, **fields)).status_code == 200
+    assert engine.ask(form, engine.body(form, **fields)).status_code == 200
 
 
 def test_a_response_breaks_off_where_the_engine_refuses(engine: Contract) -> None:
@@ -105,7 +105,7 @@ def test_a_message_has_an_internal_error_where_the_engine_refuses(engine: Contra
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
-    ("kind", "fields", "param"),
+    ("form", "fields", "param"),
     [
         ("chat", {"max_tokens": "x"}, "body.max_tokens"),
         ("chat", {"temperature": []}, "body.temperature"),
@@ -119,12 +119,12 @@ def test_a_message_has_an_internal_error_where_the_engine_refuses(engine: Contra
 def test_what_the_body_gets_wrong_is_a_bad_request(
     engine: Contract,
     stream: bool,  # noqa: FBT001 - a case
-    kind: str,
+    form: str,
     fields: dict[str, Any],
     param: str | None,
 ) -> None:
     """Refused before any work: 400, type Bad Request, in OpenAI's form on Anthropic's path, too; streamed or not."""
-    answer = engine.ask(kind, engine.body(kind, stream=stream, **fields))
+    answer = engine.ask(form, engine.body(form, stream=stream, **fields))
     assert answer.status_code == 400
     error = answer.json()["error"]
     assert (error["type"], error["code"]) == ("Bad Request", 400)
@@ -135,8 +135,8 @@ def test_what_the_body_gets_wrong_is_a_bad_request(
 @pytest.mark.parametrize("options", [{"include_usage": True}, {"continuous_usage_stats": True}])
 def test_stream_options_want_a_stream(engine: Contract, options: dict[str, Any]) -> None:
     """Without `stream` they are refused while the body is read; with it, a field of the wrong type is."""
-    for kind in ("chat", "text"):
-        error = engine.ask(kind, engine.body(kind, stream_options=options)).json()["error"]
+    for form in ("chat", "text"):
+        error = engine.ask(form, engine.body(form, stream_options=options)).json()["error"]
         assert (error["type"], error["param"], error["code"]) == ("BadRequestError", "stream_options", 400)
     wrong = engine.ask("chat", engine.body("chat", stream=True, stream_options={"include_usage": "x"}))
     assert (wrong.status_code, wrong.json()["error"]["type"]) == (400, "Bad Request")
@@ -145,7 +145,7 @@ def test_stream_options_want_a_stream(engine: Contract, options: dict[str, Any])
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("cap", ["above", 0, -1])
 @pytest.mark.parametrize(
-    ("kind", "name"),
+    ("form", "name"),
     [
         ("chat", "max_tokens"),
         ("chat", "max_completion_tokens"),
@@ -155,14 +155,14 @@ def test_stream_options_want_a_stream(engine: Contract, options: dict[str, Any])
 )
 def test_a_cap_that_cannot_be_is_refused_in_serving_code(
     engine: Contract,
-    kind: str,
+    form: str,
     name: str,
     cap: int | str,
     stream: bool,  # noqa: FBT001 - a case
 ) -> None:
     """Above the context, 0 and -1: a plain 400, streamed or not, not of the type that reading the body has."""
     value = engine.max_length + 1 if cap == "above" else cap
-    answer = engine.ask(kind, engine.body(kind, stream=stream, **{name: value}))
+    answer = engine.ask(form, engine.body(form, stream=stream, **{name: value}))
     assert answer.status_code == 400
     assert answer.json()["error"]["type"] == "BadRequestError"
     if cap == "above":
@@ -177,20 +177,20 @@ def test_a_cap_between_room_and_context_is_cut(engine: Contract) -> None:
 
 def test_beam_search_does_not_stream_text(engine: Contract) -> None:
     """Text completions refuse it with a plain 400; chats stream what they have found at the end."""
-    for kind, status in (("text", 400), ("chat", 200)):
-        answer = engine.ask(kind, engine.body(kind, stream=True, use_beam_search=True, n=2))
+    for form, status in (("text", 400), ("chat", 200)):
+        answer = engine.ask(form, engine.body(form, stream=True, use_beam_search=True, n=2))
         assert answer.status_code == status
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("kind", ["chat", "text"])
+@pytest.mark.parametrize("form", ["chat", "text"])
 def test_fewer_tokens_at_most_than_at_least_are_refused(
     engine: Contract,
-    kind: str,
+    form: str,
     stream: bool,  # noqa: FBT001 - a case
 ) -> None:
     """A plain 400, streamed or not: of a chat while its body is read, of a text completion in serving code."""
-    answer = engine.ask(kind, engine.body(kind, stream=stream, min_tokens=4))
+    answer = engine.ask(form, engine.body(form, stream=stream, min_tokens=4))
     assert answer.status_code == 400
     error = answer.json()["error"]
     assert (error["type"], error["param"]) == ("BadRequestError", None)
@@ -220,15 +220,15 @@ def test_schemas_of_tools_that_must_be_called_are_checked(engine: Contract) -> N
     """By the engine, too; with `auto` they are not looked at."""
     if not engine.simulated:
         pytest.skip("wants a tool call parser")
-    for kind, fields in (
+    for form, fields in (
         ("chat", tool(a={"type": "foo"})),
         (
             "message",
             {"tools": [{"name": "f", "input_schema": {"type": "foo"}}], "tool_choice": {"type": "any"}},
         ),
     ):
-        assert engine.ask(kind, engine.body(kind, **fields)).status_code == 400
-        assert engine.ask(kind, engine.body(kind, stream=True, **fields)).status_code == 200
+        assert engine.ask(form, engine.body(form, **fields)).status_code == 400
+        assert engine.ask(form, engine.body(form, stream=True, **fields)).status_code == 200
     assert (
         engine.ask(
             "chat", engine.body("chat", **tool(a={"type": "foo"}) | {"tool_choice": "auto"})

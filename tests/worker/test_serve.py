@@ -272,37 +272,20 @@ def test_the_progress_of_loading_is_shown(tmp_path: Path) -> None:
         assert worker.out.decode() == bar.replace("\r", "\n")
 
 
-SLOW = """
-import concurrent.futures, sys, time
-import turnout_worker.supervise.life as life
-from turnout_worker.main import main
-
-def prepare(source):
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        pool.submit(time.sleep, 600).result()
-
-life.prepare = prepare
-sys.exit(main(sys.argv[1:]))
-"""
-"""A worker whose model is a long download, in threads that Python waits for at its end."""
-
-
 @pytest.mark.parametrize("asked", [True, False])
 def test_a_long_download_delays_no_end(tmp_path: Path, *, asked: bool) -> None:
     """SIGTERM, and --prepare-timeout, end the worker while the model is on its way."""
-    port, status_port = free_port(HOST), free_port(HOST)
-    flags = {} if asked else {"prepare_timeout": 1}
-    command = serve_command(tmp_path, port, status_port, scripted(port), **flags)
-    with subprocess.Popen([sys.executable, "-c", SLOW, *command[3:]]) as process:
-        try:
-            deadline = time.monotonic() + SECONDS
-            while asked and _phase(status_port) != "Preparing":
-                assert time.monotonic() < deadline
+    with socket.create_server((HOST, 0)) as hub:  # takes connections, and answers none
+        flags = {
+            "model": "hf://acme/tiny",
+            "endpoint": f"http://{HOST}:{hub.getsockname()[1]}",
+            "cache": tmp_path / "cache",
+        } | ({} if asked else {"prepare_timeout": 1})
+        with serving(tmp_path, flags=flags) as worker:
             if asked:
-                process.terminate()
-            assert process.wait(SECONDS) == (0 if asked else 1)
-        finally:
-            process.kill()
+                worker.until(lambda: worker.status()["phase"] == "Preparing")
+                worker.process.terminate()
+            assert worker.wait() == (0 if asked else 1)
     if not asked:
         said = "Startup: the model was not there after 1 s (--prepare-timeout)"
         assert (tmp_path / "termination").read_text() == said
@@ -391,7 +374,7 @@ def test_a_taken_status_port_is_a_wrong_flag(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        (None, "config.json cannot be read: No such file or directory"),
+        (None, "is no model: it has no config.json at its top"),
         ("{", "config.json is not JSON"),
         ("[" * 100_000, "config.json is not JSON"),
         ("[]", "config.json is no model's configuration: it holds no JSON object"),
@@ -409,23 +392,43 @@ def test_a_model_without_a_configuration_is_refused(tmp_path: Path, config: str 
         assert "engine, process" not in worker.log
 
 
+def test_a_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    """With the reason and the sentence that fetching gives, which the operator makes a condition of."""
+    with serving(tmp_path, flags={"model": "/nonexistent/model"}) as worker:
+        assert worker.wait() == 1
+        assert worker.last_words.startswith(
+            "NotFound: file:///nonexistent/model: there is no folder /nonexistent/model"
+        )
+
+
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        ("/nonexistent/model", "MissingFile: there is no folder /nonexistent/model"),
-        ("file:///nonexistent/a%20b", "MissingFile: there is no folder /nonexistent/a b"),
-        (
-            "file://host/model",
-            "MissingFile: file://host/model names no folder of this machine: write file:///PATH",
-        ),
-        ("ftp://host/model", "MissingFile: a model cannot be had from ftp://: give a folder or file:///PATH"),
+        ("ftp://host/model", "is not a model source: begin with hf://"),
+        ("file://host/model", "is not a folder of the node: write file:///FOLDER"),
     ],
 )
-def test_a_model_that_cannot_be_had_is_refused(tmp_path: Path, model: str, said: str) -> None:
-    """With the sentence that says what to write."""
+def test_a_source_that_cannot_be_is_refused_at_once(tmp_path: Path, model: str, said: str) -> None:
+    """As a wrong flag, with the sentence that says what to write."""
     with serving(tmp_path, flags={"model": model}) as worker:
-        assert worker.wait() == 1
-        assert worker.last_words == said
+        assert worker.wait() == 2
+        assert said in worker.log
+
+
+def test_the_engine_is_given_the_folders_of_its_adapters(tmp_path: Path) -> None:
+    """In place of their names."""
+    adapter = tmp_path / "sql"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+
+    def engine(port: int) -> list[str]:
+        return [*scripted(port), "sql={adapter:sql}", "{model}"]
+
+    with serving(tmp_path, engine, flags={"adapter": f"sql=file://{adapter}"}) as worker:
+        worker.until_ready()
+        command = Path(f"/proc/{worker.status()['engine']['pid']}/cmdline").read_bytes().split(b"\0")
+        assert f"sql={adapter}".encode() in command
+        assert str(tmp_path / "model").encode() in command
 
 
 def test_an_engine_that_is_not_there_is_named(tmp_path: Path) -> None:

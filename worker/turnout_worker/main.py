@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     end = given.index("--") if "--" in given else len(given)
     reader = parser()
     options = reader.parse_args(given[:end])
-    options.engine_command = given[end + 1 :]
+    options.own_arguments, options.engine_command = given[1:end], given[end + 1 :]
     if end < len(given) and options.run is not _serve:
         reader.error("only serve takes a command behind --")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)

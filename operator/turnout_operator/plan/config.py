@@ -23,6 +23,8 @@ class PlanConfig:
     """Host name of the router's Service inside the cluster."""
     namespace: str
     """Where router and operator run."""
+    allow_host_paths: bool = False
+    """Whether a deployment may have folders of nodes. A user who may create deployments can then read any folder of a node."""
 
     def image_of(self, deployment: LLMDeployment) -> str:
         """Return the image of *deployment*'s workers."""

@@ -10,6 +10,7 @@ from turnout import terms
 from turnout.sizing.accelerators import ACCELERATORS, PRODUCT_LABEL
 from turnout_operator.plan.engines import engine_container
 from turnout_operator.plan.engines.container import GRACE_PERIOD_SECONDS
+from turnout_operator.plan.model_volumes import ModelVolumes
 
 if TYPE_CHECKING:
     from turnout.api import LLMDeployment, Role
@@ -19,6 +20,7 @@ Manifest = dict[str, Any]
 
 ANNOTATION_APPLIED: Final = f"{terms.GROUP}/applied"
 """On every child: digest of the manifest that was applied last, so that a field we no longer set is noticed."""
+_NO_MODEL: Final = ModelVolumes((), (), (), ())
 STARTUP_ATTEMPTS: Final = 3600
 """Start-up probes, one a second, before a worker that never answers is restarted: loading may take an hour."""
 
@@ -117,11 +119,18 @@ def _template(
     def probe(path: str, **times: int) -> Manifest:
         return {"httpGet": {"path": path, "port": engine.probed.port}, **times}
 
-    scratch = engine.scratch or {}
+    scratch, model = engine.scratch or {}, engine.model or _NO_MODEL
     volumes = [
-        {"name": f"scratch-{index}", "emptyDir": dict(kind)} for index, kind in enumerate(scratch.values())
+        *(
+            {"name": f"scratch-{index}", "emptyDir": dict(kind)}
+            for index, kind in enumerate(scratch.values())
+        ),
+        *model.volumes,
     ]
-    mounts = [{"name": f"scratch-{index}", "mountPath": path} for index, path in enumerate(scratch)]
+    mounts = [
+        *({"name": f"scratch-{index}", "mountPath": path} for index, path in enumerate(scratch)),
+        *model.mounts,
+    ]
     container: Manifest = {
         "name": "worker",
         "image": image,
@@ -161,6 +170,11 @@ def _template(
         pinned["tolerations"] = [{"key": known.resource, "operator": "Exists", "effect": "NoSchedule"}]
     if known.product is not None:
         pinned["nodeSelector"] = {PRODUCT_LABEL: known.product}
+    if model.pull_secrets:
+        pinned["imagePullSecrets"] = [{"name": name} for name in model.pull_secrets]
+    security: Manifest = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    if model.fs_group is not None:
+        security |= {"fsGroup": model.fs_group, "fsGroupChangePolicy": "OnRootMismatch"}
     spread = {
         "maxSkew": 1,
         "topologyKey": "kubernetes.io/hostname",
@@ -179,7 +193,7 @@ def _template(
             "terminationGracePeriodSeconds": GRACE_PERIOD_SECONDS,
             **pinned,
             "topologySpreadConstraints": [spread],
-            "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+            "securityContext": security,
             "containers": [container],
             **({"volumes": volumes} if volumes else {}),
         },

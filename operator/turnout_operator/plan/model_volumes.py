@@ -82,6 +82,27 @@ def model_volumes(deployment: LLMDeployment) -> ModelVolumes:
     )
 
 
+def host_path_refusal(deployment: LLMDeployment) -> str:
+    """Return which folder of the nodes *deployment* asks for, and what to write instead; empty: none.
+
+    A pod of the operator's making would mount it, whatever its user may do: who may create an LLMDeployment could read any
+    file of a node.
+    """
+    model = deployment.spec.model
+    if deployment.spec.engine.type == "simulated" and not model.prefetch:
+        return ""  # it reads no files
+    files = (model.source, *(adapter.source for adapter in deployment.spec.lora.adapters))
+    folders = [text for text in files if parse_source(text).scheme == "file"]
+    if model.cache.type == "HostPath" and any(parse_source(text).downloaded for text in files):
+        folders.append(f"model.cache.path {model.cache.path}")
+    if not folders:
+        return ""
+    return (
+        f"{folders[0]} is a folder of the nodes, which this installation does not allow: use another source or cache, or have an"
+        " administrator start the operator with --host-paths allow (operator.hostPaths in the chart)"
+    )
+
+
 def _mounted(source: Source, name: str, path: str) -> tuple[Manifest, Manifest] | None:
     """Return volume and mount of a source that is not copied. None: it is copied."""
     mount: Manifest = {"name": name, "mountPath": path, "readOnly": True}

@@ -16,6 +16,7 @@ from turnout_operator.plan.draining import shrink
 from turnout_operator.plan.drift import differs
 from turnout_operator.plan.effects import Plan, PodPatch, Removal, removal_of
 from turnout_operator.plan.facts import missing, without_rollout, worker_facts
+from turnout_operator.plan.model_volumes import host_path_refusal
 from turnout_operator.plan.notices import notices
 from turnout_operator.plan.prefetch import prefetch
 from turnout_operator.plan.revision import model_revision
@@ -49,13 +50,22 @@ def plan(observed: Observed, decision: ScalingDecision | None, config: PlanConfi
     """
     deployment = observed.deployment
     fit = obstacle(deployment)
-    possible = not isinstance(fit, DoesNotFit)
+    forbidden = "" if config.allow_host_paths else host_path_refusal(deployment)
+    possible = not isinstance(fit, DoesNotFit) and not forbidden
     allowed = allocation(observed, decision)
     target = model_revision(deployment, config.image_of(deployment))
     pools = observed.pools
-    cache = prefetch(observed, target, config.worker_image)
+    cache = prefetch(observed, target, config.image_of(deployment))
     waits = cache is not None and not cache.done and not any(pool.revision == target for pool in pools)
-    held = "the model does not fit" if not possible else "the model is being copied" if waits else ""
+    held = (
+        "folders of nodes are not allowed"
+        if forbidden
+        else "the model does not fit"
+        if not possible
+        else "the model is being copied"
+        if waits
+        else ""
+    )
     division = divide(pools, allowed.replicas, target, observed.policy, now, obstacle=held)
 
     patches, workloads, sentences = _pools(observed, division, target=target, config=config, now=now)
@@ -88,6 +98,7 @@ def plan(observed: Observed, decision: ScalingDecision | None, config: PlanConfi
         pools=pools,
         failed=observed.failed,
         cache=cache,
+        forbidden=forbidden,
     )
     scaled = scaling_change(observed, decision, allowed)
     written = status(facts, observed.status, scaled, now)

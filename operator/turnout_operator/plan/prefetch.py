@@ -136,6 +136,8 @@ def _pod(deployment: LLMDeployment, needs: ModelVolumes, image: str) -> Manifest
     if deployment.spec.model.cache.type == "HostPath":
         # Only a node that workers run on is worth filling.
         known = ACCELERATORS[deployment.spec.decode.accelerator.type]
-        pod["nodeSelector"] = {PRODUCT_LABEL: known.product}
-        pod["tolerations"] = [{"key": known.resource, "operator": "Exists", "effect": "NoSchedule"}]
+        if known.product is not None:
+            pod["nodeSelector"] = {PRODUCT_LABEL: known.product}
+        if known.resource is not None:
+            pod["tolerations"] = [{"key": known.resource, "operator": "Exists", "effect": "NoSchedule"}]
     return pod

@@ -23,10 +23,17 @@ def architecture(deployment: LLMDeployment) -> ModelArchitecture | None:
 def fit(deployment: LLMDeployment, role: Role) -> Capacity | DoesNotFit | Unknown:
     """Say whether the model fits on one replica of the *role* pool."""
     accelerator = deployment.spec.pool(role).accelerator
+    parallelism = deployment.spec.engine.vllm_settings.parallelism
+    if parallelism.data > 1:
+        return Unknown(
+            "UnknownMemory",
+            "with engine.vllm.parallelism.data above 1 it is not computed whether the model fits, so nothing was checked",
+        )
     return fits(
         architecture(deployment),
         accelerator.type,
-        accelerator.count,
+        accelerator.count // parallelism.pipeline,
+        parallelism.pipeline,
         max_length=deployment.spec.model.max_length,
     )
 

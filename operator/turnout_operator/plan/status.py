@@ -62,6 +62,8 @@ class StatusInput:
     """Pods that ended for good without having been asked to."""
     cache: Prefetch | None = None
     """The prefetch of the target revision. None: it has none."""
+    forbidden: str = ""
+    """What this installation does not allow, and what to write instead. Empty: nothing."""
 
 
 def status(
@@ -171,6 +173,8 @@ def _ready(facts: StatusInput) -> Finding:
     tail = f"; rollout: {facts.rollout}" if facts.rollout else ""
     obstacle = _obstacle(facts, facts.deployment.spec.roles)
     if facts.serving is None:
+        if facts.forbidden:
+            return Finding("Ready", "False", "HostPathNotAllowed", facts.forbidden)
         if isinstance(facts.fit, DoesNotFit):
             return Finding("Ready", "False", "ModelDoesNotFit", facts.fit.message)
         if facts.cache is not None and not facts.cache.done:

@@ -142,8 +142,9 @@ def fetch_requests(options: argparse.Namespace) -> tuple[FetchRequest, dict[str,
 
 
 def _source(flag: str, text: str) -> Source:
+    # A folder may stand for itself where a worker is started by hand.
     try:
-        return parse_source(text)
+        return parse_source(text if "://" in text else f"file://{Path(text).absolute()}")
     except InvalidSourceError as error:
         raise ConfigurationError(f"{flag} {error}") from None
 

@@ -45,11 +45,12 @@ class Cause(StrEnum):
 class LastWords:
     """Why an engine ended."""
 
-    cause: Cause
+    cause: str
+    """A `Cause`, or why the model's files could not be had (`turnout.reasons.SourceReason`)."""
     sentence: str
 
     def __str__(self) -> str:
-        return f"{self.cause.value}: {self.sentence}"
+        return f"{self.cause}: {self.sentence}"
 
 
 @dataclass(frozen=True, slots=True)

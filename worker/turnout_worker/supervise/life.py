@@ -14,9 +14,7 @@ import re
 import signal
 import socket
 import sys
-import threading
 import time
-from contextlib import suppress
 from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
@@ -27,7 +25,7 @@ from turnout_worker.http import HttpServer
 from turnout_worker.supervise.causes import Cause, LastWords, last_words
 from turnout_worker.supervise.client import EngineClient, NoAnswerError
 from turnout_worker.supervise.guard import MARK, Guard
-from turnout_worker.supervise.model import ModelError, architectures, prepare
+from turnout_worker.supervise.model import ModelError, NotPreparedError, Prepared, architectures, prepared
 from turnout_worker.supervise.output import Pump, Tail
 from turnout_worker.supervise.processes import Child, Children, oom_kills
 from turnout_worker.supervise.settings import ENV_API_KEY
@@ -35,8 +33,6 @@ from turnout_worker.supervise.state import Accelerator, EngineFacts, Phase, Work
 from turnout_worker.supervise.status import MAX_BODY_BYTES, MAX_CONNECTIONS, StatusApplication
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from turnout_worker.supervise.settings import ServeSettings
 
 _log = logging.getLogger(__name__)
@@ -75,7 +71,7 @@ _LOCAL: Final = {"do_remote_decode": False, "do_remote_prefill": False}
 class StepError(WorkerError):
     """A step of the worker's life failed. Its text is a sentence."""
 
-    def __init__(self, sentence: str, cause: Cause = Cause.STARTUP, status: int = 1) -> None:
+    def __init__(self, sentence: str, cause: str = Cause.STARTUP, status: int = 1) -> None:
         super().__init__(sentence)
         self.words = LastWords(cause, sentence)
         self.status = status
@@ -100,7 +96,6 @@ class Worker:
         self._tail = Tail()
         self._pump: Pump | None = None
         self._engine: Child | None = None
-        self._preparing: threading.Thread | None = None
         self._oom_kills = 0
         self._healthy_at = 0.0
         """When /health last answered well, on the loop's clock."""
@@ -133,10 +128,6 @@ class Worker:
         finally:
             await self._end_processes()
             await server.stop(0.0)
-        if self._preparing is not None and self._preparing.is_alive():
-            _log.info("the preparation of the model is broken off")
-            sys.stderr.flush()
-            os._exit(status)  # Python would wait for the threads of a download
         return status
 
     async def _live(self) -> int:
@@ -161,47 +152,50 @@ class Worker:
 
     async def _bring_up(self) -> None:
         """Take the steps up to serving, and watch the engine from then on. Raise StepError."""
-        folder = await self._prepare()
-        await self._check(folder)
-        await self._start(folder)
+        files = await self._prepare()
+        await self._check(Path(files.model))
+        await self._start(files)
         await self._until_healthy()
         await self._warm_up()
         await self._watch()
 
-    async def _prepare(self) -> Path:
-        """Have the model brought into a folder. The thread is left to itself where it takes too long."""
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[Path] = loop.create_future()
-
-        def settle(set_it: Callable[[Any], None], value: object) -> None:
-            if not done.done():
-                set_it(value)
-
-        def work() -> None:
-            try:
-                folder = prepare(self._settings.model)
-            except Exception as error:  # noqa: BLE001 - it is raised below
-                outcome: tuple[Callable[[Any], None], object] = (done.set_exception, error)
-            else:
-                outcome = (done.set_result, folder)
-            with suppress(RuntimeError):  # the loop is closed: the worker has been asked to end
-                loop.call_soon_threadsafe(settle, *outcome)
-
-        self._preparing = threading.Thread(target=work, name="prepare", daemon=True)
-        self._preparing.start()
+    async def _prepare(self) -> Prepared:
+        """Have the model and its adapters brought into folders, by another process. Raise StepError."""
+        command = [sys.executable, "-m", "turnout_worker.sources.prepare", *self._settings.arguments]
+        seconds = self._settings.prepare_timeout
         try:
-            async with asyncio.timeout(self._settings.prepare_timeout):
-                folder = await done
+            _, answer = await self._ask_process(command, seconds)
+            return prepared(answer)
         except TimeoutError as error:
-            raise StepError(
-                f"the model was not there after {self._settings.prepare_timeout:g} s (--prepare-timeout)"
-            ) from error
+            raise StepError(f"the model was not there after {seconds:g} s (--prepare-timeout)") from error
+        except OSError as error:
+            raise StepError(f"the process that fetches the model cannot be started: {error}") from error
+        except NotPreparedError as error:
+            raise StepError(str(error), error.reason) from error
         except ModelError as error:
             raise StepError(str(error), Cause.MISSING_FILE) from error
-        self._preparing.join(
-            KILL_SECONDS
-        )  # it has nothing left to do: no thread must run when a child is started
-        return folder
+
+    async def _ask_process(self, command: list[str], seconds: float) -> tuple[int, bytes]:
+        """Return exit status and output of *command*, whose log goes to this process's stderr.
+
+        Raise OSError where it cannot be started, TimeoutError after *seconds*: then it is killed.
+        """
+        read, write = os.pipe()
+        try:
+            child = self._children.spawn(command, os.environ, output=write, errors=sys.stderr.fileno())
+        except OSError:
+            os.close(read)
+            raise
+        finally:
+            os.close(write)
+        with os.fdopen(read, "rb") as pipe:
+            try:
+                async with asyncio.timeout(seconds):
+                    status = await asyncio.shield(child.ended)
+            except TimeoutError:
+                child.signal_group(signal.SIGKILL)
+                raise
+            return status, pipe.read(64 * 1024)  # what a pipe holds: the process has ended
 
     async def _check(self, folder: Path) -> None:
         self._enter(Phase.CHECKING, f"checking {folder}")
@@ -221,40 +215,25 @@ class Worker:
     async def _accelerators(self) -> tuple[Accelerator, ...]:
         """Ask in another process, so that no driver is loaded into this one. Empty where that fails: the engine will say why."""
         program = Path(__file__).with_name("accelerators.py")
-        read, write = os.pipe()
         try:
-            child = self._children.spawn(
-                [sys.executable, "-I", "-S", str(program)],
-                os.environ,
-                output=write,
-                errors=sys.stderr.fileno(),
-            )
+            status, text = await self._ask_process([sys.executable, "-I", "-S", str(program)], FACTS_SECONDS)
+        except TimeoutError:
+            _log.warning("accelerators are unknown: NVML did not answer within %g s", FACTS_SECONDS)
+            return ()
         except OSError as error:
-            os.close(read)
             _log.warning("accelerators are unknown: %s", error)
             return ()
-        finally:
-            os.close(write)
-        with os.fdopen(read, "rb") as pipe:
-            try:
-                async with asyncio.timeout(FACTS_SECONDS):
-                    status = await asyncio.shield(child.ended)
-            except TimeoutError:
-                child.signal_group(signal.SIGKILL)
-                _log.warning("accelerators are unknown: NVML did not answer within %g s", FACTS_SECONDS)
-                return ()
-            if status:
-                _log.warning("accelerators are unknown: the process that asks ended with status %d", status)
-                return ()
-            text = pipe.read(64 * 1024)  # what a pipe holds: the process has ended
+        if status:
+            _log.warning("accelerators are unknown: the process that asks ended with status %d", status)
+            return ()
         return tuple(_accelerator(one) for one in json.loads(text))
 
-    async def _start(self, folder: Path) -> None:
+    async def _start(self, files: Prepared) -> None:
         settings = self._settings
         self._enter(Phase.STARTING, "waiting for the engine's /health")
         if not _is_free(settings.engine_host, settings.port):
             raise StepError(f"port {settings.port} is taken by another process", Cause.PORT_TAKEN)
-        command = settings.engine_command(folder)
+        command = settings.engine_command(files)
         environment = {**os.environ, MARK: self._guard.mark}
         if settings.api_key:
             environment[ENV_API_KEY] = settings.api_key

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Final
-from urllib.parse import unquote, urlsplit
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 from turnout_worker.errors import WorkerError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MAX_CONFIG_BYTES: Final = 16 * 1024 * 1024
 _CONFIG: Final = "config.json"
@@ -19,23 +21,35 @@ class ModelError(WorkerError):
     """The model cannot be had, or is none. Its text is a sentence for the user."""
 
 
-def prepare(source: str) -> Path:
-    """Bring the model of *source* into a folder, and return that. May take long: called in a thread of its own.
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Where the files of a model and its adapters are."""
 
-    A folder, or file:///PATH. Raise ModelError.
-    """
-    if "://" not in source:
-        folder = Path(source)
-    else:
-        parts = urlsplit(source)
-        if parts.scheme != "file":
-            raise ModelError(f"a model cannot be had from {parts.scheme}://: give a folder or file:///PATH")
-        if parts.netloc or not parts.path.startswith("/"):
-            raise ModelError(f"{source} names no folder of this machine: write file:///PATH")
-        folder = Path(unquote(parts.path))
-    if not folder.is_dir():
-        raise ModelError(f"there is no folder {folder}")
-    return folder
+    model: str
+    """Folder of the model."""
+    adapters: dict[str, str]
+    """Folders of the adapters by name."""
+
+
+class NotPreparedError(ModelError):
+    """They could not be had. `reason` is one of `turnout.reasons.SourceReason`."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def prepared(answer: bytes) -> Prepared:
+    """Return what ``turnout_worker.sources.prepare`` has written. Raise NotPreparedError, ModelError."""
+    try:
+        found = json.loads(answer)
+        if "reason" in found:
+            raise NotPreparedError(found["reason"], found["message"])
+        return Prepared(found["model"], found["adapters"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            "the process that fetches the model ended without an answer: see the log above"
+        ) from error
 
 
 def architectures(folder: Path) -> tuple[str, ...]:

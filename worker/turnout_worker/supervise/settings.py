@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 from turnout.terms import ENV_BIND_ADDRESS, WORKER_PORT, WORKER_STATUS_PORT, Role
 from turnout_runtime.options import read_port, read_seconds, read_some_seconds
 from turnout_worker.errors import ConfigurationError
+from turnout_worker.sources.options import add_source_options, fetch_requests
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping, Sequence
+
+    from turnout_worker.supervise.model import Prepared
 
 Engine = Literal["vllm"]
 TERMINATION_LOG: Final = "/dev/termination-log"
@@ -33,10 +36,12 @@ class ServeSettings:
     """How one engine is run. Times in seconds."""
 
     model: str
+    arguments: tuple[str, ...]
+    """The worker's own flags, among them those of `turnout_worker.sources.options`."""
     engine: Engine
     role: Role
     command: tuple[str, ...]
-    """The engine's program and arguments; `MODEL` stands for the folder of the model."""
+    """The engine's program and arguments; `MODEL` stands for the folder of the model, ``{adapter:NAME}`` for an adapter's."""
     bind_host: str
     """Where the worker's status port listens, and the engine by `HOST`."""
     engine_host: str
@@ -53,9 +58,14 @@ class ServeSettings:
     """What the engine demands from its clients; it is given to it in its environment."""
     termination_log: str = ""
 
-    def engine_command(self, folder: Path) -> list[str]:
-        """Return the engine's command for the model in *folder*."""
-        return [word.replace(MODEL, str(folder)).replace(HOST, self.bind_host) for word in self.command]
+    def engine_command(self, files: Prepared) -> list[str]:
+        """Return the engine's command for *files*."""
+        stands_for = {MODEL: files.model, HOST: self.bind_host}
+        stands_for |= {f"{{adapter:{name}}}": folder for name, folder in files.adapters.items()}
+        command = list(self.command)
+        for placeholder, value in stands_for.items():
+            command = [word.replace(placeholder, value) for word in command]
+        return command
 
     @property
     def shown_command(self) -> tuple[str, ...]:
@@ -79,10 +89,10 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     parser.usage = "%(prog)s --model SOURCE [OPTION ...] -- PROGRAM [ARGUMENT ...]"
     parser.epilog = (
-        f"Behind -- stands the engine's command. {MODEL} in it stands for the model's folder, {HOST} for the address to "
-        "listen on."
+        f"Behind -- stands the engine's command. {MODEL} in it stands for the model's folder, {{adapter:NAME}} for an adapter's, "
+        f"{HOST} for the address to listen on."
     )
-    add("--model", required=True, metavar="SOURCE", help="where the model is: a folder, or file:///PATH")
+    add_source_options(parser)
     add("--engine", choices=get_args(Engine), default="vllm", help="which engine the command starts")
     add("--role", choices=get_args(Role), default="aggregated", help="what it does for a request")
     add("--host", help=f"address to listen on; ${ENV_BIND_ADDRESS}, or all, where it is not given")
@@ -140,9 +150,11 @@ def serve_settings(
         raise ConfigurationError("--port 0 says not where the engine listens: give it a port of its own")
     if options.port == options.status_port:
         raise ConfigurationError(f"--port and --status-port are both {options.port}: give each its own")
+    fetch_requests(options)  # whether the flags can work
     host = options.host or environment.get(ENV_BIND_ADDRESS) or "0.0.0.0"  # noqa: S104 - a pod listens on all
     return ServeSettings(
         model=options.model,
+        arguments=tuple(options.own_arguments),
         engine=options.engine,
         role=options.role,
         command=tuple(command),

@@ -11,6 +11,8 @@ from turnout import terms
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from turnout_operator.plan.model_volumes import ModelVolumes
+
 GRACE_PERIOD_SECONDS: Final = 120
 """How long a worker may drain and finish its streams, before SIGTERM and after it.
 
@@ -53,6 +55,8 @@ class EngineContainer:
     probed: Probed
     environment: tuple[Mapping[str, Any], ...] = ()
     """As in a container's `env`, in order."""
+    model: ModelVolumes | None = None
+    """What the pod needs to have the model's files. None: the engine reads none."""
     scratch: Mapping[str, Mapping[str, Any]] | None = None
     """Folders that the engine writes to, with the emptyDir that each of them is. The rest of the file system is read-only."""
 

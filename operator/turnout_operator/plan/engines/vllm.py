@@ -17,12 +17,14 @@ from turnout_operator.plan.engines.container import (
     Probed,
     worker_ports,
 )
+from turnout_operator.plan.model_volumes import model_volumes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from turnout.api import LLMDeployment, Role, VllmEngine
     from turnout.api.engine import KvOffload, Speculation
+    from turnout_operator.plan.model_volumes import ModelVolumes
 
 _PROBED: Final = Probed(terms.WORKER_STATUS_PORT_NAME, "/startup", "/ready", "/live")
 _POD_IP: Final = {"valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
@@ -40,12 +42,14 @@ def container(deployment: LLMDeployment, role: Role) -> EngineContainer:
     """Return the container of a worker of *role*."""
     spec = deployment.spec
     publishes = spec.routing.cache_knowledge == "Exact"
+    needs = model_volumes(deployment)
     ports = worker_ports(hands_out_cache=role == "prefill", publishes=publishes)
     return EngineContainer(
-        arguments=(*_worker(deployment, role), "--", "vllm", "serve", "{model}", *_engine(deployment, role)),
+        arguments=(*_worker(needs, role), "--", "vllm", "serve", "{model}", *_engine(deployment, role)),
         ports={**ports, terms.WORKER_STATUS_PORT_NAME: terms.WORKER_STATUS_PORT},
         probed=_PROBED,
-        environment=tuple(_environment(deployment, role)),
+        environment=(*needs.env, *_environment(deployment, role)),
+        model=needs,
         scratch={
             # Processes of one replica exchange tensors in shared memory; the default of 64 MiB is too little.
             "/dev/shm": {"medium": "Memory"},  # noqa: S108 - the pod's own
@@ -55,11 +59,11 @@ def container(deployment: LLMDeployment, role: Role) -> EngineContainer:
     )
 
 
-def _worker(deployment: LLMDeployment, role: Role) -> Iterator[str]:
+def _worker(needs: ModelVolumes, role: Role) -> Iterator[str]:
     """Return the arguments of the worker itself."""
-    spec = deployment.spec
     yield "serve"
-    yield from ("--engine", "vllm", "--model", spec.model.source, "--role", role)
+    yield from ("--engine", "vllm", "--role", role)
+    yield from needs.arguments
     yield from ("--port", str(terms.WORKER_PORT), "--status-port", str(terms.WORKER_STATUS_PORT))
     yield from ("--shutdown-timeout", str(WORKER_SHUTDOWN_SECONDS))
 
