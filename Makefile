@@ -53,8 +53,8 @@ $(COMPILED): $(READY) hatch_build.py $(wildcard core/turnout/routing/*.py router
 compiled: $(COMPILED) ## Compile the path of a request into build/compiled (PYTHONPATH=build/compiled uses it).
 
 .PHONY: demo
-demo: $(READY) ## Run Turnout on a cluster of its own under real traffic (KEEP=1 leaves it running).
-	@$(BIN)/turnout demo run $(if $(KEEP),--keep) $(ARGS)
+demo: $(READY) $(if $(filter vllm,$(ENGINE)),vllm) ## Run Turnout on a cluster of its own under real traffic (KEEP=1 leaves it running; ENGINE=vllm: a real model).
+	@$(BIN)/turnout demo $(if $(filter vllm,$(ENGINE)),vllm,run) $(if $(KEEP),--keep) $(ARGS)
 
 .PHONY: demo-down
 demo-down: $(READY) ## End a demo that was left running.

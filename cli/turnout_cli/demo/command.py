@@ -65,6 +65,35 @@ def run(  # noqa: PLR0917 - options of the command line
         raise typer.Exit(1)
 
 
+@app.command("vllm")
+def vllm(
+    keep: Annotated[  # noqa: FBT002 - a flag of the command line
+        bool, typer.Option("--keep", help="Leave the cluster running and say what to try.")
+    ] = False,
+    name: Name = NAME,
+    output: Annotated[Path, typer.Option(help="Folder for diagnostics where a step fails.")] = Path(
+        "build/demo"
+    ),
+) -> None:
+    """Serve a real model with vLLM on this machine's processor, prefill and decode apart, and ask it questions.
+
+    `make vllm` installs vLLM and makes the model. Exits with 1 when a question was not answered or a step failed.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        from turnout_cli.demo.vllm import run_vllm_demo  # noqa: PLC0415 - as above
+
+        failed = run_vllm_demo(keep=keep, name=name, output=output)
+    except KeyboardInterrupt:
+        print("interrupted: the cluster is gone", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    except DemoError as error:
+        print(f"The demo cannot go on: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    if failed:
+        raise typer.Exit(1)
+
+
 @app.command("down")
 def down(name: Name = NAME) -> None:
     """End a demo that was left running with --keep."""

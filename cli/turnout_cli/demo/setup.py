@@ -44,8 +44,10 @@ class Serving:
     """The name that clients call it by."""
 
 
-def install(cluster: Cluster, chart: Path, say: Progress) -> None:
+def install(cluster: Cluster, chart: Path, say: Progress, *values: str) -> None:
     """Install the chart, or bring an installed one up to date, and wait until its pods are available.
+
+    *values* are set as with `helm --set`.
 
     Raise SetupError past the deadline, CommandError where helm refuses.
     """
@@ -53,6 +55,7 @@ def install(cluster: Cluster, chart: Path, say: Progress) -> None:
     cluster.helm(
         *("upgrade", "--install", RELEASE, str(chart)),
         *("--namespace", SYSTEM_NAMESPACE, "--create-namespace"),
+        *(word for value in values for word in ("--set", value)),
     )
     cluster.kubectl("wait", "--for=condition=Established", f"crd/{CRD}", "--timeout=30s")
 
@@ -68,7 +71,9 @@ def install(cluster: Cluster, chart: Path, say: Progress) -> None:
     _wait("operator and router are available", state, INSTALL_SECONDS, say)
 
 
-def serve(cluster: Cluster, manifest: dict[str, Any], say: Progress) -> Serving:
+def serve(
+    cluster: Cluster, manifest: dict[str, Any], say: Progress, *, ready_seconds: float = READY_SECONDS
+) -> Serving:
     """Apply *manifest*, wait until it is Ready and the router serves it; return how to reach it.
 
     Raise SetupError past a deadline, CommandError where the API server refuses the manifest.
@@ -82,7 +87,7 @@ def serve(cluster: Cluster, manifest: dict[str, Any], say: Progress) -> Serving:
     def state() -> tuple[bool, str]:
         return ready_state(_read(cluster, "get", CRD, name, "--namespace", namespace))
 
-    _wait(f"LLMDeployment {name} is Ready", state, READY_SECONDS, say)
+    _wait(f"LLMDeployment {name} is Ready", state, ready_seconds, say)
     say.line(f"Ready {time.monotonic() - applied:.1f} s after apply")
     deployment = load_deployment(_read(cluster, "get", CRD, name, "--namespace", namespace))
     model = (deployment.status.served_names or list(deployment.served_names))[0]
