@@ -27,7 +27,7 @@ def turnout(request: pytest.FixtureRequest) -> Iterator[Installation]:
         )
     with cluster:
         installation = Installation(cluster)
-        installation.install("router.replicas=2")
+        installation.install("router.replicas=2", "operator.hostPaths=allow")
         yield installation
 
 
