@@ -121,15 +121,28 @@ def test_the_worker_is_probed_not_the_engine() -> None:
 
 
 def test_the_file_system_is_read_only_but_for_what_the_engine_writes() -> None:
+    """Shared memory, temporary files, a home; and the cache that the model is copied into."""
     spec = pod({})
     container = spec["containers"][0]
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
-    assert [mount["mountPath"] for mount in container["volumeMounts"]] == [
-        "/dev/shm",  # noqa: S108
-        "/tmp",  # noqa: S108
-        "/home/turnout",
+    kinds = {volume["name"]: volume["emptyDir"] for volume in spec["volumes"]}
+    assert {mount["mountPath"]: kinds[mount["name"]] for mount in container["volumeMounts"]} == {
+        "/dev/shm": {"medium": "Memory"},  # noqa: S108
+        "/tmp": {},  # noqa: S108
+        "/home/turnout": {},
+        "/var/cache/turnout": {},
+    }
+
+
+def test_a_model_in_a_claim_is_mounted() -> None:
+    """Where the worker looks for it."""
+    spec = pod({"spec.model.source": "pvc://models/llama"})
+    container = spec["containers"][0]
+    assert {"name": "model", "persistentVolumeClaim": {"claimName": "models"}} in spec["volumes"]
+    assert {"name": "model", "mountPath": "/models/model", "readOnly": True, "subPath": "llama"} in container[
+        "volumeMounts"
     ]
-    assert [volume["emptyDir"] for volume in spec["volumes"]] == [{"medium": "Memory"}, {}, {}]
+    assert container["args"][container["args"].index("--mounted") + 1] == "/models"
 
 
 def test_a_setting_is_another_revision() -> None:

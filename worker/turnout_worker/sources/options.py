@@ -144,7 +144,7 @@ def fetch_requests(options: argparse.Namespace) -> tuple[FetchRequest, dict[str,
 def _source(flag: str, text: str) -> Source:
     # A folder may stand for itself where a worker is started by hand.
     try:
-        return parse_source(text if "://" in text else f"file://{Path(text).absolute()}")
+        return parse_source(f"file://{text}" if text.startswith("/") else text)
     except InvalidSourceError as error:
         raise ConfigurationError(f"{flag} {error}") from None
 
