@@ -240,3 +240,20 @@ def test_ready_says_what_is_waited_for() -> None:
     ready = next(item for item in cluster.raw["status"]["conditions"] if item["type"] == "Ready")
     assert ready["reason"] == "NoReadyWorkers"
     assert "decode 0 of 2 ready; hf://meta-llama/Llama-3.1-8B-Instruct is gated" in ready["message"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "image"),
+    [
+        ({"type": "simulated"}, CONFIG.vllm_image),
+        ({"type": "simulated", "image": "own/simulated:1"}, CONFIG.vllm_image),
+        ({"type": "vllm"}, CONFIG.vllm_image),
+        ({"type": "vllm", "image": "own/vllm:1"}, "own/vllm:1"),
+    ],
+)
+def test_the_image_has_what_copies_a_model(engine: dict[str, str], image: str) -> None:
+    """The simulated engine's has no libraries for it."""
+    source = {"source": "hf://meta-llama/Llama-3.1-8B-Instruct", "cache": CLAIM, "prefetch": True}
+    cluster = Fleet(raw_deployment(model=source, engine=engine))
+    cluster.step()
+    assert job(cluster)["spec"]["template"]["spec"]["containers"][0]["image"] == image

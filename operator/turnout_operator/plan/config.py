@@ -31,6 +31,11 @@ class PlanConfig:
         engine = deployment.spec.engine
         return engine.image or (self.vllm_image if engine.type == "vllm" else self.worker_image)
 
+    def fetch_image_of(self, deployment: LLMDeployment) -> str:
+        """Return the image that copies *deployment*'s model. That of the simulated engine has no libraries for it."""
+        engine = deployment.spec.engine
+        return engine.image if engine.image and engine.type != "simulated" else self.vllm_image
+
     @property
     def endpoint(self) -> str:
         """Base URL of the OpenAI API inside the cluster."""

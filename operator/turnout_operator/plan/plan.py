@@ -55,7 +55,7 @@ def plan(observed: Observed, decision: ScalingDecision | None, config: PlanConfi
     allowed = allocation(observed, decision)
     target = model_revision(deployment, config.image_of(deployment))
     pools = observed.pools
-    cache = prefetch(observed, target, config.image_of(deployment))
+    cache = prefetch(observed, target, config.fetch_image_of(deployment))
     waits = cache is not None and not cache.done and not any(pool.revision == target for pool in pools)
     held = (
         "folders of nodes are not allowed"
