@@ -26,6 +26,8 @@ READY_SECONDS = 20.0
 _FIRST_PORT = 10_240
 _FIRST_OUTGOING = 32_768
 """Where Linux' default range of ports for outgoing connections begins."""
+_given: set[int] = set()
+"""Ports that `free_port` has returned."""
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 
@@ -33,19 +35,23 @@ _LIBC = ctypes.CDLL(None)
 def free_port(host: str = "127.0.0.1") -> int:
     """Return a port that no process listens on.
 
-    It is below those that the kernel gives to outgoing connections meanwhile, and in this test process' own share.
+    It is below those that the kernel gives to outgoing connections meanwhile, in this test process' own share, and was not
+    given before: a test that ends a process and starts it again finds its ports free.
     """
     count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % count
     share = (_FIRST_OUTGOING - _FIRST_PORT) // count
     while True:
         port = _FIRST_PORT + number * share + secrets.randbelow(share)
+        if port in _given and len(_given) < share // 2:
+            continue
         with socket.socket() as probe:
             try:
                 probe.bind((host, port))
             except OSError:
                 continue
-            return port
+        _given.add(port)
+        return port
 
 
 def die_with_parent() -> None:
