@@ -163,15 +163,15 @@ async def test_who_gets_an_explanation(
         mock_worker() as worker,
         running_router(tmp_path, keyed(worker.url), auth=auth, explain=explain) as r,
     ):
-        heard = set()
+        explained = set()
         for key in (None, "sk-curious", "sk-other"):
             headers = {} if key is None else {"authorization": f"Bearer {key}"}
             answer = await ask(r, chat(), **{"x-turnout-explain": "1"}, **headers)
             assert answer.status_code == (401 if key is None and auth == "required" else 200)
             if "x-turnout-reason" in answer.headers:
-                heard.add(key)
+                explained.add(key)
             assert "x-turnout-reason" not in (await ask(r, chat(), **headers)).headers
-        assert heard == expected
+        assert explained == expected
 
 
 async def test_a_refused_explanation_costs_nothing_else(tmp_path: Path) -> None:

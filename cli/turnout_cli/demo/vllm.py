@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from turnout.terms import WORKER_PORT
+from turnout.terms import LABEL_DEPLOYMENT, LABEL_ROLE, WORKER_PORT
 from turnout_cli.demo.diagnostics import write_diagnostics
 from turnout_cli.demo.errors import DemoError, ReadError, SetupError
 from turnout_cli.demo.setup import install, serve
@@ -126,7 +126,7 @@ def run_vllm_demo(*, keep: bool, name: str, output: Path) -> int:
 
 
 def _decode_url(cluster: Cluster, serving: Serving) -> str:
-    selector = f"turnout.dev/deployment={serving.deployment.metadata.name},turnout.dev/role=decode"
+    selector = f"{LABEL_DEPLOYMENT}={serving.deployment.metadata.name},{LABEL_ROLE}=decode"
     found = json.loads(cluster.kubectl("get", "pods", "--selector", selector, "--output", "json"))["items"]
     return f"http://{found[0]['status']['podIP']}:{WORKER_PORT}"
 

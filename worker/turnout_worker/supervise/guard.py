@@ -70,10 +70,10 @@ def _guard(lifeline: int, mark: str) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
-    heard = b""
+    received = b""
     while part := os.read(3, 4096):
-        heard = (heard + part)[-4096:]
-    words = heard.split()
+        received = (received + part)[-4096:]
+    words = received.split()
     session = int(words[-1]) if words else 0
     needle = f"{MARK}={mark}".encode()
     deadline = time.monotonic() + _MOST_SECONDS
